@@ -1,1 +1,35 @@
-//! Placeholder replaced by the first commit of this crate.
+//! µTP2: a paced, encrypted datagram protocol for moving blocks over bad networks, as a sans-IO core.
+//!
+//! An [`Endpoint`] owns every connection of one UDP socket. It never asks the time, opens a socket or
+//! reads a file, and it keeps no block for retransmission: a lost piece is read again through
+//! [`BlockSource`]. Read `transport/PROTOCOL.md` first; comments cite its sections as §n.
+//!
+//! # How to drive it
+//! 1. For every datagram received: [`Endpoint::handle_datagram`].
+//! 2. When the instant of [`Endpoint::poll_timeout`] has come: [`Endpoint::handle_timeout`].
+//! 3. After either, and after any call on a [`Connection`]: [`Endpoint::poll_transmit`] until it returns
+//!    `None`, [`Endpoint::poll_event`] until it returns `None`, then [`Endpoint::poll_timeout`] once.
+//!
+//! The one rule: `now` never goes backwards.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod config;
+pub mod connection;
+mod endpoint;
+mod error;
+mod event;
+mod identity;
+mod source;
+
+pub use config::{Config, ConfigError, Mode};
+pub use connection::{Connection, State, Stats};
+pub use endpoint::{Endpoint, Transmit};
+pub use error::{ConnectError, SendError, SourceError};
+pub use event::{CloseReason, Event, Handle, HandshakeFailure};
+pub use identity::{Authorizer, ContextId, Identity, PeerIdentity};
+pub use source::{BlockSink, BlockSource};

@@ -1,0 +1,124 @@
+//! Every setting and limit of an endpoint in one table, each with its reason.
+
+use core::fmt;
+use core::time::Duration;
+
+/// How hard a connection competes for bandwidth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Takes what the path gives; shares with its like.
+    #[default]
+    Full,
+    /// Backs off further on congestion, so that a TCP flow beside it keeps about its half.
+    Fair,
+    /// Yields to everything else that builds a queue.
+    Background,
+}
+
+/// Settings of an endpoint and limits of its connections.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Largest UDP payload we send, bytes; 1200–65000. Default 1452: an Ethernet path with IPv6. The smaller of
+    /// both sides' values is used.
+    pub max_datagram: u16,
+    /// Bytes the peer may have in flight to us. Default 16 MiB: 1 Gbit/s at 130 ms. It bounds nothing held here
+    /// (pieces go straight to the sink) but what a socket and a disk must swallow.
+    pub receive_window: u32,
+    /// Longest message, bytes, both ways. Default 1 MiB.
+    pub max_message: usize,
+    /// Bytes of messages kept for sending (unsent and unacknowledged) and, separately, of messages received
+    /// and not yet taken. At least `max_message + 4`. Default 4 MiB.
+    pub message_buffer: usize,
+    /// Blocks queued and not yet wholly acknowledged. Default 4096: 128 MiB of 32 KiB blocks, about 100 bytes each.
+    pub max_queued_blocks: usize,
+    /// Close when nothing authentic arrived for so long; the smaller of both sides' values. Default 30 s.
+    pub idle_timeout: Duration,
+    /// Probe after so long a silence, to hold NAT state; `None` lets the session die. Default 15 s.
+    pub keep_alive: Option<Duration>,
+    /// Give up connecting, or a half-open handshake, after so long. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// How hard connections compete; may be changed per connection.
+    pub mode: Mode,
+    /// Upper limit of a connection's sending rate, bytes/s of UDP payload; may be changed per connection. Default none.
+    pub rate_limit: Option<u64>,
+    /// Connections of the endpoint, both directions and half-open ones included. Default 1024.
+    pub max_connections: usize,
+    /// Half-open handshakes we answer at a time; each costs two modular exponentiations and 2 KiB. Default 64.
+    pub max_handshakes: usize,
+    /// From so many half-open handshakes on, a newcomer must return a cookie first (§5.3). Default 8; 0 = always.
+    pub retry_threshold: usize,
+    /// Contexts of the endpoint; each handshake searches them all. Default 4096.
+    pub max_contexts: usize,
+    /// Packets a connection may have in flight, whatever the windows allow; about 50 bytes each. Default 262,144.
+    pub max_in_flight_packets: usize,
+    /// Packet numbers remembered against replay, rounded up to a multiple of 64; 1 bit each. Default 65,536 (8 KiB a
+    /// connection): at 1 Gbit/s 0.8 s of reordering. Small devices use 1024.
+    pub replay_window: u32,
+    /// Ranges of received packets remembered for acknowledgements; 16 bytes each. Default 4096.
+    pub max_ack_ranges: usize,
+    /// Packets under one key before it is replaced. Default 2^23 (§7.3); at most 2^27. Lower only to test.
+    pub key_update_after: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_datagram: 1452,
+            receive_window: 16 << 20,
+            max_message: 1 << 20,
+            message_buffer: 4 << 20,
+            max_queued_blocks: 4096,
+            idle_timeout: Duration::from_secs(30),
+            keep_alive: Some(Duration::from_secs(15)),
+            handshake_timeout: Duration::from_secs(10),
+            mode: Mode::Full,
+            rate_limit: None,
+            max_connections: 1024,
+            max_handshakes: 64,
+            retry_threshold: 8,
+            max_contexts: 4096,
+            max_in_flight_packets: 1 << 18,
+            replay_window: 1 << 16,
+            max_ack_ranges: 4096,
+            key_update_after: 1 << 23,
+        }
+    }
+}
+
+/// Smallest UDP payload every path must carry (§3.1).
+pub(crate) const MIN_DATAGRAM: u16 = 1200;
+
+impl Config {
+    /// Whether the settings can work together.
+    ///
+    /// # Errors
+    /// The first setting outside its range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let check = |ok: bool, what| if ok { Ok(()) } else { Err(ConfigError(what)) };
+        check((MIN_DATAGRAM..=65_000).contains(&self.max_datagram), "max_datagram must be 1200 to 65000")?;
+        check(self.max_message >= 1, "max_message must be at least 1")?;
+        check(self.max_message <= 1 << 30, "max_message must be at most 1 GiB")?;
+        check(
+            self.message_buffer >= self.max_message + 4,
+            "message_buffer must hold a longest message and 4 bytes",
+        )?;
+        check(self.max_connections >= 1, "max_connections must be at least 1")?;
+        check(self.max_in_flight_packets >= 16, "max_in_flight_packets must be at least 16")?;
+        check((64..=1 << 24).contains(&self.replay_window), "replay_window must be 64 to 2^24")?;
+        check(self.max_ack_ranges >= 16, "max_ack_ranges must be at least 16")?;
+        check((1..=1 << 27).contains(&self.key_update_after), "key_update_after must be 1 to 2^27")?;
+        check(self.idle_timeout >= Duration::from_millis(100), "idle_timeout must be at least 100 ms")
+    }
+}
+
+/// A setting outside its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConfigError(&'static str);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl core::error::Error for ConfigError {}
