@@ -1,1 +1,44 @@
-//! Placeholder replaced by the first commit of this crate.
+//! What Flotilla records and says under signature: ids, times, the record envelope, events, signed
+//! commands and signed reports.
+//!
+//! Everything here is plain data with one byte form. Encoded bytes are what is stored, hashed and
+//! signed; nothing re-encodes a stored event. `events/SCHEMA.md` lists every kind with its number;
+//! start reading at [`Event`].
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod command;
+mod event;
+mod id;
+mod record;
+mod report;
+mod signed;
+mod tagged;
+mod timestamp;
+mod types;
+pub mod upcast;
+
+pub use command::{Command, CommandBody, FinishRun, JoinRun, PeerHint, StopRun};
+pub use event::{
+    AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentTagged, CommandAcknowledged,
+    CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated, GroupMembersAdded,
+    GroupMembersRemoved, JobCreated, JobDeleted, ReportReceived, RunAgentProgressed, RunFinished,
+    RunManifestReady, RunProblemReported, RunStarted, RunStopRequested, TokenCreated, TokenRevoked,
+    TokenUsed,
+};
+pub use id::{AgentId, CommandId, GroupId, IdParseError, JobId, RecordId, RunId, TokenId};
+pub use record::{Actor, Record};
+pub use report::{
+    CommandAccepted, CommandRefused, ManifestSigned, ProblemReported, Report, ReportBody, RunCompleted,
+    RunServed, RunStateReported,
+};
+pub use signed::{Domain, Signature, SignatureError, Signed};
+pub use tagged::{DecodeError, Tagged, decode_exact, encode};
+pub use timestamp::Timestamp;
+pub use types::{
+    JobSpec, Outcome, Participant, Party, Place, Problem, ProblemClass, RefusalReason, Role, RunAgentState,
+    TransferStats,
+};

@@ -1,0 +1,207 @@
+//! Commands: requests of the control service to one agent, signed, so that it does not matter who
+//! carried them.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use ed25519_dalek::SigningKey;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AgentId, CommandId, DecodeError, Domain, JobId, RefusalReason, Role, RunId, Signed, Tagged, Timestamp,
+    decode_exact, encode, tagged_enum,
+};
+
+/// A command for one agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Command {
+    /// Identity, for answers.
+    pub id: CommandId,
+    /// The one agent that may obey it.
+    pub audience: AgentId,
+    /// Place in the agent's sequence, from 1 without gaps; the agent takes each once and in order.
+    pub sequence: u64,
+    /// When it was made.
+    pub issued: Timestamp,
+    /// Not to be obeyed before.
+    pub not_before: Timestamp,
+    /// Not to be obeyed after.
+    pub expires: Timestamp,
+    /// What to do.
+    pub body: CommandBody,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CommandV1 {
+    id: CommandId,
+    audience: AgentId,
+    sequence: u64,
+    issued: Timestamp,
+    not_before: Timestamp,
+    expires: Timestamp,
+    body: Tagged,
+}
+
+tagged_enum! {
+    /// What an agent is asked to do.
+    pub enum CommandBody, upcast = crate::upcast::none {
+        /// Take part in a run.
+        (1, 1) "run.join" => JoinRun,
+        /// The run is over everywhere: stop serving, clean up.
+        (2, 1) "run.finish" => FinishRun,
+        /// Stop working on a run, keep what is in place.
+        (3, 1) "run.stop" => StopRun,
+    }
+}
+
+/// Take part in a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JoinRun {
+    /// Which run.
+    pub run: RunId,
+    /// Of which job.
+    pub job: JobId,
+    /// The job's name, for people.
+    pub job_name: String,
+    /// As what.
+    pub role: Role,
+    /// The agent's folder: absolute, or below its `folders_storage_path`.
+    pub path: Vec<u8>,
+    /// Whose signature the manifest carries.
+    pub source: AgentId,
+    /// Everybody in the run, this agent too: who may be let in, with which key, and where to try.
+    pub peers: Vec<PeerHint>,
+    /// Trackers (`HOST:PORT`).
+    pub trackers: Vec<String>,
+    /// The run's secret, sealed to this agent (`agent-proto::seal`).
+    pub sealed_secret: Vec<u8>,
+}
+
+/// A participant as its peers need to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerHint {
+    /// Who.
+    pub agent: AgentId,
+    /// Its Ed25519 key.
+    pub public_key: [u8; 32],
+    /// As what it takes part.
+    pub role: Role,
+    /// Addresses (`IP:PORT`) where it was last known; may be empty or stale.
+    pub addresses: Vec<String>,
+}
+
+/// The run is over everywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinishRun {
+    /// Which run.
+    pub run: RunId,
+}
+
+/// Stop working on a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRun {
+    /// Which run.
+    pub run: RunId,
+}
+
+impl Command {
+    /// Encodes and signs the command.
+    pub fn sign(&self, key: &SigningKey) -> Signed {
+        let body = CommandV1 {
+            id: self.id,
+            audience: self.audience,
+            sequence: self.sequence,
+            issued: self.issued,
+            not_before: self.not_before,
+            expires: self.expires,
+            body: self.body.to_tagged(),
+        };
+        let mut bytes = alloc::vec![1];
+        bytes.extend(encode(&body));
+        Signed::sign(Domain::Command, bytes, key)
+    }
+
+    /// Decodes a command without asking who signed it: for showing what is on the log.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (version, body) = bytes.split_first().ok_or(DecodeError::Malformed { what: "Command" })?;
+        if *version != 1 {
+            return Err(DecodeError::Unknown { what: "Command", kind: 0, version: *version });
+        }
+        let c: CommandV1 = decode_exact("Command", body)?;
+        Ok(Self {
+            id: c.id,
+            audience: c.audience,
+            sequence: c.sequence,
+            issued: c.issued,
+            not_before: c.not_before,
+            expires: c.expires,
+            body: CommandBody::from_tagged(&c.body)?,
+        })
+    }
+
+    /// Opens a signed command as the agent `me` may: signature under one of `keys`, audience,
+    /// sequence beyond `last_sequence`, and validity at `now`.
+    ///
+    /// # Errors
+    /// The reason to refuse it with. Nothing is decoded before a signature held.
+    pub fn open(
+        signed: &Signed,
+        keys: &[[u8; 32]],
+        me: AgentId,
+        last_sequence: u64,
+        now: Timestamp,
+    ) -> Result<Self, RefusalReason> {
+        let bytes = keys
+            .iter()
+            .find_map(|key| signed.verify(Domain::Command, key).ok())
+            .ok_or(RefusalReason::BadSignature)?;
+        let command = Self::decode(bytes).map_err(|_| RefusalReason::NotUnderstood)?;
+        if command.audience != me {
+            Err(RefusalReason::WrongAudience)
+        } else if command.sequence <= last_sequence {
+            Err(RefusalReason::Replayed)
+        } else if now < command.not_before {
+            Err(RefusalReason::TooEarly)
+        } else if now > command.expires {
+            Err(RefusalReason::Expired)
+        } else {
+            Ok(command)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(audience: AgentId) -> Command {
+        Command {
+            id: CommandId([1; 16]),
+            audience,
+            sequence: 5,
+            issued: Timestamp(100),
+            not_before: Timestamp(100),
+            expires: Timestamp(200),
+            body: FinishRun { run: RunId([2; 16]) }.into(),
+        }
+    }
+
+    #[test]
+    fn opened_only_by_its_audience_once_and_in_time() {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let keys = [[0; 32], key.verifying_key().to_bytes()];
+        let me = AgentId([4; 16]);
+        let signed = command(me).sign(&key);
+        let open = |me, last, now| Command::open(&signed, &keys, me, last, Timestamp(now));
+        assert_eq!(open(me, 4, 150), Ok(command(me)));
+        assert_eq!(open(AgentId([9; 16]), 4, 150), Err(RefusalReason::WrongAudience));
+        assert_eq!(open(me, 5, 150), Err(RefusalReason::Replayed));
+        assert_eq!(open(me, 4, 99), Err(RefusalReason::TooEarly));
+        assert_eq!(open(me, 4, 201), Err(RefusalReason::Expired));
+        let other = [SigningKey::from_bytes(&[8; 32]).verifying_key().to_bytes()];
+        assert_eq!(Command::open(&signed, &other, me, 4, Timestamp(150)), Err(RefusalReason::BadSignature));
+        let mut cut = signed.clone();
+        cut.bytes.pop();
+        assert_eq!(Command::open(&cut, &keys, me, 4, Timestamp(150)), Err(RefusalReason::BadSignature));
+    }
+}

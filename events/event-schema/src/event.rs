@@ -1,0 +1,295 @@
+//! Every event there is. Past tense, full sense without context; `events/SCHEMA.md` is the table.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AgentId, CommandId, GroupId, JobId, JobSpec, Outcome, Participant, Problem, RefusalReason, RunAgentState,
+    RunId, Signed, Timestamp, TokenId, TransferStats, tagged_enum,
+};
+
+tagged_enum! {
+    /// A fact on the log.
+    pub enum Event, upcast = crate::upcast::none {
+        /// The first record of every log.
+        (1, 1) "fleet.founded" => FleetFounded,
+        /// An agent showed its key.
+        (10, 1) "agent.enrolled" => AgentEnrolled,
+        /// An agent belongs to the fleet.
+        (11, 1) "agent.approved" => AgentApproved,
+        /// An agent's control link came up.
+        (12, 1) "agent.online" => AgentOnline,
+        /// An agent's control link went away.
+        (13, 1) "agent.offline" => AgentOffline,
+        /// An agent belongs to the fleet no more.
+        (14, 1) "agent.removed" => AgentRemoved,
+        /// An agent's tags were set.
+        (15, 1) "agent.tagged" => AgentTagged,
+        /// A bootstrap token was made.
+        (20, 1) "token.created" => TokenCreated,
+        /// An agent enrolled with a token.
+        (21, 1) "token.used" => TokenUsed,
+        /// A token was withdrawn.
+        (22, 1) "token.revoked" => TokenRevoked,
+        /// Somebody tried to enrol and was turned away.
+        (23, 1) "enrolment.refused" => EnrolmentRefused,
+        /// A group was made.
+        (30, 1) "group.created" => GroupCreated,
+        /// Agents joined a group.
+        (31, 1) "group.members_added" => GroupMembersAdded,
+        /// Agents left a group.
+        (32, 1) "group.members_removed" => GroupMembersRemoved,
+        /// A job was made.
+        (40, 1) "job.created" => JobCreated,
+        /// A job was deleted; its runs stay.
+        (41, 1) "job.deleted" => JobDeleted,
+        /// A run began.
+        (50, 1) "run.started" => RunStarted,
+        /// The source signed the run's manifest.
+        (51, 1) "run.manifest_ready" => RunManifestReady,
+        /// An agent of a run came to another state.
+        (52, 1) "run.agent_progressed" => RunAgentProgressed,
+        /// An agent of a run met a problem.
+        (53, 1) "run.problem_reported" => RunProblemReported,
+        /// An operator wants the run to end.
+        (54, 1) "run.stop_requested" => RunStopRequested,
+        /// A run ended.
+        (55, 1) "run.finished" => RunFinished,
+        /// A signed command for one agent exists.
+        (60, 1) "command.issued" => CommandIssued,
+        /// The agent took the command, or refused it.
+        (61, 1) "command.acknowledged" => CommandAcknowledged,
+        /// A signed report of an agent arrived.
+        (70, 1) "report.received" => ReportReceived,
+    }
+}
+
+macro_rules! payloads {
+    ($($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident: $ty:ty),* $(,)? })+) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty),* }
+    )+};
+}
+
+payloads! {
+    /// The fleet's identity.
+    FleetFounded {
+        /// Root public key (Ed25519).
+        root_key: [u8; 32],
+        /// SHA-256 of the CA certificate (DER): what agents pin.
+        ca_fingerprint: [u8; 32],
+    }
+    /// An agent showed its key and, perhaps, a token.
+    AgentEnrolled {
+        /// Who, by its key.
+        agent: AgentId,
+        /// Its Ed25519 key.
+        public_key: [u8; 32],
+        /// Name it gave itself or was given by the token's tag `AGENT_NAME`.
+        name: String,
+        /// Tags from token and agent; names upper-case.
+        tags: Vec<(String, String)>,
+        /// The token used; none means the agent waits for approval.
+        token: Option<TokenId>,
+        /// Version of the agent program.
+        version: String,
+    }
+    /// An agent was let in, by its token or by hand.
+    AgentApproved {
+        /// Who.
+        agent: AgentId,
+    }
+    /// The control link is up.
+    AgentOnline {
+        /// Who.
+        agent: AgentId,
+        /// Addresses (`IP:PORT`) where its µTP2 endpoint can be tried.
+        addresses: Vec<String>,
+        /// Version of the agent program.
+        version: String,
+    }
+    /// The control link is gone.
+    AgentOffline {
+        /// Who.
+        agent: AgentId,
+        /// Why, for people.
+        reason: String,
+    }
+    /// The agent is out: its certificate is refused from now on.
+    AgentRemoved {
+        /// Who.
+        agent: AgentId,
+    }
+    /// All tags of the agent, after the change.
+    AgentTagged {
+        /// Who.
+        agent: AgentId,
+        /// The whole set; names upper-case.
+        tags: Vec<(String, String)>,
+    }
+    /// A bootstrap token, known here only by its hash.
+    TokenCreated {
+        /// Its id, which is part of the token's text.
+        token: TokenId,
+        /// SHA-256 of the token's text.
+        hash: [u8; 32],
+        /// Tags that agents enrolled with it get.
+        tags: Vec<(String, String)>,
+        /// How many agents may use it.
+        uses: u32,
+        /// Until when.
+        expires: Timestamp,
+    }
+    /// One use of a token.
+    TokenUsed {
+        /// Which.
+        token: TokenId,
+        /// By whom.
+        agent: AgentId,
+    }
+    /// The token is worthless from now on.
+    TokenRevoked {
+        /// Which.
+        token: TokenId,
+    }
+    /// An enrolment was turned away.
+    EnrolmentRefused {
+        /// Why.
+        reason: RefusalReason,
+        /// The token, if its id was known.
+        token: Option<TokenId>,
+        /// The agent, by the key it showed.
+        agent: AgentId,
+        /// From where (`IP:PORT`).
+        address: String,
+    }
+    /// A named, empty group.
+    GroupCreated {
+        /// Which.
+        group: GroupId,
+        /// Unique name.
+        name: String,
+    }
+    /// New members.
+    GroupMembersAdded {
+        /// Which group.
+        group: GroupId,
+        /// Who joined.
+        agents: Vec<AgentId>,
+    }
+    /// Members gone.
+    GroupMembersRemoved {
+        /// Which group.
+        group: GroupId,
+        /// Who left.
+        agents: Vec<AgentId>,
+    }
+    /// A job exists.
+    JobCreated {
+        /// Which.
+        job: JobId,
+        /// Unique name.
+        name: String,
+        /// What it does.
+        spec: JobSpec,
+    }
+    /// The job is gone from lists.
+    JobDeleted {
+        /// Which.
+        job: JobId,
+    }
+    /// A run began with these participants.
+    RunStarted {
+        /// Which.
+        run: RunId,
+        /// Of which job.
+        job: JobId,
+        /// Everybody, groups resolved.
+        participants: Vec<Participant>,
+    }
+    /// The source knows what there is to send.
+    RunManifestReady {
+        /// Which run.
+        run: RunId,
+        /// The source.
+        agent: AgentId,
+        /// Merkle root over the manifest's blocks.
+        root: [u8; 32],
+        /// Files, folders and symlinks.
+        entries: u64,
+        /// Bytes of all files.
+        bytes: u64,
+        /// Content blocks.
+        blocks: u64,
+    }
+    /// An agent came to another state.
+    RunAgentProgressed {
+        /// Which run.
+        run: RunId,
+        /// Who.
+        agent: AgentId,
+        /// Where it stands now.
+        state: RunAgentState,
+        /// What it moved so far; given with terminal states and by the source when it stops serving.
+        stats: Option<TransferStats>,
+    }
+    /// An agent met a problem.
+    RunProblemReported {
+        /// Which run.
+        run: RunId,
+        /// Who.
+        agent: AgentId,
+        /// What.
+        problem: Problem,
+    }
+    /// The run shall end.
+    RunStopRequested {
+        /// Which run.
+        run: RunId,
+        /// Why, for people.
+        reason: String,
+    }
+    /// The run ended.
+    RunFinished {
+        /// Which run.
+        run: RunId,
+        /// How.
+        outcome: Outcome,
+    }
+    /// A command for one agent, signed and ready for anyone to carry.
+    CommandIssued {
+        /// Which.
+        command: CommandId,
+        /// For whom.
+        agent: AgentId,
+        /// Its place in the agent's sequence, from 1 without gaps.
+        sequence: u64,
+        /// The run it is about.
+        run: Option<RunId>,
+        /// The signed command itself.
+        signed: Signed,
+    }
+    /// The agent's answer to a command.
+    CommandAcknowledged {
+        /// Which.
+        command: CommandId,
+        /// By whom.
+        agent: AgentId,
+        /// Its place in the agent's sequence.
+        sequence: u64,
+        /// Why it was refused; none if accepted.
+        refused: Option<RefusalReason>,
+    }
+    /// What an agent said under its signature, as it came.
+    ReportReceived {
+        /// Who.
+        agent: AgentId,
+        /// Its place in the agent's sequence of reports, from 1 without gaps.
+        sequence: u64,
+        /// The signed report itself.
+        signed: Signed,
+    }
+}

@@ -1,0 +1,205 @@
+//! Values that events, commands and reports share.
+//!
+//! These are plain serde enums inside versioned payloads: adding a variant at the END is compatible
+//! for readers that are new; any other change needs a new payload version (`upcast.rs`).
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AgentId, GroupId};
+
+/// An agent, or all agents of a group at the moment a run starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Party {
+    /// One agent.
+    Agent(AgentId),
+    /// A group's members.
+    Group(GroupId),
+}
+
+/// A folder at a party. Paths are bytes as the agent's system has them; relative ones are below the
+/// agent's `folders_storage_path`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Where.
+    pub party: Party,
+    /// Which folder, or at a source which file or folder.
+    pub path: Vec<u8>,
+}
+
+/// What a job does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobSpec {
+    /// One source's folder to many destinations; repeatable.
+    Distribution {
+        /// The source: one agent.
+        source: Place,
+        /// The destinations, at least one.
+        destinations: Vec<Place>,
+    },
+}
+
+/// What an agent is in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Role {
+    /// Has the content and signs the manifest.
+    Source,
+    /// Shall have the content.
+    Destination,
+}
+
+/// One agent's part in a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Participant {
+    /// Who.
+    pub agent: AgentId,
+    /// As what.
+    pub role: Role,
+    /// Its folder.
+    pub path: Vec<u8>,
+}
+
+/// Where an agent stands in a run. The order is the usual course.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum RunAgentState {
+    /// The command is issued; the agent has not answered.
+    Waiting,
+    /// The agent verified the command and will act on it.
+    Accepted,
+    /// Source: reading and hashing its folder.
+    Indexing,
+    /// Source: manifest signed, serving blocks.
+    Serving,
+    /// Destination: no peer reached yet.
+    FindingPeers,
+    /// Destination: fetching the manifest.
+    FetchingManifest,
+    /// Destination: comparing with what is on disk, fetching blocks.
+    Transferring,
+    /// Destination: renaming into place, restoring modes and times.
+    Finalizing,
+    /// Cannot go on for now (disk full, say); tries again by itself. The problem is reported.
+    Stalled,
+    /// Destination: everything in place. Source: run over.
+    Done,
+    /// Everything in place but for entries reported as problems.
+    DoneWithErrors,
+    /// Gave up; the problem is reported.
+    Failed,
+    /// Stopped by command.
+    Stopped,
+}
+
+impl RunAgentState {
+    /// Whether the agent will do no more in this run.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Done | Self::DoneWithErrors | Self::Failed | Self::Stopped)
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Every destination has everything.
+    Succeeded,
+    /// Every destination has ended, some entries could not be delivered.
+    SucceededWithErrors,
+    /// At least one destination, or the source, failed.
+    Failed,
+    /// An operator stopped it.
+    Stopped,
+}
+
+/// What kind of trouble, for grouping and for what to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ProblemClass {
+    /// No room on the file system.
+    DiskFull,
+    /// The system refused access.
+    PermissionDenied,
+    /// The entry is not there (any more).
+    NotFound,
+    /// The source file changed while it was read or after it was indexed.
+    SourceChanged,
+    /// A symlink that leads out of the folder; never followed, not delivered.
+    UnsafeLink,
+    /// A name the folder's system or our rules do not allow.
+    UnsafeName,
+    /// Not a file, folder or symlink: device, socket, pipe.
+    UnsupportedKind,
+    /// A peer sent a block that does not match its hash; the peer is avoided.
+    CorruptBlock,
+    /// A manifest that does not verify or breaks its rules.
+    BadManifest,
+    /// A limit of this agent is exceeded.
+    LimitExceeded,
+    /// Any other error of the system.
+    Io,
+    /// The agent's own fault.
+    Internal,
+}
+
+/// One thing that went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Kind.
+    pub class: ProblemClass,
+    /// Path of the entry inside the run's folder, as bytes; empty if none is concerned.
+    pub path: Vec<u8>,
+    /// What happened and what to do, one line for people.
+    pub detail: String,
+}
+
+/// Why an agent refused a command, or the service an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalReason {
+    /// The signature does not hold, or the key is not trusted.
+    BadSignature,
+    /// Addressed to somebody else.
+    WrongAudience,
+    /// Its sequence was seen before.
+    Replayed,
+    /// Not valid yet.
+    TooEarly,
+    /// Not valid any more.
+    Expired,
+    /// Not understood: written by a newer program.
+    NotUnderstood,
+    /// The owner of the agent does not allow it (path, script).
+    NotAllowed,
+    /// The token is not known, or its secret is wrong.
+    UnknownToken,
+    /// The token has no uses left.
+    TokenSpent,
+    /// The token's time is over, or it was revoked.
+    TokenExpired,
+    /// The agent was removed.
+    Removed,
+}
+
+/// What one agent moved in one run, over all its restarts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferStats {
+    /// Files, folders and symlinks of the manifest.
+    pub entries: u64,
+    /// Bytes of all files of the manifest.
+    pub bytes_total: u64,
+    /// Content blocks of the manifest.
+    pub blocks_total: u64,
+    /// Content blocks that arrived from peers and verified, each counted once per arrival.
+    pub blocks_fetched: u64,
+    /// Content blocks that were on disk already.
+    pub blocks_reused: u64,
+    /// Content blocks that arrived though they were verified before.
+    pub blocks_duplicate: u64,
+    /// Blocks that did not match their hash.
+    pub blocks_corrupt: u64,
+    /// Content bytes received from the source.
+    pub bytes_from_source: u64,
+    /// Content bytes received from other destinations.
+    pub bytes_from_peers: u64,
+    /// Content bytes sent to others, repeats after loss not counted.
+    pub bytes_sent: u64,
+}
