@@ -1,1 +1,23 @@
-//! Placeholder replaced by the first commit of this crate.
+//! What agent and gateway, and agent and agent, say to each other, and the trust they rest on.
+//!
+//! Pure data and checks: no socket, no clock, no randomness. Read `edge-agent/PROTOCOL.md` first.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod bootstrap;
+mod credential;
+pub mod limits;
+pub mod link;
+pub mod peer;
+mod run_secret;
+mod seal;
+mod trust;
+
+pub use bootstrap::{Bootstrap, ManagementServer};
+pub use credential::{Credential, CredentialError};
+pub use run_secret::RunSecret;
+pub use seal::{SealError, open, seal};
+pub use trust::TrustBundle;

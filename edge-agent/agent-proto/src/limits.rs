@@ -1,0 +1,34 @@
+//! Every limit of the two protocols, with its reason.
+
+/// Bytes of one content or manifest block: small enough that one makes a peer useful, large enough
+/// that its hash (32 bytes) costs 0.1 %.
+pub const BLOCK_LEN: u32 = 32 * 1024;
+
+/// Bytes of one frame on the gateway link. A command with 10,000 peer hints stays below it.
+pub const FRAME_LEN_MAX: usize = 2 * 1024 * 1024;
+
+/// Bytes of one peer message: µTP2's default message limit.
+pub const PEER_MESSAGE_LEN_MAX: usize = 1024 * 1024;
+
+/// Ranges in one `Have`, `Request` or `Cancel`: keeps a message below 128 KiB and its handling short.
+pub const RANGES_MAX: usize = 8192;
+
+/// Hashes in one `ManifestHashes`: 512 KiB.
+pub const HASHES_MAX: usize = 16 * 1024;
+
+/// Bytes of an encoded manifest: 4 GiB, so that its block hashes (4 MiB) fit in memory anywhere.
+pub const MANIFEST_LEN_MAX: u64 = 4 << 30;
+
+/// Bytes of a path inside a run's folder: PATH_MAX of Linux.
+pub const PATH_LEN_MAX: usize = 4096;
+
+/// Bytes of one name: NAME_MAX of the usual file systems.
+pub const NAME_LEN_MAX: usize = 255;
+
+/// Tags of an agent, and bytes of a tag's name or value.
+pub const TAGS_MAX: usize = 64;
+/// See [`TAGS_MAX`].
+pub const TAG_LEN_MAX: usize = 256;
+
+/// µTP2 addresses an agent may name.
+pub const ADDRESSES_MAX: usize = 16;

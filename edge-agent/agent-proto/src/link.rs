@@ -1,0 +1,268 @@
+//! The control link: what an agent and the gateway say over TLS 1.3 (`edge-agent/PROTOCOL.md` §2).
+//!
+//! Each message is a frame: `u32` length, little-endian, then the encoded [`ToGateway`] or
+//! [`ToAgent`]. The first frame is the gateway's [`Challenge`].
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use ed25519_dalek::SigningKey;
+use event_schema::{
+    DecodeError, Domain, RefusalReason, RunAgentState, RunId, Signature, Signed, Timestamp, tagged_enum,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::limits::FRAME_LEN_MAX;
+
+tagged_enum! {
+    /// From agent to gateway.
+    pub enum ToGateway, upcast = event_schema::upcast::none {
+        /// Without a client certificate: let me in.
+        (1, 1) "enrol" => Enrol,
+        /// With one: here I am.
+        (2, 1) "hello" => Hello,
+        /// A signed report from the outbox.
+        (3, 1) "report" => ReportSent,
+        /// Telemetry, not recorded.
+        (4, 1) "progress" => Progress,
+        /// Still there?
+        (5, 1) "ping" => Ping,
+    }
+}
+
+tagged_enum! {
+    /// From gateway to agent.
+    pub enum ToAgent, upcast = event_schema::upcast::none {
+        /// First frame of every connection.
+        (1, 1) "challenge" => Challenge,
+        /// Welcome to the fleet; connect again with the certificate.
+        (2, 1) "enrolled" => Enrolled,
+        /// Known, not approved yet; ask again later.
+        (3, 1) "pending" => Pending,
+        /// No.
+        (4, 1) "refused" => Refused,
+        /// Answer to `Hello`.
+        (5, 1) "welcome" => Welcome,
+        /// A signed command.
+        (6, 1) "command" => CommandSent,
+        /// Reports up to here are on the log.
+        (7, 1) "reports_stored" => ReportsStored,
+        /// Still here.
+        (8, 1) "pong" => Pong,
+    }
+}
+
+/// What the gateway opens with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// Fresh random bytes; an enrolling agent signs them.
+    pub nonce: [u8; 32],
+    /// The gateway's clock.
+    pub time: Timestamp,
+}
+
+/// Ask to be let in.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Enrol {
+    /// The agent's Ed25519 key.
+    pub public_key: [u8; 32],
+    /// Its signature over the challenge's nonce ([`Enrol::proof`]).
+    pub proof: Signature,
+    /// Its name for itself (host name, say).
+    pub name: String,
+    /// Its tags; those of the token win.
+    pub tags: Vec<(String, String)>,
+    /// The token's text, if it has one.
+    pub token: Option<String>,
+    /// Version of the agent program.
+    pub version: String,
+}
+
+impl core::fmt::Debug for Enrol {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Enrol").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Enrol {
+    /// The agent's proof that it holds its key, for this connection's challenge.
+    pub fn proof(nonce: &[u8; 32], key: &SigningKey) -> Signature {
+        Signed::sign(Domain::Enrolment, nonce.to_vec(), key).signature
+    }
+
+    /// Whether the proof holds for the challenge that was sent.
+    pub fn proof_holds(&self, nonce: &[u8; 32]) -> bool {
+        let signed = Signed { bytes: nonce.to_vec(), signature: self.proof };
+        signed.verify(Domain::Enrolment, &self.public_key).is_ok()
+    }
+}
+
+/// Here I am; the agent is the one its certificate names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of the agent program.
+    pub version: String,
+    /// Sequence of the last command stored; the gateway sends what follows.
+    pub command_cursor: u64,
+    /// Where its µTP2 endpoint can be tried (`IP:PORT`); an unspecified IP stands for the one that
+    /// the gateway sees.
+    pub addresses: Vec<String>,
+    /// Version of the trust bundle it has.
+    pub trust_version: u64,
+}
+
+/// A signed report from the outbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportSent {
+    /// An [`event_schema::Report`] under the agent's signature.
+    pub signed: Signed,
+}
+
+/// Telemetry of a run, a few times a minute or second; lost if nobody listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Which run.
+    pub run: RunId,
+    /// Where the agent stands.
+    pub state: RunAgentState,
+    /// Content blocks verified.
+    pub blocks_done: u64,
+    /// Content blocks in all; 0 while unknown.
+    pub blocks_total: u64,
+    /// Content bytes verified.
+    pub bytes_done: u64,
+    /// Content bytes in all; 0 while unknown.
+    pub bytes_total: u64,
+    /// Content bytes sent to others.
+    pub bytes_sent: u64,
+    /// Connected peers.
+    pub peers: u32,
+    /// Entries read so far while indexing.
+    pub entries: u64,
+}
+
+/// Still there?
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {}
+
+/// Everything an agent of the fleet needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Client certificate (X.509, DER), signed by the CA.
+    pub certificate: Vec<u8>,
+    /// Credential for other agents ([`crate::Credential`], travelling form).
+    pub credential: Vec<u8>,
+    /// The fleet's keys ([`crate::TrustBundle`]).
+    pub trust: Signed,
+}
+
+/// Known, not approved yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// Seconds to wait before asking again.
+    pub retry_after_s: u32,
+}
+
+/// No.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Why.
+    pub reason: RefusalReason,
+    /// What happened and what to do, for people.
+    pub detail: String,
+}
+
+/// Answer to `Hello`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The gateway's clock.
+    pub time: Timestamp,
+    /// Reports up to this sequence are on the log.
+    pub reports_stored: u64,
+    /// The fleet's keys, if the agent's are older.
+    pub trust: Option<Signed>,
+}
+
+/// A signed command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandSent {
+    /// An [`event_schema::Command`] under a command key.
+    pub signed: Signed,
+}
+
+/// Reports up to here are on the log and may leave the outbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportsStored {
+    /// The sequence.
+    pub up_to: u64,
+}
+
+/// Still here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pong {}
+
+/// Puts the length before an encoded message.
+///
+/// # Panics
+/// If the message is longer than [`FRAME_LEN_MAX`]: what makes messages must keep them below.
+pub fn frame(message: &[u8]) -> Vec<u8> {
+    assert!(message.len() <= FRAME_LEN_MAX, "a link message of {} bytes", message.len());
+    let mut frame = Vec::with_capacity(4 + message.len());
+    frame.extend_from_slice(&(message.len() as u32).to_le_bytes());
+    frame.extend_from_slice(message);
+    frame
+}
+
+/// Length of the message that a frame's first four bytes announce.
+///
+/// # Errors
+/// If it is beyond [`FRAME_LEN_MAX`]: the peer is broken or hostile, close the link.
+pub fn frame_len(header: [u8; 4]) -> Result<usize, DecodeError> {
+    match u32::from_le_bytes(header) as usize {
+        len if len <= FRAME_LEN_MAX => Ok(len),
+        _ => Err(DecodeError::Malformed { what: "frame" }),
+    }
+}
+
+/// Sealed context of a run's secret inside a command: the run's id.
+pub fn seal_context(run: RunId) -> [u8; 16] {
+    run.0
+}
+
+/// The text form of a bootstrap token: `<token id>.<64 hex digits>`; only its SHA-256 is on the log.
+pub fn is_token_text(text: &str) -> bool {
+    text.split_once('.').is_some_and(|(id, secret)| {
+        id.parse::<event_schema::TokenId>().is_ok()
+            && secret.len() == 64
+            && secret.bytes().all(|b| b.is_ascii_hexdigit())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn enrolment_proof_is_bound_to_the_challenge() {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let enrol = Enrol {
+            public_key: key.verifying_key().to_bytes(),
+            proof: Enrol::proof(&[5; 32], &key),
+            name: "nas".into(),
+            tags: Vec::new(),
+            token: None,
+            version: "0.1.0".into(),
+        };
+        assert!(enrol.proof_holds(&[5; 32]));
+        assert!(!enrol.proof_holds(&[6; 32]));
+        let message = ToGateway::from(enrol);
+        assert_eq!(ToGateway::decode(&message.encode()), Ok(message));
+    }
+
+    #[test]
+    fn frames_have_a_limit() {
+        assert_eq!(frame(&[1, 2]), [2, 0, 0, 0, 1, 2]);
+        assert_eq!(frame_len([2, 0, 0, 0]), Ok(2));
+        assert!(frame_len([255, 255, 255, 255]).is_err());
+    }
+}

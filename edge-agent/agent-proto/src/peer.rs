@@ -1,0 +1,171 @@
+//! What agents of a run say to each other over a µTP2 session (`edge-agent/PROTOCOL.md` §3).
+//!
+//! Each [`PeerMessage`] is one message of µTP2's ordered channel. Blocks themselves travel as tagged
+//! data whose tag is a [`BlockAddress`].
+
+use alloc::vec::Vec;
+
+use event_schema::{Signed, tagged_enum};
+use serde::{Deserialize, Serialize};
+
+/// Where a block belongs: the µTP2 tag. Bit 63 tells manifest blocks from content blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BlockAddress(pub u64);
+
+const MANIFEST_BIT: u64 = 1 << 63;
+
+impl BlockAddress {
+    /// The `index`-th block of the encoded manifest.
+    pub const fn manifest(index: u64) -> Self {
+        Self(index | MANIFEST_BIT)
+    }
+
+    /// The `index`-th content block, counted through the manifest in entry order.
+    pub const fn content(index: u64) -> Self {
+        Self(index & !MANIFEST_BIT)
+    }
+
+    /// Whether it is a block of the manifest.
+    pub const fn is_manifest(self) -> bool {
+        self.0 & MANIFEST_BIT != 0
+    }
+
+    /// The index, whichever kind it is of.
+    pub const fn index(self) -> u64 {
+        self.0 & !MANIFEST_BIT
+    }
+}
+
+/// A run of consecutive block addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockRange {
+    /// First address.
+    pub first: BlockAddress,
+    /// How many, at least 1.
+    pub count: u32,
+}
+
+tagged_enum! {
+    /// From agent to agent.
+    pub enum PeerMessage, upcast = event_schema::upcast::none {
+        /// First message of both sides.
+        (1, 1) "hello" => Hello,
+        /// The signed head of the manifest, as soon as it is known.
+        (2, 1) "head" => Head,
+        /// Ask for hashes of the manifest's blocks.
+        (3, 1) "get_manifest_hashes" => GetManifestHashes,
+        /// Hashes of the manifest's blocks.
+        (4, 1) "manifest_hashes" => ManifestHashes,
+        /// Blocks that can be had here from now on.
+        (5, 1) "have" => Have,
+        /// Send me these blocks.
+        (6, 1) "request" => Request,
+        /// To an origin: send me blocks of your choice.
+        (7, 1) "want" => Want,
+        /// Do not send these any more.
+        (8, 1) "cancel" => Cancel,
+        /// A requested block cannot be had.
+        (9, 1) "unavailable" => Unavailable,
+        /// Everything is in place here; I go on serving.
+        (10, 1) "complete" => Complete,
+    }
+}
+
+/// First message of both sides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of the agent program, for people.
+    pub version: alloc::string::String,
+    /// Whether this agent is the run's source: it answers [`Want`].
+    pub origin: bool,
+}
+
+/// The signed head of the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// A `sync_core` manifest head under the source's signature.
+    pub signed: Signed,
+}
+
+/// Ask for hashes of the manifest's blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetManifestHashes {
+    /// First block.
+    pub first: u32,
+}
+
+/// Hashes of the manifest's blocks from `first` on, at most [`crate::limits::HASHES_MAX`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestHashes {
+    /// First block.
+    pub first: u32,
+    /// Its hash and the following ones.
+    pub hashes: Vec<[u8; 32]>,
+}
+
+/// Blocks that can be had here from now on: verified, or at the origin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Have {
+    /// Which, at most [`crate::limits::RANGES_MAX`] ranges.
+    pub ranges: Vec<BlockRange>,
+}
+
+/// Send me these blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Which, at most [`crate::limits::RANGES_MAX`] ranges.
+    pub ranges: Vec<BlockRange>,
+}
+
+/// To an origin: send me blocks of your choice, those that nobody got from you yet first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// How many more, added to what is still owed.
+    pub blocks: u32,
+}
+
+/// Do not send these any more; what is on its way may still arrive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Which.
+    pub ranges: Vec<BlockRange>,
+}
+
+/// Why a block cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnavailableReason {
+    /// Not here (any more).
+    NotHere,
+    /// The source's file is not what it was when it was indexed.
+    Changed,
+    /// The file could not be read.
+    ReadError,
+}
+
+/// A requested block cannot be had here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unavailable {
+    /// Which.
+    pub block: BlockAddress,
+    /// Why.
+    pub reason: UnavailableReason,
+}
+
+/// Everything is in place here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Complete {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_keep_their_kind() {
+        let (m, c) = (BlockAddress::manifest(7), BlockAddress::content(7));
+        assert!(m.is_manifest() && !c.is_manifest());
+        assert_eq!((m.index(), c.index()), (7, 7));
+        let message = PeerMessage::from(Have { ranges: alloc::vec![BlockRange { first: m, count: 3 }] });
+        assert_eq!(PeerMessage::decode(&message.encode()), Ok(message));
+    }
+}
