@@ -1,0 +1,129 @@
+//! What the gateway asks of the service behind it.
+//!
+//! The gateway speaks TLS and frames and knows nothing of the log; the service implements [`Fleet`]
+//! and knows nothing of sockets. All calls for one agent's session come from one task.
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use agent_proto::link::{Hello, Progress, Refused};
+use event_schema::{AgentId, Signed};
+use tokio::sync::{broadcast, watch};
+
+/// An agent that proved to hold `public_key` asks to be let in.
+#[derive(Clone)]
+pub struct EnrolRequest {
+    /// Its id, derived from the key.
+    pub agent: AgentId,
+    /// Its Ed25519 key.
+    pub public_key: [u8; 32],
+    /// Its name for itself; at most [`agent_proto::limits::NAME_LEN_MAX`] bytes.
+    pub name: String,
+    /// Its own tags, within [`agent_proto::limits::TAGS_MAX`]; those of the token win.
+    pub tags: Vec<(String, String)>,
+    /// The token's text, well-formed, if it showed one. A secret: not to be logged.
+    pub token: Option<String>,
+    /// Version of the agent program.
+    pub version: String,
+    /// Where it came from.
+    pub address: SocketAddr,
+}
+
+impl std::fmt::Debug for EnrolRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnrolRequest")
+            .field("agent", &self.agent)
+            .field("name", &self.name)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The service's answer to an [`EnrolRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EnrolDecision {
+    /// Let in (now, or before: asking twice is one fact). The gateway issues certificate and
+    /// credential.
+    Approved {
+        /// The agent's name in the fleet, written into its credential.
+        name: String,
+    },
+    /// Known, not approved yet.
+    Pending {
+        /// Seconds after which it should ask again.
+        retry_after_s: u32,
+    },
+    /// Turned away.
+    Refused(Refused),
+}
+
+/// What a session begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The agent's name in the fleet, for a renewed credential.
+    pub name: String,
+    /// Its reports up to this sequence are on the log; 0 if none is.
+    pub reports_stored: u64,
+}
+
+/// Why reports could not be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReportError {
+    /// The agent's fault (signature, audience, gap in the sequence): the link is closed with this
+    /// answer.
+    Refused(Refused),
+    /// The log is not to be had at the moment; the link is closed and the agent sends them again.
+    Unavailable(String),
+}
+
+/// The service as the gateway sees it.
+///
+/// For one agent `connected` and `disconnected` never overlap. When a newer session replaces an older
+/// one, `connected` is called again without a `disconnected` between.
+pub trait Fleet: Send + Sync + 'static {
+    /// Decides about an agent that wants to be let in. Its proof of the key was checked.
+    fn enrol(&self, request: EnrolRequest) -> impl Future<Output = EnrolDecision> + Send;
+
+    /// An agent with a valid certificate of this fleet said hello: record it as online.
+    /// Unspecified IPs in `hello.addresses` are replaced by the one seen already.
+    ///
+    /// Refuse agents that are unknown, not approved or removed.
+    fn connected(
+        &self,
+        agent: AgentId,
+        hello: Hello,
+        address: SocketAddr,
+    ) -> impl Future<Output = Result<Session, Refused>> + Send;
+
+    /// The agent's last session ended: record it as offline. `reason` is one line for people.
+    fn disconnected(&self, agent: AgentId, reason: String) -> impl Future<Output = ()> + Send;
+
+    /// Signed reports in the order they came, 1 to 64: verify, drop those known, append the rest.
+    /// Returns the sequence up to which all are on the log; the agent then forgets them.
+    fn reports(
+        &self,
+        agent: AgentId,
+        reports: Vec<Signed>,
+    ) -> impl Future<Output = Result<u64, ReportError>> + Send;
+
+    /// Telemetry; must not block.
+    fn progress(&self, agent: AgentId, progress: Progress);
+
+    /// Commands for `agent` with sequences beyond `cursor`, in order, at most `max`.
+    fn commands_after(
+        &self,
+        agent: AgentId,
+        cursor: u64,
+        max: usize,
+    ) -> impl Future<Output = Vec<(u64, Signed)>> + Send;
+
+    /// Changes whenever there is a new command for `agent`; the value is its sequence.
+    fn command_watch(&self, agent: AgentId) -> watch::Receiver<u64>;
+
+    /// Whether the agent was removed.
+    fn is_removed(&self, agent: AgentId) -> bool;
+
+    /// Tells agents removed from now on; the gateway ends their sessions with `Refused(Removed)`.
+    /// When it lags, the gateway asks [`Fleet::is_removed`] for every session instead.
+    fn removals(&self) -> broadcast::Receiver<AgentId>;
+}
