@@ -1,0 +1,282 @@
+//! The embedded backend: one folder of segment files, one writing process, nothing to install.
+//!
+//! Owns the folder, its lock and the handle that callers hold. Read `events/LOG_FORMAT.md` first; then `record.rs`
+//! (bytes), `segment.rs` (files), `recovery.rs` (opening), `writer.rs` (appending), `reader.rs` (reading).
+
+mod index;
+mod reader;
+mod record;
+mod recovery;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use self::index::Index;
+use self::record::Codec;
+use self::writer::{Append, Faults, Request, Writer};
+use crate::contract::{BoxFuture, EventLog};
+use crate::error::{AppendError, OpenError, ReadError};
+use crate::limits::{
+    DEFAULT_SEGMENT_BYTES, MAX_RECORD_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, QUEUE_APPENDS, QUEUE_BYTES,
+};
+use crate::position::{Entry, Position, ReadLimit, StreamName};
+
+pub use self::recovery::{Recovery, TornTail};
+
+/// How a log folder is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileLogOptions {
+    /// Bytes after which a new segment is begun; 4 KiB to 1 GiB, 64 MiB by default. May differ from one opening to
+    /// the next.
+    pub segment_bytes: u64,
+    /// Takes no lock, changes nothing, and opens a damaged log too: reads reach up to the damage. Shows the log as it
+    /// was when opened; works beside a running writer. Off by default.
+    pub read_only: bool,
+}
+
+impl Default for FileLogOptions {
+    fn default() -> FileLogOptions {
+        FileLogOptions { segment_bytes: DEFAULT_SEGMENT_BYTES, read_only: false }
+    }
+}
+
+/// A log in a folder.
+///
+/// Dropping it finishes the appends already asked for and releases the lock, as [`EventLog::close`] does.
+#[derive(Debug)]
+pub struct FileLog {
+    codec: Codec,
+    index: Arc<RwLock<Index>>,
+    /// The last durable position, `None` once closed.
+    last: Arc<watch::Sender<Option<Position>>>,
+    /// To the writer; `None` when read-only.
+    requests: Option<mpsc::Sender<Request>>,
+    /// Payload bytes that may still be queued.
+    room: Arc<Semaphore>,
+    closed: AtomicBool,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    recovery: Recovery,
+}
+
+impl FileLog {
+    /// Opens the log in `dir`, making folder and log if there is none, and verifies all of it. Reads every segment:
+    /// expect about a second per gigabyte from a warm disk.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`] when another writer has it, [`OpenError::Damaged`] when something is wrong beyond what an
+    /// interrupted append leaves; nothing has been changed then.
+    pub async fn open(dir: impl Into<PathBuf>, options: FileLogOptions) -> Result<FileLog, OpenError> {
+        let dir = dir.into();
+        let at = dir.clone();
+        match tokio::task::spawn_blocking(move || FileLog::open_blocking(&dir, options)).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                Err(OpenError::Io { doing: "open", path: at, source: std::io::Error::other(error) })
+            }
+        }
+    }
+
+    /// The same for callers that may block.
+    ///
+    /// # Errors
+    /// As [`FileLog::open`].
+    pub fn open_blocking(dir: &Path, options: FileLogOptions) -> Result<FileLog, OpenError> {
+        FileLog::open_with(dir, options, Faults::default())
+    }
+
+    fn open_with(dir: &Path, options: FileLogOptions, faults: Faults) -> Result<FileLog, OpenError> {
+        if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&options.segment_bytes) {
+            return Err(OpenError::Setting(format!(
+                "segment_bytes is {}, it must be {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES}",
+                options.segment_bytes
+            )));
+        }
+        let lock = if options.read_only { None } else { Some(lock_folder(dir)?) };
+        let found = recovery::recover(dir, !options.read_only)?;
+        let codec = Codec::new(found.log);
+        let last = Arc::new(watch::Sender::new(Some(found.index.last())));
+        let index = Arc::new(RwLock::new(found.index));
+        let mut requests = None;
+        let mut thread = None;
+        if let (Some(lock), Some(tail)) = (lock, found.tail) {
+            let writer = Writer {
+                dir: dir.to_path_buf(),
+                log: found.log,
+                codec: codec.clone(),
+                segment_bytes: options.segment_bytes,
+                tail,
+                index: Arc::clone(&index),
+                last: Arc::clone(&last),
+                poisoned: None,
+                lock,
+                faults,
+            };
+            let (sender, receiver) = mpsc::channel(QUEUE_APPENDS);
+            let spawned = std::thread::Builder::new()
+                .name("event-log-writer".to_owned())
+                .spawn(move || writer.run(receiver))
+                .map_err(io("start the writer of", dir))?;
+            (requests, thread) = (Some(sender), Some(spawned));
+        }
+        Ok(FileLog {
+            codec,
+            index,
+            last,
+            requests,
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            closed: AtomicBool::new(false),
+            writer: Mutex::new(thread),
+            recovery: found.recovery,
+        })
+    }
+
+    /// What opening found.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    async fn append_one(
+        &self,
+        stream: &StreamName,
+        expected: Option<Position>,
+        bytes: Vec<u8>,
+    ) -> Result<Position, AppendError> {
+        if bytes.len() > MAX_RECORD_BYTES {
+            return Err(AppendError::TooLarge { size: bytes.len(), max: MAX_RECORD_BYTES });
+        }
+        self.check_open().map_err(|_| AppendError::Closed)?;
+        let requests = self.requests.as_ref().ok_or(AppendError::ReadOnly)?;
+        // Far below u32::MAX: checked above.
+        let room = Arc::clone(&self.room).acquire_many_owned(bytes.len() as u32).await;
+        let room = room.map_err(|_| AppendError::Closed)?;
+        let (answer, answered) = oneshot::channel();
+        let append = Append { stream: stream.clone(), expected, bytes, answer, _room: room };
+        requests.send(Request::Append(append)).await.map_err(|_| AppendError::Closed)?;
+        // The writer answers everything it takes; what it did not take when it closed was not written.
+        answered.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    async fn read_from(&self, from: Position, limit: ReadLimit) -> Result<Vec<Entry>, ReadError> {
+        self.check_open()?;
+        let (index, codec) = (Arc::clone(&self.index), self.codec.clone());
+        let page = tokio::task::spawn_blocking(move || reader::read_page(&index, &codec, from, limit)).await;
+        page.unwrap_or_else(|error| Err(ReadError::Unavailable { reason: error.to_string() }))
+    }
+
+    fn check_open(&self) -> Result<(), ReadError> {
+        if self.closed.load(Ordering::Acquire) { Err(ReadError::Closed) } else { Ok(()) }
+    }
+
+    fn index(&self) -> std::sync::RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EventLog for FileLog {
+    fn append<'a>(
+        &'a self,
+        stream: &'a StreamName,
+        expected_last: Option<Position>,
+        bytes: Vec<u8>,
+    ) -> BoxFuture<'a, Result<Position, AppendError>> {
+        Box::pin(self.append_one(stream, expected_last, bytes))
+    }
+
+    fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
+        Box::pin(self.read_from(from, limit))
+    }
+
+    fn last_position(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        Box::pin(async move { self.check_open().map(|()| self.index().last()) })
+    }
+
+    fn last_of_stream<'a>(
+        &'a self,
+        stream: &'a StreamName,
+    ) -> BoxFuture<'a, Result<Option<Position>, ReadError>> {
+        Box::pin(async move { self.check_open().map(|()| self.index().last_of_stream(stream)) })
+    }
+
+    fn wait_beyond(&self, position: Position) -> BoxFuture<'_, Result<Position, ReadError>> {
+        let mut last = self.last.subscribe();
+        Box::pin(async move {
+            let reached = last.wait_for(|last| last.is_none_or(|last| last > position)).await;
+            reached.ok().and_then(|last| *last).ok_or(ReadError::Closed)
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.closed.store(true, Ordering::Release);
+            if let Some(requests) = &self.requests {
+                let (done, finished) = oneshot::channel();
+                if requests.send(Request::Close(done)).await.is_ok() {
+                    // An error: someone else's request to close came first, and the writer is gone.
+                    let _ = finished.await;
+                }
+            } else {
+                self.last.send_replace(None);
+            }
+        })
+    }
+}
+
+impl Drop for FileLog {
+    fn drop(&mut self) {
+        // The writer ends when nobody can ask any more. Waiting for it means that the lock is free afterwards; it has
+        // at most one group to finish.
+        self.requests = None;
+        if let Some(writer) = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the log's writer had panicked");
+        }
+    }
+}
+
+/// Makes the folder and takes its lock; the lock lasts as long as the file is open, whatever ends the process.
+fn lock_folder(dir: &Path) -> Result<File, OpenError> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir).map_err(io("make the folder", dir))?;
+    let path = dir.join("lock");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    segment::owner_only(&mut options);
+    let mut file = options.open(&path).map_err(io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
+            let holder = if known { holder.trim().to_owned() } else { "another process".to_owned() };
+            return Err(OpenError::Locked { dir: dir.to_path_buf(), holder });
+        }
+        Err(TryLockError::Error(source)) => return Err(OpenError::Io { doing: "lock", path, source }),
+    }
+    let named = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "process {}", std::process::id()));
+    if let Err(error) = named {
+        // A full disk must not keep a log from being read; only the name in the message is lost.
+        tracing::warn!(lock = %path.display(), %error, "cannot write the process id into the lock file");
+    }
+    Ok(file)
+}
+
+fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> OpenError {
+    move |source| OpenError::Io { doing, path: path.to_path_buf(), source }
+}

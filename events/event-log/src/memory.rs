@@ -1,0 +1,130 @@
+//! A log in memory, for the tests of others: the contract without durability and without faults.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::contract::{BoxFuture, EventLog};
+use crate::error::{AppendError, ReadError};
+use crate::limits::MAX_RECORD_BYTES;
+use crate::position::{Entry, Position, ReadLimit, StreamName};
+
+/// A log that lives as long as its process. Grows without bound, so not for production.
+#[derive(Debug)]
+pub struct MemoryLog {
+    state: Mutex<State>,
+    /// The last position, or `None` once closed.
+    last: watch::Sender<Option<Position>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: Vec<Entry>,
+    last_of_stream: HashMap<StreamName, Position>,
+    closed: bool,
+}
+
+impl Default for MemoryLog {
+    fn default() -> MemoryLog {
+        MemoryLog { state: Mutex::default(), last: watch::Sender::new(Some(Position::ZERO)) }
+    }
+}
+
+impl MemoryLog {
+    /// An empty log.
+    pub fn new() -> MemoryLog {
+        MemoryLog::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics between two related changes of the state, so a poisoned lock is still consistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, ReadError> {
+        let state = self.state();
+        if state.closed { Err(ReadError::Closed) } else { Ok(state) }
+    }
+
+    fn append_now(
+        &self,
+        stream: &StreamName,
+        expected: Option<Position>,
+        bytes: Vec<u8>,
+    ) -> Result<Position, AppendError> {
+        if bytes.len() > MAX_RECORD_BYTES {
+            return Err(AppendError::TooLarge { size: bytes.len(), max: MAX_RECORD_BYTES });
+        }
+        let mut state = self.state();
+        if state.closed {
+            return Err(AppendError::Closed);
+        }
+        let actual = state.last_of_stream.get(stream).copied();
+        if actual != expected {
+            return Err(AppendError::Conflict { expected, actual });
+        }
+        let position = Position(state.entries.len() as u64 + 1);
+        state.entries.push(Entry { position, stream: stream.clone(), bytes });
+        state.last_of_stream.insert(stream.clone(), position);
+        self.last.send_replace(Some(position));
+        Ok(position)
+    }
+
+    fn read_now(&self, from: Position, limit: ReadLimit) -> Result<Vec<Entry>, ReadError> {
+        let state = self.open_state()?;
+        let limit = limit.clamped();
+        let start = usize::try_from(from.0.max(1) - 1).unwrap_or(usize::MAX);
+        let mut page: Vec<Entry> = Vec::new();
+        let mut bytes = 0;
+        for entry in state.entries.iter().skip(start).take(limit.entries) {
+            bytes += entry.bytes.len();
+            if bytes > limit.bytes && !page.is_empty() {
+                break;
+            }
+            page.push(entry.clone());
+        }
+        Ok(page)
+    }
+}
+
+impl EventLog for MemoryLog {
+    fn append<'a>(
+        &'a self,
+        stream: &'a StreamName,
+        expected_last: Option<Position>,
+        bytes: Vec<u8>,
+    ) -> BoxFuture<'a, Result<Position, AppendError>> {
+        Box::pin(async move { self.append_now(stream, expected_last, bytes) })
+    }
+
+    fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
+        Box::pin(async move { self.read_now(from, limit) })
+    }
+
+    fn last_position(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        Box::pin(async move { Ok(Position(self.open_state()?.entries.len() as u64)) })
+    }
+
+    fn last_of_stream<'a>(
+        &'a self,
+        stream: &'a StreamName,
+    ) -> BoxFuture<'a, Result<Option<Position>, ReadError>> {
+        Box::pin(async move { Ok(self.open_state()?.last_of_stream.get(stream).copied()) })
+    }
+
+    fn wait_beyond(&self, position: Position) -> BoxFuture<'_, Result<Position, ReadError>> {
+        let mut last = self.last.subscribe();
+        Box::pin(async move {
+            let reached = last.wait_for(|last| last.is_none_or(|last| last > position)).await;
+            reached.ok().and_then(|last| *last).ok_or(ReadError::Closed)
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.state().closed = true;
+            self.last.send_replace(None);
+        })
+    }
+}
