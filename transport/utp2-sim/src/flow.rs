@@ -1,0 +1,293 @@
+//! `utp2::Endpoint` as a [`Node`]: a sender of made-up blocks and a receiver that checks every byte.
+//!
+//! Leaves out what is measured over several flows; that is [`crate::scenario`].
+
+use core::time::Duration;
+use std::net::SocketAddr;
+
+use timebase::Instant;
+use utp2::{
+    Authorizer, BlockSink, BlockSource, CloseReason, Config, ContextId, Endpoint, Event, Handle, Identity,
+    PeerIdentity, SendError, SourceError, Stats,
+};
+
+use crate::network::{Node, Transmission};
+use crate::pattern::{self, Ledger};
+
+/// The context of every simulated flow.
+pub const CONTEXT: ContextId = ContextId(*b"simulated flows.");
+
+/// Datagrams a driver would hand to the kernel in one call.
+const SEGMENTS_MAX: usize = 16;
+
+/// Accepts everybody who knows the secret.
+struct Anybody;
+
+impl Authorizer for Anybody {
+    fn authorize(&self, _: ContextId, _: &PeerIdentity) -> bool {
+        true
+    }
+}
+
+struct Pattern;
+
+impl BlockSource for Pattern {
+    fn read(&mut self, _: Handle, tag: u64, offset: u32, buf: &mut [u8]) -> Result<(), SourceError> {
+        pattern::fill(tag, offset, buf);
+        Ok(())
+    }
+}
+
+/// Where a flow's blocks arrive, and when.
+struct Arrivals {
+    ledger: Ledger,
+    now: Instant,
+    started: Instant,
+    bucket: Duration,
+    /// New bytes in each bucket of time since the start.
+    timeline: Vec<u64>,
+    completed_at: Option<Instant>,
+}
+
+impl BlockSink for Arrivals {
+    fn write(&mut self, _: Handle, tag: u64, offset: u32, fin: bool, data: &[u8]) {
+        let before = self.ledger.received();
+        self.ledger.write(tag, offset, fin, data);
+        let bucket = (self.now - self.started).as_micros() / self.bucket.as_micros().max(1);
+        let bucket = usize::try_from(bucket).expect("simulated time is short");
+        if self.timeline.len() <= bucket {
+            self.timeline.resize(bucket + 1, 0);
+        }
+        self.timeline[bucket] += self.ledger.received() - before;
+        if self.completed_at.is_none() && self.ledger.is_complete() {
+            self.completed_at = Some(self.now);
+        }
+    }
+}
+
+/// A sender has nothing to receive.
+struct Nowhere;
+
+impl BlockSink for Nowhere {
+    fn write(&mut self, _: Handle, _: u64, _: u32, _: bool, _: &[u8]) {}
+}
+
+/// Which end of a flow a node is.
+enum End {
+    Sender {
+        to: SocketAddr,
+        start: Instant,
+        bytes: u64,
+        block_len: u32,
+        next: u64,
+        sent: u64,
+        conn: Option<Handle>,
+    },
+    Receiver(Box<Arrivals>),
+}
+
+/// One end of a µTP2 flow.
+pub struct FlowNode {
+    endpoint: Endpoint,
+    end: End,
+    conn: Option<Handle>,
+    connected_at: Option<Instant>,
+    closed: Option<CloseReason>,
+    last_stats: Stats,
+}
+
+/// What a flow moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Length of a block; the last one is shorter.
+    pub block_len: u32,
+    /// When the sender begins to connect.
+    pub start: Instant,
+}
+
+impl FlowNode {
+    fn new(config: Config, secret: &[u8; 32], seed: [u8; 32], end: End) -> Self {
+        let mut endpoint =
+            Endpoint::new(config, Identity::new(seed, Vec::new()), Box::new(Anybody), seed.map(|b| !b));
+        endpoint.add_context(CONTEXT, secret);
+        let last_stats = Stats::default();
+        Self { endpoint, end, conn: None, connected_at: None, closed: None, last_stats }
+    }
+
+    /// The end that connects to `to` and sends.
+    #[must_use]
+    pub fn sender(config: Config, secret: &[u8; 32], seed: [u8; 32], to: SocketAddr, load: Load) -> Self {
+        let Load { bytes, block_len, start } = load;
+        Self::new(
+            config,
+            secret,
+            seed,
+            End::Sender { to, start, bytes, block_len, next: 0, sent: 0, conn: None },
+        )
+    }
+
+    /// The end that accepts and checks. Its timeline counts in steps of `bucket` from `load.start`.
+    #[must_use]
+    pub fn receiver(config: Config, secret: &[u8; 32], seed: [u8; 32], load: Load, bucket: Duration) -> Self {
+        let arrivals = Arrivals {
+            ledger: Ledger::new(load.bytes, load.block_len),
+            now: Instant::ZERO,
+            started: load.start,
+            bucket,
+            timeline: Vec::new(),
+            completed_at: None,
+        };
+        Self::new(config, secret, seed, End::Receiver(Box::new(arrivals)))
+    }
+
+    /// What has arrived; `None` for a sender.
+    #[must_use]
+    pub fn ledger(&self) -> Option<&Ledger> {
+        match &self.end {
+            End::Sender { .. } => None,
+            End::Receiver(arrivals) => Some(&arrivals.ledger),
+        }
+    }
+
+    /// When the last byte arrived; `None` for a sender and before.
+    #[must_use]
+    pub fn completed_at(&self) -> Option<Instant> {
+        match &self.end {
+            End::Sender { .. } => None,
+            End::Receiver(arrivals) => arrivals.completed_at,
+        }
+    }
+
+    /// New bytes in each bucket of time; empty for a sender.
+    #[must_use]
+    pub fn timeline(&self) -> &[u64] {
+        match &self.end {
+            End::Sender { .. } => &[],
+            End::Receiver(arrivals) => &arrivals.timeline,
+        }
+    }
+
+    /// When the handshake was done.
+    #[must_use]
+    pub fn connected_at(&self) -> Option<Instant> {
+        self.connected_at
+    }
+
+    /// Why the connection ended, if it has.
+    #[must_use]
+    pub fn closed(&self) -> Option<&CloseReason> {
+        self.closed.as_ref()
+    }
+
+    /// Blocks that were wholly acknowledged; 0 for a receiver.
+    #[must_use]
+    pub fn blocks_sent(&self) -> u64 {
+        match &self.end {
+            End::Sender { sent, .. } => *sent,
+            End::Receiver(_) => 0,
+        }
+    }
+
+    /// The connection's counters, those of its last moment if it has ended.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.conn.and_then(|h| self.endpoint.connection(h)).map_or(self.last_stats, |c| c.stats())
+    }
+
+    /// The endpoint, to be acted on between two runs.
+    pub fn endpoint_mut(&mut self) -> &mut Endpoint {
+        &mut self.endpoint
+    }
+
+    fn start_if_due(&mut self, now: Instant) {
+        if let End::Sender { to, start, conn: conn @ None, .. } = &mut self.end
+            && *start <= now
+        {
+            let handle = self.endpoint.connect(now, *to, CONTEXT).expect("a fresh endpoint connects");
+            *conn = Some(handle);
+            self.conn = Some(handle);
+        }
+    }
+
+    fn drain_events(&mut self, now: Instant) {
+        let mut hungry = false;
+        while let Some((handle, event)) = self.endpoint.poll_event() {
+            match event {
+                Event::Connected => {
+                    self.conn = Some(handle);
+                    self.connected_at = Some(now);
+                    hungry = true;
+                }
+                Event::BlockSent { .. } => {
+                    if let End::Sender { sent, .. } = &mut self.end {
+                        *sent += 1;
+                    }
+                    hungry = true;
+                }
+                Event::Closed(why) => {
+                    self.closed = Some(why);
+                    self.conn = None;
+                }
+                _ => {}
+            }
+        }
+        if hungry {
+            self.feed();
+        }
+        if let Some(conn) = self.conn.and_then(|h| self.endpoint.connection(h)) {
+            self.last_stats = conn.stats();
+        }
+    }
+
+    /// Queues blocks until the connection takes no more.
+    fn feed(&mut self) {
+        let End::Sender { bytes, block_len, next, .. } = &mut self.end else { return };
+        let Some(conn) = self.conn.and_then(|h| self.endpoint.connection_mut(h)) else { return };
+        loop {
+            let rest = bytes.saturating_sub(*next * u64::from(*block_len));
+            let len = u32::try_from(rest).unwrap_or(u32::MAX).min(*block_len);
+            if len == 0 {
+                return;
+            }
+            match conn.send_block(*next, len, 0) {
+                Ok(()) => *next += 1,
+                Err(SendError::Blocked | SendError::Closed) => return,
+                Err(other) => panic!("block {next} of {len} bytes was refused: {other}"),
+            }
+        }
+    }
+}
+
+impl Node for FlowNode {
+    fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+        match &mut self.end {
+            End::Sender { .. } => self.endpoint.handle_datagram(now, from, datagram, &mut Nowhere),
+            End::Receiver(arrivals) => {
+                arrivals.now = now;
+                self.endpoint.handle_datagram(now, from, datagram, &mut **arrivals);
+            }
+        }
+        self.drain_events(now);
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.start_if_due(now);
+        self.endpoint.handle_timeout(now);
+        self.drain_events(now);
+    }
+
+    fn poll_timeout(&mut self) -> Option<Instant> {
+        let start = match self.end {
+            End::Sender { start, conn: None, .. } => Some(start),
+            _ => None,
+        };
+        self.endpoint.poll_timeout().into_iter().chain(start).min()
+    }
+
+    fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmission> {
+        let t = self.endpoint.poll_transmit(now, SEGMENTS_MAX, buf, &mut Pattern)?;
+        Some(Transmission { to: t.remote, len: t.len, segment_size: t.segment_size })
+    }
+}

@@ -1,0 +1,211 @@
+//! Data that need not be kept: every byte of every block is a function of its place, so a sender makes it
+//! up and a receiver checks it, however large the transfer is.
+
+use std::collections::HashMap;
+
+/// Fills `buf` with the bytes of block `tag` from `offset` on.
+pub fn fill(tag: u64, offset: u32, buf: &mut [u8]) {
+    let mut at = u64::from(offset);
+    let mut rest = buf;
+    while !rest.is_empty() {
+        let word = word(tag, at / 8).to_le_bytes();
+        let part = &word[(at % 8) as usize..];
+        let n = part.len().min(rest.len());
+        let (head, tail) = rest.split_at_mut(n);
+        head.copy_from_slice(&part[..n]);
+        rest = tail;
+        at += n as u64;
+    }
+}
+
+/// Whether `data` is what [`fill`] gives for this place.
+#[must_use]
+pub fn matches(tag: u64, offset: u32, data: &[u8]) -> bool {
+    let mut at = u64::from(offset);
+    let mut rest = data;
+    while !rest.is_empty() {
+        let word = word(tag, at / 8).to_le_bytes();
+        let part = &word[(at % 8) as usize..];
+        let n = part.len().min(rest.len());
+        if rest[..n] != part[..n] {
+            return false;
+        }
+        rest = &rest[n..];
+        at += n as u64;
+    }
+    true
+}
+
+/// The finaliser of splitmix64 over place and block: every bit depends on every bit.
+fn word(tag: u64, index: u64) -> u64 {
+    let mut z = tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xd134_2543_de82_ef95);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// What a receiver has of a transfer of `blocks` blocks, tagged 0, 1, 2…; checks every byte.
+pub struct Ledger {
+    bytes: u64,
+    block_len: u32,
+    partial: HashMap<u64, Vec<(u32, u32)>>,
+    complete: Vec<bool>,
+    blocks_complete: u64,
+    received: u64,
+    duplicate: u64,
+    fault: Option<String>,
+}
+
+impl Ledger {
+    /// Expects `bytes` bytes in blocks of `block_len`, the last one shorter.
+    ///
+    /// # Panics
+    /// If `block_len` is zero.
+    #[must_use]
+    pub fn new(bytes: u64, block_len: u32) -> Self {
+        let blocks = usize::try_from(bytes.div_ceil(u64::from(block_len))).expect("fits an index");
+        Self {
+            bytes,
+            block_len,
+            partial: HashMap::new(),
+            complete: vec![false; blocks],
+            blocks_complete: 0,
+            received: 0,
+            duplicate: 0,
+            fault: None,
+        }
+    }
+
+    /// The length of block `tag`; 0 beyond the end.
+    #[must_use]
+    pub fn len_of(&self, tag: u64) -> u32 {
+        let rest = self.bytes.saturating_sub(tag.saturating_mul(u64::from(self.block_len)));
+        u32::try_from(rest).unwrap_or(u32::MAX).min(self.block_len)
+    }
+
+    /// Takes a piece of block `tag`.
+    pub fn write(&mut self, tag: u64, offset: u32, fin: bool, data: &[u8]) {
+        let end = u64::from(offset) + data.len() as u64;
+        let len = self.len_of(tag);
+        if end > u64::from(len) || data.is_empty() {
+            return self.fail(format!("block {tag}: piece {offset}..{end} of a block of {len}"));
+        }
+        if fin != (end == u64::from(len)) {
+            return self.fail(format!("block {tag}: piece {offset}..{end} of {len} has fin {fin}"));
+        }
+        if !matches(tag, offset, data) {
+            return self.fail(format!("block {tag}: wrong bytes in {offset}..{end}"));
+        }
+        let index = usize::try_from(tag).expect("below the number of blocks");
+        if self.complete[index] {
+            self.duplicate += data.len() as u64;
+            return;
+        }
+        let ranges = self.partial.entry(tag).or_default();
+        let new = insert(ranges, offset, end as u32);
+        self.received += u64::from(new);
+        self.duplicate += data.len() as u64 - u64::from(new);
+        if ranges[0] == (0, len) {
+            self.partial.remove(&tag);
+            self.complete[index] = true;
+            self.blocks_complete += 1;
+        }
+    }
+
+    /// Bytes received, each counted once.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Bytes received again.
+    #[must_use]
+    pub fn duplicate(&self) -> u64 {
+        self.duplicate
+    }
+
+    /// Whether every byte of every block has come.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.blocks_complete == self.complete.len() as u64
+    }
+
+    /// The first thing that was wrong with what came.
+    #[must_use]
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    fn fail(&mut self, what: String) {
+        self.fault.get_or_insert(what);
+    }
+}
+
+/// Adds `start..end` to sorted, disjoint ranges and gives the number of bytes that are new.
+fn insert(ranges: &mut Vec<(u32, u32)>, start: u32, end: u32) -> u32 {
+    let first = ranges.partition_point(|r| r.1 < start);
+    let last = ranges.partition_point(|r| r.0 <= end);
+    if first == last {
+        ranges.insert(first, (start, end));
+        return end - start;
+    }
+    let merged = (start.min(ranges[first].0), end.max(ranges[last - 1].1));
+    let had: u32 = ranges[first..last].iter().map(|r| r.1 - r.0).sum();
+    ranges.drain(first + 1..last);
+    ranges[first] = merged;
+    merged.1 - merged.0 - had
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_depend_on_their_place_alone() {
+        let mut whole = [0; 100];
+        fill(5, 0, &mut whole);
+        for start in 0..100u32 {
+            let mut part = vec![0; 100 - start as usize];
+            fill(5, start, &mut part);
+            assert_eq!(part, whole[start as usize..]);
+            assert!(matches(5, start, &part));
+            assert!(!matches(6, start, &part) && !matches(5, start + 1, &part));
+        }
+    }
+
+    #[test]
+    fn a_ledger_counts_each_byte_once() {
+        let mut ledger = Ledger::new(2500, 1000);
+        let mut piece = |tag: u64, from: u32, to: u32| {
+            let mut data = vec![0; (to - from) as usize];
+            fill(tag, from, &mut data);
+            ledger.write(tag, from, to == ledger.len_of(tag), &data);
+            (ledger.received(), ledger.duplicate(), ledger.is_complete())
+        };
+        assert_eq!(piece(0, 500, 1000), (500, 0, false));
+        assert_eq!(piece(0, 0, 600), (1000, 100, false));
+        assert_eq!(piece(0, 0, 600), (1000, 700, false));
+        assert_eq!(piece(2, 0, 500), (1500, 700, false));
+        for (from, to) in [(0, 100), (300, 400), (900, 1000), (100, 300), (350, 950)] {
+            piece(1, from, to);
+        }
+        assert_eq!(piece(1, 0, 1), (2500, 801 + 100, true));
+        assert_eq!(ledger.fault(), None);
+    }
+
+    #[test]
+    fn wrong_bytes_places_and_ends_are_noticed() {
+        let check = |tag, offset, fin, data: &[u8], says: &str| {
+            let mut ledger = Ledger::new(2500, 1000);
+            ledger.write(tag, offset, fin, data);
+            assert!(ledger.fault().is_some_and(|f| f.contains(says)), "{:?}", ledger.fault());
+        };
+        let mut right = [0; 500];
+        fill(2, 0, &mut right);
+        check(2, 0, false, &right, "fin");
+        check(2, 1, true, &right, "piece");
+        check(3, 0, true, &right, "piece");
+        right[499] ^= 1;
+        check(2, 0, true, &right, "wrong bytes");
+    }
+}

@@ -1,0 +1,3 @@
+//! The `utp2` tool.
+
+fn main() {}

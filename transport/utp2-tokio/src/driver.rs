@@ -1,0 +1,286 @@
+//! The task of an endpoint: datagrams, deadlines and wishes in, datagrams and events out.
+//!
+//! Decides nothing about the protocol. Read first: the crate's page; `utp2`'s page for the drive order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use timebase::Instant;
+
+use crate::fault::{BadPath, LossInjector};
+use crate::shared::{BadPaths, Shared, code};
+use crate::socket::{ReceiveBatch, WouldBlock};
+use crate::timer::Timer;
+
+/// Receive calls in a row before sending gets its turn: 4 MiB at most.
+const RECEIVES_PER_TURN: usize = 4;
+
+/// Sends in a row before receiving gets its turn: 1 MiB at most.
+const SENDS_PER_TURN: usize = 16;
+
+/// How long an ending endpoint waits for its last packets to leave.
+const END_TIME: Duration = Duration::from_secs(1);
+
+/// Why the driver woke up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wakeup {
+    /// The socket has datagrams, or the last turn left some.
+    Datagram,
+    /// The socket has room for what it refused before.
+    Writable,
+    /// A deadline of the core, or of the injected delay.
+    Timer,
+    /// Somebody used a connection or the endpoint.
+    Command,
+    /// The endpoint is to end.
+    Shutdown,
+}
+
+/// A transmission the socket had no room for.
+struct Refused {
+    remote: SocketAddr,
+    segment_size: Option<usize>,
+}
+
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    timer: Timer,
+    /// What the timer is set to.
+    armed: Option<Instant>,
+    batch: ReceiveBatch,
+    /// The transmission under way, kept while the socket refuses it.
+    buf: Vec<u8>,
+    refused: Option<Refused>,
+    /// Datagrams or transmissions were left for the next turn.
+    more: bool,
+    max_datagram: usize,
+    bad: Option<BadPaths>,
+}
+
+/// Ends the endpoint however the driver ends, so that nobody waits for it for ever.
+struct EndGuard(Arc<Shared>);
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl Driver {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        max_datagram: u16,
+        fault: Option<&LossInjector>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            shared,
+            timer: Timer::new()?,
+            armed: None,
+            batch: ReceiveBatch::new(),
+            buf: Vec::new(),
+            refused: None,
+            more: false,
+            max_datagram: usize::from(max_datagram),
+            bad: fault.map(|f| {
+                let (out, inward) = BadPath::both_ways(f);
+                BadPaths { out, inward }
+            }),
+        })
+    }
+
+    /// Runs until the endpoint is to end.
+    pub(crate) async fn run(mut self) {
+        let guard = EndGuard(self.shared.clone());
+        let mut give_up = None;
+        loop {
+            match self.next_wakeup().await {
+                Ok(Wakeup::Datagram) => self.receive(),
+                Ok(Wakeup::Timer) => self.armed = None,
+                Ok(Wakeup::Writable | Wakeup::Command) => {}
+                Ok(Wakeup::Shutdown) => {
+                    if give_up.is_none() {
+                        give_up = Some(self.shared.now() + END_TIME);
+                        self.shared.core().close_all();
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the endpoint ends: its socket or timer failed");
+                    break;
+                }
+            }
+            let deadline = self.advance();
+            if let Some(give_up) = give_up {
+                // Closed connections linger in the core to answer those who missed the news.
+                let is_done = deadline.is_none() && self.refused.is_none() && !self.more;
+                if is_done || self.shared.now() >= give_up {
+                    break;
+                }
+            }
+            if let Err(error) = self.arm(deadline.into_iter().chain(give_up).min()) {
+                tracing::error!(%error, "the endpoint ends: its timer failed");
+                break;
+            }
+        }
+        drop(guard);
+    }
+
+    async fn next_wakeup(&mut self) -> io::Result<Wakeup> {
+        let ending = self.shared.is_ending();
+        if self.more {
+            self.more = false;
+            // Others share the thread.
+            tokio::task::yield_now().await;
+            return Ok(if ending { Wakeup::Shutdown } else { Wakeup::Datagram });
+        }
+        let (shared, timer, blocked) = (&self.shared, &self.timer, self.refused.is_some());
+        let wakeup = tokio::select! {
+            biased;
+            () = shared.woken() => Wakeup::Command,
+            r = shared.socket.readable() => { r?; Wakeup::Datagram }
+            r = timer.fired() => { r?; Wakeup::Timer }
+            r = shared.socket.writable(), if blocked => { r?; Wakeup::Writable }
+        };
+        Ok(match wakeup {
+            Wakeup::Command if shared.is_ending() => Wakeup::Shutdown,
+            other => other,
+        })
+    }
+
+    fn arm(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        let now = self.shared.now();
+        match deadline {
+            // Setting and firing the timer would take longer than a turn.
+            Some(at) if at <= now => {
+                self.more = true;
+                Ok(())
+            }
+            _ if deadline == self.armed => Ok(()),
+            _ => {
+                self.armed = deadline;
+                self.timer.set(deadline.map(|at| at - now))
+            }
+        }
+    }
+
+    /// Moves what the socket has into the core.
+    fn receive(&mut self) {
+        for _ in 0..RECEIVES_PER_TURN {
+            match self.shared.socket.try_recv(&mut self.batch) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Such as an ICMP answer to something sent earlier.
+                    tracing::debug!(%error, "receiving failed");
+                    return;
+                }
+            }
+            let is_full = self.batch.is_full();
+            for (remote, run, stride) in self.batch.runs() {
+                let now = self.shared.now();
+                if let Some(bad) = &mut self.bad {
+                    run.chunks(stride).for_each(|datagram| bad.inward.push(now, remote, datagram));
+                    continue;
+                }
+                let mut core = self.shared.core();
+                let now = core.advance_to(now);
+                for datagram in run.chunks_mut(stride) {
+                    core.handle_datagram(now, remote, datagram);
+                    core.dispatch_events(&self.shared);
+                }
+            }
+            if !is_full {
+                return;
+            }
+        }
+        self.more = true;
+    }
+
+    /// Lets the core act and sends what it has to send. Gives the next deadline.
+    fn advance(&mut self) -> Option<Instant> {
+        let orphans = self.shared.take_orphans();
+        {
+            let mut core = self.shared.core();
+            let now = core.advance_to(self.shared.now());
+            for handle in orphans {
+                core.close(handle, code::GONE, "nobody holds the connection any more");
+            }
+            if let Some(bad) = &mut self.bad {
+                while let Some((remote, mut datagram)) = bad.inward.pop(now) {
+                    core.handle_datagram(now, remote, &mut datagram);
+                    core.dispatch_events(&self.shared);
+                }
+            }
+            if core.endpoint.poll_timeout().is_some_and(|at| at <= now) {
+                core.endpoint.handle_timeout(now);
+            }
+            core.dispatch_events(&self.shared);
+        }
+        self.transmit();
+        let mut core = self.shared.core();
+        core.dispatch_events(&self.shared);
+        let deadline = core.endpoint.poll_timeout();
+        drop(core);
+        // A refused transmission waits for the socket; asking the core again would not help.
+        let deadline = deadline.filter(|_| self.refused.is_none());
+        let injected = self.bad.as_ref().and_then(|b| b.out.due().into_iter().chain(b.inward.due()).min());
+        deadline.into_iter().chain(injected).min()
+    }
+
+    fn transmit(&mut self) {
+        if !self.send_delayed() {
+            return;
+        }
+        if let Some(refused) = self.refused.take()
+            && !self.send(refused.remote, refused.segment_size)
+        {
+            return;
+        }
+        for _ in 0..SENDS_PER_TURN {
+            let segments = self.shared.socket.max_segments(self.max_datagram);
+            let transmit = {
+                let mut core = self.shared.core();
+                let now = core.advance_to(self.shared.now());
+                core.poll_transmit(now, segments, &mut self.buf)
+            };
+            let Some(t) = transmit else { return };
+            self.buf.truncate(t.len);
+            if let Some(bad) = &mut self.bad {
+                let now = self.shared.now();
+                let size = t.segment_size.unwrap_or(t.len).max(1);
+                self.buf.chunks(size).for_each(|datagram| bad.out.push(now, t.remote, datagram));
+                if !self.send_delayed() {
+                    return;
+                }
+            } else if !self.send(t.remote, t.segment_size) {
+                return;
+            }
+        }
+        self.more = true;
+    }
+
+    /// Sends the buffer; false if the socket has no room, and then it is kept.
+    fn send(&mut self, remote: SocketAddr, segment_size: Option<usize>) -> bool {
+        match self.shared.socket.try_send(remote, &self.buf, segment_size) {
+            Ok(()) => true,
+            Err(WouldBlock) => {
+                self.refused = Some(Refused { remote, segment_size });
+                false
+            }
+        }
+    }
+
+    /// Sends what the injected delay has let go; false if the socket has no room.
+    fn send_delayed(&mut self) -> bool {
+        let Some(bad) = &mut self.bad else { return true };
+        let now = self.shared.now();
+        while let Some((remote, datagram)) = bad.out.pop(now) {
+            if self.shared.socket.try_send(remote, &datagram, None).is_err() {
+                bad.out.put_back(now, remote, datagram);
+                return false;
+            }
+        }
+        true
+    }
+}

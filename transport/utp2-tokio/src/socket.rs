@@ -1,0 +1,297 @@
+//! One UDP socket: batches, segmentation offload both ways, large buffers, and what the kernel dropped.
+//!
+//! Knows nothing of µTP2. Where the system lacks an offload, `quinn-udp` falls back to single datagrams;
+//! where it withdraws one in the middle (a device that cannot), the batch is sent again in pieces here.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+/// Bytes asked for the kernel's receive and send buffers: 10 ms at 5 Gbit/s, so that a driver that is not
+/// scheduled for a while loses nothing. Linux grants at most `net.core.rmem_max` and `wmem_max`.
+const SOCKET_BUFFER: usize = 8 << 20;
+
+/// Buffers handed to the kernel in one receive call. With GRO each can hold 64 KiB of equal datagrams.
+const RECEIVE_BATCH: usize = 16;
+
+/// The kernel's limit for one receive with GRO, and of a UDP datagram.
+const RECEIVE_BUFFER: usize = 65_535;
+
+/// The largest UDP payload over IPv4, and so the most bytes of one send with GSO.
+const SEND_MAX: usize = 65_507;
+
+/// The kernel's limit of datagrams in one send with GSO (`UDP_MAX_SEGMENTS` of older kernels).
+const SEGMENTS_MAX: usize = 64;
+
+/// A bound, non-blocking socket.
+pub(crate) struct Socket {
+    io: UdpSocket,
+    state: UdpSocketState,
+    is_v6: bool,
+    /// Whether the operating system refused a send outright; said once, then at debug level.
+    send_error_told: std::sync::atomic::AtomicBool,
+}
+
+impl Socket {
+    /// Binds `addr`. An IPv6 socket also speaks IPv4 where the system allows it.
+    pub(crate) fn bind(addr: SocketAddr) -> io::Result<Self> {
+        let socket = socket2::Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+        if addr.is_ipv6()
+            && let Err(error) = socket.set_only_v6(false)
+        {
+            tracing::debug!(%error, "this system has no dual-stack sockets");
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        enlarge_buffers(&socket);
+        let io = UdpSocket::from_std(socket.into())?;
+        Ok(Self { io, state, is_v6: addr.is_ipv6(), send_error_told: false.into() })
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    /// How many datagrams of `size` bytes at most one send takes now.
+    pub(crate) fn max_segments(&self, size: usize) -> usize {
+        self.state.max_gso_segments().min(SEGMENTS_MAX).min(SEND_MAX / size.max(1)).max(1)
+    }
+
+    /// Waits until a receive may succeed.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.io.readable().await
+    }
+
+    /// Waits until a send may succeed.
+    pub(crate) async fn writable(&self) -> io::Result<()> {
+        self.io.writable().await
+    }
+
+    /// Sends `data`, one datagram or several of `segment_size`. `Err` only if the socket has no room now;
+    /// anything else the network or the system does to a datagram is a loss, which µTP2 mends.
+    pub(crate) fn try_send(
+        &self,
+        remote: SocketAddr,
+        data: &[u8],
+        segment_size: Option<usize>,
+    ) -> Result<(), WouldBlock> {
+        let destination = self.outgoing(remote);
+        let transmit = Transmit { destination, ecn: None, contents: data, segment_size, src_ip: None };
+        let Err(error) = self.send_once(&transmit) else { return Ok(()) };
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Err(WouldBlock);
+        }
+        match segment_size {
+            // The device refused segmentation; `quinn-udp` has noted it and will report one segment.
+            Some(size) if self.state.max_gso_segments() == 1 && size < data.len() => {
+                for segment in data.chunks(size) {
+                    let single = Transmit { contents: segment, segment_size: None, ..transmit.clone() };
+                    if let Err(error) = self.send_once(&single) {
+                        self.tell(&error, remote);
+                    }
+                }
+            }
+            _ => self.tell(&error, remote),
+        }
+        Ok(())
+    }
+
+    fn send_once(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.io), transmit))
+    }
+
+    fn tell(&self, error: &io::Error, remote: SocketAddr) {
+        if self.send_error_told.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            tracing::debug!(%error, %remote, "a datagram could not be sent");
+        } else {
+            tracing::warn!(%error, %remote, "a datagram could not be sent; further ones at debug level");
+        }
+    }
+
+    /// Receives what is there into `batch`.
+    pub(crate) fn try_recv(&self, batch: &mut ReceiveBatch) -> io::Result<()> {
+        let ReceiveBatch { buffers, metas, filled } = batch;
+        let mut slices = buffers.each_mut().map(|b| IoSliceMut::new(b));
+        *filled = 0;
+        *filled = self
+            .io
+            .try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.io), &mut slices, metas))?;
+        Ok(())
+    }
+
+    /// The form the kernel wants: an IPv4 address on an IPv6 socket is a mapped one.
+    fn outgoing(&self, remote: SocketAddr) -> SocketAddr {
+        match remote {
+            SocketAddr::V4(v4) if self.is_v6 => {
+                SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+            }
+            other => other,
+        }
+    }
+
+    /// Datagrams the kernel dropped because the receive buffer was full, where it tells (Linux).
+    pub(crate) fn kernel_drops(&self) -> Option<u64> {
+        #[cfg(target_os = "linux")]
+        {
+            let inode = rustix::fs::fstat(&self.io).ok()?.st_ino;
+            let table = if self.is_v6 { "/proc/net/udp6" } else { "/proc/net/udp" };
+            drops_of_inode(&std::fs::read_to_string(table).ok()?, inode)
+        }
+        #[cfg(not(target_os = "linux"))]
+        None
+    }
+}
+
+/// The socket's send buffer is full.
+#[derive(Debug)]
+pub(crate) struct WouldBlock;
+
+/// Received datagrams, as the kernel batched them.
+pub(crate) struct ReceiveBatch {
+    buffers: [Box<[u8]>; RECEIVE_BATCH],
+    metas: [RecvMeta; RECEIVE_BATCH],
+    filled: usize,
+}
+
+impl ReceiveBatch {
+    pub(crate) fn new() -> Self {
+        Self {
+            buffers: std::array::from_fn(|_| vec![0; RECEIVE_BUFFER].into_boxed_slice()),
+            metas: [RecvMeta::default(); RECEIVE_BATCH],
+            filled: 0,
+        }
+    }
+
+    /// Whether the kernel may hold more than it gave.
+    pub(crate) fn is_full(&self) -> bool {
+        self.filled == RECEIVE_BATCH
+    }
+
+    /// The runs of datagrams received: sender, bytes, length of each datagram but the last.
+    pub(crate) fn runs(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8], usize)> {
+        self.buffers[..self.filled]
+            .iter_mut()
+            .zip(&self.metas)
+            .map(|(buffer, meta)| (canonical(meta.addr), &mut buffer[..meta.len], meta.stride.max(1)))
+    }
+}
+
+/// The address as people write it: a mapped IPv4 address is an IPv4 address.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(v4.into(), addr.port()),
+            None => addr,
+        },
+        IpAddr::V4(_) => addr,
+    }
+}
+
+/// Asks for large buffers and says what came of it: too small a buffer looks like loss on the path.
+fn enlarge_buffers(socket: &socket2::Socket) {
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    for (what, granted) in
+        [("receive (rmem_max)", socket.recv_buffer_size()), ("send (wmem_max)", socket.send_buffer_size())]
+    {
+        match granted {
+            Ok(size) if size < SOCKET_BUFFER => tracing::warn!(
+                granted = size,
+                asked = SOCKET_BUFFER,
+                "the system grants only a small {what} buffer; fast transfers may lose datagrams here"
+            ),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "the size of the {what} buffer is unknown"),
+        }
+    }
+}
+
+/// The last column of the line of this inode in `/proc/net/udp`.
+#[cfg(target_os = "linux")]
+fn drops_of_inode(table: &str, inode: u64) -> Option<u64> {
+    const INODE_COLUMN: usize = 9;
+    table.lines().skip(1).find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        (columns.get(INODE_COLUMN)?.parse() == Ok(inode)).then(|| columns.last()?.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    async fn receive(socket: &Socket, batch: &mut ReceiveBatch) -> Vec<(SocketAddr, Vec<u8>)> {
+        timeout(Duration::from_secs(10), async {
+            loop {
+                socket.readable().await.unwrap();
+                match socket.try_recv(batch) {
+                    Ok(()) => break,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) => panic!("{e}"),
+                }
+            }
+        })
+        .await
+        .expect("a datagram comes");
+        let mut got = Vec::new();
+        for (from, data, stride) in batch.runs() {
+            got.extend(data.chunks(stride).map(|d| (from, d.to_vec())));
+        }
+        got
+    }
+
+    #[tokio::test]
+    async fn segments_arrive_as_datagrams_whatever_the_offloads() {
+        let a = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let b = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let n = a.max_segments(1000);
+        assert!((1..=64).contains(&n));
+        let data: Vec<u8> = (0..n * 1000 - 300).map(|i| (i / 1000) as u8).collect();
+        a.try_send(b.local_addr().unwrap(), &data, Some(1000)).unwrap();
+        let (mut got, mut batch) = (Vec::new(), ReceiveBatch::new());
+        while got.len() < n {
+            got.extend(receive(&b, &mut batch).await);
+        }
+        assert_eq!(got.len(), n);
+        for (i, (from, datagram)) in got.iter().enumerate() {
+            assert_eq!(*from, a.local_addr().unwrap());
+            assert_eq!(datagram, &data[i * 1000..((i + 1) * 1000).min(data.len())]);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_ipv6_socket_speaks_ipv4_under_its_own_name() {
+        let Ok(six) = Socket::bind("[::]:0".parse().unwrap()) else {
+            eprintln!("skipped: no IPv6 here");
+            return;
+        };
+        let four = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        six.try_send(four.local_addr().unwrap(), b"over", None).unwrap();
+        let got = receive(&four, &mut ReceiveBatch::new()).await;
+        assert_eq!(got[0].1, b"over");
+        four.try_send(got[0].0, b"and back", None).unwrap();
+        let got = receive(&six, &mut ReceiveBatch::new()).await;
+        assert_eq!(got[0], (four.local_addr().unwrap(), b"and back".to_vec()));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernels_drops_are_counted() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
+                     10: 0100007F:A2B3 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 17\n";
+        assert_eq!(drops_of_inode(table, 4711), Some(17));
+        assert_eq!(drops_of_inode(table, 4712), None);
+        assert_eq!(drops_of_inode("nonsense\n\n1 2", 1), None);
+        let socket = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(socket.kernel_drops(), Some(0));
+    }
+}
