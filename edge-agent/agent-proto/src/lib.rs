@@ -9,6 +9,7 @@ extern crate std;
 
 mod bootstrap;
 mod credential;
+mod fingerprint;
 pub mod limits;
 pub mod link;
 pub mod peer;
@@ -18,6 +19,7 @@ mod trust;
 
 pub use bootstrap::{Bootstrap, ManagementServer};
 pub use credential::{Credential, CredentialError};
+pub use fingerprint::{fingerprint_text, parse_fingerprint};
 pub use run_secret::RunSecret;
 pub use seal::{SealError, open, seal};
 pub use trust::TrustBundle;

@@ -32,3 +32,21 @@ pub const TAG_LEN_MAX: usize = 256;
 
 /// µTP2 addresses an agent may name.
 pub const ADDRESSES_MAX: usize = 16;
+
+/// Bytes of one frame that the gateway takes until the agent is welcome: strangers get little.
+pub const FRAME_LEN_MAX_BEFORE_WELCOME: usize = 64 * 1024;
+
+/// Seconds between an agent's pings: below the usual idle time of NATs and proxies.
+pub const KEEP_ALIVE_S: u64 = 20;
+
+/// Seconds without a byte after which a link is dead: three pings.
+pub const DEAD_AFTER_S: u64 = 60;
+
+/// Seconds for a TLS handshake, and again for the first message after it.
+pub const HANDSHAKE_TIMEOUT_S: u64 = 10;
+
+/// Reports on their way without an answer: enough to fill a group commit of the log.
+pub const REPORTS_IN_FLIGHT_MAX: usize = 64;
+
+/// Grace of a command's not-before, ms: what a clock corrected over the network may be off.
+pub const CLOCK_GRACE_MS: u64 = 60_000;

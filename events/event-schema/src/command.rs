@@ -139,6 +139,20 @@ impl Command {
         })
     }
 
+    /// Id, audience and sequence of a command whose body this program need not understand: to refuse
+    /// it by name. Check the signature first.
+    ///
+    /// # Errors
+    /// If the bytes are no command, or one of an envelope that is not known.
+    pub fn address(bytes: &[u8]) -> Result<(CommandId, AgentId, u64), DecodeError> {
+        let (version, body) = bytes.split_first().ok_or(DecodeError::Malformed { what: "Command" })?;
+        if *version != 1 {
+            return Err(DecodeError::Unknown { what: "Command", kind: 0, version: *version });
+        }
+        let c: CommandV1 = decode_exact("Command", body)?;
+        Ok((c.id, c.audience, c.sequence))
+    }
+
     /// Opens a signed command as the agent `me` may: signature under one of `keys`, audience,
     /// sequence beyond `last_sequence`, and validity at `now`.
     ///
@@ -194,6 +208,8 @@ mod tests {
         let signed = command(me).sign(&key);
         let open = |me, last, now| Command::open(&signed, &keys, me, last, Timestamp(now));
         assert_eq!(open(me, 4, 150), Ok(command(me)));
+        assert_eq!(Command::address(&signed.bytes), Ok((command(me).id, me, 5)));
+        assert!(Command::address(&signed.bytes[1..]).is_err());
         assert_eq!(open(AgentId([9; 16]), 4, 150), Err(RefusalReason::WrongAudience));
         assert_eq!(open(me, 5, 150), Err(RefusalReason::Replayed));
         assert_eq!(open(me, 4, 99), Err(RefusalReason::TooEarly));
