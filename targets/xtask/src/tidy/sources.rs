@@ -22,6 +22,9 @@ const LEFTOVERS: &[(&str, &str)] = &[
     (concat!(">>>>", ">>> "), "a merge that was not finished"),
 ];
 
+/// Not a test but the tool that adds a golden file; its reason begins like this.
+const WRITER: &str = concat!("#[ign", "ore = \"writes ");
+
 /// What a sans-IO crate must not touch outside its tests.
 const IMPURE: &[&str] = &[
     "std::fs",
@@ -69,9 +72,14 @@ fn one(source: &Source, pure: bool) -> Vec<String> {
         for host in hosts(line).filter(|host| !allowed(host)) {
             say(format!("links to {host}; tell it by name, links rot (allowed hosts: tidy/sources.rs)"));
         }
-        for (word, advice) in LEFTOVERS.iter().filter(|(word, _)| line.contains(word)) {
+        for (word, advice) in
+            LEFTOVERS.iter().filter(|(word, _)| line.contains(word) && !line.contains(WRITER))
+        {
             say(format!("{word} is left over: {advice}"));
         }
+    }
+    if source.path.ends_with("/Cargo.toml") && !source.text.contains("[lints]\nworkspace = true") {
+        faults.push(": does not take the workspace's lints ([lints] workspace = true)".to_owned());
     }
     if source.path.ends_with(".rs") {
         rust(source, pure, &mut faults);
@@ -192,10 +200,24 @@ mod tests {
     }
 
     #[test]
+    fn every_crate_takes_the_lints() {
+        expect("a/b/Cargo.toml", "[package]\nname = \"b\"\n", false, Some("the workspace's lints"));
+        expect("a/b/Cargo.toml", "[lints]\nworkspace = true\n", false, None);
+        expect("Cargo.toml", "[workspace]\n", false, None);
+    }
+
+    #[test]
     fn leftovers_are_found() {
         for (word, _) in LEFTOVERS {
             expect("a/src/b.rs", &format!("//! b\n{word}"), false, Some("left over"));
         }
+    }
+
+    #[test]
+    fn a_tool_that_adds_golden_files_may_be_ignored() {
+        let line = |reason: &str| format!("//! b\n{} = \"{reason}\"]\n", LEFTOVERS[2].0);
+        expect("a/tests/b.rs", &line("writes the golden files of a new version"), false, None);
+        expect("a/tests/b.rs", &line("slow"), false, Some("left over"));
     }
 
     #[test]
