@@ -1,1 +1,4 @@
+//! `flotilla-agent`.
+mod disk;
+
 fn main() {}

@@ -1,0 +1,146 @@
+//! A folder as the only thing that can be reached: every path below it is opened name by name, and no
+//! symlink on the way is ever followed.
+//!
+//! That is stricter than `openat2(RESOLVE_BENEATH)` and works on kernels that lack it (before 5.6),
+//! as NAS boxes have them.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use rustix::io::{Errno, Result};
+use sync_core::manifest::Mtime;
+
+/// An opened folder with the folder walked to last, since entries come sorted.
+pub(crate) struct Folder {
+    root: Arc<OwnedFd>,
+    last: Mutex<Option<(Vec<u8>, Arc<OwnedFd>)>>,
+}
+
+impl Folder {
+    /// Opens a folder that the agent's owner named; symlinks in this path are the owner's business.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let root = fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { root: Arc::new(root), last: Mutex::new(None) })
+    }
+
+    /// The folder itself.
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Opens the folder at `path` below this one; the empty path is this one.
+    pub(crate) fn walk(&self, path: &[u8]) -> Result<Arc<OwnedFd>> {
+        if path.is_empty() {
+            return Ok(self.root.clone());
+        }
+        let mut last = self.last.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((walked, fd)) = &*last
+            && walked == path
+        {
+            return Ok(fd.clone());
+        }
+        let mut at = self.root.clone();
+        for name in path.split(|&b| b == b'/') {
+            if name.is_empty() || name == b"." || name == b".." {
+                return Err(Errno::INVAL);
+            }
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+            at = Arc::new(fs::openat(&at, name, flags, Mode::empty())?);
+        }
+        *last = Some((path.to_vec(), at.clone()));
+        Ok(at)
+    }
+
+    /// Forgets the folder walked to last; after folders were replaced or removed.
+    pub(crate) fn forget(&self) {
+        *self.last.lock().unwrap_or_else(|e| e.into_inner()) = None;
+    }
+
+    /// The folder that holds `path`, and the last name of it.
+    pub(crate) fn parent<'p>(&self, path: &'p [u8]) -> Result<(Arc<OwnedFd>, &'p [u8])> {
+        match path.iter().rposition(|&b| b == b'/') {
+            Some(slash) => Ok((self.walk(&path[..slash])?, &path[slash + 1..])),
+            None => Ok((self.root.clone(), path)),
+        }
+    }
+
+    /// What is at `path`, a symlink itself and not what it leads to.
+    pub(crate) fn stat(&self, path: &[u8]) -> Result<Stat> {
+        if path.is_empty() {
+            return fs::fstat(&self.root);
+        }
+        let (parent, name) = self.parent(path)?;
+        fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Opens the regular file at `path` for reading; anything else is refused, and a pipe does not
+    /// block.
+    pub(crate) fn open_file(&self, path: &[u8]) -> Result<File> {
+        let (parent, name) = self.parent(path)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = fs::openat(&parent, name, flags, Mode::empty())?;
+        match file_type(&fs::fstat(&fd)?) {
+            FileType::RegularFile => Ok(fd.into()),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// Makes sure a folder that can be written to is at `path`. A file or symlink in its place is
+    /// replaced: the manifest says that a folder belongs there.
+    pub(crate) fn make_folder(&self, path: &[u8]) -> Result<()> {
+        if path.is_empty() {
+            return Ok(());
+        }
+        let (parent, name) = self.parent(path)?;
+        match fs::mkdirat(&parent, name, Mode::RWXU) {
+            Err(Errno::EXIST) => {}
+            other => return other,
+        }
+        let stat = fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if file_type(&stat) != FileType::Directory {
+            fs::unlinkat(&parent, name, AtFlags::empty())?;
+            self.forget();
+            return fs::mkdirat(&parent, name, Mode::RWXU);
+        }
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        if !mode.contains(Mode::RWXU) {
+            fs::chmodat(&parent, name, mode | Mode::RWXU, AtFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is at `path` so that a file or symlink can take its place. A folder goes only if
+    /// it is empty: what is in it is not ours.
+    pub(crate) fn clear_folder_at(&self, path: &[u8]) -> Result<()> {
+        let (parent, name) = self.parent(path)?;
+        match fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if file_type(&stat) == FileType::Directory => {
+                self.forget();
+                fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)
+            }
+            Ok(_) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Kind of file that `stat` tells.
+pub(crate) fn file_type(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// Modification time that `stat` tells.
+pub(crate) fn mtime(stat: &Stat) -> Mtime {
+    Mtime { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 }
+}
+
+/// Times for `utimensat`: this modification time, access time left alone.
+pub(crate) fn timestamps(mtime: Mtime) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT },
+        last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() },
+    }
+}

@@ -1,0 +1,77 @@
+//! The resume journal: the numbers of the blocks that were fetched and verified, in order of arrival.
+//!
+//! Each record is 8 bytes, a block number little-endian. The number of records is the number of
+//! blocks ever fetched for the run, over all restarts. A torn tail is cut off; what a record says is
+//! checked against the disk before it is believed, so that power loss can only cost work.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+const RECORD_LEN: usize = 8;
+
+/// An open journal.
+pub(crate) struct Journal {
+    file: File,
+    len: u64,
+}
+
+impl Journal {
+    /// Opens or makes the journal; gives what it holds.
+    pub(crate) fn open(path: &Path) -> io::Result<(Self, Vec<u64>)> {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let records = bytes.chunks_exact(RECORD_LEN);
+        let whole = (bytes.len() - records.remainder().len()) as u64;
+        let numbers = records.map(|r| u64::from_le_bytes(r.try_into().expect("8 bytes"))).collect();
+        file.set_len(whole)?;
+        file.seek(SeekFrom::Start(whole))?;
+        Ok((Self { file, len: whole }, numbers))
+    }
+
+    /// Adds a record. One write of 8 bytes: there or not there after a kill.
+    pub(crate) fn push(&mut self, block: u64) -> io::Result<()> {
+        match self.file.write_all(&block.to_le_bytes()) {
+            Ok(()) => {
+                self.len += RECORD_LEN as u64;
+                Ok(())
+            }
+            Err(e) => {
+                // A disk that filled up in the middle of a record: cut it off, so that the next one
+                // is readable.
+                let _ = self.file.set_len(self.len);
+                let _ = self.file.seek(SeekFrom::Start(self.len));
+                Err(e)
+            }
+        }
+    }
+
+    /// Number of records.
+    pub(crate) fn records(&self) -> u64 {
+        self.len / RECORD_LEN as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_a_cut_at_any_byte() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("journal");
+        let (mut journal, _) = Journal::open(&path).expect("new");
+        for block in [3, 1, u64::MAX] {
+            journal.push(block).expect("room");
+        }
+        let bytes = std::fs::read(&path).expect("written");
+        for cut in 0..=bytes.len() {
+            std::fs::write(&path, &bytes[..cut]).expect("room");
+            let (mut journal, blocks) = Journal::open(&path).expect("any length");
+            assert_eq!(blocks, [3, 1, u64::MAX][..cut / 8]);
+            journal.push(7).expect("room");
+            assert_eq!(Journal::open(&path).expect("again").1.last(), Some(&7));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Reading blocks back for others: each is checked against the manifest before a byte of it leaves,
+//! so that a file changed after indexing is noticed here and not blamed on us by the receiver.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use rustix::io::Errno;
+use sync_core::manifest::{BlockInfo, Manifest};
+use sync_core::merkle::block_hash;
+
+use super::folder::Folder;
+
+/// Blocks kept in memory: pieces of a block leave one after the other, and several receivers ask for
+/// the same block at about the same time. 512 blocks are 16 MiB.
+const BLOCKS_CACHED: usize = 512;
+
+/// Files kept open. Blocks of a large file are read in a row; a handful of receivers read elsewhere.
+const FILES_OPEN: usize = 64;
+
+/// Why a block cannot be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadError {
+    /// There is no such block, or not yet.
+    NotHere,
+    /// The file is not what it was.
+    Changed,
+    /// The system says no.
+    Io(Errno),
+}
+
+impl std::fmt::Display for ReadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotHere => f.write_str("the block is not here"),
+            Self::Changed => f.write_str("the file is not what it was when it was indexed"),
+            Self::Io(e) => e.fmt(f),
+        }
+    }
+}
+
+/// Least recently used of at most `cap` values.
+struct Cache<K, V> {
+    values: HashMap<K, V>,
+    order: VecDeque<K>,
+    cap: usize,
+}
+
+impl<K: Copy + Eq + std::hash::Hash, V: Clone> Cache<K, V> {
+    fn new(cap: usize) -> Self {
+        Self { values: HashMap::new(), order: VecDeque::new(), cap }
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        if self.values.insert(key, value).is_none() {
+            self.order.push_back(key);
+        }
+        while self.values.len() > self.cap
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.values.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, key: &K) {
+        if self.values.remove(key).is_some() {
+            self.order.retain(|k| k != key);
+        }
+    }
+}
+
+/// Reads verified blocks of a manifest's files below one folder.
+pub(crate) struct BlockReader {
+    folder: Folder,
+    manifest: Arc<Manifest>,
+    blocks: Mutex<Cache<u64, Arc<[u8]>>>,
+    files: Mutex<Cache<usize, Arc<File>>>,
+}
+
+impl BlockReader {
+    /// For a source at `path`: the folder that was indexed, or the single file.
+    pub(crate) fn for_source(path: &Path, manifest: Arc<Manifest>) -> rustix::io::Result<Self> {
+        let whole_folder = manifest.entries().first().is_some_and(|e| e.path.is_empty());
+        let folder = match (whole_folder, path.parent()) {
+            (false, Some(parent)) if !parent.as_os_str().is_empty() => Folder::open(parent)?,
+            (false, _) => Folder::open(Path::new("."))?,
+            (true, _) => Folder::open(path)?,
+        };
+        Ok(Self::new(folder, manifest))
+    }
+
+    pub(super) fn new(folder: Folder, manifest: Arc<Manifest>) -> Self {
+        let (blocks, files) = (Mutex::new(Cache::new(BLOCKS_CACHED)), Mutex::new(Cache::new(FILES_OPEN)));
+        Self { folder, manifest, blocks, files }
+    }
+
+    /// The folder that is read.
+    pub(super) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// A content block, whole and verified.
+    pub(crate) fn read(&self, index: u64) -> Result<Arc<[u8]>, ReadError> {
+        if let Some(block) = lock(&self.blocks).values.get(&index) {
+            return Ok(block.clone());
+        }
+        let info = self.manifest.block(index).ok_or(ReadError::NotHere)?;
+        let cached = lock(&self.files).values.get(&info.entry).cloned();
+        let block = match cached {
+            Some(file) => read_block(&file, &info),
+            None => self.open(info.entry).and_then(|file| read_block(&file, &info)),
+        };
+        let block = match block {
+            // A file that was replaced is worth a second look under its name.
+            Err(ReadError::Changed) => {
+                lock(&self.files).remove(&info.entry);
+                self.open(info.entry).and_then(|file| read_block(&file, &info))?
+            }
+            other => other?,
+        };
+        self.keep(index, block.clone());
+        Ok(block)
+    }
+
+    /// Keeps a block that was just verified, since others will ask for it soon.
+    pub(super) fn keep(&self, index: u64, block: Arc<[u8]>) {
+        lock(&self.blocks).insert(index, block);
+    }
+
+    fn open(&self, entry: usize) -> Result<Arc<File>, ReadError> {
+        let path = &self.manifest.entries()[entry].path;
+        let file = match self.folder.open_file(path) {
+            Ok(file) => Arc::new(file),
+            Err(Errno::NOENT | Errno::INVAL | Errno::LOOP | Errno::NOTDIR) => return Err(ReadError::Changed),
+            Err(e) => return Err(ReadError::Io(e)),
+        };
+        lock(&self.files).insert(entry, file.clone());
+        Ok(file)
+    }
+}
+
+/// Reads one block and checks it.
+pub(super) fn read_block(file: &File, info: &BlockInfo) -> Result<Arc<[u8]>, ReadError> {
+    let mut block = vec![0; info.len as usize];
+    match file.read_exact_at(&mut block, info.offset) {
+        Ok(()) if block_hash(&block) == info.hash => Ok(block.into()),
+        Ok(()) => Err(ReadError::Changed),
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err(ReadError::Changed),
+        Err(e) => Err(ReadError::Io(Errno::from_io_error(&e).unwrap_or(Errno::IO))),
+    }
+}
+
+/// A poisoned lock means a panic elsewhere while a cache was touched; caches hold nothing that could
+/// be half done.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}

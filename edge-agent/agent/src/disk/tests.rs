@@ -1,0 +1,300 @@
+//! A tree is indexed, its blocks carried by hand to a destination, and the two are compared.
+
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
+
+use event_schema::{ProblemClass, RunId};
+use sync_core::manifest::{Entry, Kind, Manifest, Mtime};
+use tempfile::{TempDir, tempdir};
+
+use super::*;
+
+const RUN: RunId = RunId([7; 16]);
+
+fn indexed(path: &Path) -> (Arc<Manifest>, Vec<Problem>) {
+    let (manifest, problems) = index_path(path, &mut |_| true).expect("a readable source");
+    (Arc::new(manifest), problems)
+}
+
+fn open(dst: &Path, state: &Path, manifest: &Arc<Manifest>) -> Opened {
+    Staging::open(dst, state, RUN, manifest.clone(), &|| true).expect("a usable destination")
+}
+
+/// Carries the blocks in `which` from the source to the staging.
+fn carry(source: &BlockReader, staging: &Staging, which: impl IntoIterator<Item = u64>) {
+    for block in which {
+        staging.write(block, source.read(block).expect("unchanged")).expect("a good block");
+    }
+}
+
+/// What `rsync -nrlpt --checksum` would compare, as text.
+fn listing(root: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    for item in walkdir::WalkDir::new(root).sort_by_file_name() {
+        let item = item.expect("readable");
+        let meta = fs::symlink_metadata(item.path()).expect("there");
+        let content = if meta.is_file() {
+            format!("{:?}", fs::read(item.path()).expect("readable"))
+        } else if meta.is_symlink() {
+            format!("{:?}", fs::read_link(item.path()).expect("a link"))
+        } else {
+            String::new()
+        };
+        let path = item.path().strip_prefix(root).expect("below");
+        let mode = if meta.is_symlink() { 0 } else { meta.mode() };
+        lines.push(format!("{path:?} {mode:o} {}.{} {content}", meta.mtime(), meta.mtime_nsec()));
+    }
+    lines
+}
+
+fn set_time(path: &Path, seconds: i64) {
+    let times = folder::timestamps(Mtime { seconds, nanos: 123_456_789 });
+    let at = rustix::fs::CWD;
+    rustix::fs::utimensat(at, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).expect("allowed");
+}
+
+/// Odd names, empty files, many blocks, links, a folder without write permission, old times.
+fn sample_tree() -> TempDir {
+    let dir = tempdir().expect("room");
+    let root = dir.path();
+    fs::create_dir_all(root.join("sub/deep")).expect("room");
+    fs::create_dir(root.join("sealed")).expect("room");
+    let big: Vec<u8> = (0..200_000u32).flat_map(|i| i.to_le_bytes()).collect();
+    fs::write(root.join("big"), &big).expect("room");
+    fs::write(root.join("empty"), b"").expect("room");
+    fs::write(root.join("-rf"), b"dash").expect("room");
+    fs::write(root.join("new\nline"), b"x").expect("room");
+    fs::write(root.join(OsStr::from_bytes(b"bytes\xff\xfe")), b"y").expect("room");
+    fs::write(root.join("n".repeat(255)), b"z").expect("room");
+    fs::write(root.join("sub/deep/script"), b"#!/bin/sh\n").expect("room");
+    fs::write(root.join("sealed/inside"), b"kept").expect("room");
+    symlink("../../big", root.join("sub/deep/link")).expect("room");
+    symlink("nowhere", root.join("dangling")).expect("room");
+    fs::set_permissions(root.join("sub/deep/script"), Permissions::from_mode(0o4751)).expect("ours");
+    set_time(&root.join("big"), -5);
+    set_time(&root.join("dangling"), 1_000_000_000);
+    set_time(&root.join("sub/deep"), 1_234_567_890);
+    fs::set_permissions(root.join("sealed"), Permissions::from_mode(0o555)).expect("ours");
+    set_time(root, 1_111_111_111);
+    dir
+}
+
+#[test]
+fn a_tree_arrives_as_it_was() {
+    let (src, dst, state) = (sample_tree(), tempdir().expect("room"), tempdir().expect("room"));
+    let (manifest, problems) = indexed(src.path());
+    assert_eq!(problems, []);
+    let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+    let opened = open(dst.path(), state.path(), &manifest);
+    assert_eq!((opened.verified.len(), opened.problems.len()), (0, 0));
+    carry(&source, &opened.staging, (0..manifest.blocks()).rev());
+    assert_eq!(opened.staging.read(0).expect("served at once"), source.read(0).expect("unchanged"));
+    assert_eq!(opened.staging.finalize(), []);
+    assert_eq!(listing(src.path()), listing(dst.path()));
+
+    // Once more over what is there: nothing to fetch, nothing changed.
+    let again = open(dst.path(), &state.path().join("second run"), &manifest);
+    assert_eq!(again.verified.len() as u64, manifest.blocks());
+    assert_eq!(again.reused, manifest.blocks());
+    assert_eq!(again.staging.finalize(), []);
+    assert_eq!(listing(src.path()), listing(dst.path()));
+}
+
+#[test]
+fn a_single_file_is_a_source_too() {
+    let (src, dst, state) = (sample_tree(), tempdir().expect("room"), tempdir().expect("room"));
+    let (manifest, _) = indexed(&src.path().join("big"));
+    let source = BlockReader::for_source(&src.path().join("big"), manifest.clone()).expect("there");
+    let opened = open(dst.path(), state.path(), &manifest);
+    carry(&source, &opened.staging, 0..manifest.blocks());
+    assert_eq!(opened.staging.finalize(), []);
+    let read = |dir: &TempDir| fs::read(dir.path().join("big")).expect("there");
+    assert_eq!(read(&src), read(&dst));
+}
+
+#[test]
+fn a_restart_keeps_every_verified_block_and_believes_no_damaged_one() {
+    let (src, dst, state) = (sample_tree(), tempdir().expect("room"), tempdir().expect("room"));
+    let (manifest, _) = indexed(src.path());
+    let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+    let opened = open(dst.path(), state.path(), &manifest);
+    let half: Vec<u64> = (0..manifest.blocks()).filter(|b| b % 2 == 0).collect();
+    carry(&source, &opened.staging, half.iter().copied());
+    drop(opened);
+    let opened = open(dst.path(), state.path(), &manifest);
+    assert_eq!(opened.verified, half);
+    assert_eq!((opened.reused, opened.staging.blocks_fetched()), (0, half.len() as u64));
+    drop(opened);
+
+    // Damage one staged block, as power loss may: it alone is missing then.
+    let big = manifest.entries().iter().position(|e| e.path == b"big").expect("there");
+    let staged = dst.path().join(format!(".flotilla/{RUN}/{big}"));
+    let mut bytes = fs::read(&staged).expect("staged");
+    let first = manifest.blocks_of_entry(big).start;
+    let lost = half.iter().copied().find(|&block| block > first).expect("more than one block");
+    bytes[(lost - first) as usize * 32 * 1024] ^= 1;
+    fs::write(&staged, &bytes).expect("room");
+    let opened = open(dst.path(), state.path(), &manifest);
+    assert!(half.contains(&lost) && !opened.verified.contains(&lost));
+    assert_eq!(opened.verified.len(), half.len() - 1);
+    let missing: Vec<u64> = (0..manifest.blocks()).filter(|b| !opened.verified.contains(b)).collect();
+    carry(&source, &opened.staging, missing);
+    assert_eq!(opened.staging.finalize(), []);
+    assert_eq!(listing(src.path()), listing(dst.path()));
+}
+
+#[test]
+fn blocks_of_an_older_version_are_not_fetched_again() {
+    let (src, dst, state) = (sample_tree(), tempdir().expect("room"), tempdir().expect("room"));
+    let (manifest, _) = indexed(src.path());
+    let mut old = fs::read(src.path().join("big")).expect("there");
+    old[40_000] ^= 1;
+    old.truncate(500_000);
+    fs::write(dst.path().join("big"), &old).expect("room");
+    let opened = open(dst.path(), state.path(), &manifest);
+    assert_eq!(opened.reused, 500_000 / 32_768 - 1, "whole blocks but the changed one");
+    let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+    carry(&source, &opened.staging, (0..manifest.blocks()).filter(|b| !opened.verified.contains(b)));
+    assert_eq!(opened.staging.finalize(), []);
+    assert_eq!(listing(src.path()), listing(dst.path()));
+}
+
+#[test]
+fn a_corrupt_block_does_not_count() {
+    let (src, dst, state) = (sample_tree(), tempdir().expect("room"), tempdir().expect("room"));
+    let (manifest, _) = indexed(src.path());
+    let staging = open(dst.path(), state.path(), &manifest).staging;
+    let good = BlockReader::for_source(src.path(), manifest.clone()).expect("there").read(1).expect("there");
+    let mut bad = good.to_vec();
+    bad[5] ^= 1;
+    for data in [bad, good[1..].to_vec(), Vec::new()] {
+        assert!(matches!(staging.write(1, data.into()), Err(StoreError::Corrupt)));
+    }
+    assert!(matches!(staging.write(manifest.blocks(), good), Err(StoreError::Corrupt)));
+    assert_eq!(staging.read(1), Err(ReadError::NotHere));
+    assert_eq!(staging.blocks_fetched(), 0);
+}
+
+#[test]
+fn a_source_that_changes_after_indexing_is_noticed() {
+    let src = sample_tree();
+    let (manifest, _) = indexed(src.path());
+    let big = manifest.entries().iter().position(|e| e.path == b"big").expect("there");
+    let first = manifest.blocks_of_entry(big).start;
+    let mut bytes = fs::read(src.path().join("big")).expect("there");
+    bytes[40_000] ^= 1;
+    fs::write(src.path().join("big"), &bytes).expect("room");
+    let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+    assert!(source.read(first).is_ok(), "what did not change is still good");
+    assert_eq!(source.read(first + 1), Err(ReadError::Changed));
+    fs::remove_file(src.path().join("big")).expect("there");
+    let source = BlockReader::for_source(src.path(), manifest).expect("there");
+    assert_eq!(source.read(first), Err(ReadError::Changed));
+}
+
+#[test]
+fn what_cannot_be_sent_is_named() {
+    let src = sample_tree();
+    symlink("/etc/passwd", src.path().join("absolute")).expect("room");
+    symlink("../up", src.path().join("up")).expect("room");
+    rustix::fs::mkfifoat(rustix::fs::CWD, src.path().join("pipe"), rustix::fs::Mode::RWXU).expect("room");
+    let (manifest, problems) = indexed(src.path());
+    let mut found: Vec<_> = problems.iter().map(|p| (p.class, p.path.as_slice())).collect();
+    found.sort();
+    let expected: [(ProblemClass, &[u8]); 3] = [
+        (ProblemClass::UnsafeLink, b"absolute"),
+        (ProblemClass::UnsafeLink, b"up"),
+        (ProblemClass::UnsupportedKind, b"pipe"),
+    ];
+    assert_eq!(found, expected);
+    assert!(manifest.entries().iter().all(|e| e.path != b"absolute" && e.path != b"pipe"));
+    assert!(index_path(&src.path().join("not there"), &mut |_| true).is_err());
+    assert!(index_path(src.path(), &mut |_| false).is_err(), "stopped by the caller");
+}
+
+#[test]
+fn nothing_outside_the_folder_is_touched() {
+    let (dst, state, outside) =
+        (tempdir().expect("room"), tempdir().expect("room"), tempdir().expect("room"));
+    fs::write(outside.path().join("victim"), b"precious").expect("room");
+    // Symlinks wait where the manifest has a folder and a file.
+    symlink(outside.path(), dst.path().join("a")).expect("room");
+    symlink(outside.path().join("victim"), dst.path().join("b")).expect("room");
+    let mtime = Mtime { seconds: 1, nanos: 0 };
+    let data: Arc<[u8]> = b"hostile".to_vec().into();
+    let blocks = vec![sync_core::merkle::block_hash(&data)];
+    let file = |path: &[u8]| Entry {
+        path: path.to_vec(),
+        mode: 0o600,
+        mtime,
+        kind: Kind::File { size: data.len() as u64, blocks: blocks.clone() },
+    };
+    let folder = Entry { path: b"a".to_vec(), mode: 0o700, mtime, kind: Kind::Folder };
+    let manifest =
+        Arc::new(Manifest::from_entries(vec![folder, file(b"a/victim"), file(b"b")]).expect("good"));
+    let staging = open(dst.path(), state.path(), &manifest).staging;
+    for block in 0..2 {
+        staging.write(block, data.clone()).expect("good");
+    }
+    assert_eq!(staging.finalize(), []);
+    assert_eq!(fs::read(outside.path().join("victim")).expect("there"), b"precious");
+    assert_eq!(fs::read(dst.path().join("a/victim")).expect("there"), b"hostile");
+    assert!(fs::symlink_metadata(dst.path().join("b")).expect("there").is_file());
+}
+
+#[test]
+fn a_folder_with_content_in_place_of_a_file_is_left_alone() {
+    let (src, dst, state) = (sample_tree(), tempdir().expect("room"), tempdir().expect("room"));
+    let (manifest, _) = indexed(src.path());
+    fs::create_dir(dst.path().join("big")).expect("room");
+    fs::write(dst.path().join("big/mine"), b"mine").expect("room");
+    let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+    let opened = open(dst.path(), state.path(), &manifest);
+    carry(&source, &opened.staging, 0..manifest.blocks());
+    let problems = opened.staging.finalize();
+    assert_eq!(problems.iter().map(|p| p.path.as_slice()).collect::<Vec<_>>(), [b"big".as_slice()]);
+    assert_eq!(fs::read(dst.path().join("big/mine")).expect("there"), b"mine");
+    assert!(dst.path().join("sub/deep/script").exists());
+}
+
+#[test]
+fn a_full_disk_is_told_and_survived() {
+    let (src, dst, state) = (tempdir().expect("room"), tempdir().expect("room"), tempdir().expect("room"));
+    let mount = |args: &[&str]| std::process::Command::new(args[0]).args(&args[1..]).status();
+    let path = dst.path().to_str().expect("UTF-8");
+    if !mount(&["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path]).is_ok_and(|s| s.success()) {
+        assert!(std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(), "mounting a tmpfs needs root");
+        eprintln!("SKIPPED a_full_disk_is_told_and_survived: mounting a tmpfs needs root");
+        return;
+    }
+    let result = std::panic::catch_unwind(|| {
+        fs::write(src.path().join("big"), vec![7; 2 << 20]).expect("room");
+        let (manifest, _) = indexed(src.path());
+        let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+        let staging = open(dst.path(), state.path(), &manifest).staging;
+        assert!(staging.shortfall().is_some_and(|short| short >= 1 << 20));
+        let mut full_at = None;
+        for block in 0..manifest.blocks() {
+            match staging.write(block, source.read(block).expect("unchanged")) {
+                Ok(()) => {}
+                Err(StoreError::Full(problem)) => {
+                    assert_eq!(problem.class, ProblemClass::DiskFull);
+                    full_at = Some(block);
+                    break;
+                }
+                Err(e) => panic!("{e:?}"),
+            }
+        }
+        let full_at = full_at.expect("2 MiB do not fit in 1 MiB");
+        assert!(mount(&["mount", "-o", "remount,size=8m", path]).is_ok_and(|s| s.success()));
+        carry(&source, &staging, full_at..manifest.blocks());
+        assert_eq!(staging.finalize(), []);
+        assert_eq!(listing(src.path()), listing(dst.path()));
+    });
+    assert!(mount(&["umount", "-l", path]).is_ok_and(|s| s.success()));
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
