@@ -4,6 +4,7 @@
 //! its removal. The tree it holds is `tree`'s.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -15,13 +16,17 @@ use walkdir::WalkDir;
 pub(crate) struct Folder {
     path: PathBuf,
     keep: bool,
+    /// The parent, if it was made for us: it goes as well.
+    made: Option<PathBuf>,
 }
 
 impl Folder {
-    /// A folder that is removed afterwards. What demonstrations that were killed left behind goes as well.
-    pub(crate) fn temporary(target: &Path) -> Result<Self> {
-        let parent = target.join("demo");
-        fs::create_dir_all(&parent).with_context(|| format!("creating {}", parent.display()))?;
+    /// A folder in `parent` that is removed afterwards. What demonstrations that were killed left there goes as
+    /// well.
+    pub(crate) fn temporary(parent: &Path) -> Result<Self> {
+        let made = (!parent.exists()).then(|| parent.to_owned());
+        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+        let parent = parent.canonicalize()?;
         for entry in fs::read_dir(&parent)?.filter_map(Result::ok) {
             if owner(&entry.file_name().to_string_lossy())
                 .is_some_and(|owner| test_kill_process(owner).is_err())
@@ -31,7 +36,7 @@ impl Folder {
         }
         let path = parent.join(format!("run-{}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
-        Ok(Self { path, keep: false })
+        Ok(Self { path, keep: false, made })
     }
 
     /// The user's folder, which must be new or empty: nothing of theirs is written over.
@@ -39,7 +44,7 @@ impl Folder {
         fs::create_dir_all(path).with_context(|| format!("creating {}", path.display()))?;
         let path = path.canonicalize()?;
         ensure!(fs::read_dir(&path)?.next().is_none(), "{} is not empty", path.display());
-        Ok(Self { path, keep: true })
+        Ok(Self { path, keep: true, made: None })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -71,7 +76,7 @@ impl Drop for Folder {
     fn drop(&mut self) {
         if !self.keep {
             remove(&self.path);
-            if let Some(parent) = self.path.parent() {
+            if let Some(parent) = &self.made {
                 // Only if nobody else's is left in it.
                 let _ = fs::remove_dir(parent);
             }
@@ -94,7 +99,8 @@ fn remove(path: &Path) {
         let _ = fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o700));
     }
     if let Err(error) = fs::remove_dir_all(path) {
-        eprintln!("could not remove {}: {error}", path.display());
+        // Not eprintln: a closed terminal must not turn the removal into a panic.
+        let _ = writeln!(std::io::stderr(), "could not remove {}: {error}", path.display());
     }
 }
 
@@ -106,18 +112,22 @@ mod tests {
     fn a_temporary_folder_goes_and_takes_its_predecessors_along() {
         let target = tempfile::tempdir().unwrap();
         // No process has this number: it is above the kernel's limit.
-        let stale = target.path().join("demo/run-2000000000/inner");
+        let parent = target.path().join("demo");
+        let stale = parent.join("run-2000000000/inner");
         fs::create_dir_all(&stale).unwrap();
-        let other = target.path().join("demo/notes");
+        let other = parent.join("notes");
         fs::create_dir_all(&other).unwrap();
-        let folder = Folder::temporary(target.path()).unwrap();
+        let folder = Folder::temporary(&parent).unwrap();
         assert!(!stale.exists() && other.exists());
         let inner = folder.make("a").unwrap();
         fs::write(inner.join("file"), "x").unwrap();
         fs::set_permissions(&inner, fs::Permissions::from_mode(0o500)).unwrap();
         let path = folder.path().to_owned();
         drop(folder);
-        assert!(!path.exists());
+        assert!(!path.exists() && parent.exists());
+        let new = target.path().join("new");
+        drop(Folder::temporary(&new).unwrap());
+        assert!(!new.exists());
     }
 
     #[test]

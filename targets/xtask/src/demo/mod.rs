@@ -14,6 +14,7 @@ mod tree;
 mod verify;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -46,6 +47,9 @@ pub(crate) struct Options {
     /// Keep everyone's data in this new or empty folder
     #[arg(long, value_name = "DIR")]
     keep_data: Option<PathBuf>,
+    /// Where temporary data goes (default: `demo` in the target folder)
+    #[arg(long, value_name = "DIR", conflicts_with = "keep_data")]
+    temp: Option<PathBuf>,
     /// Keep the events in NATS JetStream: at this URL, or without one in a server of our own
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
     nats: Option<String>,
@@ -84,7 +88,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let outcome = Story { options, stop: &stop }.tell(&mut report);
     let error = outcome.as_ref().err().map(|error| format!("{error:#}"));
     if options.json {
-        println!("{}", report.json(error.as_deref()));
+        let _ = writeln!(std::io::stdout(), "{}", report.json(error.as_deref()));
     }
     match outcome {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -105,6 +109,11 @@ struct Story<'a> {
 impl Story<'_> {
     /// Everything this makes is taken back by destructors, programs before data.
     fn tell(&self, report: &mut Report) -> Result<()> {
+        // What can be wrong at once is told before the minutes of building.
+        if let Some(path) = &self.options.path {
+            report.source = path.canonicalize().with_context(|| format!("no folder {}", path.display()))?;
+            ensure!(report.source.is_dir(), "{} is not a folder", path.display());
+        }
         let workspace = Workspace::load()?;
         let binaries = self.build(&workspace)?;
         let log = match self.options.nats.as_deref() {
@@ -114,7 +123,10 @@ impl Story<'_> {
         };
         let folder = match &self.options.keep_data {
             Some(path) => Folder::kept(path)?,
-            None => Folder::temporary(&workspace.target)?,
+            None => {
+                let parent = self.options.temp.clone().unwrap_or_else(|| workspace.target.join("demo"));
+                Folder::temporary(&parent)?
+            }
         };
         self.source(&folder, report)?;
         let mut fleet = self.gather(&binaries, &log, &folder)?;
@@ -129,7 +141,12 @@ impl Story<'_> {
 
     /// What a person reads: stdout, unless that is kept for the JSON object.
     fn say(&self, text: &str) {
-        if self.options.json { eprintln!("{text}") } else { println!("{text}") }
+        // If nobody reads any more the story goes on to its end all the same.
+        let _ = if self.options.json {
+            writeln!(std::io::stderr(), "{text}")
+        } else {
+            writeln!(std::io::stdout(), "{text}")
+        };
     }
 
     fn build(&self, workspace: &Workspace) -> Result<Binaries> {
@@ -168,16 +185,11 @@ impl Story<'_> {
 
     /// The tree to distribute, measured.
     fn source(&self, folder: &Folder, report: &mut Report) -> Result<()> {
-        report.source = match &self.options.path {
-            Some(path) => path.canonicalize().with_context(|| format!("no folder {}", path.display()))?,
-            None => {
-                let root = folder.make(&format!("{SOURCE}/{STORAGE}"))?;
-                self.say("making a tree");
-                tree::make(&root, tree::USUAL, self.stop)?;
-                root
-            }
-        };
-        ensure!(report.source.is_dir(), "{} is not a folder", report.source.display());
+        if self.options.path.is_none() {
+            report.source = folder.make(&format!("{SOURCE}/{STORAGE}"))?;
+            self.say("making a tree");
+            tree::make(&report.source, tree::USUAL, self.stop)?;
+        }
         report.size = verify::measure(&report.source, self.stop)?;
         let Size { files, bytes } = report.size;
         self.say(&format!("{}: {files} files, {}", report.source.display(), size(bytes as f64)));

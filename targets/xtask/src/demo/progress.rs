@@ -3,7 +3,7 @@
 //! Owns the rate and the estimate of what is left, both from what the destinations hold.
 
 use std::collections::VecDeque;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -61,7 +61,7 @@ impl Progress {
             bar.set_message(text);
         } else if run.ended() || self.last_line.is_none_or(|at| now.duration_since(at) >= LINE) {
             let percent = done.saturating_mul(100).checked_div(self.total).unwrap_or(100);
-            eprintln!("{percent:>3}%  {text}");
+            let _ = writeln!(std::io::stderr(), "{percent:>3}%  {text}");
             self.last_line = Some(now);
         }
     }
