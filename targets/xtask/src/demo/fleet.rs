@@ -113,6 +113,11 @@ impl Fleet {
         })
     }
 
+    /// The ends of all logs.
+    pub(crate) fn last_words(&self) -> String {
+        self.programs.iter().map(Program::last_words).collect::<Vec<_>>().join("\n")
+    }
+
     /// An error if any program has ended by itself.
     pub(crate) fn alive(&mut self) -> Result<()> {
         self.programs.iter_mut().try_for_each(Program::alive)

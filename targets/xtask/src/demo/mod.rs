@@ -129,14 +129,31 @@ impl Story<'_> {
             }
         };
         self.source(&folder, report)?;
-        let mut fleet = self.gather(&binaries, &log, &folder)?;
-        let run = self.distribute(&mut fleet, &folder, report)?;
+        let mut fleet = Fleet::start(&binaries, &log, &folder, self.stop)?;
+        let outcome = self.main_job(&mut fleet, &binaries, &folder, report);
+        if outcome.as_ref().is_err_and(|error| !error.is::<Interrupted>()) {
+            // The logs go with the data: what they say last is told now.
+            self.say(&fleet.last_words());
+        }
+        outcome?;
+        self.say(&report.told());
+        self.leave(&fleet, &folder)
+    }
+
+    fn main_job(
+        &self,
+        fleet: &mut Fleet,
+        binaries: &Binaries,
+        folder: &Folder,
+        report: &mut Report,
+    ) -> Result<()> {
+        self.gather(fleet, binaries, folder)?;
+        let run = self.distribute(fleet, folder, report)?;
         self.verify(report)?;
         let (history, events) = fleet.operator.history(&run)?;
         report.events = events;
         self.say(&format!("\nhistory of run {run}, from the log:\n{}\n", history.trim_end()));
-        self.say(&report.told());
-        self.leave(&fleet, &folder)
+        Ok(())
     }
 
     /// What a person reads: stdout, unless that is kept for the JSON object.
@@ -196,9 +213,8 @@ impl Story<'_> {
         folder.has_room(bytes.saturating_mul(u64::from(self.options.agents)))
     }
 
-    /// Everything running and enrolled.
-    fn gather(&self, binaries: &Binaries, log: &Log, folder: &Folder) -> Result<Fleet> {
-        let mut fleet = Fleet::start(binaries, log, folder, self.stop)?;
+    /// Starts and enrols the agents.
+    fn gather(&self, fleet: &mut Fleet, binaries: &Binaries, folder: &Folder) -> Result<()> {
         self.say(&format!("tracker and control service are ready, console at {}", fleet.operator.url()));
         let mut names = self.destinations();
         names.push(SOURCE.to_owned());
@@ -208,7 +224,7 @@ impl Story<'_> {
         }
         fleet.online(&names, self.stop)?;
         self.say(&format!("enrolled and online: {}", names.join(", ")));
-        Ok(fleet)
+        Ok(())
     }
 
     fn destinations(&self) -> Vec<String> {
