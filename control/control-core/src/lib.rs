@@ -1,1 +1,27 @@
-//! Placeholder replaced by the first commit of this crate.
+//! What the control service decides, as plain functions: no I/O, clock or randomness.
+//!
+//! A wish becomes events in a `decide` function (which may refuse with a [`Rejection`]), events become
+//! [`State`] in [`State::evolve`] (which cannot fail), and what has to be ordered from agents follows
+//! from the state in [`plan::orders`]. Ids and the time are arguments. Asking twice is one fact: a wish
+//! that is fulfilled already is answered with no events.
+//!
+//! [`projection`] answers the questions of people, scripts and the gateway from the same events; it is
+//! never asked when something is decided.
+//!
+//! Read first: `events/event-schema/src/event.rs`, then [`run`].
+
+pub mod agent;
+pub mod group;
+pub mod job;
+pub mod limits;
+pub mod plan;
+pub mod projection;
+mod rejection;
+pub mod report;
+pub mod run;
+mod state;
+pub mod text;
+pub mod token;
+
+pub use rejection::Rejection;
+pub use state::State;

@@ -1,0 +1,116 @@
+//! Jobs: what shall happen. So far: distributions.
+
+use std::collections::BTreeSet;
+
+use event_schema::{Event, JobCreated, JobDeleted, JobId, JobSpec, Party, Place};
+
+use crate::agent::Standing;
+use crate::limits::{JOB_DESTINATIONS_MAX, JOBS_MAX};
+use crate::{Rejection, State, text};
+
+/// A job as decisions see it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Job {
+    pub(crate) name: String,
+    pub(crate) spec: JobSpec,
+}
+
+/// What can be asked about jobs.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Make a job. Nothing moves until a run of it starts.
+    Create {
+        /// Its id.
+        job: JobId,
+        /// Its name, unique among jobs.
+        name: String,
+        /// What it does.
+        spec: JobSpec,
+    },
+    /// Delete it; its runs stay. Refused while one is active.
+    Delete {
+        /// Which.
+        job: JobId,
+    },
+}
+
+/// Decides about a job.
+///
+/// # Errors
+/// If the job or a party is unknown, the name is taken, places make no sense, or a run is active.
+pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> {
+    match command {
+        Command::Create { job, name, spec } => {
+            if let Some(known) = state.jobs.get(&job) {
+                return if known.name == name && known.spec == spec {
+                    Ok(vec![])
+                } else {
+                    Err(Rejection::Conflict(format!("the id {job} is taken")))
+                };
+            }
+            text::check_name("a job", &name)?;
+            if state.job_names.contains(&name) {
+                return Err(Rejection::Conflict(format!(
+                    "there is a job {name} already: start it again, or choose another name"
+                )));
+            }
+            if state.jobs.len() >= JOBS_MAX {
+                return Err(Rejection::Limit(format!("there are {JOBS_MAX} jobs already: delete some")));
+            }
+            check(state, &spec)?;
+            Ok(vec![JobCreated { job, name, spec }.into()])
+        }
+        Command::Delete { job } => {
+            if !state.jobs.contains_key(&job) {
+                return Err(Rejection::unknown("job", job));
+            }
+            if let Some(run) = state.active_run(job) {
+                return Err(Rejection::Conflict(format!("its run {run} is active: stop that first")));
+            }
+            Ok(vec![JobDeleted { job }.into()])
+        }
+    }
+}
+
+fn check(state: &State, spec: &JobSpec) -> Result<(), Rejection> {
+    let JobSpec::Distribution { source, destinations } = spec;
+    check_place(state, source)?;
+    if !matches!(source.party, Party::Agent(_)) {
+        return Err(Rejection::Invalid("the source of a distribution is one agent, not a group".into()));
+    }
+    if !(1..=JOB_DESTINATIONS_MAX).contains(&destinations.len()) {
+        return Err(Rejection::Invalid(format!(
+            "a distribution has 1 to {JOB_DESTINATIONS_MAX} destinations"
+        )));
+    }
+    let mut seen = BTreeSet::new();
+    for destination in destinations {
+        check_place(state, destination)?;
+        if destination.party == source.party {
+            return Err(Rejection::Invalid(
+                "the source is among the destinations: an agent takes part in a run once".into(),
+            ));
+        }
+        if !seen.insert(destination.party) {
+            return Err(Rejection::Invalid(
+                "a destination is named twice: an agent takes part in a run once".into(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_place(state: &State, place: &Place) -> Result<(), Rejection> {
+    text::check_path(&place.path)?;
+    match place.party {
+        Party::Agent(id) => match state.agents.get(&id) {
+            None => Err(Rejection::unknown("agent", id)),
+            Some(agent) if agent.standing == Standing::Removed => {
+                Err(Rejection::Conflict(format!("the agent {} was removed", agent.name)))
+            }
+            Some(_) => Ok(()),
+        },
+        Party::Group(id) if state.groups.contains_key(&id) => Ok(()),
+        Party::Group(id) => Err(Rejection::unknown("group", id)),
+    }
+}

@@ -1,0 +1,59 @@
+//! Every limit of the control service's decisions, with its reason.
+
+/// Agents in the fleet, removed ones not counted: what one control node is built for, twice over.
+pub const AGENTS_MAX: usize = 20_000;
+
+/// Agents waiting for approval: anybody who reaches the gateway can add one, so this is kept small.
+pub const PENDING_AGENTS_MAX: usize = 1_000;
+
+/// Tokens that are neither spent, expired nor revoked.
+pub const TOKENS_MAX: usize = 10_000;
+
+/// Uses of one token: a whole fleet.
+pub const TOKEN_USES_MAX: u32 = 100_000;
+
+/// Groups.
+pub const GROUPS_MAX: usize = 10_000;
+
+/// Jobs that are not deleted.
+pub const JOBS_MAX: usize = 10_000;
+
+/// Destinations that a job names (a group counts as one).
+pub const JOB_DESTINATIONS_MAX: usize = 1_000;
+
+/// Agents in one run. Every command of a run names every participant, so the log grows with the square.
+pub const PARTICIPANTS_MAX: usize = 1_000;
+
+/// Addresses of one participant in a command; keeps a command of the largest run below 512 KiB.
+pub const HINT_ADDRESSES_MAX: usize = 4;
+
+/// Bytes of the name of an agent, group or job.
+pub const NAME_LEN_MAX: usize = 128;
+
+/// Bytes of a folder's path: PATH_MAX of Linux.
+pub const PATH_LEN_MAX: usize = 4_096;
+
+/// Bytes of a reason given by an operator or of one line of detail.
+pub const REASON_LEN_MAX: usize = 512;
+
+/// Tags of an agent or token.
+pub const TAGS_MAX: usize = 64;
+
+/// Bytes of a tag's name or value.
+pub const TAG_LEN_MAX: usize = 256;
+
+/// Problems of one agent in one run that become events of their own; further ones are kept only inside
+/// the signed report, which is on the log in any case.
+pub const PROBLEMS_RECORDED_MAX: u32 = 1_000;
+
+/// Problems of one agent in one run that the projection keeps in full; the rest are counted.
+pub const PROBLEMS_KEPT_MAX: usize = 100;
+
+/// Positions of records that the projection keeps for one run's history.
+pub const HISTORY_MAX: usize = 20_000;
+
+/// Runs kept in memory, oldest settled ones dropped first; the log has them all.
+pub const RUNS_KEPT_MAX: usize = 5_000;
+
+/// Refused enrolments that are remembered, so that an agent which asks again and again is one fact.
+pub const REFUSALS_REMEMBERED_MAX: usize = 1_000;

@@ -1,0 +1,135 @@
+//! What has to be ordered from agents, as it follows from the state.
+//!
+//! Pure and repeatable: an order is outstanding until its `command.issued` is in the state. A service
+//! that dies between a decision and its commands finds them outstanding when it starts again.
+
+use event_schema::{
+    AgentId, CommandBody, FinishRun, JobId, JoinRun, Outcome, PeerHint, Role, RunAgentState, RunId, StopRun,
+};
+
+use crate::State;
+use crate::limits::HINT_ADDRESSES_MAX;
+use crate::run::{Part, Run};
+
+/// A command to be signed: everything but what needs keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// For whom.
+    pub agent: AgentId,
+    /// The agent's key, to seal secrets to.
+    pub public_key: [u8; 32],
+    /// Its place in the agent's sequence.
+    pub sequence: u64,
+    /// About which run.
+    pub run: RunId,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What an [`Order`] asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Task {
+    /// Take part.
+    Join {
+        /// Of which job.
+        job: JobId,
+        /// Its name.
+        job_name: String,
+        /// As what.
+        role: Role,
+        /// Which folder.
+        path: Vec<u8>,
+        /// Who signs the manifest.
+        source: AgentId,
+        /// Everybody.
+        peers: Vec<PeerHint>,
+    },
+    /// The run is over everywhere.
+    Finish,
+    /// Stop working on it.
+    Stop,
+}
+
+impl Task {
+    /// The command's body; trackers and the sealed secret matter only to [`Task::Join`].
+    pub fn into_body(self, run: RunId, trackers: Vec<String>, sealed_secret: Vec<u8>) -> CommandBody {
+        match self {
+            Self::Join { job, job_name, role, path, source, peers } => {
+                JoinRun { run, job, job_name, role, path, source, peers, trackers, sealed_secret }.into()
+            }
+            Self::Finish => FinishRun { run }.into(),
+            Self::Stop => StopRun { run }.into(),
+        }
+    }
+}
+
+/// Whether [`orders`] would give any.
+pub fn is_outstanding(state: &State, run: RunId) -> bool {
+    state.runs.get(&run).is_some_and(|known| {
+        known
+            .parts
+            .iter()
+            .any(|(agent, part)| state.approved(*agent).is_some() && kind(known, part).is_some())
+    })
+}
+
+/// The first `max` outstanding orders of a run, one per agent at most.
+pub fn orders(state: &State, run: RunId, max: usize) -> Vec<Order> {
+    let Some(known) = state.runs.get(&run) else { return vec![] };
+    let peers = std::cell::LazyCell::new(|| peers(state, known));
+    known
+        .parts
+        .iter()
+        .filter_map(|(agent, part)| {
+            let holder = state.approved(*agent)?;
+            let task = match kind(known, part)? {
+                Kind::Join => Task::Join {
+                    job: known.job,
+                    job_name: known.job_name.clone(),
+                    role: part.role,
+                    path: part.path.clone(),
+                    source: known.source,
+                    peers: peers.clone(),
+                },
+                Kind::Finish => Task::Finish,
+                Kind::Stop => Task::Stop,
+            };
+            let (public_key, sequence) = (holder.public_key, holder.last_command + 1);
+            Some(Order { agent: *agent, public_key, sequence, run, task })
+        })
+        .take(max)
+        .collect()
+}
+
+enum Kind {
+    Join,
+    Finish,
+    Stop,
+}
+
+fn kind(run: &Run, part: &Part) -> Option<Kind> {
+    let Some(outcome) = run.outcome else {
+        return (!part.join_issued && !part.state.is_terminal()).then_some(Kind::Join);
+    };
+    if !part.join_issued || part.end_issued {
+        return None;
+    }
+    // A destination that is still at work when the run is over is there because the source failed.
+    let at_work = part.role == Role::Destination && !part.state.is_terminal();
+    Some(if outcome == Outcome::Stopped || at_work || part.state == RunAgentState::Stopped {
+        Kind::Stop
+    } else {
+        Kind::Finish
+    })
+}
+
+fn peers(state: &State, run: &Run) -> Vec<PeerHint> {
+    run.parts
+        .iter()
+        .filter_map(|(agent, part)| {
+            let known = state.approved(*agent)?;
+            let addresses = known.addresses.iter().take(HINT_ADDRESSES_MAX).cloned().collect();
+            Some(PeerHint { agent: *agent, public_key: known.public_key, role: part.role, addresses })
+        })
+        .collect()
+}

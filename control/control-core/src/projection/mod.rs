@@ -1,0 +1,62 @@
+//! Projections: the log told as answers to questions.
+//!
+//! Each takes `(position, record)`, passes over what it has seen, and can be thrown away and folded
+//! again from position 1. [`Views`] holds them all; its [`Views::hash`] names the state, so that two
+//! services, or a service and a rebuild from zero, can be compared.
+
+mod fleet;
+mod jobs;
+mod mailbox;
+mod runs;
+
+use event_schema::Record;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+pub use fleet::{AgentView, Fleet, GroupView, StandingView, TokenView};
+pub use jobs::{JobView, Jobs};
+pub use mailbox::{Mailbox, Mailboxes};
+pub use runs::{ManifestView, ProblemView, RunAgentView, RunView, Runs};
+
+/// All projections, at one position.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Views {
+    position: u64,
+    /// Who belongs to the fleet, in which groups, and what lets agents in?
+    pub fleet: Fleet,
+    /// What shall happen?
+    pub jobs: Jobs,
+    /// What happens and has happened?
+    pub runs: Runs,
+    /// Which commands has an agent still to take?
+    pub mailboxes: Mailboxes,
+}
+
+impl Views {
+    /// The last position that was applied; 0 before the first.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Applies a record, unless it was applied before. Returns whether it was news.
+    ///
+    /// Positions come in order and without gaps; holding that is the reader's duty.
+    pub fn apply(&mut self, position: u64, record: &Record) -> bool {
+        if position <= self.position {
+            return false;
+        }
+        self.position = position;
+        for event in &record.events {
+            self.fleet.apply(record.time, event);
+            self.jobs.apply(record.time, event);
+            self.runs.apply(position, record.time, event);
+            self.mailboxes.apply(event);
+        }
+        true
+    }
+
+    /// SHA-256 over the canonical encoding of everything (postcard; maps are sorted).
+    pub fn hash(&self) -> [u8; 32] {
+        Sha256::digest(event_schema::encode(self)).into()
+    }
+}

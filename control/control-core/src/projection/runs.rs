@@ -1,0 +1,181 @@
+//! What happens and has happened?
+
+use std::collections::BTreeMap;
+
+use event_schema::{
+    AgentId, Event, JobId, Outcome, Problem, Role, RunAgentState, RunId, Timestamp, TransferStats,
+};
+use serde::Serialize;
+
+use crate::limits::{HISTORY_MAX, PROBLEMS_KEPT_MAX, RUNS_KEPT_MAX};
+
+/// Runs: every active one and the newest of those that ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Runs {
+    /// By id, which sorts by time.
+    pub runs: BTreeMap<RunId, RunView>,
+    /// Names of jobs that are not deleted, for runs to come.
+    job_names: BTreeMap<JobId, String>,
+}
+
+/// One run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunView {
+    /// Of which job.
+    pub job: JobId,
+    /// The job's name.
+    pub job_name: String,
+    /// When it started.
+    pub started: Timestamp,
+    /// When it ended.
+    pub finished: Option<Timestamp>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Why an operator stopped it.
+    pub stop_reason: Option<String>,
+    /// What is to be moved, once the source knows.
+    pub manifest: Option<ManifestView>,
+    /// Who takes part.
+    pub agents: BTreeMap<AgentId, RunAgentView>,
+    /// Problems in the order they came, at most 100 per agent.
+    pub problems: Vec<ProblemView>,
+    /// Positions of the records that tell of this run, in order, at most 20,000.
+    pub history: Vec<u64>,
+}
+
+/// What a run moves.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ManifestView {
+    /// Files, folders and symlinks.
+    pub entries: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Content blocks.
+    pub blocks: u64,
+}
+
+/// One agent's part.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunAgentView {
+    /// As what.
+    pub role: Role,
+    /// Its folder.
+    pub path: Vec<u8>,
+    /// Where it stands.
+    pub state: RunAgentState,
+    /// Since when.
+    pub since: Timestamp,
+    /// What it moved; given at its end.
+    pub stats: Option<TransferStats>,
+    /// How many problems it met.
+    pub problems: u64,
+}
+
+/// One problem.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProblemView {
+    /// Whose.
+    pub agent: AgentId,
+    /// When it was recorded.
+    pub time: Timestamp,
+    /// What.
+    pub problem: Problem,
+}
+
+impl Runs {
+    /// The run that started last.
+    pub fn latest(&self) -> Option<RunId> {
+        // Ids made in the same millisecond are in no order; the start's position decides.
+        let start = |run: &RunView| run.history.first().copied();
+        self.runs.iter().max_by_key(|(id, run)| (start(run), **id)).map(|(id, _)| *id)
+    }
+
+    pub(super) fn apply(&mut self, position: u64, time: Timestamp, event: &Event) {
+        match event {
+            Event::JobCreated(e) => {
+                self.job_names.insert(e.job, e.name.clone());
+            }
+            Event::JobDeleted(e) => {
+                self.job_names.remove(&e.job);
+            }
+            Event::RunStarted(e) => {
+                self.forget_old();
+                let agents = e.participants.iter().map(|p| {
+                    let view = RunAgentView {
+                        role: p.role,
+                        path: p.path.clone(),
+                        state: RunAgentState::Waiting,
+                        since: time,
+                        stats: None,
+                        problems: 0,
+                    };
+                    (p.agent, view)
+                });
+                let run = RunView {
+                    job: e.job,
+                    job_name: self.job_names.get(&e.job).cloned().unwrap_or_default(),
+                    started: time,
+                    finished: None,
+                    outcome: None,
+                    stop_reason: None,
+                    manifest: None,
+                    agents: agents.collect(),
+                    problems: Vec::new(),
+                    history: vec![position],
+                };
+                self.runs.insert(e.run, run);
+            }
+            Event::RunManifestReady(e) => self.run(e.run, position, |run| {
+                let (entries, bytes, blocks) = (e.entries, e.bytes, e.blocks);
+                run.manifest = Some(ManifestView { entries, bytes, blocks });
+            }),
+            Event::RunAgentProgressed(e) => self.run(e.run, position, |run| {
+                if let Some(agent) = run.agents.get_mut(&e.agent) {
+                    if agent.state != e.state {
+                        agent.since = time;
+                    }
+                    agent.state = e.state;
+                    agent.stats = e.stats.or(agent.stats);
+                }
+            }),
+            Event::RunProblemReported(e) => self.run(e.run, position, |run| {
+                let Some(agent) = run.agents.get_mut(&e.agent) else { return };
+                agent.problems += 1;
+                if agent.problems <= PROBLEMS_KEPT_MAX as u64 {
+                    run.problems.push(ProblemView { agent: e.agent, time, problem: e.problem.clone() });
+                }
+            }),
+            Event::RunStopRequested(e) => {
+                self.run(e.run, position, |run| run.stop_reason = Some(e.reason.clone()));
+            }
+            Event::RunFinished(e) => self.run(e.run, position, |run| {
+                run.outcome = Some(e.outcome);
+                run.finished = Some(time);
+            }),
+            Event::CommandIssued(e) => {
+                if let Some(run) = e.run {
+                    self.run(run, position, |_| ());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn run(&mut self, id: RunId, position: u64, change: impl FnOnce(&mut RunView)) {
+        if let Some(run) = self.runs.get_mut(&id) {
+            if run.history.last() != Some(&position) && run.history.len() < HISTORY_MAX {
+                run.history.push(position);
+            }
+            change(run);
+        }
+    }
+
+    fn forget_old(&mut self) {
+        if self.runs.len() >= RUNS_KEPT_MAX {
+            let oldest = self.runs.iter().find(|(_, run)| run.outcome.is_some()).map(|(id, _)| *id);
+            if let Some(id) = oldest {
+                self.runs.remove(&id);
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Reports: what agents state under their signatures becomes events.
+//!
+//! The signature was checked by the caller. A report that is on the log already is passed over, the
+//! next one is taken, a gap ends the batch. Whatever a report says about a run that its agent is not
+//! in, or that is forgotten, stays a received report and nothing more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use event_schema::{
+    AgentId, CommandAcknowledged, CommandId, Event, Outcome, Problem, ProblemClass, RefusalReason, Report,
+    ReportBody, ReportReceived, Role, RunAgentProgressed, RunAgentState, RunId, RunManifestReady,
+    RunProblemReported, Signed, TransferStats,
+};
+
+use crate::agent::{Issued, Standing, refusal};
+use crate::limits::{PATH_LEN_MAX, PROBLEMS_RECORDED_MAX};
+use crate::run::Run;
+use crate::{Rejection, State, text};
+
+/// Decides about a batch of reports of one agent, in the order they came.
+///
+/// # Errors
+/// If the agent is unknown, not approved or removed, or the first new report is not the next one.
+pub fn decide(state: &State, agent: AgentId, reports: &[(Report, Signed)]) -> Result<Vec<Event>, Rejection> {
+    let known = state
+        .agents
+        .get(&agent)
+        .ok_or_else(|| refusal(RefusalReason::NotAllowed, "this fleet does not know the agent"))?;
+    match known.standing {
+        Standing::Removed => return Err(refusal(RefusalReason::Removed, "the agent was removed")),
+        Standing::Pending => return Err(refusal(RefusalReason::NotAllowed, "the agent waits for approval")),
+        Standing::Approved => {}
+    }
+    let mut batch = Batch {
+        state,
+        agent,
+        waiting: &known.waiting,
+        answered: BTreeSet::new(),
+        runs: BTreeMap::new(),
+        events: Vec::new(),
+    };
+    let mut last = known.last_report;
+    for (report, signed) in reports {
+        if report.sequence <= last {
+            continue;
+        }
+        if report.sequence != last + 1 {
+            if last == known.last_report {
+                return Err(Rejection::ReportGap { expected: last + 1, got: report.sequence });
+            }
+            break;
+        }
+        last = report.sequence;
+        let sequence = report.sequence;
+        batch.events.push(ReportReceived { agent, sequence, signed: signed.clone() }.into());
+        batch.take(&report.body);
+    }
+    Ok(batch.events)
+}
+
+/// A batch on its way: runs as they will be once its events are on the log.
+struct Batch<'a> {
+    state: &'a State,
+    agent: AgentId,
+    waiting: &'a BTreeMap<u64, Issued>,
+    answered: BTreeSet<u64>,
+    runs: BTreeMap<RunId, Run>,
+    events: Vec<Event>,
+}
+
+impl Batch<'_> {
+    fn take(&mut self, body: &ReportBody) {
+        match body {
+            ReportBody::CommandAccepted(r) => self.answer(r.command, r.sequence, None),
+            ReportBody::CommandRefused(r) => self.answer(r.command, r.sequence, Some(r.reason)),
+            ReportBody::RunStateReported(r) => self.progress(r.run, r.state, None),
+            ReportBody::RunCompleted(r) => {
+                // A destination ends; a state that is no end is a mistake of the agent.
+                let state = if r.state.is_terminal() { r.state } else { RunAgentState::Failed };
+                self.progress(r.run, state, Some(r.stats));
+            }
+            ReportBody::RunServed(r) => self.served(r.run, r.stats),
+            ReportBody::ManifestSigned(r) => {
+                let agent = self.agent;
+                self.in_run(r.run, |run, events| {
+                    if run.source == agent && run.manifest != Some(r.root) && run.outcome.is_none() {
+                        let (root, entries, bytes, blocks) = (r.root, r.entries, r.bytes, r.blocks);
+                        let event = RunManifestReady { run: r.run, agent, root, entries, bytes, blocks };
+                        run.happen(event, events);
+                    }
+                });
+            }
+            ReportBody::ProblemReported(r) => {
+                let agent = self.agent;
+                self.in_run(r.run, |run, events| {
+                    if run.parts.get(&agent).is_some_and(|part| part.problems < PROBLEMS_RECORDED_MAX) {
+                        let mut path = r.problem.path.clone();
+                        path.truncate(PATH_LEN_MAX);
+                        let detail = text::one_line(&r.problem.detail);
+                        let problem = Problem { class: r.problem.class, path, detail };
+                        run.happen(RunProblemReported { run: r.run, agent, problem }, events);
+                    }
+                });
+            }
+        }
+    }
+
+    /// The agent took a command or refused it. Only the first answer counts.
+    fn answer(&mut self, command: CommandId, sequence: u64, refused: Option<RefusalReason>) {
+        let Some(issued) = self.waiting.get(&sequence).filter(|issued| issued.command == command) else {
+            return;
+        };
+        if !self.answered.insert(sequence) {
+            return;
+        }
+        let agent = self.agent;
+        self.events.push(CommandAcknowledged { command, agent, sequence, refused }.into());
+        let (Some(run_id), true) = (issued.run, issued.is_join) else { return };
+        self.in_run(run_id, |run, events| match refused {
+            None => {
+                if run.parts.get(&agent).is_some_and(|part| part.state == RunAgentState::Waiting) {
+                    let state = RunAgentState::Accepted;
+                    run.happen(RunAgentProgressed { run: run_id, agent, state, stats: None }, events);
+                }
+            }
+            Some(reason) => run.fail(run_id, agent, Some(problem_of(reason)), events),
+        });
+    }
+
+    /// A new state. What has ended stays ended, only its numbers may still come.
+    fn progress(&mut self, run_id: RunId, state: RunAgentState, stats: Option<TransferStats>) {
+        let agent = self.agent;
+        self.in_run(run_id, |run, events| {
+            let Some(part) = run.parts.get(&agent) else { return };
+            let state = if part.state.is_terminal() { part.state } else { state };
+            let news = state != part.state || (stats.is_some() && stats != part.stats);
+            if news {
+                run.happen(RunAgentProgressed { run: run_id, agent, state, stats }, events);
+                run.conclude(run_id, events);
+            }
+        });
+    }
+
+    /// The last word of one who served: a source is done then, a destination was so before.
+    fn served(&mut self, run_id: RunId, stats: TransferStats) {
+        let Some(run) = self.run(run_id) else { return };
+        let Some(part) = run.parts.get(&self.agent) else { return };
+        let state = match (run.outcome, part.role) {
+            (Some(Outcome::Stopped), _) if !part.state.is_terminal() => RunAgentState::Stopped,
+            (Some(_), Role::Source) => RunAgentState::Done,
+            _ => part.state,
+        };
+        self.progress(run_id, state, Some(stats));
+    }
+
+    fn in_run(&mut self, id: RunId, act: impl FnOnce(&mut Run, &mut Vec<Event>)) {
+        if let Some(mut run) = self.runs.remove(&id).or_else(|| self.state.runs.get(&id).cloned()) {
+            act(&mut run, &mut self.events);
+            self.runs.insert(id, run);
+        }
+    }
+
+    fn run(&self, id: RunId) -> Option<&Run> {
+        self.runs.get(&id).or_else(|| self.state.runs.get(&id))
+    }
+}
+
+fn problem_of(reason: RefusalReason) -> Problem {
+    let (class, why) = match reason {
+        RefusalReason::NotAllowed => (
+            ProblemClass::PermissionDenied,
+            "its owner does not allow this folder: see the agent's configuration",
+        ),
+        RefusalReason::Expired => (ProblemClass::Internal, "it came too late: start the job again"),
+        RefusalReason::TooEarly => (ProblemClass::Internal, "it is not valid yet: check the agent's clock"),
+        RefusalReason::NotUnderstood => {
+            (ProblemClass::Internal, "its program is too old to understand it: update the agent")
+        }
+        RefusalReason::BadSignature => (ProblemClass::Internal, "its signature does not hold"),
+        RefusalReason::WrongAudience => (ProblemClass::Internal, "it is for another agent"),
+        RefusalReason::Replayed => (ProblemClass::Internal, "it has seen its sequence before"),
+        RefusalReason::UnknownToken
+        | RefusalReason::TokenSpent
+        | RefusalReason::TokenExpired
+        | RefusalReason::Removed => (ProblemClass::Internal, "it does not count itself to this fleet"),
+    };
+    Problem { class, path: vec![], detail: format!("the agent refused the command: {why}") }
+}

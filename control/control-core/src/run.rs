@@ -1,0 +1,270 @@
+//! Runs: one execution of a job, from its participants to its outcome.
+
+use std::collections::BTreeMap;
+
+use event_schema::{
+    AgentId, Event, JobId, JobSpec, Outcome, Participant, Party, Problem, Role, RunAgentProgressed,
+    RunAgentState, RunFinished, RunId, RunProblemReported, RunStarted, RunStopRequested, TransferStats,
+};
+
+use crate::limits::PARTICIPANTS_MAX;
+use crate::{Rejection, State, text};
+
+/// A run as decisions see it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Run {
+    pub(crate) job: JobId,
+    pub(crate) job_name: String,
+    pub(crate) source: AgentId,
+    pub(crate) parts: BTreeMap<AgentId, Part>,
+    pub(crate) manifest: Option<[u8; 32]>,
+    pub(crate) outcome: Option<Outcome>,
+}
+
+/// One agent's part in a run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Part {
+    pub(crate) role: Role,
+    pub(crate) path: Vec<u8>,
+    pub(crate) state: RunAgentState,
+    pub(crate) stats: Option<TransferStats>,
+    /// Problems that are events.
+    pub(crate) problems: u32,
+    /// Whether one of them concerns an entry.
+    pub(crate) entry_problem: bool,
+    /// The command to join exists.
+    pub(crate) join_issued: bool,
+    /// The command to finish or stop exists.
+    pub(crate) end_issued: bool,
+}
+
+impl Run {
+    pub(crate) fn started(e: &RunStarted, job_name: String) -> Self {
+        let mut source = AgentId([0; 16]);
+        let mut parts = BTreeMap::new();
+        for Participant { agent, role, path } in &e.participants {
+            if *role == Role::Source {
+                source = *agent;
+            }
+            let part = Part {
+                role: *role,
+                path: path.clone(),
+                state: RunAgentState::Waiting,
+                stats: None,
+                problems: 0,
+                entry_problem: false,
+                join_issued: false,
+                end_issued: false,
+            };
+            parts.insert(*agent, part);
+        }
+        Self { job: e.job, job_name, source, parts, manifest: None, outcome: None }
+    }
+
+    pub(crate) fn evolve(&mut self, event: &Event) {
+        match event {
+            Event::RunManifestReady(e) => self.manifest = Some(e.root),
+            Event::RunAgentProgressed(e) => {
+                if let Some(part) = self.parts.get_mut(&e.agent) {
+                    part.state = e.state;
+                    part.stats = e.stats.or(part.stats);
+                }
+            }
+            Event::RunProblemReported(e) => {
+                if let Some(part) = self.parts.get_mut(&e.agent) {
+                    part.problems += 1;
+                    part.entry_problem |= !e.problem.path.is_empty();
+                }
+            }
+            Event::RunFinished(e) => self.outcome = Some(e.outcome),
+            Event::CommandIssued(e) => {
+                if let Some(part) = self.parts.get_mut(&e.agent) {
+                    if crate::agent::is_join(&e.signed.bytes) {
+                        part.join_issued = true;
+                    } else {
+                        part.end_issued = true;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Nothing more is to be ordered or awaited.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.outcome.is_some() && self.parts.values().all(|part| part.state.is_terminal())
+    }
+
+    /// Records an event and takes it in at once, so that the next decision of the same batch sees it.
+    pub(crate) fn happen(&mut self, event: impl Into<Event>, events: &mut Vec<Event>) {
+        let event = event.into();
+        self.evolve(&event);
+        events.push(event);
+    }
+
+    /// An agent that is in the run and not at its end gives up, for `problem`.
+    pub(crate) fn fail(
+        &mut self,
+        run: RunId,
+        agent: AgentId,
+        problem: Option<Problem>,
+        events: &mut Vec<Event>,
+    ) {
+        if self.parts.get(&agent).is_none_or(|part| part.state.is_terminal()) {
+            return;
+        }
+        if let Some(problem) = problem {
+            self.happen(RunProblemReported { run, agent, problem }, events);
+        }
+        let state = RunAgentState::Failed;
+        self.happen(RunAgentProgressed { run, agent, state, stats: None }, events);
+        self.conclude(run, events);
+    }
+
+    /// Records the run's end if it has come: every destination has ended, or the source has failed.
+    pub(crate) fn conclude(&mut self, run: RunId, events: &mut Vec<Event>) {
+        if self.outcome.is_none()
+            && let Some(outcome) = self.outcome_reached()
+        {
+            self.happen(RunFinished { run, outcome }, events);
+        }
+    }
+
+    fn outcome_reached(&self) -> Option<Outcome> {
+        let source = self.parts.get(&self.source)?;
+        let mut destinations = self.parts.values().filter(|part| part.role == Role::Destination);
+        let failed = |part: &Part| matches!(part.state, RunAgentState::Failed | RunAgentState::Stopped);
+        let all_ended = destinations.clone().all(|part| part.state.is_terminal());
+        // Destinations cannot know whether what they miss will ever come without the source.
+        if failed(source) && !all_ended {
+            return Some(Outcome::Failed);
+        }
+        if !all_ended {
+            return None;
+        }
+        Some(if destinations.clone().any(failed) {
+            Outcome::Failed
+        } else if destinations.any(|part| part.state == RunAgentState::DoneWithErrors) || source.entry_problem
+        {
+            Outcome::SucceededWithErrors
+        } else {
+            Outcome::Succeeded
+        })
+    }
+}
+
+impl State {
+    /// The active run of a job, if there is one.
+    pub(crate) fn active_run(&self, job: JobId) -> Option<RunId> {
+        self.runs.iter().find(|(_, run)| run.job == job && run.outcome.is_none()).map(|(id, _)| *id)
+    }
+}
+
+/// What can be asked about runs.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Start a run of a job. Groups are resolved now; a member that is the source, or not approved, is
+    /// passed over; an agent named twice with the same path takes part once.
+    Start {
+        /// Its id.
+        run: RunId,
+        /// Of which job.
+        job: JobId,
+    },
+    /// End a run. It counts as ended at once; its agents are told, and what they answer is recorded.
+    Stop {
+        /// Which.
+        run: RunId,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Decides about a run.
+///
+/// # Errors
+/// If the job or run is unknown, another run of the job is active, an agent named by the job is removed
+/// or not approved, an agent would take part with two paths, nobody is left, or too many would.
+pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> {
+    match command {
+        Command::Start { run, job } => {
+            if state.runs.get(&run).is_some_and(|known| known.job == job) {
+                return Ok(vec![]);
+            }
+            let known = state.jobs.get(&job).ok_or_else(|| Rejection::unknown("job", job))?;
+            if let Some(active) = state.active_run(job) {
+                return Err(Rejection::Conflict(format!(
+                    "the run {active} of this job is active: wait for its end or stop it"
+                )));
+            }
+            let participants = participants(state, &known.spec)?;
+            Ok(vec![RunStarted { run, job, participants }.into()])
+        }
+        Command::Stop { run, reason } => {
+            let known = state.runs.get(&run).ok_or_else(|| Rejection::unknown("run", run))?;
+            if known.outcome.is_some() {
+                return Ok(vec![]);
+            }
+            Ok(vec![
+                RunStopRequested { run, reason: text::one_line(&reason) }.into(),
+                RunFinished { run, outcome: Outcome::Stopped }.into(),
+            ])
+        }
+    }
+}
+
+fn participants(state: &State, spec: &JobSpec) -> Result<Vec<Participant>, Rejection> {
+    let JobSpec::Distribution { source, destinations } = spec;
+    let Party::Agent(source_agent) = source.party else {
+        return Err(Rejection::Invalid("the source of a distribution is one agent".into()));
+    };
+    let mut paths: BTreeMap<AgentId, &[u8]> = BTreeMap::new();
+    must_be_approved(state, source_agent)?;
+    for destination in destinations {
+        let agents: Vec<AgentId> = match destination.party {
+            Party::Agent(agent) => {
+                must_be_approved(state, agent)?;
+                vec![agent]
+            }
+            Party::Group(id) => {
+                let group = state.groups.get(&id).ok_or_else(|| Rejection::unknown("group", id))?;
+                let may = |agent: &&AgentId| **agent != source_agent && state.approved(**agent).is_some();
+                group.members.iter().filter(may).copied().collect()
+            }
+        };
+        for agent in agents {
+            let before = paths.insert(agent, &destination.path);
+            if before.is_some_and(|path| path != destination.path) {
+                return Err(Rejection::Conflict(format!(
+                    "the agent {} would take part with two folders: an agent takes part in a run once",
+                    state.agents.get(&agent).map_or("", |agent| agent.name.as_str())
+                )));
+            }
+        }
+    }
+    if paths.is_empty() {
+        return Err(Rejection::Conflict("nobody would receive anything: the groups are empty".into()));
+    }
+    if paths.len() >= PARTICIPANTS_MAX {
+        return Err(Rejection::Limit(format!("a run has at most {PARTICIPANTS_MAX} agents")));
+    }
+    let first = Participant { agent: source_agent, role: Role::Source, path: source.path.clone() };
+    let rest = paths.into_iter().map(|(agent, path)| Participant {
+        agent,
+        role: Role::Destination,
+        path: path.to_vec(),
+    });
+    Ok(std::iter::once(first).chain(rest).collect())
+}
+
+fn must_be_approved(state: &State, agent: AgentId) -> Result<(), Rejection> {
+    if state.approved(agent).is_some() {
+        return Ok(());
+    }
+    match state.agents.get(&agent) {
+        None => Err(Rejection::unknown("agent", agent)),
+        Some(known) => {
+            Err(Rejection::Conflict(format!("the agent {} is removed or not approved yet", known.name)))
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! All that decisions rest on, folded from the log.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use event_schema::{AgentId, Event, GroupId, JobId, RefusalReason, RunId, TokenId};
+
+use crate::agent::{Agent, Standing};
+use crate::group::Group;
+use crate::job::Job;
+use crate::limits::{REFUSALS_REMEMBERED_MAX, RUNS_KEPT_MAX};
+use crate::run::Run;
+use crate::token::Token;
+
+/// The fleet as its events tell it: just enough to decide.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    pub(crate) root_key: Option<[u8; 32]>,
+    pub(crate) agents: BTreeMap<AgentId, Agent>,
+    /// Names of agents that are not removed.
+    pub(crate) agent_names: BTreeMap<String, AgentId>,
+    pub(crate) tokens: BTreeMap<TokenId, Token>,
+    pub(crate) groups: BTreeMap<GroupId, Group>,
+    pub(crate) group_names: BTreeSet<String>,
+    pub(crate) jobs: BTreeMap<JobId, Job>,
+    pub(crate) job_names: BTreeSet<String>,
+    pub(crate) runs: BTreeMap<RunId, Run>,
+    /// Newest last.
+    pub(crate) refusals: VecDeque<(AgentId, RefusalReason)>,
+}
+
+impl State {
+    /// The fleet's root key, once it was founded.
+    pub fn root_key(&self) -> Option<[u8; 32]> {
+        self.root_key
+    }
+
+    /// Agents whose control link is up as far as the log knows.
+    pub fn online_agents(&self) -> impl Iterator<Item = AgentId> {
+        self.agents.iter().filter(|(_, agent)| agent.online).map(|(id, _)| *id)
+    }
+
+    /// Every run that is remembered.
+    pub fn runs(&self) -> impl Iterator<Item = RunId> {
+        self.runs.keys().copied()
+    }
+
+    /// The last report of `agent` that is on the log, 0 if none is.
+    pub fn reports_stored(&self, agent: AgentId) -> u64 {
+        self.agents.get(&agent).map_or(0, |agent| agent.last_report)
+    }
+
+    /// The agent's name in the fleet.
+    pub fn agent_name(&self, agent: AgentId) -> Option<&str> {
+        self.agents.get(&agent).map(|agent| agent.name.as_str())
+    }
+
+    /// Takes one event in. Cannot fail: what is on the log has been decided. An event about something
+    /// unknown (dropped because it is old) changes nothing.
+    pub fn evolve(&mut self, event: &Event) {
+        match event {
+            Event::FleetFounded(e) => self.root_key = Some(e.root_key),
+            Event::AgentEnrolled(e) => {
+                let before = self.agents.get(&e.agent).map(|agent| agent.name.clone());
+                if let Some(before) = before {
+                    self.agent_names.remove(&before);
+                }
+                self.agent_names.insert(e.name.clone(), e.agent);
+                Agent::enrol(&mut self.agents, e);
+            }
+            Event::AgentRemoved(e) => {
+                if let Some(agent) = self.agents.get_mut(&e.agent) {
+                    self.agent_names.remove(&agent.name);
+                    agent.evolve(event);
+                }
+            }
+            Event::AgentApproved(e) => self.agent(e.agent, event),
+            Event::AgentOnline(e) => self.agent(e.agent, event),
+            Event::AgentOffline(e) => self.agent(e.agent, event),
+            Event::AgentTagged(e) => self.agent(e.agent, event),
+            Event::ReportReceived(e) => self.agent(e.agent, event),
+            Event::TokenCreated(e) => {
+                self.tokens.insert(e.token, Token::created(e));
+            }
+            Event::TokenUsed(e) => {
+                if let Some(token) = self.tokens.get_mut(&e.token) {
+                    token.used += 1;
+                }
+            }
+            Event::TokenRevoked(e) => {
+                if let Some(token) = self.tokens.get_mut(&e.token) {
+                    token.revoked = true;
+                }
+            }
+            Event::EnrolmentRefused(e) => {
+                if self.refusals.len() >= REFUSALS_REMEMBERED_MAX {
+                    self.refusals.pop_front();
+                }
+                self.refusals.push_back((e.agent, e.reason));
+            }
+            Event::GroupCreated(e) => {
+                self.group_names.insert(e.name.clone());
+                self.groups.insert(e.group, Group { name: e.name.clone(), members: BTreeSet::new() });
+            }
+            Event::GroupMembersAdded(e) => {
+                if let Some(group) = self.groups.get_mut(&e.group) {
+                    group.members.extend(&e.agents);
+                }
+            }
+            Event::GroupMembersRemoved(e) => {
+                if let Some(group) = self.groups.get_mut(&e.group) {
+                    group.members.retain(|agent| !e.agents.contains(agent));
+                }
+            }
+            Event::JobCreated(e) => {
+                self.job_names.insert(e.name.clone());
+                self.jobs.insert(e.job, Job { name: e.name.clone(), spec: e.spec.clone() });
+            }
+            Event::JobDeleted(e) => {
+                if let Some(job) = self.jobs.remove(&e.job) {
+                    self.job_names.remove(&job.name);
+                }
+            }
+            Event::RunStarted(e) => {
+                self.forget_old_runs();
+                let name = self.jobs.get(&e.job).map_or_else(String::new, |job| job.name.clone());
+                self.runs.insert(e.run, Run::started(e, name));
+            }
+            Event::RunManifestReady(e) => self.run(e.run, event),
+            Event::RunAgentProgressed(e) => self.run(e.run, event),
+            Event::RunProblemReported(e) => self.run(e.run, event),
+            Event::RunStopRequested(e) => self.run(e.run, event),
+            Event::RunFinished(e) => self.run(e.run, event),
+            Event::CommandIssued(e) => {
+                self.agent(e.agent, event);
+                if let Some(run) = e.run {
+                    self.run(run, event);
+                }
+            }
+            Event::CommandAcknowledged(e) => self.agent(e.agent, event),
+        }
+    }
+
+    fn agent(&mut self, id: AgentId, event: &Event) {
+        if let Some(agent) = self.agents.get_mut(&id) {
+            agent.evolve(event);
+        }
+    }
+
+    fn run(&mut self, id: RunId, event: &Event) {
+        if let Some(run) = self.runs.get_mut(&id) {
+            run.evolve(event);
+        }
+    }
+
+    /// Run ids sort by time, so the first settled one is the oldest.
+    fn forget_old_runs(&mut self) {
+        if self.runs.len() >= RUNS_KEPT_MAX {
+            let oldest = self.runs.iter().find(|(_, run)| run.is_settled()).map(|(id, _)| *id);
+            if let Some(id) = oldest {
+                self.runs.remove(&id);
+            }
+        }
+    }
+
+    pub(crate) fn approved(&self, id: AgentId) -> Option<&Agent> {
+        self.agents.get(&id).filter(|agent| agent.standing == Standing::Approved)
+    }
+}
