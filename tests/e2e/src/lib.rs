@@ -1,1 +1,12 @@
-//! Placeholder replaced by the first commit of this crate.
+//! A small world of real processes on loopback, for tests: control service, tracker, agents.
+//!
+//! Every world has a folder of its own and every listener port 0. Processes are killed when their
+//! handle is dropped; logs stay with the world's folder when a test fails. Start at [`World`].
+
+mod process;
+mod tree;
+mod world;
+
+pub use process::{Process, binary, wait_until};
+pub use tree::{Tree, differences};
+pub use world::{Agent, Control, Options, Run, World};

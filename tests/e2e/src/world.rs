@@ -1,0 +1,251 @@
+//! A fleet: control service, tracker, agents, each a real process with its own folder.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::process::{Process, binary, run, wait_until};
+
+/// What a world has besides its control service.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Log on this NATS server instead of the embedded one.
+    pub nats: Option<String>,
+    /// Start a tracker and tell the service of it.
+    pub tracker: bool,
+}
+
+/// A fleet in a folder that goes when the test has passed.
+pub struct World {
+    dir: Option<TempDir>,
+    /// The control service.
+    pub control: Control,
+    /// The tracker, if one was asked for.
+    pub tracker: Option<Process>,
+}
+
+/// The control service's process and how to reach it.
+pub struct Control {
+    /// The process.
+    pub process: Process,
+    dir: PathBuf,
+    args: Vec<String>,
+    http: String,
+    gateway: String,
+}
+
+impl Control {
+    fn start(dir: &Path, args: Vec<String>, http: &str, gateway: &str) -> Result<Self> {
+        let data = dir.join("control");
+        let mut command = Command::new(binary("flotilla"));
+        command.arg("serve").arg("--data").arg(&data).args(["--http", http, "--gateway", gateway]);
+        command.arg("--json").args(&args).env("FLOTILLA_LOG", "info");
+        let mut process = Process::start("control", dir, &mut command)?;
+        let ready = process
+            .wait_for_line(|line| serde_json::from_str::<Value>(line).ok().filter(|v| v["ready"] == true))?;
+        let address = |key: &str| ready[key].as_str().map(str::to_owned).context("an address");
+        let (http, gateway) = (address("http")?, address("gateway")?);
+        Ok(Self { process, dir: dir.into(), args, http, gateway })
+    }
+
+    /// Starts the service again at its old addresses.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.kill();
+        let http = self.http.trim_start_matches("http://").to_owned();
+        let again = Self::start(&self.dir, self.args.clone(), &http, &self.gateway)?;
+        *self = again;
+        Ok(())
+    }
+}
+
+/// An agent's process.
+pub struct Agent {
+    /// The process.
+    pub process: Process,
+    /// Its name in the fleet.
+    pub name: String,
+    /// Its data folder.
+    pub data: PathBuf,
+    dir: PathBuf,
+    bootstrap: PathBuf,
+    args: Vec<String>,
+}
+
+impl Agent {
+    /// Starts it again, as after a power cut.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.kill();
+        self.process = start_agent(&self.dir, &self.name, &self.bootstrap, &self.data, &self.args)?;
+        Ok(())
+    }
+}
+
+fn start_agent(dir: &Path, name: &str, bootstrap: &Path, data: &Path, args: &[String]) -> Result<Process> {
+    let mut command = Command::new(binary("flotilla-agent"));
+    command.arg("run").arg("--bootstrap").arg(bootstrap).arg("--data").arg(data);
+    command.args(["--listen", "127.0.0.1:0"]).args(args).env("FLOTILLA_LOG", "info");
+    Process::start(name, dir, &mut command)
+}
+
+/// A run as the API shows it.
+pub struct Run(
+    /// The object of `runs show`.
+    pub Value,
+);
+
+impl Run {
+    /// One agent's part.
+    pub fn agent(&self, name: &str) -> Result<&Value> {
+        let agents = self.0["agents"].as_array().context("agents")?;
+        agents.iter().find(|a| a["name"] == name).with_context(|| format!("{name} in {}", self.0))
+    }
+
+    /// A figure of one agent's transfer statistics.
+    pub fn stat(&self, name: &str, figure: &str) -> Result<u64> {
+        let agent = self.agent(name)?;
+        agent["stats"][figure].as_u64().with_context(|| format!("{figure} in {agent}"))
+    }
+
+    /// Whether the run ended.
+    pub fn ended(&self) -> bool {
+        matches!(self.0["state"].as_str(), Some("finished" | "failed" | "stopped"))
+    }
+}
+
+impl World {
+    /// A world with a control service and, if asked for, a tracker.
+    pub fn new(options: &Options) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("flotilla-e2e-").tempdir()?;
+        let mut args = Vec::new();
+        let mut tracker = None;
+        if options.tracker {
+            let (process, address) = start_tracker(dir.path(), "127.0.0.1:0")?;
+            args.extend(["--tracker".to_owned(), address.to_string()]);
+            tracker = Some(process);
+        }
+        if let Some(url) = &options.nats {
+            args.extend(["--nats".to_owned(), url.clone()]);
+        }
+        let control = Control::start(dir.path(), args, "127.0.0.1:0", "127.0.0.1:0")?;
+        Ok(Self { dir: Some(dir), control, tracker })
+    }
+
+    /// The world's folder.
+    pub fn path(&self) -> &Path {
+        self.dir.as_ref().expect("kept until drop").path()
+    }
+
+    /// Runs an operator's command with `--json` and reads its answer.
+    pub fn flotilla(&self, args: &[&str]) -> Result<Value> {
+        let data = self.path().join("control");
+        let mut all: Vec<&str> = args.to_vec();
+        all.extend(["--json", "--data", data.to_str().context("UTF-8")?]);
+        let output = run(&binary("flotilla"), all)?;
+        let text = String::from_utf8(output.stdout)?;
+        let last = text.lines().last().unwrap_or("null");
+        serde_json::from_str(last).or_else(|_| serde_json::from_str(&text)).with_context(|| text.clone())
+    }
+
+    /// Writes a bootstrap file whose token names the agent.
+    pub fn token(&self, name: &str, options: &[&str]) -> Result<PathBuf> {
+        let file = self.path().join(format!("{name}.bootstrap"));
+        let tag = format!("AGENT_NAME={name}");
+        let mut args = vec!["token", "create", "--tag", &tag, "--out", file.to_str().context("UTF-8")?];
+        args.extend(options);
+        self.flotilla(&args)?;
+        Ok(file)
+    }
+
+    /// Enrols a new agent and waits until it is online.
+    pub fn agent(&self, name: &str, args: &[&str]) -> Result<Agent> {
+        let bootstrap = self.token(name, &[])?;
+        let data = self.path().join(name);
+        let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
+        let process = start_agent(self.path(), name, &bootstrap, &data, &args)?;
+        let dir = self.path().to_path_buf();
+        let agent = Agent { process, name: name.into(), data, dir, bootstrap, args };
+        self.wait_online(&[name])?;
+        Ok(agent)
+    }
+
+    /// Waits until all these agents are online.
+    pub fn wait_online(&self, names: &[&str]) -> Result<()> {
+        wait_until(&format!("{names:?} to be online"), Duration::from_secs(60), || {
+            let answer = self.flotilla(&["agents", "list"])?;
+            let agents = answer["agents"].as_array().context("agents")?;
+            let online = |name: &&str| {
+                agents.iter().any(|a| a["name"].as_str() == Some(name) && a["state"] == "online")
+            };
+            Ok(names.iter().all(online).then_some(()))
+        })
+    }
+
+    /// Creates and starts a distribution; gives the run's id.
+    pub fn distribute(&self, source: (&str, &Path), destinations: &[(&str, &Path)]) -> Result<String> {
+        let place = |(agent, path): (&str, &Path)| format!("{agent}:{}", path.display());
+        let (source, name) = (place(source), format!("job-{}", destinations.len()));
+        let destinations: Vec<String> = destinations.iter().map(|&d| place(d)).collect();
+        let mut args = vec!["jobs", "create", "distribution", "--name", &name, "--source", &source];
+        for destination in &destinations {
+            args.extend(["--destination", destination]);
+        }
+        let answer = self.flotilla(&args)?;
+        Ok(answer["run"].as_str().with_context(|| format!("a run in {answer}"))?.to_owned())
+    }
+
+    /// The run as it stands.
+    pub fn run(&self, id: &str) -> Result<Run> {
+        Ok(Run(self.flotilla(&["runs", "show", id])?))
+    }
+
+    /// Waits until `enough` is true of the run.
+    pub fn wait_run(&self, id: &str, limit: Duration, enough: impl Fn(&Run) -> bool) -> Result<Run> {
+        let mut last = Value::Null;
+        let found = wait_until("the run", limit, || {
+            let run = self.run(id)?;
+            last = run.0.clone();
+            Ok(enough(&run).then_some(run))
+        });
+        found.with_context(|| format!("the run stands at {last:#}"))
+    }
+
+    /// Waits until the run has ended well.
+    pub fn wait_success(&self, id: &str, limit: Duration) -> Result<Run> {
+        let run = self.wait_run(id, limit, Run::ended)?;
+        ensure!(run.0["outcome"] == "succeeded", "{:#}", run.0);
+        Ok(run)
+    }
+
+    /// What an agent says of itself, asked on its own machine.
+    pub fn status(&self, agent: &Agent) -> Result<Value> {
+        let data = agent.data.to_str().context("UTF-8")?;
+        let output = run(&binary("flotilla-agent"), ["status", "--data", data, "--json"])?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+fn start_tracker(dir: &Path, listen: &str) -> Result<(Process, SocketAddr)> {
+    let mut command = Command::new(binary("flotilla-tracker"));
+    command.args(["--listen", listen, "--json"]);
+    let mut process = Process::start("tracker", dir, &mut command)?;
+    let address = process.wait_for_line(|line| {
+        let ready: Value = serde_json::from_str(line).ok()?;
+        ready["listen"].as_str()?.parse().ok()
+    })?;
+    Ok((process, address))
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("the world is left at {}", dir.keep().display());
+        }
+    }
+}
