@@ -189,7 +189,7 @@ mod tests {
         for (from, to) in [(0, 100), (300, 400), (900, 1000), (100, 300), (350, 950)] {
             piece(1, from, to);
         }
-        assert_eq!(piece(1, 0, 1), (2500, 801 + 100, true));
+        assert_eq!(piece(1, 0, 1), (2500, 700 + 100 + 1, true));
         assert_eq!(ledger.fault(), None);
     }
 

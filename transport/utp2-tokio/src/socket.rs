@@ -256,6 +256,7 @@ mod tests {
         let n = a.max_segments(1000);
         assert!((1..=64).contains(&n));
         let data: Vec<u8> = (0..n * 1000 - 300).map(|i| (i / 1000) as u8).collect();
+        a.writable().await.unwrap();
         a.try_send(b.local_addr().unwrap(), &data, Some(1000)).unwrap();
         let (mut got, mut batch) = (Vec::new(), ReceiveBatch::new());
         while got.len() < n {
@@ -275,9 +276,11 @@ mod tests {
             return;
         };
         let four = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        six.writable().await.unwrap();
         six.try_send(four.local_addr().unwrap(), b"over", None).unwrap();
         let got = receive(&four, &mut ReceiveBatch::new()).await;
         assert_eq!(got[0].1, b"over");
+        four.writable().await.unwrap();
         four.try_send(got[0].0, b"and back", None).unwrap();
         let got = receive(&six, &mut ReceiveBatch::new()).await;
         assert_eq!(got[0], (four.local_addr().unwrap(), b"and back".to_vec()));

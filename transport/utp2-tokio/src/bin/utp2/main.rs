@@ -1,3 +1,110 @@
-//! The `utp2` tool.
+//! `utp2`: moves files between two machines over µTP2, without anything else of Flotilla.
+//!
+//! `send` and `recv` are the two ends, `wire` what they say to each other, `store` the receiver's disk.
+//! Read first: `args` (what it promises), `wire`.
 
-fn main() {}
+mod args;
+mod name;
+mod place;
+mod progress;
+mod recv;
+mod secret;
+mod send;
+mod store;
+mod wire;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use clap::error::ErrorKind;
+use tracing_subscriber::EnvFilter;
+use utp2::{CloseReason, HandshakeFailure, Identity};
+use utp2_tokio::{ConnectError, EndpointConfig};
+
+use crate::args::{Cli, Command, Common};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("FLOTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let json = match &cli.command {
+        Command::Send(args) => args.common.json,
+        Command::Recv(args) => args.common.json,
+    };
+    match run(cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("utp2: {error:#}");
+            if json {
+                print_json(&serde_json::json!({ "ok": false, "error": format!("{error:#}") }));
+            }
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Whether everything that was asked for was done.
+fn run(cli: Cli) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let done = match cli.command {
+        Command::Send(args) => match send::plan(&args)? {
+            Ok(plan) => runtime.block_on(send::run(args, plan)),
+            Err(usage) => usage_error(&usage),
+        },
+        Command::Recv(args) => runtime.block_on(recv::run(args)),
+    };
+    // Nobody needs what blocking tasks are left, such as the hash of a file that failed.
+    runtime.shutdown_background();
+    done
+}
+
+/// Ends the program as clap does for a wrong command line.
+fn usage_error(what: &str) -> ! {
+    use clap::CommandFactory;
+    Cli::command().error(ErrorKind::ValueValidation, what).exit()
+}
+
+/// One line on stdout. A reader that has gone away is no reason to stop moving files.
+fn print_json(value: &serde_json::Value) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{value}");
+    let _ = out.flush();
+}
+
+/// An endpoint of a new identity that accepts the peer asked for. Gives its public key.
+fn endpoint_config(common: &Common) -> anyhow::Result<(EndpointConfig, [u8; 32])> {
+    let mut seed = [0; 32];
+    if let Err(error) = getrandom::fill(&mut seed) {
+        bail!("the system gives no random numbers: {error}");
+    }
+    let identity = Identity::new(seed, Vec::new());
+    let public_key = identity.public_key();
+    let wanted = common.peer_key;
+    let mut config =
+        EndpointConfig::new(identity, move |_, peer| wanted.is_none_or(|key| key.0 == peer.public_key));
+    config.fault = common.fault();
+    // A gigabit per second over a second.
+    config.core.receive_window = 128 << 20;
+    Ok((config, public_key))
+}
+
+/// What went wrong, as somebody at a terminal needs to hear it.
+fn explain(error: &ConnectError, to: &str) -> String {
+    let ConnectError::Handshake(CloseReason::HandshakeFailed(why)) = error else {
+        return format!("cannot connect to {to}: {error}");
+    };
+    match why {
+        HandshakeFailure::Timeout => format!("no answer from {to}: is `utp2 recv` listening there?"),
+        HandshakeFailure::Refused | HandshakeFailure::BadProof => {
+            format!("{to} refuses: the secrets differ, or it expects another --peer-key")
+        }
+        HandshakeFailure::Unauthorized => format!("{to} has another key than --peer-key says"),
+        other => format!("cannot connect to {to}: {other}"),
+    }
+}

@@ -1,0 +1,227 @@
+//! The command line, and the units people write on it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use utp2_tokio::LossInjector;
+
+/// Moves files over bad networks: encrypted, paced, resumed where they stopped.
+#[derive(Parser)]
+#[command(
+    name = "utp2",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Example, receiver first:
+  export UTP2_SECRET='correct horse battery staple'
+  utp2 recv --listen 0.0.0.0:4433 --out incoming
+  utp2 send big.iso --to 192.0.2.7:4433
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. FLOTILLA_LOG=debug shows what happens."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Send files to a waiting `utp2 recv`.
+    ///
+    /// A transfer that was interrupted goes on where it stopped when the same file is sent again. With
+    /// --json the last line on stdout is an object: bytes (sent now), resumed_bytes, files, seconds,
+    /// goodput_mbps (10^6 bits/s of file data), retransmitted (bytes sent again), lost (packets), rtt_ms.
+    #[command(
+        after_help = "Example:\n  utp2 send *.mkv --to 192.0.2.7:4433 --mode background --rate-limit 200mbit"
+    )]
+    Send(SendArgs),
+    /// Wait for files and write them to a folder.
+    ///
+    /// Blocks are written to NAME.part at their place; when all are there and the SHA-256 of the whole
+    /// fits, the file is renamed to NAME, replacing what was there. With --json every received file and the
+    /// end of every session is an object on a line of stdout.
+    #[command(after_help = "Example:\n  UTP2_SECRET=… utp2 recv --listen 0.0.0.0:4433 --out incoming --once")]
+    Recv(RecvArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct Common {
+    /// What both sides know: any text. It is stretched by no password hash, so it is as strong as it is
+    /// hard to guess: at least four random words. The command line can be read by other users of the
+    /// machine; better set UTP2_SECRET.
+    #[arg(long, env = "UTP2_SECRET", hide_env_values = true, value_parser = non_empty)]
+    pub(crate) secret: String,
+    /// Write machine-readable results to stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Accept only a peer with this Ed25519 public key (64 hex digits). `utp2 recv` prints its own, new
+    /// one each time, when it starts.
+    #[arg(long, value_name = "HEX", value_parser = public_key)]
+    pub(crate) peer_key: Option<PublicKey>,
+    /// Lose this share of the datagrams, both ways, before they reach the socket (for tests).
+    #[arg(long, hide = true, value_parser = share, default_value = "0")]
+    pub(crate) inject_loss: f64,
+    /// Add this to the round trip (for tests).
+    #[arg(long, hide = true, value_parser = duration, default_value = "0ms")]
+    pub(crate) inject_delay: Duration,
+    /// Decides which datagrams --inject-loss loses.
+    #[arg(long, hide = true, default_value_t = 1)]
+    pub(crate) inject_seed: u64,
+}
+
+impl Common {
+    pub(crate) fn fault(&self) -> Option<LossInjector> {
+        let wanted = self.inject_loss > 0.0 || !self.inject_delay.is_zero();
+        wanted.then_some(LossInjector {
+            loss: self.inject_loss,
+            delay: self.inject_delay,
+            seed: self.inject_seed,
+        })
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct SendArgs {
+    /// The files. Their names must differ; folders are not walked.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Where `utp2 recv` listens: HOST:PORT.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) to: String,
+    /// How hard to compete: full takes what the path gives, fair leaves TCP its share, background yields.
+    #[arg(long, value_enum, default_value_t = ModeArg::Full)]
+    pub(crate) mode: ModeArg,
+    /// Send no faster: 80mbit, 1.5gbit (bits/s), 10MB (bytes/s).
+    #[arg(long, value_name = "R", value_parser = rate)]
+    pub(crate) rate_limit: Option<u64>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Args)]
+pub(crate) struct RecvArgs {
+    /// Address and port to listen on; port 0 lets the system choose. `[::]:4433` serves IPv4 too.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: SocketAddr,
+    /// Folder for the files; made if it does not exist.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// End after the first session; exit code 1 if it left anything undone.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Wait for the disk before a file counts as received.
+    #[arg(long)]
+    pub(crate) fsync: bool,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ModeArg {
+    Full,
+    Fair,
+    Background,
+}
+
+impl From<ModeArg> for utp2::Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Full => Self::Full,
+            ModeArg::Fair => Self::Fair,
+            ModeArg::Background => Self::Background,
+        }
+    }
+}
+
+/// An Ed25519 public key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PublicKey(pub(crate) [u8; 32]);
+
+fn non_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("must not be empty".into()) } else { Ok(text.into()) }
+}
+
+fn public_key(text: &str) -> Result<PublicKey, String> {
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
+    bytes.and_then(|b| b.try_into().ok()).map(PublicKey).ok_or_else(|| "64 hex digits are needed".into())
+}
+
+/// Splits `12.5mbit` into number and unit.
+fn number_and_unit(text: &str) -> Result<(f64, String), String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..end].parse().map_err(|_| format!("{text:?} does not begin with a number"))?;
+    Ok((number, text[end..].trim().to_owned()))
+}
+
+/// Bytes per second from `80mbit`, `10MB`, `10MB/s`; without a unit it is bytes.
+fn rate(text: &str) -> Result<u64, String> {
+    let (number, unit) = number_and_unit(text)?;
+    let bytes = match unit.trim_end_matches("/s") {
+        "" | "B" => number,
+        "kB" | "KB" | "k" | "K" => number * 1e3,
+        "MB" | "M" => number * 1e6,
+        "GB" | "G" => number * 1e9,
+        "bit" => number / 8.0,
+        "kbit" => number * 1e3 / 8.0,
+        "mbit" | "Mbit" => number * 1e6 / 8.0,
+        "gbit" | "Gbit" => number * 1e9 / 8.0,
+        other => return Err(format!("unknown unit {other:?}; use kbit, mbit, gbit, kB, MB or GB")),
+    };
+    // 1 kB/s is a packet a second: less never gets anywhere.
+    if (1e3..=1e12).contains(&bytes) {
+        Ok(bytes as u64)
+    } else {
+        Err("a rate from 1kB to 1000GB per second is needed".into())
+    }
+}
+
+/// `5%` or `0.05`.
+fn share(text: &str) -> Result<f64, String> {
+    let (number, unit) = number_and_unit(text)?;
+    let share = match unit.as_str() {
+        "" => number,
+        "%" => number / 100.0,
+        other => return Err(format!("unknown unit {other:?}")),
+    };
+    if share < 1.0 { Ok(share) } else { Err("less than 100 % is needed".into()) }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = number_and_unit(text)?;
+    let seconds = match unit.as_str() {
+        "us" => number / 1e6,
+        "ms" => number / 1e3,
+        "s" => number,
+        other => return Err(format!("unknown unit {other:?}; use us, ms or s")),
+    };
+    if seconds <= 60.0 { Ok(Duration::from_secs_f64(seconds)) } else { Err("at most 60s".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn units() {
+        assert_eq!(rate("80mbit"), Ok(10_000_000));
+        assert_eq!(rate("1.5 GB/s"), Ok(1_500_000_000));
+        assert_eq!(rate("5000"), Ok(5000));
+        assert!(rate("5").is_err() && rate("fast").is_err() && rate("5 furlongs").is_err());
+        assert_eq!(share("5%"), Ok(0.05));
+        assert_eq!(share("0.5"), Ok(0.5));
+        assert!(share("100%").is_err() && share("-1").is_err());
+        assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
+        assert!(duration("100").is_err() && duration("61s").is_err());
+        assert!(public_key(&"0f".repeat(32)).is_ok() && public_key("0f").is_err());
+    }
+}

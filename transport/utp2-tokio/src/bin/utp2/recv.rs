@@ -1,0 +1,474 @@
+//! `utp2 recv`: accepts sessions, takes the files offered, verifies and places them.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use utp2::{CloseReason, Handle};
+use utp2_tokio::{BlockSink, BlockSource, Closed, Connection, Endpoint};
+
+use crate::args::RecvArgs;
+use crate::progress::{Progress, mbps, seconds};
+use crate::store::{OutDir, PartFile, Written};
+use crate::wire::{Meta, ToReceiver, ToSender, clip, decode, encode, file_and_block};
+use crate::{endpoint_config, name, print_json, secret};
+
+/// Files a sender may have under way. Ours has 32.
+const FILES_UNDER_WAY_MAX: usize = 64;
+
+/// Sessions at a time; further ones wait to be accepted.
+const SESSIONS_MAX: usize = 64;
+
+/// How often what has arrived is written down, for the case that this program is killed.
+const SAVE_EVERY: Duration = Duration::from_secs(5);
+
+/// How often progress is shown.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+
+/// A receiver has nothing to give.
+struct NoSource;
+
+impl BlockSource for NoSource {
+    fn read(&self, _: Handle, _: u64, _: u32, _: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
+/// What the driver tells a session.
+enum Arrived {
+    /// Enough to be hashed, or all.
+    Hash(u32),
+    Failed(u32, String),
+}
+
+/// A session as the driver sees it.
+struct Inbound {
+    files: RwLock<HashMap<u32, Arc<PartFile>>>,
+    /// Unbounded, but with at most one item for 8 MiB that arrived, and one failure a file.
+    tell: mpsc::UnboundedSender<Arrived>,
+    bytes: std::sync::atomic::AtomicU64,
+}
+
+#[derive(Default)]
+struct Sink {
+    sessions: RwLock<HashMap<Handle, Arc<Inbound>>>,
+}
+
+impl BlockSink for Sink {
+    fn write(&self, conn: Handle, tag: u64, offset: u32, fin: bool, data: &[u8]) {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(session) = sessions.get(&conn) else { return };
+        let (file, block) = file_and_block(tag);
+        let files = session.files.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(part) = files.get(&file) else { return };
+        let (new, arrived) = match part.write(block, offset, fin, data) {
+            Written::More(new) => (new, None),
+            Written::Hash(new) => (new, Some(Arrived::Hash(file))),
+            Written::Nothing => (0, None),
+            Written::Failed(reason) => (0, Some(Arrived::Failed(file, reason))),
+        };
+        session.bytes.fetch_add(u64::from(new), std::sync::atomic::Ordering::Relaxed);
+        if let Some(arrived) = arrived {
+            // A session that has ended wants to know nothing.
+            let _ = session.tell.send(arrived);
+        }
+    }
+}
+
+/// Serves until it is interrupted, or for one session; whether all went well.
+pub(crate) async fn run(args: RecvArgs) -> anyhow::Result<bool> {
+    let dir = OutDir::open(args.out.clone(), args.fsync)
+        .with_context(|| format!("cannot write to {}", args.out.display()))?;
+    let (config, public_key) = endpoint_config(&args.common)?;
+    let (endpoint, mut incoming) =
+        Endpoint::bind(args.listen, config).with_context(|| format!("cannot listen on {}", args.listen))?;
+    let sink = Arc::new(Sink::default());
+    endpoint.add_context(
+        secret::CONTEXT,
+        secret::derive(&args.common.secret),
+        Arc::new(NoSource),
+        sink.clone(),
+    );
+    announce(endpoint.local_addr(), &public_key, args.common.json);
+    let mut sessions = JoinSet::new();
+    let mut ok = true;
+    let mut interrupted = std::pin::pin!(interrupted());
+    loop {
+        tokio::select! {
+            conn = incoming.accept(), if sessions.len() < SESSIONS_MAX && !(args.once && !sessions.is_empty()) => {
+                let conn = conn.ok_or_else(|| anyhow!("the socket failed"))?;
+                let session = Session::new(conn, dir.clone(), sink.clone(), args.common.json);
+                sessions.spawn(session.run());
+            }
+            Some(ended) = sessions.join_next() => {
+                ok &= ended.context("a session failed")?;
+                if args.once {
+                    break;
+                }
+            }
+            () = &mut interrupted => {
+                eprintln!("interrupted");
+                ok = false;
+                break;
+            }
+        }
+    }
+    endpoint.close().await;
+    // Each writes down what it has.
+    while sessions.join_next().await.is_some() {}
+    Ok(ok)
+}
+
+fn announce(address: SocketAddr, public_key: &[u8; 32], json: bool) {
+    let key = data_encoding::HEXLOWER.encode(public_key);
+    eprintln!("listening on {address}, key {key}");
+    if json {
+        print_json(&serde_json::json!({
+            "event": "listening", "address": address.to_string(), "public_key": key,
+        }));
+    }
+}
+
+/// Returns when the program is asked to end.
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut term) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// What a task on the side has found out.
+enum Job {
+    Opened(u32, Result<Arc<PartFile>, String>),
+    Hashed(u32, io::Result<Option<[u8; 32]>>),
+    Finished(u32, Result<(), String>),
+    Saved,
+}
+
+/// A file of a session.
+enum Entry {
+    Opening,
+    Open {
+        part: Arc<PartFile>,
+        wanted: Option<[u8; 32]>,
+        found: Option<[u8; 32]>,
+    },
+    /// On its way to its place.
+    Finishing(Arc<PartFile>),
+}
+
+struct Session {
+    conn: Connection,
+    dir: Arc<OutDir>,
+    sink: Arc<Sink>,
+    inbound: Arc<Inbound>,
+    arrivals: mpsc::UnboundedReceiver<Arrived>,
+    entries: HashMap<u32, Entry>,
+    jobs: JoinSet<Job>,
+    progress: Progress,
+    json: bool,
+    received: u64,
+    failed: u64,
+    said_finished: bool,
+}
+
+impl Session {
+    fn new(conn: Connection, dir: Arc<OutDir>, sink: Arc<Sink>, json: bool) -> Self {
+        let (tell, arrivals) = mpsc::unbounded_channel();
+        let inbound = Arc::new(Inbound { files: RwLock::default(), tell, bytes: 0.into() });
+        sink.sessions.write().unwrap_or_else(PoisonError::into_inner).insert(conn.handle(), inbound.clone());
+        Self {
+            conn,
+            dir,
+            sink,
+            inbound,
+            arrivals,
+            entries: HashMap::new(),
+            jobs: JoinSet::new(),
+            progress: Progress::new(0),
+            json,
+            received: 0,
+            failed: 0,
+            said_finished: false,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.inbound.bytes.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Serves the sender until it leaves; whether everything it offered is in its place.
+    async fn run(mut self) -> bool {
+        let started = Instant::now();
+        let remote = self.conn.remote();
+        self.progress.say(&format!("{remote} sends"));
+        let end = self.serve().await;
+        let took = started.elapsed();
+        self.sink.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(&self.conn.handle());
+        // The files under way are complete for those tasks, or will be left for another time below.
+        while self.jobs.join_next().await.is_some() {}
+        let kept = self.keep_unfinished().await;
+        let orderly = self.said_finished
+            && matches!(&end, Ok(Closed { reason: CloseReason::Peer { code: 0, .. } | CloseReason::Local }));
+        let ok = orderly && self.failed == 0 && kept == 0;
+        let error = match &end {
+            _ if orderly => None,
+            Ok(closed) => Some(closed.to_string()),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        if let Some(error) = &error {
+            self.progress.say(&format!("{remote}: {}", name::show_text(error)));
+        }
+        let (bytes, received, failed) = (self.bytes(), self.received, self.failed);
+        self.progress.say(&format!(
+            "{remote}: {received} files received, {failed} failed, {kept} unfinished; {bytes} bytes in {:.2} s, \
+             {:.1} Mbit/s",
+            took.as_secs_f64(),
+            mbps(bytes, took),
+        ));
+        if self.json {
+            print_json(&serde_json::json!({
+                "event": "session", "ok": ok, "peer": remote.to_string(), "files": received, "failed": failed,
+                "unfinished": kept, "bytes": bytes, "seconds": seconds(took), "goodput_mbps": mbps(bytes, took),
+                "error": error,
+            }));
+        }
+        ok
+    }
+
+    /// Until the connection ends, or the sender talks nonsense.
+    async fn serve(&mut self) -> anyhow::Result<Closed> {
+        let conn = self.conn.clone();
+        let mut save = tokio::time::interval(SAVE_EVERY);
+        let mut show = tokio::time::interval(SHOW_EVERY);
+        loop {
+            tokio::select! {
+                message = conn.recv_message() => match message {
+                    Ok(message) => match decode(&message) {
+                        Ok(message) => self.on_message(message).await?,
+                        Err(error) => {
+                            conn.close(1, "not a message of this tool");
+                            return Err(error.into());
+                        }
+                    },
+                    Err(closed) => return Ok(closed),
+                },
+                Some(arrived) = self.arrivals.recv() => match arrived {
+                    Arrived::Hash(file) => self.hash(file),
+                    Arrived::Failed(file, reason) => self.fail(file, reason, false).await?,
+                },
+                Some(job) = self.jobs.join_next() => self.on_job(job.context("a task failed")?).await?,
+                _ = save.tick() => self.save(),
+                _ = show.tick() => self.progress.set(self.bytes()),
+            }
+        }
+    }
+
+    /// Says something to the sender. If it is gone, the end will be heard where messages are read.
+    async fn say(&self, message: ToSender) {
+        let _ = self.conn.send_message(&encode(&message)).await;
+    }
+
+    async fn on_message(&mut self, message: ToReceiver) -> anyhow::Result<()> {
+        match message {
+            ToReceiver::Offer { file, meta } => self.on_offer(file, meta).await?,
+            ToReceiver::Sum { file, sha256 } => {
+                if let Some(Entry::Open { wanted, .. }) = self.entries.get_mut(&file) {
+                    *wanted = Some(sha256);
+                }
+                // A file without blocks has nothing else to set it off.
+                self.hash(file);
+                self.compare(file).await?;
+            }
+            ToReceiver::Abort { file, reason } => {
+                let reason = format!("the sender gives up: {}", name::show_text(&reason));
+                self.fail(file, reason, false).await?;
+            }
+            ToReceiver::Finished => {
+                self.said_finished = true;
+                self.say(ToSender::Farewell).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn on_offer(&mut self, file: u32, meta: Meta) -> anyhow::Result<()> {
+        if self.entries.len() >= FILES_UNDER_WAY_MAX || self.entries.contains_key(&file) {
+            self.conn.close(1, "too many files at a time");
+            anyhow::bail!("the sender offers too many files at a time");
+        }
+        self.entries.insert(file, Entry::Opening);
+        let dir = self.dir.clone();
+        self.jobs.spawn_blocking(move || {
+            let shown = name::show(&meta.name);
+            let opened = PartFile::begin(&dir, meta);
+            Job::Opened(file, opened.map(Arc::new).map_err(|why| format!("{shown}: {why}")))
+        });
+        Ok(())
+    }
+
+    async fn on_job(&mut self, job: Job) -> anyhow::Result<()> {
+        match job {
+            Job::Opened(file, Ok(part)) if matches!(self.entries.get(&file), Some(Entry::Opening)) => {
+                self.accept(file, part).await;
+            }
+            // Given up meanwhile.
+            Job::Opened(_, Ok(part)) => part.leave(),
+            Job::Opened(file, Err(reason)) => {
+                self.entries.remove(&file);
+                self.failed += 1;
+                self.progress.say(&format!("declined: {reason}"));
+                self.say(ToSender::Decline { file, reason: clip(reason) }).await;
+            }
+            Job::Hashed(file, Ok(digest)) => {
+                if let (Some(digest), Some(Entry::Open { found, .. })) = (digest, self.entries.get_mut(&file))
+                {
+                    *found = Some(digest);
+                    self.compare(file).await?;
+                }
+            }
+            Job::Hashed(file, Err(error)) => {
+                self.fail(file, format!("cannot read the file back: {error}"), false).await?;
+            }
+            Job::Finished(file, Ok(())) => self.done(file).await,
+            Job::Finished(file, Err(reason)) => self.fail(file, reason, false).await?,
+            Job::Saved => {}
+        }
+        Ok(())
+    }
+
+    async fn accept(&mut self, file: u32, part: Arc<PartFile>) {
+        let there = part.bytes_there();
+        self.progress.add_total(part.meta().size);
+        self.progress.skip(there);
+        let shown = name::show(&part.meta().name);
+        match there {
+            0 => self.progress.say(&format!("{shown}: {} bytes", part.meta().size)),
+            _ => self.progress.say(&format!("{shown}: {} bytes, {there} are there", part.meta().size)),
+        }
+        let have = part.have();
+        self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).insert(file, part.clone());
+        self.entries.insert(file, Entry::Open { part, wanted: None, found: None });
+        self.say(ToSender::Accept { file, have }).await;
+        self.hash(file);
+    }
+
+    /// Hashes what has come together, on the side.
+    fn hash(&mut self, file: u32) {
+        if let Some(Entry::Open { part, .. }) = self.entries.get(&file) {
+            let part = part.clone();
+            self.jobs.spawn_blocking(move || Job::Hashed(file, part.hash_some()));
+        }
+    }
+
+    /// Places the file once both sums are known and the same.
+    async fn compare(&mut self, file: u32) -> anyhow::Result<()> {
+        let Some(Entry::Open { part, wanted: Some(wanted), found: Some(found) }) = self.entries.get(&file)
+        else {
+            return Ok(());
+        };
+        if wanted != found {
+            let reason = "its SHA-256 is not the sender's: the file changed while it was sent, or since an \
+                          earlier attempt; what had arrived was removed, send it again";
+            return self.fail(file, reason.to_owned(), true).await;
+        }
+        let part = part.clone();
+        self.entries.insert(file, Entry::Finishing(part.clone()));
+        self.jobs.spawn_blocking(move || Job::Finished(file, part.finish()));
+        Ok(())
+    }
+
+    async fn done(&mut self, file: u32) {
+        self.forget_blocks(file);
+        let Some(Entry::Finishing(part)) = self.entries.remove(&file) else { return };
+        self.received += 1;
+        self.tell_file(&part, None);
+        self.say(ToSender::Done { file }).await;
+    }
+
+    /// Ends a file for a reason; `wrong` if what is there is of no use.
+    async fn fail(&mut self, file: u32, reason: String, wrong: bool) -> anyhow::Result<()> {
+        self.forget_blocks(file);
+        let part = match self.entries.remove(&file) {
+            Some(Entry::Open { part, .. } | Entry::Finishing(part)) => part,
+            // Given up while it was being opened: the job's answer will find no entry.
+            Some(Entry::Opening) | None => return Ok(()),
+        };
+        self.failed += 1;
+        self.tell_file(&part, Some(&reason));
+        let leave = move || if wrong { part.discard() } else { part.leave() };
+        tokio::task::spawn_blocking(leave).await.context("a task failed")?;
+        self.say(ToSender::Failed { file, reason: clip(reason) }).await;
+        Ok(())
+    }
+
+    fn forget_blocks(&self, file: u32) {
+        self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).remove(&file);
+    }
+
+    fn tell_file(&self, part: &PartFile, error: Option<&str>) {
+        let (shown, bytes) = (name::show(&part.meta().name), part.meta().size);
+        match error {
+            None => self.progress.say(&format!("{shown}: received, verified")),
+            Some(error) => self.progress.say(&format!("{shown}: {error}")),
+        }
+        if self.json {
+            print_json(&serde_json::json!({
+                "event": "file", "name": shown, "bytes": bytes, "ok": error.is_none(), "error": error,
+            }));
+        }
+    }
+
+    fn save(&mut self) {
+        let parts: Vec<_> = self.entries.values().filter_map(Entry::open).cloned().collect();
+        if parts.is_empty() {
+            return;
+        }
+        self.jobs.spawn_blocking(move || {
+            for part in parts {
+                if let Err(error) = part.save_map() {
+                    tracing::warn!(%error, "what has arrived could not be written down");
+                }
+            }
+            Job::Saved
+        });
+    }
+
+    /// Leaves files that did not get to their end for another time; how many.
+    async fn keep_unfinished(&mut self) -> usize {
+        let parts: Vec<_> = self.entries.drain().collect();
+        self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).clear();
+        let count = parts.len();
+        let keep = move || {
+            for (_, entry) in parts {
+                if let Some(part) = entry.open() {
+                    part.leave();
+                }
+            }
+        };
+        let _ = tokio::task::spawn_blocking(keep).await;
+        count
+    }
+}
+
+impl Entry {
+    fn open(&self) -> Option<&Arc<PartFile>> {
+        match self {
+            Self::Open { part, .. } => Some(part),
+            Self::Opening | Self::Finishing(_) => None,
+        }
+    }
+}

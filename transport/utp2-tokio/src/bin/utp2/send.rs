@@ -1,0 +1,495 @@
+//! `utp2 send`: offers files, feeds the blocks the receiver lacks, and waits for its word on each file.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
+use std::{fs, io};
+
+use anyhow::{Context, anyhow, bail};
+use sha2::{Digest, Sha256};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use utp2::{Handle, SendError, Stats};
+use utp2_tokio::{BlockEvent, BlockSink, BlockSource, Connection, Endpoint};
+
+use crate::args::SendArgs;
+use crate::progress::{Progress, mbps, seconds};
+use crate::wire::{
+    BLOCK, Meta, ToReceiver, ToSender, block_len, blocks_of, clip, decode, encode, file_and_block, tag,
+};
+use crate::{endpoint_config, explain, name, place, print_json, secret};
+
+/// Files under way at a time: enough to hide round trips, few enough to be open at once.
+const FILES_UNDER_WAY: usize = 32;
+
+/// How long the receiver may take to say farewell.
+const FAREWELL_TIME: Duration = Duration::from_secs(10);
+
+/// Bytes read at a time for the hash.
+const HASH_CHUNK: usize = 1 << 20;
+
+/// A file to be sent.
+pub(crate) struct Planned {
+    path: PathBuf,
+    meta: Meta,
+}
+
+/// Looks at the files. The inner error is a wrong command line.
+pub(crate) fn plan(args: &SendArgs) -> anyhow::Result<Result<Vec<Planned>, String>> {
+    let mut names = HashSet::new();
+    let mut plan = Vec::new();
+    for path in &args.files {
+        let Some(file_name) = path.file_name() else {
+            return Ok(Err(format!("{} names no file", path.display())));
+        };
+        if !names.insert(file_name.to_owned()) {
+            return Ok(Err(format!("two files are called {}", name::show(&name::bytes(file_name)))));
+        }
+        let meta = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        if !meta.is_file() {
+            bail!("{} is not a regular file", path.display());
+        }
+        plan.push(Planned { path: path.clone(), meta: meta_of(path, &meta) });
+    }
+    Ok(Ok(plan))
+}
+
+fn meta_of(path: &Path, metadata: &fs::Metadata) -> Meta {
+    #[cfg(unix)]
+    let mode = {
+        use std::os::unix::fs::PermissionsExt;
+        Some(metadata.permissions().mode() & 0o777)
+    };
+    #[cfg(not(unix))]
+    let mode = None;
+    Meta {
+        name: name::bytes(path.file_name().unwrap_or_default()),
+        size: metadata.len(),
+        mode,
+        modified: metadata.modified().ok().and_then(since_epoch),
+    }
+}
+
+fn since_epoch(time: SystemTime) -> Option<(i64, u32)> {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => Some((i64::try_from(after.as_secs()).ok()?, after.subsec_nanos())),
+        Err(before) => {
+            let before = before.duration();
+            let seconds = i64::try_from(before.as_secs()).ok()?;
+            Some(match before.subsec_nanos() {
+                0 => (-seconds, 0),
+                nanos => (-seconds - 1, 1_000_000_000 - nanos),
+            })
+        }
+    }
+}
+
+/// The open files, as the driver reads them.
+#[derive(Default)]
+struct Source {
+    files: RwLock<HashMap<u32, (Arc<File>, u64)>>,
+    /// The block being sent, read at once instead of packet by packet.
+    current: Mutex<Option<(u64, Vec<u8>)>>,
+    errors: Mutex<HashMap<u32, String>>,
+}
+
+impl Source {
+    fn open(&self, file: u32, opened: Arc<File>, size: u64) {
+        self.files.write().unwrap_or_else(PoisonError::into_inner).insert(file, (opened, size));
+    }
+
+    fn close(&self, file: u32) {
+        self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&file);
+    }
+
+    fn error(&self, file: u32) -> Option<String> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner).remove(&file)
+    }
+
+    fn read_piece(&self, tag: u64, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        let (file, block) = file_and_block(tag);
+        let (opened, size) = {
+            let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+            let (opened, size) = files.get(&file).ok_or(io::ErrorKind::NotFound)?;
+            (opened.clone(), *size)
+        };
+        let at = u64::from(block) * u64::from(BLOCK);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset == 0 {
+            let (_, mut data) = current.take().unwrap_or_default();
+            data.resize(block_len(size, block) as usize, 0);
+            place::read_at(&opened, &mut data, at)?;
+            *current = Some((tag, data));
+        }
+        let from = offset as usize;
+        match &*current {
+            Some((held, data)) if *held == tag && from + buf.len() <= data.len() => {
+                buf.copy_from_slice(&data[from..from + buf.len()]);
+                Ok(())
+            }
+            _ => place::read_at(&opened, buf, at + u64::from(offset)),
+        }
+    }
+}
+
+impl BlockSource for Source {
+    fn read(&self, _: Handle, tag: u64, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        self.read_piece(tag, offset, buf).inspect_err(|error| {
+            let what = match error.kind() {
+                io::ErrorKind::UnexpectedEof => "the file became shorter while it was read".to_owned(),
+                _ => format!("the file cannot be read: {error}"),
+            };
+            let (file, _) = file_and_block(tag);
+            self.errors.lock().unwrap_or_else(PoisonError::into_inner).insert(file, what);
+        })
+    }
+}
+
+/// A sender receives no blocks.
+struct NoSink;
+
+impl BlockSink for NoSink {
+    fn write(&self, _: Handle, _: u64, _: u32, _: bool, _: &[u8]) {}
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Offered,
+    Sending,
+    Done,
+    Failed(String),
+}
+
+struct Sender {
+    conn: Connection,
+    source: Arc<Source>,
+    files: Vec<Planned>,
+    states: Vec<State>,
+    /// The next file to be offered.
+    next: usize,
+    under_way: usize,
+    /// Runs of blocks to be queued: file, first block, count.
+    to_queue: VecDeque<(u32, u32, u32)>,
+    outstanding: HashSet<u64>,
+    hashes: JoinSet<(u32, io::Result<[u8; 32]>)>,
+    sent: u64,
+    resumed: u64,
+    progress: Progress,
+}
+
+/// Sends the files; whether all of them arrived.
+pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bool> {
+    let remote = tokio::net::lookup_host(&args.to)
+        .await
+        .with_context(|| format!("{} is no address", args.to))?
+        .next()
+        .ok_or_else(|| anyhow!("{} has no address", args.to))?;
+    let local: SocketAddr = match remote {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let (mut config, _) = endpoint_config(&args.common)?;
+    config.core.mode = args.mode.into();
+    config.core.rate_limit = args.rate_limit;
+    let (endpoint, _incoming) = Endpoint::bind(local, config).context("cannot open a socket")?;
+    let source = Arc::new(Source::default());
+    endpoint.add_context(
+        secret::CONTEXT,
+        secret::derive(&args.common.secret),
+        source.clone(),
+        Arc::new(NoSink),
+    );
+    let started = Instant::now();
+    let conn = endpoint
+        .connect(remote, secret::CONTEXT)
+        .await
+        .map_err(|error| anyhow!(explain(&error, &args.to)))?;
+    let total = plan.iter().map(|f| f.meta.size).sum();
+    let mut sender = Sender {
+        conn,
+        source,
+        states: vec![State::Waiting; plan.len()],
+        files: plan,
+        next: 0,
+        under_way: 0,
+        to_queue: VecDeque::new(),
+        outstanding: HashSet::new(),
+        hashes: JoinSet::new(),
+        sent: 0,
+        resumed: 0,
+        progress: Progress::new(total),
+    };
+    let moved = tokio::select! {
+        moved = sender.transfer() => moved,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted; send again to go on where it stopped")),
+    };
+    let took = started.elapsed();
+    let stats = sender.conn.stats();
+    let farewell = if moved.is_ok() { sender.farewell().await } else { Ok(()) };
+    sender.conn.close(0, "done");
+    endpoint.close().await;
+    sender.report(&args, took, &stats, moved.and(farewell))
+}
+
+impl Sender {
+    /// Moves all files; an error only if the connection failed.
+    async fn transfer(&mut self) -> anyhow::Result<()> {
+        self.offer_more().await?;
+        let conn = self.conn.clone();
+        while self.next < self.files.len() || self.under_way > 0 {
+            tokio::select! {
+                message = conn.recv_message() => {
+                    let message = decode(&message.map_err(lost)?)?;
+                    self.on_message(message).await?;
+                }
+                event = conn.recv_event() => self.on_block(event.map_err(lost)?).await?,
+                Some(hash) = self.hashes.join_next() => {
+                    let (file, hash) = hash.context("hashing a file failed")?;
+                    self.on_hash(file, hash).await?;
+                }
+            }
+            self.queue_blocks();
+            self.offer_more().await?;
+            self.progress.set(self.sent);
+        }
+        Ok(())
+    }
+
+    async fn say(&self, message: ToReceiver) -> anyhow::Result<()> {
+        Ok(self.conn.send_message(&encode(&message)).await?)
+    }
+
+    async fn offer_more(&mut self) -> anyhow::Result<()> {
+        while self.under_way < FILES_UNDER_WAY && self.next < self.files.len() {
+            let (index, file) = (self.next, u32::try_from(self.next).context("too many files")?);
+            self.next += 1;
+            let planned = &self.files[index];
+            match File::open(&planned.path) {
+                Ok(opened) => {
+                    self.source.open(file, Arc::new(opened), planned.meta.size);
+                    self.states[index] = State::Offered;
+                    self.under_way += 1;
+                    let meta = planned.meta.clone();
+                    self.say(ToReceiver::Offer { file, meta }).await?;
+                }
+                Err(error) => self.states[index] = State::Failed(format!("the file cannot be read: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    async fn on_message(&mut self, message: ToSender) -> anyhow::Result<()> {
+        match message {
+            ToSender::Accept { file, have } => self.on_accept(file, &have),
+            ToSender::Done { file } => {
+                self.end_file(file, State::Done)?;
+                Ok(())
+            }
+            ToSender::Decline { file, reason } | ToSender::Failed { file, reason } => {
+                let reason = format!("the receiver says: {}", name::show_text(&reason));
+                self.end_file(file, State::Failed(reason))
+            }
+            ToSender::Farewell => bail!("the receiver took leave too early"),
+        }
+    }
+
+    fn on_accept(&mut self, file: u32, have: &[(u32, u32)]) -> anyhow::Result<()> {
+        let Some(state @ State::Offered) = self.states.get_mut(file as usize) else {
+            bail!("the receiver accepts a file that was not offered");
+        };
+        *state = State::Sending;
+        let size = self.files[file as usize].meta.size;
+        let blocks = blocks_of(size).context("the file has too many blocks")?;
+        let mut next = 0;
+        for &(first, count) in have.iter().chain([&(blocks, 0)]) {
+            if first < next || first > blocks || count > blocks - first {
+                bail!("the receiver has blocks of a file that do not exist");
+            }
+            if first > next {
+                self.to_queue.push_back((file, next, first - next));
+            }
+            next = first + count;
+            let there = (first..next).map(|b| u64::from(block_len(size, b))).sum::<u64>();
+            self.resumed += there;
+            self.progress.skip(there);
+        }
+        let opened = self.source.files.read().unwrap_or_else(PoisonError::into_inner).get(&file).cloned();
+        let (opened, size) = opened.context("a file under way is open")?;
+        self.hashes.spawn_blocking(move || (file, hash(&opened, size)));
+        Ok(())
+    }
+
+    async fn on_block(&mut self, event: BlockEvent) -> anyhow::Result<()> {
+        match event {
+            BlockEvent::Sent { tag } => {
+                let (file, block) = file_and_block(tag);
+                if self.outstanding.remove(&tag) {
+                    self.sent += u64::from(block_len(self.files[file as usize].meta.size, block));
+                }
+                Ok(())
+            }
+            BlockEvent::Failed { tag } => {
+                self.outstanding.remove(&tag);
+                let (file, _) = file_and_block(tag);
+                let reason = self.source.error(file).unwrap_or_else(|| "a block cannot be read".into());
+                self.give_up(file, reason).await
+            }
+            BlockEvent::Lagged { count } => bail!("{count} events were missed"),
+        }
+    }
+
+    async fn on_hash(&mut self, file: u32, hash: io::Result<[u8; 32]>) -> anyhow::Result<()> {
+        match hash {
+            _ if self.states[file as usize] != State::Sending => Ok(()),
+            Ok(sha256) => self.say(ToReceiver::Sum { file, sha256 }).await,
+            Err(error) => self.give_up(file, format!("the file cannot be read: {error}")).await,
+        }
+    }
+
+    /// Gives a file up for a reason of ours.
+    async fn give_up(&mut self, file: u32, reason: String) -> anyhow::Result<()> {
+        if self.states[file as usize] == State::Sending {
+            self.say(ToReceiver::Abort { file, reason: clip(&reason) }).await?;
+            self.end_file(file, State::Failed(reason))?;
+        }
+        Ok(())
+    }
+
+    fn end_file(&mut self, file: u32, end: State) -> anyhow::Result<()> {
+        let Some(state @ (State::Offered | State::Sending)) = self.states.get_mut(file as usize) else {
+            // It may have been given up here while the word was under way.
+            return match self.states.get(file as usize) {
+                Some(State::Failed(_)) => Ok(()),
+                _ => Err(anyhow!("the receiver speaks of a file that is not under way")),
+            };
+        };
+        *state = end;
+        self.under_way -= 1;
+        self.to_queue.retain(|run| run.0 != file);
+        let conn = &self.conn;
+        self.outstanding.retain(|&tag| {
+            let is_its = file_and_block(tag).0 == file;
+            if is_its {
+                conn.cancel_block(tag);
+            }
+            !is_its
+        });
+        self.source.close(file);
+        Ok(())
+    }
+
+    /// Queues blocks until the connection takes no more.
+    fn queue_blocks(&mut self) {
+        while let Some((file, first, count)) = self.to_queue.front_mut() {
+            let size = self.files[*file as usize].meta.size;
+            let tag = tag(*file, *first);
+            match self.conn.send_block(tag, block_len(size, *first), 0) {
+                Ok(()) => {
+                    self.outstanding.insert(tag);
+                    *first += 1;
+                    *count -= 1;
+                    if *count == 0 {
+                        self.to_queue.pop_front();
+                    }
+                }
+                // An event follows; if it is the end, so does the reason.
+                Err(SendError::Blocked | SendError::Closed) => return,
+                Err(other) => unreachable!("no block is empty or too large: {other}"),
+            }
+        }
+    }
+
+    /// Lets the receiver know that this is all, and that it is the sender who leaves.
+    async fn farewell(&mut self) -> anyhow::Result<()> {
+        self.say(ToReceiver::Finished).await?;
+        let heard = async {
+            loop {
+                if decode::<ToSender>(&self.conn.recv_message().await.map_err(lost)?)? == ToSender::Farewell {
+                    return anyhow::Ok(());
+                }
+            }
+        };
+        timeout(FAREWELL_TIME, heard).await.context("the receiver does not take leave")?
+    }
+
+    fn report(
+        self,
+        args: &SendArgs,
+        took: Duration,
+        stats: &Stats,
+        moved: anyhow::Result<()>,
+    ) -> anyhow::Result<bool> {
+        let Self { files, states, sent, resumed, progress, .. } = self;
+        drop(progress);
+        let mut failed = Vec::new();
+        for (file, state) in files.iter().zip(&states) {
+            let why = match state {
+                State::Done => continue,
+                State::Failed(why) => why.as_str(),
+                _ => "it did not get to its end",
+            };
+            eprintln!("utp2: {}: {why}", name::show(&file.meta.name));
+            failed.push(serde_json::json!({ "name": name::show(&file.meta.name), "error": why }));
+        }
+        let done = states.len() - failed.len();
+        let ok = failed.is_empty() && moved.is_ok();
+        if let Err(error) = &moved {
+            eprintln!("utp2: {error:#}");
+        }
+        let rtt_ms = stats.rtt.as_secs_f64() * 1000.0;
+        eprintln!(
+            "{done} of {} files, {sent} bytes in {:.2} s, {:.1} Mbit/s; sent again {} bytes, lost {} packets, \
+             round trip {rtt_ms:.1} ms",
+            states.len(),
+            took.as_secs_f64(),
+            mbps(sent, took),
+            stats.retransmitted_bytes,
+            stats.lost_packets,
+        );
+        if args.common.json {
+            print_json(&serde_json::json!({
+                "ok": ok,
+                "files": done,
+                "failed": failed,
+                "error": moved.err().map(|e| format!("{e:#}")),
+                "bytes": sent,
+                "resumed_bytes": resumed,
+                "seconds": seconds(took),
+                "goodput_mbps": mbps(sent, took),
+                "retransmitted": stats.retransmitted_bytes,
+                "retransmit_ratio": stats.retransmitted_bytes as f64 / stats.data_bytes_sent.max(1) as f64,
+                "lost": stats.lost_packets,
+                "sent_packets": stats.sent_packets,
+                "rtt_ms": (rtt_ms * 1000.0).round() / 1000.0,
+                "rtt_min_ms": stats.rtt_min.as_secs_f64() * 1000.0,
+                "base_loss_ppm": stats.base_loss_ppm,
+            }));
+        }
+        Ok(ok)
+    }
+}
+
+fn lost(closed: utp2_tokio::Closed) -> anyhow::Error {
+    anyhow!(
+        "the connection was lost: {}; send again to go on where it stopped",
+        name::show_text(&closed.reason.to_string())
+    )
+}
+
+/// The SHA-256 of a file that must have `size` bytes.
+fn hash(file: &File, size: u64) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut buf = vec![0; HASH_CHUNK];
+    let mut at = 0;
+    while at < size {
+        let n = (size - at).min(HASH_CHUNK as u64) as usize;
+        place::read_at(file, &mut buf[..n], at)?;
+        hash.update(&buf[..n]);
+        at += n as u64;
+    }
+    Ok(hash.finalize().into())
+}

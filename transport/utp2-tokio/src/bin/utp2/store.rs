@@ -1,0 +1,582 @@
+//! The receiver's files on disk: `NAME.part` while blocks come in, `NAME.part.map` for what is there when
+//! a transfer stops, `NAME` at the end.
+//!
+//! Knows neither connections nor messages. A map is only believed as far as the SHA-256 of the whole file
+//! confirms it in the end.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::wire::{BLOCK, HAVE_MAX, Meta, block_len, blocks_of};
+use crate::{name, place};
+
+/// The largest file taken: its list of blocks is 32 MiB.
+const FILE_MAX: u64 = 8 << 40;
+
+/// Blocks that may be there in part at a time. A path of 10 Gbit/s and 500 ms has 20,000 under way.
+const PARTIAL_MAX: usize = 1 << 16;
+
+/// Separate ranges of one block: honest senders make some 25 pieces of a block.
+const RANGES_MAX: usize = 256;
+
+/// Bytes read at a time to hash what has arrived.
+const HASH_CHUNK: usize = 1 << 20;
+
+/// Bytes that have to come together before it pays to start hashing them.
+const HASH_STEP: u64 = 8 << 20;
+
+/// The folder files are written to.
+pub(crate) struct OutDir {
+    path: PathBuf,
+    fsync: bool,
+    /// Names in use by transfers under way.
+    busy: Mutex<HashSet<OsString>>,
+}
+
+impl OutDir {
+    /// Makes the folder if needed and finds out whether files can be made in it.
+    pub(crate) fn open(path: PathBuf, fsync: bool) -> io::Result<Arc<Self>> {
+        fs::create_dir_all(&path)?;
+        let probe = path.join(format!(".utp2-probe-{}", std::process::id()));
+        File::create(&probe)?;
+        fs::remove_file(&probe)?;
+        Ok(Arc::new(Self { path, fsync, busy: Mutex::default() }))
+    }
+
+    fn reserve(self: &Arc<Self>, names: [OsString; 3]) -> Option<Reserved> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.iter().any(|n| busy.contains(n)) {
+            return None;
+        }
+        busy.extend(names.iter().cloned());
+        Some(Reserved { dir: self.clone(), names })
+    }
+}
+
+/// Names nobody else writes to meanwhile: the file's, its `.part`'s, its `.map`'s.
+struct Reserved {
+    dir: Arc<OutDir>,
+    names: [OsString; 3],
+}
+
+impl Reserved {
+    fn path(&self) -> PathBuf {
+        self.dir.path.join(&self.names[0])
+    }
+    fn part(&self) -> PathBuf {
+        self.dir.path.join(&self.names[1])
+    }
+    fn map(&self) -> PathBuf {
+        self.dir.path.join(&self.names[2])
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut busy = self.dir.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in &self.names {
+            busy.remove(name);
+        }
+    }
+}
+
+/// What is in `NAME.part`, kept beside it when a transfer stops.
+#[derive(Serialize, Deserialize)]
+struct Map {
+    version: u8,
+    size: u64,
+    modified: Option<(i64, u32)>,
+    done: Vec<u64>,
+}
+
+const MAP_VERSION: u8 = 1;
+
+/// A file on its way in.
+pub(crate) struct PartFile {
+    reserved: Reserved,
+    meta: Meta,
+    blocks: u32,
+    file: File,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// A bit for each block that is whole on disk.
+    done: Vec<u64>,
+    missing: u32,
+    /// Blocks from the beginning that are all there.
+    prefix: u32,
+    partial: HashMap<u32, Vec<(u32, u32)>>,
+    run: Run,
+    failed: bool,
+    /// Changed since the map was saved.
+    dirty: bool,
+    /// The hash of the first so many bytes; away while somebody continues it.
+    hash: Option<(Sha256, u64)>,
+    /// Bytes of the prefix at which hashing was last asked for.
+    hash_asked: u64,
+}
+
+/// Pieces that follow each other, written together: one call for a block instead of one for a packet.
+#[derive(Default)]
+struct Run {
+    block: u32,
+    start: u32,
+    data: Vec<u8>,
+}
+
+/// What a piece led to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// So many new bytes, nothing to do.
+    More(u32),
+    /// So many new bytes, and enough has come together to be hashed.
+    Hash(u32),
+    /// Nothing: it was there, or the file has failed already.
+    Nothing,
+    /// The file cannot go on.
+    Failed(String),
+}
+
+impl PartFile {
+    /// Begins or resumes a file. The error is for both sides' people.
+    pub(crate) fn begin(dir: &Arc<OutDir>, meta: Meta) -> Result<Self, String> {
+        let name = name::check(&meta.name).map_err(|e| e.to_string())?;
+        let blocks = blocks_of(meta.size).filter(|_| meta.size <= FILE_MAX);
+        let blocks = blocks.ok_or("the file is larger than 8 TiB")?;
+        let part = name::part(&meta.name);
+        let mut map = part.clone();
+        map.push(".map");
+        let reserved =
+            dir.reserve([name, part, map]).ok_or("another transfer is writing a file of that name")?;
+        let wrong = |e: io::Error| format!("cannot write the file: {e}");
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt;
+            // Not through a link that somebody else laid, and for nobody else to read before it is whole.
+            options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+        }
+        let file = options.open(reserved.part()).map_err(wrong)?;
+        let words = blocks.div_ceil(64) as usize;
+        let known = read_map(&reserved, &meta, &file).filter(|done| done.len() == words);
+        let done = match known {
+            Some(done) => done,
+            None => {
+                file.set_len(0).map_err(wrong)?;
+                allocate(&file, meta.size).map_err(wrong)?;
+                vec![0; words]
+            }
+        };
+        // What the map says now was there; from now on it would only grow stale.
+        let _ = fs::remove_file(reserved.map());
+        let mut state = State {
+            missing: blocks - (0..blocks).filter(|&b| has(&done, b)).count() as u32,
+            done,
+            prefix: 0,
+            partial: HashMap::new(),
+            run: Run::default(),
+            failed: false,
+            dirty: true,
+            hash: Some((Sha256::new(), 0)),
+            hash_asked: 0,
+        };
+        state.extend_prefix(blocks);
+        Ok(Self { reserved, meta, blocks, file, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Runs of blocks that are there, for the sender to leave out.
+    pub(crate) fn have(&self) -> Vec<(u32, u32)> {
+        let state = self.state();
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for block in (0..self.blocks).filter(|&b| has(&state.done, b)) {
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == block => *count += 1,
+                _ => runs.push((block, 1)),
+            }
+            if runs.len() > HAVE_MAX {
+                runs.pop();
+                break;
+            }
+        }
+        runs
+    }
+
+    /// Bytes that are there in whole blocks.
+    pub(crate) fn bytes_there(&self) -> u64 {
+        let state = self.state();
+        (0..self.blocks)
+            .filter(|&b| has(&state.done, b))
+            .map(|b| u64::from(block_len(self.meta.size, b)))
+            .sum()
+    }
+
+    #[cfg(test)]
+    fn is_complete(&self) -> bool {
+        self.state().missing == 0
+    }
+
+    /// Takes a piece of a block.
+    pub(crate) fn write(&self, block: u32, offset: u32, fin: bool, data: &[u8]) -> Written {
+        let mut state = self.state();
+        if state.failed || has(&state.done, block) {
+            return Written::Nothing;
+        }
+        let written = self.write_piece(&mut state, block, offset, fin, data);
+        if matches!(written, Written::Failed(_)) {
+            state.failed = true;
+        }
+        written
+    }
+
+    fn write_piece(&self, state: &mut State, block: u32, offset: u32, fin: bool, data: &[u8]) -> Written {
+        let len = block_len(self.meta.size, block);
+        let end = u64::from(offset) + data.len() as u64;
+        if data.is_empty() || end > u64::from(len) || fin != (end == u64::from(len)) {
+            return Written::Failed("a piece of a block lies outside the file".into());
+        }
+        if state.partial.len() >= PARTIAL_MAX && !state.partial.contains_key(&block) {
+            return Written::Failed("too many blocks were begun and not finished".into());
+        }
+        let ranges = state.partial.entry(block).or_default();
+        let new = insert(ranges, offset, end as u32);
+        if ranges.len() > RANGES_MAX {
+            return Written::Failed("a block comes in too many pieces".into());
+        }
+        let is_whole = ranges[0] == (0, len);
+        let kept = self.keep(&mut state.run, block, offset, data);
+        let kept = kept.and_then(|()| if is_whole { self.flush(&mut state.run) } else { Ok(()) });
+        if let Err(error) = kept {
+            return Written::Failed(format!("cannot write the file: {error}"));
+        }
+        if !is_whole {
+            return Written::More(new);
+        }
+        state.partial.remove(&block);
+        state.done[block as usize / 64] |= 1 << (block % 64);
+        state.missing -= 1;
+        state.dirty = true;
+        state.extend_prefix(self.blocks);
+        let prefix = u64::from(state.prefix) * u64::from(BLOCK);
+        if state.missing == 0 || prefix >= state.hash_asked + HASH_STEP {
+            state.hash_asked = prefix;
+            return Written::Hash(new);
+        }
+        Written::More(new)
+    }
+
+    /// Adds a piece to the run, writing the run before if the piece does not continue it.
+    fn keep(&self, run: &mut Run, block: u32, offset: u32, data: &[u8]) -> io::Result<()> {
+        if run.block != block || run.start + run.data.len() as u32 != offset {
+            self.flush(run)?;
+            (run.block, run.start) = (block, offset);
+        }
+        run.data.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn flush(&self, run: &mut Run) -> io::Result<()> {
+        if !run.data.is_empty() {
+            let at = u64::from(run.block) * u64::from(BLOCK) + u64::from(run.start);
+            place::write_at(&self.file, &run.data, at)?;
+            run.start += run.data.len() as u32;
+            run.data.clear();
+        }
+        Ok(())
+    }
+
+    /// Hashes what has come together since the last time. Gives the digest at the end, once. Reads the
+    /// disk: not on the driver.
+    pub(crate) fn hash_some(&self) -> io::Result<Option<[u8; 32]>> {
+        let mut buf = vec![0; HASH_CHUNK];
+        loop {
+            let (mut hash, at, until) = {
+                let mut state = self.state();
+                let until = (u64::from(state.prefix) * u64::from(BLOCK)).min(self.meta.size);
+                // Somebody else is at it, and will look again before putting it back.
+                let Some((hash, at)) = state.hash.take() else { return Ok(None) };
+                if at == until {
+                    if at == self.meta.size {
+                        return Ok(Some(hash.finalize().into()));
+                    }
+                    state.hash = Some((hash, at));
+                    return Ok(None);
+                }
+                (hash, at, until)
+            };
+            let n = (until - at).min(HASH_CHUNK as u64) as usize;
+            place::read_at(&self.file, &mut buf[..n], at)?;
+            hash.update(&buf[..n]);
+            self.state().hash = Some((hash, at + n as u64));
+        }
+    }
+
+    /// Puts the verified file in its place, with the sender's times and permissions.
+    pub(crate) fn finish(&self) -> Result<(), String> {
+        let finish = || {
+            if let Some(modified) = self.meta.modified.and_then(system_time) {
+                self.file.set_modified(modified)?;
+            }
+            #[cfg(unix)]
+            {
+                use std::os::unix::fs::PermissionsExt;
+                // No set-user-id and the like from the network.
+                let mode = self.meta.mode.unwrap_or(0o644) & 0o777;
+                self.file.set_permissions(fs::Permissions::from_mode(mode))?;
+            }
+            if self.reserved.dir.fsync {
+                self.file.sync_all()?;
+            }
+            fs::rename(self.reserved.part(), self.reserved.path())?;
+            if self.reserved.dir.fsync && cfg!(unix) {
+                File::open(&self.reserved.dir.path)?.sync_all()?;
+            }
+            Ok(())
+        };
+        finish().map_err(|e: io::Error| format!("cannot put the file in its place: {e}"))
+    }
+
+    /// Writes down what is there, for another time. Nothing is kept of a file that has nothing.
+    pub(crate) fn save_map(&self) -> io::Result<()> {
+        let done = {
+            let mut state = self.state();
+            if !std::mem::take(&mut state.dirty) {
+                return Ok(());
+            }
+            state.done.clone()
+        };
+        if done.iter().all(|word| *word == 0) {
+            return Ok(());
+        }
+        let map = Map { version: MAP_VERSION, size: self.meta.size, modified: self.meta.modified, done };
+        let bytes = postcard::to_extend(&map, Vec::new()).map_err(io::Error::other)?;
+        let mut fresh = self.reserved.map().into_os_string();
+        fresh.push("~");
+        fs::write(&fresh, bytes)?;
+        fs::rename(&fresh, self.reserved.map())
+    }
+
+    /// Removes what is there: it is not what it should be.
+    pub(crate) fn discard(&self) {
+        self.state().failed = true;
+        let _ = fs::remove_file(self.reserved.part());
+        let _ = fs::remove_file(self.reserved.map());
+    }
+
+    /// Leaves nothing behind of a file of which nothing is there, and the rest for another time.
+    pub(crate) fn leave(&self) {
+        let nothing = self.state().done.iter().all(|word| *word == 0);
+        if nothing {
+            self.discard();
+        } else if let Err(error) = self.save_map() {
+            tracing::warn!(%error, "what has arrived could not be written down");
+        }
+    }
+}
+
+impl State {
+    fn extend_prefix(&mut self, blocks: u32) {
+        while self.prefix < blocks && has(&self.done, self.prefix) {
+            self.prefix += 1;
+        }
+    }
+}
+
+fn has(done: &[u64], block: u32) -> bool {
+    done.get(block as usize / 64).is_some_and(|word| word >> (block % 64) & 1 == 1)
+}
+
+fn read_map(reserved: &Reserved, meta: &Meta, file: &File) -> Option<Vec<u64>> {
+    let bytes = fs::read(reserved.map()).ok()?;
+    let map: Map = postcard::from_bytes(&bytes).ok()?;
+    let fits = map.version == MAP_VERSION && map.size == meta.size && map.modified == meta.modified;
+    (fits && file.metadata().ok()?.len() == meta.size).then_some(map.done)
+}
+
+/// Takes the room on disk now, where the file system can, so that a full disk shows before the transfer.
+fn allocate(file: &File, size: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    if size > 0 {
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(file, FallocateFlags::empty(), 0, size) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    file.set_len(size)
+}
+
+fn system_time((seconds, nanos): (i64, u32)) -> Option<SystemTime> {
+    let nanos = Duration::from_nanos(u64::from(nanos));
+    match u64::try_from(seconds) {
+        Ok(after) => SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(after))?.checked_add(nanos),
+        Err(_) => SystemTime::UNIX_EPOCH
+            .checked_sub(Duration::from_secs(seconds.unsigned_abs()))?
+            .checked_add(nanos),
+    }
+}
+
+/// Adds `start..end` to sorted, disjoint ranges and gives the number of bytes that are new.
+fn insert(ranges: &mut Vec<(u32, u32)>, start: u32, end: u32) -> u32 {
+    let first = ranges.partition_point(|r| r.1 < start);
+    let last = ranges.partition_point(|r| r.0 <= end);
+    if first == last {
+        ranges.insert(first, (start, end));
+        return end - start;
+    }
+    let merged = (start.min(ranges[first].0), end.max(ranges[last - 1].1));
+    let had: u32 = ranges[first..last].iter().map(|r| r.1 - r.0).sum();
+    ranges.drain(first + 1..last);
+    ranges[first] = merged;
+    merged.1 - merged.0 - had
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 2 * BLOCK as u64 + 1000;
+
+    fn meta(name: &str) -> Meta {
+        Meta { name: name.into(), size: SIZE, mode: Some(0o4751), modified: Some((1_600_000_000, 5)) }
+    }
+
+    fn content() -> Vec<u8> {
+        (0..SIZE).map(|i| (i * 7 + i / 256) as u8).collect()
+    }
+
+    fn put(part: &PartFile, block: u32, from: u32, to: u32) -> Written {
+        let base = block as usize * BLOCK as usize;
+        let data = &content()[base + from as usize..base + to as usize];
+        part.write(block, from, to == block_len(SIZE, block), data)
+    }
+
+    fn dir() -> (tempfile::TempDir, Arc<OutDir>) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = OutDir::open(temp.path().join("new/out"), true).unwrap();
+        (temp, dir)
+    }
+
+    #[test]
+    fn pieces_in_any_order_make_the_file() {
+        let (temp, dir) = dir();
+        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        assert_eq!(put(&part, 2, 500, 1000), Written::More(500));
+        assert_eq!(put(&part, 2, 500, 1000), Written::More(0));
+        assert_eq!(put(&part, 0, 0, BLOCK), Written::More(BLOCK));
+        assert_eq!(put(&part, 2, 0, 600), Written::More(500));
+        assert_eq!(part.hash_some().unwrap(), None);
+        for from in (0..BLOCK).step_by(4096).skip(1) {
+            assert_eq!(put(&part, 1, from, from + 4096), Written::More(4096));
+        }
+        assert_eq!(put(&part, 1, 0, 4096), Written::Hash(4096));
+        assert!(part.is_complete());
+        assert_eq!(part.hash_some().unwrap(), Some(Sha256::digest(content()).into()));
+        assert_eq!(part.hash_some().unwrap(), None, "once");
+        part.finish().unwrap();
+        let path = temp.path().join("new/out/a");
+        assert_eq!(fs::read(&path).unwrap(), content());
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(metadata.modified().unwrap(), system_time((1_600_000_000, 5)).unwrap());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(metadata.permissions().mode() & 0o7777, 0o751);
+        }
+    }
+
+    #[test]
+    fn a_stopped_file_is_resumed_and_a_changed_one_begins_again() {
+        let (_temp, dir) = dir();
+        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        put(&part, 1, 0, BLOCK);
+        put(&part, 0, 0, 100);
+        assert!(PartFile::begin(&dir, meta("a")).is_err(), "two writers");
+        part.leave();
+        drop(part);
+        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        assert_eq!((part.have(), part.bytes_there()), (vec![(1, 1)], u64::from(BLOCK)));
+        put(&part, 0, 0, BLOCK);
+        put(&part, 2, 0, 1000);
+        assert_eq!(part.hash_some().unwrap(), Some(Sha256::digest(content()).into()));
+        part.leave();
+        drop(part);
+        let changed = Meta { modified: Some((1_600_000_001, 0)), ..meta("a") };
+        assert_eq!(PartFile::begin(&dir, changed).unwrap().have(), []);
+    }
+
+    #[test]
+    fn a_damaged_map_is_not_believed() {
+        let (temp, dir) = dir();
+        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        put(&part, 1, 0, BLOCK);
+        part.leave();
+        drop(part);
+        let map = temp.path().join("new/out/a.part.map");
+        let bytes = fs::read(&map).unwrap();
+        for cut in 0..bytes.len() {
+            fs::write(&map, &bytes[..cut]).unwrap();
+            assert_eq!(PartFile::begin(&dir, meta("a")).unwrap().have(), []);
+        }
+    }
+
+    #[test]
+    fn pieces_outside_the_file_fail_it() {
+        let (_temp, dir) = dir();
+        let far = |block, offset, fin, len: usize| {
+            let part = PartFile::begin(&dir, meta("b")).unwrap();
+            matches!(part.write(block, offset, fin, &vec![0; len]), Written::Failed(_))
+        };
+        assert!(far(3, 0, true, 1));
+        assert!(far(2, 999, true, 2));
+        assert!(far(2, 0, true, 999));
+        assert!(far(1, 0, true, 999));
+        assert!(far(u32::MAX, u32::MAX, false, 1));
+        assert!(far(0, 0, false, 0));
+    }
+
+    #[test]
+    fn crumbs_are_not_kept_for_ever() {
+        let (_temp, dir) = dir();
+        let part = PartFile::begin(&dir, meta("c")).unwrap();
+        let last = (0..=RANGES_MAX as u32).map(|i| put(&part, 0, 2 * i, 2 * i + 1)).last().unwrap();
+        assert!(matches!(last, Written::Failed(_)));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_not_followed() {
+        let (temp, dir) = dir();
+        let outside = temp.path().join("outside");
+        fs::write(&outside, "mine").unwrap();
+        std::os::unix::fs::symlink(&outside, temp.path().join("new/out/a.part")).unwrap();
+        assert!(PartFile::begin(&dir, meta("a")).is_err());
+        assert_eq!(fs::read(&outside).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_one_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(OutDir::open(file.join("out"), false).is_err());
+    }
+}
