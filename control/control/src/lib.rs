@@ -3,3 +3,4 @@
 //! `pki` owns the fleet's keys and certificates, `gateway` the agents' TLS link.
 
 pub mod gateway;
+pub mod pki;

@@ -21,7 +21,8 @@ pub struct EnrolRequest {
     pub name: String,
     /// Its own tags, within [`agent_proto::limits::TAGS_MAX`]; those of the token win.
     pub tags: Vec<(String, String)>,
-    /// The token's text, well-formed, if it showed one. A secret: not to be logged.
+    /// The token's text as it was shown, at most 256 bytes, perhaps malformed. A secret: not to be
+    /// logged.
     pub token: Option<String>,
     /// Version of the agent program.
     pub version: String,
