@@ -163,6 +163,7 @@ impl Client {
             };
             self.trackers.push(tracker);
         }
+        self.forget_left();
     }
 
     /// Joins a swarm as `agent`: announces it to every tracker at once, and from then on.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
 use timebase::Instant;
 use tracker_proto::limits::{DATAGRAM_MAX, IN_FLIGHT, TRACKERS};
 use tracker_proto::message::{COOKIE_REPLY_LEN, Cookie};
@@ -387,4 +389,44 @@ fn trackers_can_be_changed_and_are_limited() {
     assert_eq!(w.clients[0].trackers().count(), TRACKERS);
     w.clients[0].set_trackers(now, &[]);
     assert_eq!(w.clients[0].poll_timeout(), None);
+}
+
+/// Joins, leaves, deaths, restarts and new trackers in any order: no panic, no busy loop, and once all is
+/// quiet everybody is found.
+#[test]
+fn any_order_of_events_ends_well() {
+    for seed in 0..20 {
+        let mut rng = ChaCha8Rng::from_seed([seed; 32]);
+        let mut w = World::new(3, 3);
+        for _ in 0..300 {
+            let now = w.now;
+            let client = rng.next_u32() as usize % 3;
+            let run = (rng.next_u32() % 3) as u8 + 1;
+            let tracker = rng.next_u32() as usize % 3;
+            match rng.next_u32() % 8 {
+                0 | 1 => w.join(client, run),
+                2 => w.clients[client].leave(now, key(run).swarm()),
+                3 => w.trackers[tracker].alive = false,
+                4 => w.trackers[tracker].restart(),
+                5 => w.clients[client].set_trackers(now, &[tracker_addr(tracker), tracker_addr(2)]),
+                6 => w.clients[client].set_trackers(now, &[0, 1, 2].map(tracker_addr)),
+                _ => {
+                    let port = rng.next_u32() as u16 | 1;
+                    let addresses = vec![Address::reflexive(port).unwrap()];
+                    w.clients[client].set_addresses(now, addresses, port > 9);
+                }
+            }
+            w.run_for(Duration::from_millis(u64::from(rng.next_u32() % 5000)));
+        }
+        let quiet = w.now;
+        w.trackers.iter_mut().for_each(|t| t.alive = true);
+        for client in 0..3 {
+            w.clients[client].set_trackers(quiet, &[0, 1, 2].map(tracker_addr));
+            w.join(client, 1);
+        }
+        w.run_for(secs(200));
+        assert!((0..3).all(|c| w.found(c, quiet).len() >= 2), "seed {seed}");
+        let sent: u64 = w.clients.iter().map(|c| c.stats().sent).sum();
+        assert!(sent < 20_000, "seed {seed}: {sent} requests");
+    }
 }
