@@ -269,7 +269,8 @@ impl Core {
         peer.map(|p| state.peer.set(p));
         self.conns.insert(handle, state.clone());
         let conn = Connection::new(shared.clone(), state);
-        if !self.incoming.as_ref().is_some_and(|incoming| incoming.try_send(conn).is_ok()) {
+        // A connection that finds no place here is dropped, and so closed; this says why.
+        if self.incoming.as_ref().is_none_or(|incoming| incoming.try_send(conn).is_err()) {
             self.close(handle, code::NOT_ACCEPTED, "nobody accepts connections now");
         }
     }

@@ -96,11 +96,12 @@ pub(crate) async fn run(args: RecvArgs) -> anyhow::Result<bool> {
     );
     announce(endpoint.local_addr(), &public_key, args.common.json);
     let mut sessions = JoinSet::new();
+    let sessions_max = if args.once { 1 } else { SESSIONS_MAX };
     let mut ok = true;
     let mut interrupted = std::pin::pin!(interrupted());
     loop {
         tokio::select! {
-            conn = incoming.accept(), if sessions.len() < SESSIONS_MAX && !(args.once && !sessions.is_empty()) => {
+            conn = incoming.accept(), if sessions.len() < sessions_max => {
                 let conn = conn.ok_or_else(|| anyhow!("the socket failed"))?;
                 let session = Session::new(conn, dir.clone(), sink.clone(), args.common.json);
                 sessions.spawn(session.run());

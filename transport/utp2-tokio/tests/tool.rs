@@ -1,0 +1,348 @@
+//! The `utp2` tool as processes: what people and scripts see.
+#![cfg(unix)] // Permissions, signals and names that are not UTF-8.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+
+const WAIT: Duration = Duration::from_secs(60);
+
+fn tool() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_utp2"));
+    command.env_remove("UTP2_SECRET").env_remove("FLOTILLA_LOG").stdin(Stdio::null());
+    command
+}
+
+/// Runs to the end, but not for ever.
+fn run(command: &mut Command) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    finish(child)
+}
+
+fn finish(child: Child) -> Output {
+    let (tell, told) = mpsc::channel();
+    let id = child.id();
+    std::thread::spawn(move || tell.send(child.wait_with_output().unwrap()));
+    told.recv_timeout(WAIT).unwrap_or_else(|_| {
+        terminate(id, rustix::process::Signal::KILL);
+        panic!("a process did not end within {WAIT:?}")
+    })
+}
+
+fn terminate(id: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(id as i32).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn last_json(output: &Output) -> Value {
+    let out = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(out.lines().last().unwrap_or_else(|| panic!("no output; {}", stderr(output))))
+        .unwrap()
+}
+
+/// A receiver that listens.
+struct Receiver {
+    child: Option<Child>,
+    address: String,
+    key: String,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Receiver {
+    fn start(out: &Path, more: &[&str]) -> Self {
+        let mut child = tool()
+            .args(["recv", "--listen", "127.0.0.1:0", "--json", "--secret", "one secret", "--out"])
+            .arg(out)
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (tell, lines) = mpsc::channel();
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|l| tell.send(l)));
+        let mut receiver = Self { child: Some(child), address: String::new(), key: String::new(), lines };
+        let listening = receiver.next();
+        receiver.address = listening["address"].as_str().unwrap().to_owned();
+        receiver.key = listening["public_key"].as_str().unwrap().to_owned();
+        receiver
+    }
+
+    fn next(&mut self) -> Value {
+        serde_json::from_str(&self.lines.recv_timeout(WAIT).expect("the receiver says something")).unwrap()
+    }
+
+    /// The object that ends a session.
+    fn session(&mut self) -> Value {
+        loop {
+            let line = self.next();
+            if line["event"] == "session" {
+                return line;
+            }
+        }
+    }
+
+    fn end(mut self) -> Output {
+        finish(self.child.take().unwrap())
+    }
+
+    fn terminate(self) -> Output {
+        terminate(self.child.as_ref().unwrap().id(), rustix::process::Signal::TERM);
+        self.end()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn send(to: &str, files: &[&Path], more: &[&str]) -> Command {
+    let mut command = tool();
+    command.arg("send").args(files).args(["--to", to, "--secret", "one secret", "--json"]).args(more);
+    command
+}
+
+fn make(dir: &Path, name: &str, len: usize) -> PathBuf {
+    let path = dir.join(name);
+    let data: Vec<u8> = (0..len).map(|i| (i / 32_768 * 31 + i % 251) as u8).collect();
+    fs::write(&path, data).unwrap();
+    path
+}
+
+#[test]
+fn files_arrive_as_they_were() {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::PermissionsExt;
+    let temp = tempfile::tempdir().unwrap();
+    let out = temp.path().join("out");
+    let mut files = vec![
+        make(temp.path(), "large", 5_000_001),
+        make(temp.path(), "empty", 0),
+        make(temp.path(), "-rf new\nline", 70_000),
+        make(temp.path(), &"n".repeat(255), 1),
+    ];
+    let odd = temp.path().join(std::ffi::OsStr::from_bytes(b"not \xff utf-8"));
+    fs::write(&odd, b"odd").unwrap();
+    files.push(odd);
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    for file in &files {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o750)).unwrap();
+        fs::File::options().append(true).open(file).unwrap().set_modified(long_ago).unwrap();
+    }
+    let mut receiver = Receiver::start(&out, &["--once", "--fsync"]);
+    let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let key = receiver.key.clone();
+    let sent = run(&mut send(&receiver.address, &paths, &["--peer-key", &key]));
+    assert!(sent.status.success(), "{}", stderr(&sent));
+    let told = last_json(&sent);
+    assert_eq!((&told["ok"], &told["files"], &told["bytes"]), (&true.into(), &5.into(), &5_070_005.into()));
+    assert!(told["seconds"].as_f64().unwrap() > 0.0 && told["goodput_mbps"].as_f64().unwrap() > 0.0);
+    assert!(told["retransmitted"].is_u64() && told["lost"].is_u64() && told["rtt_ms"].is_f64(), "{told}");
+    let session = receiver.session();
+    assert_eq!((&session["ok"], &session["files"]), (&true.into(), &5.into()), "{session}");
+    let received = receiver.end();
+    assert!(received.status.success(), "{}", stderr(&received));
+    assert!(stderr(&received).contains("-rf new\\nline"), "control characters are escaped");
+    for file in &files {
+        let there = out.join(file.file_name().unwrap());
+        assert_eq!(fs::read(&there).unwrap(), fs::read(file).unwrap());
+        let metadata = fs::metadata(&there).unwrap();
+        assert_eq!(metadata.modified().unwrap(), long_ago);
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o750);
+    }
+    assert_eq!(fs::read_dir(&out).unwrap().count(), files.len(), "nothing else is left");
+}
+
+#[test]
+fn the_wrong_secret_is_told_and_the_receiver_goes_on() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 1000);
+    let out = temp.path().join("out");
+    let receiver = Receiver::start(&out, &["--once"]);
+    let wrong = run(tool()
+        .arg("send")
+        .arg(&file)
+        .args(["--json", "--to", &receiver.address])
+        .env("UTP2_SECRET", "another"));
+    assert_eq!(wrong.status.code(), Some(1), "{}", stderr(&wrong));
+    assert!(stderr(&wrong).contains("secrets differ"), "{}", stderr(&wrong));
+    let told = last_json(&wrong);
+    assert_eq!(told["ok"], false);
+    assert!(!stderr(&wrong).contains("another "), "the secret is not shown");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+    let key = "00".repeat(32);
+    let wrong = run(&mut send(&receiver.address, &[&file], &["--peer-key", &key]));
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(stderr(&wrong).contains("--peer-key"), "{}", stderr(&wrong));
+    let right = run(&mut send(&receiver.address, &[&file], &[]));
+    assert!(right.status.success(), "{}", stderr(&right));
+    assert!(receiver.end().status.success());
+}
+
+#[test]
+fn nobody_there_is_told() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 1000);
+    // Bound and mute, so that nobody else gets the port.
+    let mute = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sent = run(&mut send(&mute.local_addr().unwrap().to_string(), &[&file], &[]));
+    assert_eq!(sent.status.code(), Some(1));
+    assert!(stderr(&sent).contains("no answer"), "{}", stderr(&sent));
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_told_to_whom_it_concerns() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 1000);
+    // A file where the folder should be: refused at once, also for root.
+    let here = tool()
+        .args(["recv", "--listen", "127.0.0.1:0", "--secret", "s", "--out"])
+        .arg(file.join("out"))
+        .output();
+    let here = here.unwrap();
+    assert_eq!(here.status.code(), Some(1));
+    assert!(stderr(&here).contains("cannot write to"), "{}", stderr(&here));
+    // A folder that goes away: the sender is told.
+    let out = temp.path().join("out");
+    let mut receiver = Receiver::start(&out, &["--once"]);
+    fs::remove_dir(&out).unwrap();
+    let sent = run(&mut send(&receiver.address, &[&file], &[]));
+    assert_eq!(sent.status.code(), Some(1));
+    assert!(
+        stderr(&sent).contains("the receiver says") && stderr(&sent).contains("cannot write"),
+        "{}",
+        stderr(&sent)
+    );
+    assert_eq!(last_json(&sent)["failed"][0]["name"], "file");
+    assert_eq!(receiver.session()["ok"], false);
+    assert_eq!(receiver.end().status.code(), Some(1));
+}
+
+#[test]
+fn a_full_disk_is_told_before_the_transfer() {
+    let temp = tempfile::tempdir().unwrap();
+    let huge = temp.path().join("huge");
+    // Sparse here, 7 TiB there.
+    if fs::File::create(&huge).unwrap().set_len(7 << 40).is_err() {
+        eprintln!("skipped: this file system has no sparse files of that size");
+        return;
+    }
+    let small = make(temp.path(), "small", 1000);
+    let out = temp.path().join("out");
+    let receiver = Receiver::start(&out, &["--once"]);
+    let sent = run(&mut send(&receiver.address, &[&huge, &small], &[]));
+    assert_eq!(sent.status.code(), Some(1));
+    let told = last_json(&sent);
+    assert_eq!((&told["files"], &told["failed"][0]["name"]), (&1.into(), &"huge".into()), "{told}");
+    assert!(stderr(&sent).contains("cannot write the file"), "{}", stderr(&sent));
+    assert_eq!(fs::read(out.join("small")).unwrap(), fs::read(&small).unwrap());
+    assert_eq!(receiver.end().status.code(), Some(1));
+}
+
+#[test]
+fn an_interrupted_transfer_goes_on_where_it_stopped() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 40_000_000);
+    let out = temp.path().join("out");
+    let receiver = Receiver::start(&out, &[]);
+    let mut slow = send(&receiver.address, &[&file], &["--rate-limit", "8MB"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first line about progress: something has arrived, not all.
+    let mut lines = BufReader::new(slow.stderr.take().unwrap());
+    let begun = Instant::now();
+    let mut line = String::new();
+    while !line.contains("left") {
+        line.clear();
+        assert!(lines.read_line(&mut line).unwrap() > 0 && begun.elapsed() < WAIT, "it ended early");
+    }
+    let stopped = receiver.terminate();
+    assert_eq!(stopped.status.code(), Some(1), "{}", stderr(&stopped));
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    let slow = finish(slow);
+    assert_eq!(slow.status.code(), Some(1));
+    assert!(rest.contains("goes on") || rest.contains("go on where it stopped"), "{rest}");
+    assert!(
+        out.join("file.part").exists() && out.join("file.part.map").exists() && !out.join("file").exists()
+    );
+
+    let receiver = Receiver::start(&out, &["--once"]);
+    let sent = run(&mut send(&receiver.address, &[&file], &[]));
+    assert!(sent.status.success(), "{}", stderr(&sent));
+    let told = last_json(&sent);
+    let (bytes, resumed) = (told["bytes"].as_u64().unwrap(), told["resumed_bytes"].as_u64().unwrap());
+    assert_eq!(bytes + resumed, 40_000_000);
+    assert!(resumed > 4_000_000, "{resumed}");
+    assert!(receiver.end().status.success());
+    assert_eq!(fs::read(out.join("file")).unwrap(), fs::read(&file).unwrap());
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+}
+
+#[test]
+fn a_bad_network_is_no_reason() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 4_000_000);
+    let out = temp.path().join("out");
+    let receiver = Receiver::start(&out, &["--once"]);
+    let bad = ["--inject-loss", "5%", "--inject-delay", "40ms", "--mode", "fair"];
+    let sent = run(&mut send(&receiver.address, &[&file], &bad));
+    assert!(sent.status.success(), "{}", stderr(&sent));
+    let told = last_json(&sent);
+    assert!(told["lost"].as_u64().unwrap() > 10 && told["rtt_min_ms"].as_f64().unwrap() >= 40.0, "{told}");
+    assert!(receiver.end().status.success());
+    assert_eq!(fs::read(out.join("file")).unwrap(), fs::read(&file).unwrap());
+}
+
+#[test]
+fn many_files_go_together() {
+    let temp = tempfile::tempdir().unwrap();
+    let files: Vec<PathBuf> = (0..300).map(|i| make(temp.path(), &format!("f{i}"), i * 200)).collect();
+    let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let out = temp.path().join("out");
+    let receiver = Receiver::start(&out, &["--once"]);
+    let sent = run(&mut send(&receiver.address, &paths, &[]));
+    assert!(sent.status.success(), "{}", stderr(&sent));
+    assert!(receiver.end().status.success());
+    for file in &files {
+        assert_eq!(fs::read(out.join(file.file_name().unwrap())).unwrap(), fs::read(file).unwrap());
+    }
+}
+
+#[test]
+fn wrong_usage_is_two_and_failure_is_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let (a, b) = (temp.path().join("a"), temp.path().join("b"));
+    fs::create_dir_all(&a).unwrap();
+    fs::create_dir_all(&b).unwrap();
+    let (one, two) = (make(&a, "same", 1), make(&b, "same", 1));
+    let code = |command: &mut Command| run(command).status.code();
+    assert_eq!(code(&mut tool()), Some(2));
+    assert_eq!(code(tool().args(["send", "x", "--to", "127.0.0.1:1"])), Some(2), "no secret");
+    assert_eq!(code(&mut send("127.0.0.1:1", &[&one, &two], &[])), Some(2), "one name twice");
+    assert_eq!(code(&mut send("127.0.0.1:1", &[&one], &["--rate-limit", "fast"])), Some(2));
+    assert_eq!(code(&mut send("127.0.0.1:1", &[&temp.path().join("none")], &[])), Some(1));
+    assert_eq!(code(&mut send("127.0.0.1:1", &[&a], &[])), Some(1), "a folder");
+    for help in [&["--help"][..], &["send", "--help"], &["recv", "--help"]] {
+        let output = run(tool().args(help).env("UTP2_SECRET", "hush hush"));
+        assert!(output.status.success());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("Example") && !text.contains("inject") && !text.contains("hush"), "{text}");
+    }
+}
