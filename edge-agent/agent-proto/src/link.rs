@@ -224,6 +224,61 @@ pub fn frame_len(header: [u8; 4]) -> Result<usize, DecodeError> {
     }
 }
 
+/// Cuts a byte stream into messages.
+///
+/// Bytes are read into [`FrameBuffer::space`], messages taken with [`FrameBuffer::next`] until there
+/// is none. It grows with what arrived, never with what was announced, and shrinks again when empty.
+#[derive(Default)]
+pub struct FrameBuffer {
+    bytes: Vec<u8>,
+    /// Bytes at the beginning that were handed out already.
+    taken: usize,
+}
+
+impl FrameBuffer {
+    /// Size when idle, bytes: a ping fits many times.
+    const IDLE_LEN: usize = 512;
+    /// Room for one read, bytes: a TLS record.
+    const CHUNK_LEN: usize = 16 * 1024;
+
+    /// Where the stream's next bytes are to be appended; what was taken is gone from it, and there is
+    /// room (capacity) for as much as is sensible to read next.
+    pub fn space(&mut self) -> &mut Vec<u8> {
+        self.bytes.drain(..self.taken);
+        self.taken = 0;
+        let end = self.bytes.first_chunk::<4>().and_then(|header| Some(4 + frame_len(*header).ok()?));
+        let missing = end.map_or(0, |end| end.saturating_sub(self.bytes.len()));
+        if self.bytes.is_empty() {
+            self.bytes.shrink_to(Self::IDLE_LEN);
+        }
+        self.bytes.reserve(missing.clamp(Self::IDLE_LEN, Self::CHUNK_LEN));
+        &mut self.bytes
+    }
+
+    /// The next message, still encoded, if it has arrived whole.
+    ///
+    /// # Errors
+    /// If it is longer than `max` bytes or than [`FRAME_LEN_MAX`]. It stays so: close the link.
+    pub fn next(&mut self, max: usize) -> Result<Option<&[u8]>, DecodeError> {
+        let Some((header, _)) = self.bytes[self.taken..].split_first_chunk::<4>() else { return Ok(None) };
+        let len = frame_len(*header)?;
+        if len > max {
+            return Err(DecodeError::Malformed { what: "frame" });
+        }
+        let begin = self.taken + 4;
+        if self.bytes.len() - begin < len {
+            return Ok(None);
+        }
+        self.taken = begin + len;
+        Ok(Some(&self.bytes[begin..self.taken]))
+    }
+
+    /// Whether no byte of a further message has arrived.
+    pub fn is_empty(&self) -> bool {
+        self.taken == self.bytes.len()
+    }
+}
+
 /// Sealed context of a run's secret inside a command: the run's id.
 pub fn seal_context(run: RunId) -> [u8; 16] {
     run.0
@@ -257,6 +312,30 @@ mod tests {
         assert!(!enrol.proof_holds(&[6; 32]));
         let message = ToGateway::from(enrol);
         assert_eq!(ToGateway::decode(&message.encode()), Ok(message));
+    }
+
+    #[test]
+    fn messages_come_out_however_the_bytes_are_cut() {
+        let bytes = [frame(&[1; 700]), frame(&[]), frame(&[2; 3])].concat();
+        for cut in 0..bytes.len() {
+            let mut buffer = FrameBuffer::default();
+            let mut messages = Vec::new();
+            for piece in [&bytes[..cut], &bytes[cut..]] {
+                buffer.space().extend_from_slice(piece);
+                while let Some(message) = buffer.next(700).expect("within the limit") {
+                    messages.push(message.to_vec());
+                }
+            }
+            assert_eq!(messages, [alloc::vec![1; 700], alloc::vec![], alloc::vec![2; 3]]);
+            assert!(buffer.is_empty());
+        }
+        let mut buffer = FrameBuffer::default();
+        buffer.space().extend_from_slice(&frame(&[1; 700]));
+        assert!(buffer.next(699).is_err());
+        let mut buffer = FrameBuffer::default();
+        buffer.space().extend_from_slice(&[255; 5]);
+        assert!(buffer.next(usize::MAX).is_err());
+        assert!(buffer.space().capacity() < 2 * FrameBuffer::CHUNK_LEN, "announced is not arrived");
     }
 
     #[test]

@@ -1,17 +1,12 @@
 //! Frames over a byte stream: length, then message (`edge-agent/PROTOCOL.md` §2.1).
 //!
-//! The reader's buffer grows with what arrived, never with what was announced, and goes back to its
-//! idle size when it is empty. Reading is cancel-safe, writing is not.
+//! Reading is cancel-safe, writing is not.
 
 use std::io;
 
-use agent_proto::link::{ToAgent, ToGateway, frame, frame_len};
+use agent_proto::link::{FrameBuffer, ToAgent, ToGateway, frame};
+use event_schema::DecodeError;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-
-/// Buffer of an idle connection: a ping fits many times.
-const IDLE_LEN: usize = 512;
-/// What is asked of the stream at a time: a TLS record.
-const CHUNK_LEN: usize = 16 * 1024;
 
 /// Why no message can be had any more.
 #[derive(Debug, thiserror::Error)]
@@ -24,19 +19,17 @@ pub(super) enum FrameError {
     Closed,
     /// The peer does not keep to the protocol.
     #[error("protocol broken: {0}")]
-    Protocol(String),
+    Protocol(#[from] DecodeError),
 }
 
 pub(super) struct FrameReader<R> {
     stream: R,
-    buffer: Vec<u8>,
-    /// Bytes of the buffer that were handed out already.
-    taken: usize,
+    buffer: FrameBuffer,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(super) fn new(stream: R) -> Self {
-        Self { stream, buffer: Vec::new(), taken: 0 }
+        Self { stream, buffer: FrameBuffer::default() }
     }
 
     /// The next message, none longer than `max` bytes.
@@ -45,15 +38,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             if let Some(message) = self.buffered(max)? {
                 return Ok(message);
             }
-            self.buffer.drain(..self.taken);
-            self.taken = 0;
-            let missing = self.frame_end().map_or(IDLE_LEN, |end| end.saturating_sub(self.buffer.len()));
-            let wanted = missing.clamp(IDLE_LEN, CHUNK_LEN);
-            if self.buffer.is_empty() {
-                self.buffer.shrink_to(IDLE_LEN);
-            }
-            self.buffer.reserve(wanted);
-            match self.stream.read_buf(&mut self.buffer).await? {
+            match self.stream.read_buf(self.buffer.space()).await? {
                 0 if self.buffer.is_empty() => return Err(FrameError::Closed),
                 0 => return Err(FrameError::Io(io::ErrorKind::UnexpectedEof.into())),
                 _ => {}
@@ -63,22 +48,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// A message that has arrived already, if there is a whole one.
     pub(super) fn buffered(&mut self, max: usize) -> Result<Option<ToGateway>, FrameError> {
-        let rest = &self.buffer[self.taken..];
-        let Some((header, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
-        let len = match frame_len(*header) {
-            Ok(len) if len <= max => len,
-            _ => return Err(FrameError::Protocol(format!("a frame of over {max} bytes"))),
-        };
-        let Some(body) = body.get(..len) else { return Ok(None) };
-        let message = ToGateway::decode(body).map_err(|e| FrameError::Protocol(e.to_string()))?;
-        self.taken += 4 + len;
-        Ok(Some(message))
-    }
-
-    /// Where the frame at the buffer's beginning ends, once its length is known.
-    fn frame_end(&self) -> Option<usize> {
-        let header = self.buffer.first_chunk::<4>()?;
-        Some(4 + frame_len(*header).ok()?)
+        let Some(message) = self.buffer.next(max)? else { return Ok(None) };
+        Ok(Some(ToGateway::decode(message)?))
     }
 }
 
