@@ -47,8 +47,6 @@ pub struct Config {
     pub max_handshakes: usize,
     /// From so many half-open handshakes on, a newcomer must return a cookie first (§5.3). Default 8; 0 = always.
     pub retry_threshold: usize,
-    /// Contexts of the endpoint; each handshake searches them all. Default 4096.
-    pub max_contexts: usize,
     /// Packets a connection may have in flight, whatever the windows allow; about 50 bytes each. Default 262,144.
     pub max_in_flight_packets: usize,
     /// Packet numbers remembered against replay, rounded up to a multiple of 64; 1 bit each. Default 65,536 (8 KiB a
@@ -76,7 +74,6 @@ impl Default for Config {
             max_connections: 1024,
             max_handshakes: 64,
             retry_threshold: 8,
-            max_contexts: 4096,
             max_in_flight_packets: 1 << 18,
             replay_window: 1 << 16,
             max_ack_ranges: 4096,

@@ -6,7 +6,7 @@ use core::fmt;
 use ed25519_dalek::SigningKey;
 
 /// Longest credential carried in the handshake, bytes: two datagrams of the smallest size (§5.5).
-pub const MAX_CREDENTIAL: usize = 2048;
+pub(crate) const MAX_CREDENTIAL: usize = 2048;
 
 /// Which job or run secret a session is for. Never sent in clear (§5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -19,12 +19,18 @@ extern crate alloc;
 extern crate std;
 
 mod config;
-pub mod connection;
+mod congestion;
+mod connection;
+mod crypto;
 mod endpoint;
 mod error;
 mod event;
+mod handshake;
 mod identity;
 mod source;
+#[cfg(test)]
+mod tests;
+mod wire;
 
 pub use config::{Config, ConfigError, Mode};
 pub use connection::{Connection, State, Stats};

@@ -1,9 +1,43 @@
-//! One connection.
+//! One connection: its phases, from the first INIT to the last CLOSE, and what an application may ask of it.
+//!
+//! The established state is [`session::Session`]; start there to see how bytes move, then [`send`] and [`receive`].
 
+mod blocks;
+mod keys;
+mod loss;
+mod messages;
+mod pacing;
+mod path;
+mod ranges;
+mod receive;
+mod received;
+mod replay;
+mod rtt;
+mod scoreboard;
+mod send;
+pub(crate) mod session;
+mod timers;
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
-use crate::{ContextId, Mode, PeerIdentity, SendError};
+use timebase::Instant;
+
+use self::keys::SealKeys;
+use self::session::{Fault, Session};
+use crate::handshake::initiator::{self, Initiator};
+use crate::handshake::responder::{self, Responder};
+use crate::handshake::{Established, Local};
+use crate::wire::Cid;
+use crate::wire::frame::{Frame, MAX_REASON};
+use crate::wire::handshake::Alert;
+use crate::wire::header::{Header, Kind, PROTECTED_HEADER, emit_protected};
+use crate::{BlockSink, BlockSource, CloseReason, ContextId, Event, Handle, HandshakeFailure, Mode};
+use crate::{PeerIdentity, SendError, Transmit};
 
 /// Where the congestion controller stands (§9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,15 +97,115 @@ pub struct Stats {
     pub base_loss_ppm: u32,
 }
 
+/// Codes of the protocol in CLOSE (§10).
+mod code {
+    pub(super) const NONE: u16 = 0xff00;
+    pub(super) const VIOLATION: u16 = 0xff01;
+    pub(super) const FLOW_CONTROL: u16 = 0xff02;
+    pub(super) const MESSAGE_TOO_LONG: u16 = 0xff03;
+    pub(super) const KEY_LIMIT: u16 = 0xff04;
+}
+
+/// Least time between two CLOSE packets in answer to a peer that goes on sending.
+const CLOSE_INTERVAL: Duration = Duration::from_millis(10);
+
+#[derive(Debug)]
+enum Phase {
+    Initiating(Box<Initiator>),
+    Responding(Box<Responder>),
+    /// We proved ourselves; the peer's first protected packet will show that it knows.
+    Confirming {
+        session: Box<Session>,
+        proof: Vec<Vec<u8>>,
+        until: Instant,
+    },
+    Established(Box<Session>),
+    Closing(Box<Closing>),
+    Dead,
+}
+
+/// Closed here; the peer is told until it stops sending.
+#[derive(Debug)]
+struct Closing {
+    seal: SealKeys,
+    remote_cid: Cid,
+    next_number: u64,
+    code: u16,
+    reason: String,
+    owed: bool,
+    lasts: Duration,
+    /// Set when the first CLOSE leaves.
+    until: Option<Instant>,
+    next: Option<Instant>,
+}
+
 /// One connection of an [`crate::Endpoint`].
 #[derive(Debug)]
 pub struct Connection {
+    handle: Handle,
     context: ContextId,
     remote: SocketAddr,
     initiator: bool,
+    phase: Phase,
+    outbox: VecDeque<Vec<u8>>,
+    events: VecDeque<Event>,
+    /// The application knows, or will know, of this connection.
+    announced: bool,
+    last_stats: Stats,
+    peer: Option<PeerIdentity>,
 }
 
 impl Connection {
+    pub(crate) fn initiate(
+        handle: Handle,
+        context: ContextId,
+        remote: SocketAddr,
+        initiator: Initiator,
+    ) -> Self {
+        Self::new(handle, context, remote, Phase::Initiating(Box::new(initiator)), true)
+    }
+
+    pub(crate) fn respond(
+        handle: Handle,
+        context: ContextId,
+        remote: SocketAddr,
+        responder: Responder,
+    ) -> Self {
+        let reply = responder.reply.clone();
+        let mut this = Self::new(handle, context, remote, Phase::Responding(Box::new(responder)), false);
+        this.outbox.push_back(reply);
+        this
+    }
+
+    fn new(handle: Handle, context: ContextId, remote: SocketAddr, phase: Phase, initiator: bool) -> Self {
+        Self {
+            handle,
+            context,
+            remote,
+            initiator,
+            phase,
+            outbox: VecDeque::new(),
+            events: VecDeque::new(),
+            announced: initiator,
+            last_stats: Stats::default(),
+            peer: None,
+        }
+    }
+
+    fn session(&self) -> Option<&Session> {
+        match &self.phase {
+            Phase::Established(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    fn session_mut(&mut self) -> Option<&mut Session> {
+        match &mut self.phase {
+            Phase::Established(s) => Some(s),
+            _ => None,
+        }
+    }
+
     /// The context both sides proved to know.
     pub fn context(&self) -> ContextId {
         self.context
@@ -79,12 +213,12 @@ impl Connection {
 
     /// Who the peer is; `None` until [`crate::Event::Connected`].
     pub fn peer(&self) -> Option<&PeerIdentity> {
-        None
+        self.peer.as_ref()
     }
 
     /// Where we send to now.
     pub fn remote(&self) -> SocketAddr {
-        self.remote
+        self.session().map_or(self.remote, |s| s.path.remote())
     }
 
     /// Whether we connected, rather than accepted.
@@ -92,12 +226,23 @@ impl Connection {
         self.initiator
     }
 
+    /// Whether messages and blocks can be sent: connected and not closing.
+    pub fn is_established(&self) -> bool {
+        self.session().is_some()
+    }
+
     /// Queues a message: whole, in order, exactly once.
     ///
     /// # Errors
     /// [`SendError::Blocked`] when the buffer is full; then [`crate::Event::MessagesWritable`] will follow.
-    pub fn send_message(&mut self, _message: &[u8]) -> Result<(), SendError> {
-        Err(SendError::Closed)
+    /// [`SendError::TooLarge`] beyond the smaller of both sides' [`crate::Config::max_message`].
+    pub fn send_message(&mut self, message: &[u8]) -> Result<(), SendError> {
+        self.session_mut().ok_or(SendError::Closed)?.send_message(message)
+    }
+
+    /// Bytes of messages (with 4 bytes each for the length) queued and not yet acknowledged.
+    pub fn unacknowledged_message_bytes(&self) -> usize {
+        self.session().map_or(0, |s| s.messages_out.buffered())
     }
 
     /// Queues `len` bytes of block `tag`, read through the source as they are sent. Higher `priority` goes first,
@@ -105,32 +250,390 @@ impl Connection {
     ///
     /// # Errors
     /// [`SendError::Blocked`] when [`crate::Config::max_queued_blocks`] are queued, [`SendError::TooLarge`] if empty.
-    pub fn send_block(&mut self, _tag: u64, _len: u32, _priority: u8) -> Result<(), SendError> {
-        Err(SendError::Closed)
+    pub fn send_block(&mut self, tag: u64, len: u32, priority: u8) -> Result<(), SendError> {
+        self.session_mut().ok_or(SendError::Closed)?.send_block(tag, len, priority)
     }
 
     /// Forgets a queued block; nothing of it is sent from now on, and no event follows.
-    pub fn cancel_block(&mut self, _tag: u64) {}
+    pub fn cancel_block(&mut self, tag: u64) {
+        if let Some(s) = self.session_mut() {
+            s.blocks.remove(tag);
+        }
+    }
 
     /// Blocks queued and not wholly acknowledged.
     pub fn queued_blocks(&self) -> usize {
-        0
+        self.session().map_or(0, |s| s.blocks.len())
     }
 
-    /// Closes at once: what is queued or in flight is dropped. [`crate::Event::Closed`] follows.
-    pub fn close(&mut self, _code: u16, _reason: &str) {}
+    /// Closes at once: what is queued or in flight is dropped. [`crate::Event::Closed`] follows. Codes from 0xff00
+    /// on are the protocol's; the reason is cut at 256 bytes.
+    pub fn close(&mut self, code: u16, reason: &str) {
+        self.close_as(code, reason, CloseReason::Local);
+    }
 
     /// Changes the bytes the peer may have in flight to us; 0 halts it.
-    pub fn set_receive_window(&mut self, _bytes: u32) {}
+    pub fn set_receive_window(&mut self, bytes: u32) {
+        if let Some(s) = self.session_mut() {
+            s.set_receive_window(bytes);
+        }
+    }
 
     /// Changes how hard the connection competes.
-    pub fn set_mode(&mut self, _mode: Mode) {}
+    pub fn set_mode(&mut self, mode: Mode) {
+        if let Some(s) = self.session_mut() {
+            s.controller.set_mode(mode);
+        }
+    }
 
     /// Changes the upper limit of the sending rate, bytes/s of UDP payload.
-    pub fn set_rate_limit(&mut self, _limit: Option<u64>) {}
+    pub fn set_rate_limit(&mut self, limit: Option<u64>) {
+        if let Some(s) = self.session_mut() {
+            s.rate_limit = limit;
+        }
+    }
 
-    /// Counters and estimates.
+    /// Counters and estimates; the last ones, once the connection is closed.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        self.session().map_or(self.last_stats, Session::stats)
+    }
+
+    /// Ends the connection for the reason given, telling the peer if there is a session.
+    pub(crate) fn close_as(&mut self, code: u16, reason: &str, why: CloseReason) {
+        let phase = core::mem::replace(&mut self.phase, Phase::Dead);
+        match phase {
+            Phase::Dead => return,
+            Phase::Closing(_) => {
+                self.phase = phase;
+                return;
+            }
+            Phase::Established(session) => {
+                self.remote = session.path.remote();
+                self.last_stats = session.stats();
+                let mut end = reason.len().min(MAX_REASON);
+                while !reason.is_char_boundary(end) {
+                    end -= 1;
+                }
+                self.phase = Phase::Closing(Box::new(Closing {
+                    next_number: session.sent.next_number(),
+                    lasts: session.probe_timeout() * 3,
+                    seal: session.seal,
+                    remote_cid: session.remote_cid,
+                    code,
+                    reason: reason[..end].into(),
+                    owed: true,
+                    until: None,
+                    next: None,
+                }));
+            }
+            Phase::Initiating(_) | Phase::Responding(_) | Phase::Confirming { .. } => self.outbox.clear(),
+        }
+        if self.announced {
+            self.events.push_back(Event::Closed(why));
+        }
+    }
+
+    fn fail(&mut self, fault: Fault) {
+        let (code, why) = match fault {
+            Fault::Violation(what) => (code::VIOLATION, CloseReason::ProtocolViolation(what)),
+            Fault::FlowControl => {
+                (code::FLOW_CONTROL, CloseReason::ProtocolViolation("sent beyond the message limit"))
+            }
+            Fault::MessageTooLong => {
+                (code::MESSAGE_TOO_LONG, CloseReason::ProtocolViolation("message too long"))
+            }
+            Fault::KeyLimit => (code::KEY_LIMIT, CloseReason::KeyLimit),
+            Fault::Peer { code, reason } => {
+                self.end(CloseReason::Peer { code, reason });
+                return;
+            }
+        };
+        self.close_as(code, "", why);
+    }
+
+    /// Ends the connection without a word to the peer.
+    fn end(&mut self, why: CloseReason) {
+        self.last_stats = self.stats();
+        self.remote = self.remote();
+        if !matches!(self.phase, Phase::Dead | Phase::Closing(_)) && self.announced {
+            self.events.push_back(Event::Closed(why));
+        }
+        self.phase = Phase::Dead;
+        self.outbox.clear();
+    }
+
+    pub(crate) fn remove_context(&mut self) {
+        self.close_as(code::NONE, "", CloseReason::ContextRemoved);
+    }
+
+    /// Whether this counts against the limit of half-open handshakes.
+    pub(crate) fn is_half_open(&self) -> bool {
+        matches!(self.phase, Phase::Responding(_) | Phase::Confirming { .. })
+    }
+
+    /// Whether nothing is left to do but to tell the application.
+    pub(crate) fn is_dead(&self) -> bool {
+        matches!(self.phase, Phase::Dead) && self.outbox.is_empty()
+    }
+
+    pub(crate) fn is_announced(&self) -> bool {
+        self.announced
+    }
+
+    pub(crate) fn has_events(&self) -> bool {
+        self.announced && (!self.events.is_empty() || self.session().is_some_and(|s| !s.events.is_empty()))
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        if !self.announced {
+            return None;
+        }
+        if let Some(e) = self.events.pop_front() {
+            return Some(e);
+        }
+        let session = self.session_mut()?;
+        let e = session.events.pop_front()?;
+        if let Event::Message(m) = &e {
+            session.on_message_taken(m.len());
+        }
+        Some(e)
+    }
+
+    /// A repeated INIT: the REPLY was lost, or is on its way.
+    pub(crate) fn on_repeated_init(&mut self) {
+        if let Phase::Responding(r) = &self.phase
+            && self.outbox.is_empty()
+        {
+            self.outbox.push_back(r.reply.clone());
+        }
+    }
+
+    pub(crate) fn handle_datagram(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        header: &Header,
+        data: &mut [u8],
+        local: &Local<'_>,
+        seed: [u8; 32],
+        sink: &mut dyn BlockSink,
+    ) {
+        match *header {
+            Header::Protected { phase, number, .. } => {
+                self.on_protected(now, from, (phase, number), data, sink)
+            }
+            Header::Handshake { kind, .. } => self.on_handshake(now, from, kind, data, local, seed),
+            Header::OtherVersion => {}
+        }
+    }
+
+    fn on_protected(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        packet: (bool, u32),
+        data: &mut [u8],
+        sink: &mut dyn BlockSink,
+    ) {
+        let session = match &mut self.phase {
+            Phase::Established(s) => s,
+            Phase::Confirming { session, .. } => session,
+            Phase::Closing(c) => {
+                if c.next.is_none_or(|t| t <= now) {
+                    c.owed = true;
+                }
+                return;
+            }
+            Phase::Initiating(_) | Phase::Responding(_) | Phase::Dead => return,
+        };
+        let result = session.receive(now, from, packet, data, sink);
+        if let (Phase::Confirming { .. }, Ok(true) | Err(_)) = (&self.phase, &result)
+            && let Phase::Confirming { session, .. } = core::mem::replace(&mut self.phase, Phase::Dead)
+        {
+            self.establish(session);
+        }
+        if let Err(fault) = result {
+            self.fail(fault);
+        }
+    }
+
+    fn establish(&mut self, session: Box<Session>) {
+        self.announced = true;
+        self.peer = Some(session.peer.clone());
+        self.events.push_back(Event::Connected);
+        self.phase = Phase::Established(session);
+    }
+
+    fn on_handshake(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        kind: Kind,
+        data: &mut [u8],
+        local: &Local<'_>,
+        seed: [u8; 32],
+    ) {
+        match (&mut self.phase, kind) {
+            (Phase::Initiating(i), _) => {
+                // The one we asked, and nobody else.
+                if from != self.remote {
+                    return;
+                }
+                let progress = match kind {
+                    Kind::Retry => {
+                        i.on_retry(now, data);
+                        initiator::Progress::Wait
+                    }
+                    Kind::Reply => i.on_reply(now, data, local),
+                    Kind::Prove => i.on_prove(now, from, data, local),
+                    Kind::Alert => i.on_alert(data),
+                    Kind::Init => initiator::Progress::Wait,
+                };
+                match progress {
+                    initiator::Progress::Wait => {}
+                    initiator::Progress::Done(e) => {
+                        let mut session = self.new_session(now, *e, local, seed);
+                        session.ping();
+                        self.establish(session);
+                    }
+                    initiator::Progress::Failed(why) => self.end(CloseReason::HandshakeFailed(why)),
+                    initiator::Progress::Refuse(peer) => {
+                        self.end(CloseReason::HandshakeFailed(HandshakeFailure::Unauthorized));
+                        self.refuse(&peer);
+                    }
+                }
+            }
+            (Phase::Responding(r), Kind::Prove) => {
+                let peer = r.remote_cid();
+                match r.on_prove(now, from, data, local) {
+                    responder::Progress::Wait => {}
+                    responder::Progress::Refuse => self.refuse(&peer),
+                    responder::Progress::Drop => {
+                        self.phase = Phase::Dead;
+                        self.refuse(&peer);
+                    }
+                    responder::Progress::Done(e, proof) => {
+                        self.remote = from;
+                        let session = self.new_session(now, *e, local, seed);
+                        self.outbox = proof.iter().cloned().collect();
+                        let until = now + local.config.handshake_timeout;
+                        self.phase = Phase::Confirming { session, proof, until };
+                    }
+                }
+            }
+            (Phase::Confirming { proof, .. }, Kind::Prove) => {
+                // Our proof was lost: one repetition of it per repetition of theirs (§5.6).
+                let first = crate::wire::handshake::ProveHead::parse(data).is_ok_and(|h| h.index == 0);
+                if first && self.outbox.is_empty() && from == self.remote {
+                    self.outbox.extend(proof.iter().cloned());
+                }
+            }
+            (Phase::Confirming { .. }, Kind::Alert) if from == self.remote => self.phase = Phase::Dead,
+            _ => {}
+        }
+    }
+
+    fn refuse(&mut self, peer: &Cid) {
+        let mut alert = Vec::new();
+        Alert::Refused.emit(peer, &mut alert);
+        self.outbox.clear();
+        self.outbox.push_back(alert);
+    }
+
+    fn new_session(&self, now: Instant, e: Established, local: &Local<'_>, seed: [u8; 32]) -> Box<Session> {
+        Box::new(Session::new(now, self.handle, local.config, e, seed))
+    }
+
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Initiating(i) => Some(i.next_timeout()),
+            Phase::Responding(r) => Some(r.until),
+            Phase::Confirming { until, .. } => Some(*until),
+            Phase::Established(s) => s.next_timeout(),
+            Phase::Closing(c) => c.until,
+            Phase::Dead => None,
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        match &mut self.phase {
+            Phase::Initiating(i) => {
+                if !i.on_timeout(now) {
+                    self.end(CloseReason::HandshakeFailed(HandshakeFailure::Timeout));
+                }
+            }
+            Phase::Responding(r) if r.until <= now => self.phase = Phase::Dead,
+            Phase::Confirming { until, .. } if *until <= now => self.phase = Phase::Dead,
+            Phase::Established(s) => {
+                if !s.on_timeout(now) {
+                    self.end(CloseReason::IdleTimeout);
+                }
+            }
+            Phase::Closing(c) if c.until.is_some_and(|u| u <= now) => self.phase = Phase::Dead,
+            _ => {}
+        }
+    }
+
+    pub(crate) fn poll_transmit(
+        &mut self,
+        now: Instant,
+        max_segments: usize,
+        buf: &mut Vec<u8>,
+        source: &mut dyn BlockSource,
+    ) -> Option<Transmit> {
+        if let Phase::Initiating(i) = &mut self.phase {
+            self.outbox.append(&mut i.outbox);
+        }
+        if let Some(datagram) = self.outbox.pop_front() {
+            buf.extend_from_slice(&datagram);
+            return Some(Transmit { remote: self.remote, len: buf.len(), segment_size: None });
+        }
+        if let Phase::Established(s) = &mut self.phase {
+            match s.transmit(now, max_segments, buf, source) {
+                Ok(transmit) => return transmit,
+                Err(fault) => {
+                    buf.clear();
+                    self.fail(fault);
+                }
+            }
+        }
+        match &mut self.phase {
+            Phase::Closing(c) => {
+                c.emit(now, buf).then(|| Transmit { remote: self.remote, len: buf.len(), segment_size: None })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Closing {
+    fn emit(&mut self, now: Instant, buf: &mut Vec<u8>) -> bool {
+        let lasts = self.lasts;
+        self.until.get_or_insert(now + lasts);
+        if !core::mem::take(&mut self.owed) {
+            return false;
+        }
+        self.next = Some(now + CLOSE_INTERVAL);
+        let number = self.next_number;
+        self.next_number += 1;
+        // At the key's limit the last packet is worth less than the key.
+        if !self.seal.advance(number) {
+            return false;
+        }
+        emit_protected(buf, &self.remote_cid, self.seal.phase, number);
+        Frame::Close { code: self.code, reason: self.reason.as_bytes() }.emit_control(buf);
+        let tag = self.seal.key.seal(number, buf, PROTECTED_HEADER);
+        buf.extend_from_slice(&tag);
+        true
+    }
+}
+
+#[cfg(test)]
+impl Connection {
+    /// Sends longer messages than the peer agreed to.
+    pub(crate) fn force_max_message(&mut self, bytes: usize) {
+        if let Some(s) = self.session_mut() {
+            s.max_message = bytes;
+        }
     }
 }

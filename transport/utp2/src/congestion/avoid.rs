@@ -1,0 +1,345 @@
+//! Avoid: hold the rate around the remembered one (PROTOCOL.md §9).
+//!
+//! Per interval, in this order: a standing queue is drained; loss beyond the base loss cuts, a little near the
+//! remembered rate and more far below it, unless cutting is seen not to help; now and then a deep probe measures
+//! base loss and base delay anew; else the rate moves by how far the queue is from its target.
+
+use core::time::Duration;
+
+use timebase::Instant;
+
+use super::interval::{Interval, Purpose};
+use super::math::{fourth_root, sqrt};
+use super::{Change, REFERENCE, Shared};
+use crate::Mode;
+
+#[derive(Debug)]
+pub(super) struct Avoid {
+    episode: Episode,
+    /// Intervals since the last cut, pooled up to two round trips.
+    pool: Pool,
+    last_event: Option<Instant>,
+    /// Cuts in a row.
+    cuts: u32,
+    trial: Option<Trial>,
+    last_probe: Instant,
+    /// Growth of growth while new capacity shows.
+    acceleration: f64,
+    /// Patience with a queue that others hold up.
+    leniency: f64,
+    crowded_since: Option<Instant>,
+    best: f64,
+}
+
+#[derive(Debug)]
+enum Episode {
+    None,
+    /// A queue is being drained.
+    Drain {
+        until: Instant,
+        share: f64,
+    },
+    /// Slow on purpose.
+    Probe {
+        until: Instant,
+        share: f64,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    began: Option<Instant>,
+    sent: f64,
+    lost: f64,
+}
+
+/// Whether cutting helps against the loss seen.
+#[derive(Debug)]
+struct Trial {
+    rate: f64,
+    loss: f64,
+    sent: f64,
+    lost: f64,
+    empty_seen: bool,
+}
+
+impl Avoid {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            episode: Episode::None,
+            pool: Pool::default(),
+            last_event: None,
+            cuts: 0,
+            trial: None,
+            last_probe: now,
+            acceleration: 1.0,
+            leniency: 1.0,
+            crowded_since: None,
+            best: 0.0,
+        }
+    }
+
+    pub(super) fn judge(&mut self, now: Instant, s: &mut Shared, i: &Interval, queue: Duration) -> Change {
+        if i.purpose == Purpose::DeepProbe {
+            self.learn_from_probe(s, i);
+        }
+        if let Episode::Drain { until, share } | Episode::Probe { until, share } = self.episode {
+            return self.continue_episode(now, s, i, queue, until, share);
+        }
+        if i.epoch != s.epoch || i.sent == 0 {
+            return Change::Stay;
+        }
+        let rtt = s.rtt();
+        let target = s.target().mul_f64(self.leniency);
+        let x = if i.rtt_min.is_some() { queue.as_secs_f64() / target.as_secs_f64() } else { 1.0 };
+        self.best = self.best.max(s.rate);
+
+        if i.rtt_min.is_some() && queue > target * 5 / 2 + rtt / 20 {
+            self.drain(now, s, queue);
+            return Change::Stay;
+        }
+        if let Some(change) = self.on_loss(now, s, i, queue) {
+            return change;
+        }
+        self.update_leniency(now, s, x, rtt, target);
+        if self.probe_is_due(now, s) {
+            self.probe(now, s, queue);
+            return Change::Stay;
+        }
+        self.steer(now, s, i, x, rtt);
+        Change::Stay
+    }
+
+    fn drain(&mut self, now: Instant, s: &mut Shared, queue: Duration) {
+        let share =
+            if s.is_limited(now) { s.rate } else { s.sustainable().map_or(s.rate, |r| r.min(s.rate)) };
+        let depth = if s.mode == Mode::Background { 0.5 } else { 0.85 };
+        let until = now + queue.mul_f64(1.0 / (1.0 - depth)) + s.rtt() * 5 / 2;
+        s.remembered = share;
+        s.cut(now, share * depth);
+        self.episode = Episode::Drain { until, share };
+        self.acceleration = 1.0;
+    }
+
+    fn continue_episode(
+        &mut self,
+        now: Instant,
+        s: &mut Shared,
+        i: &Interval,
+        queue: Duration,
+        until: Instant,
+        share: f64,
+    ) -> Change {
+        let over = now >= until;
+        match self.episode {
+            Episode::Drain { .. } => {
+                let drained = i.epoch == s.epoch
+                    && i.rtt_min.is_some()
+                    && queue < (s.target() / 4).max(s.empty_below());
+                if drained || over {
+                    let back = if drained { share } else { share * 0.85 };
+                    s.cut(now, back);
+                    self.episode = Episode::None;
+                    self.pool = Pool::default();
+                }
+            }
+            Episode::Probe { .. } if over => {
+                s.purpose = Purpose::Normal;
+                s.cut(now, share);
+                self.episode = Episode::None;
+                self.pool = Pool::default();
+            }
+            _ => {}
+        }
+        Change::Stay
+    }
+
+    fn learn_from_probe(&mut self, s: &mut Shared, i: &Interval) {
+        let n = f64::from(i.sent);
+        if n >= 150.0 {
+            let seen = i.loss() + 1.5 * s.base_loss.sigma(i.loss(), n);
+            if seen < s.base_loss.estimate() {
+                s.base_loss.set(seen);
+            }
+        }
+    }
+
+    fn probe_is_due(&self, now: Instant, s: &Shared) -> bool {
+        let period = (s.rtt() * 75).clamp(Duration::from_secs(5), Duration::from_secs(20));
+        let since_probe = now.saturating_since(self.last_probe);
+        let stale = now.saturating_since(s.last_near_minimum.max(self.last_probe)) >= period;
+        let lossy = s.base_loss.estimate() > 0.003 && since_probe >= period.max(Duration::from_secs(10));
+        (stale || lossy) && !s.is_limited(now)
+    }
+
+    fn probe(&mut self, now: Instant, s: &mut Shared, queue: Duration) {
+        let rtt = s.rtt();
+        let share = s.rate;
+        let slow = s.delivered().map_or(share * 0.7, |d| (0.7 * d).min(0.85 * share));
+        let mut lasts = if queue > Duration::from_millis(1) {
+            queue.mul_f64(1.0 / 0.3).min(rtt / 2 + Duration::from_millis(150)) + rtt
+        } else {
+            Duration::from_millis(20)
+        };
+        if s.base_loss.estimate() > 0.003 {
+            let packets = Duration::from_secs_f64((400.0 * s.packet / slow.max(1.0)).min(1.0));
+            lasts = lasts.max(packets);
+        }
+        s.purpose = Purpose::DeepProbe;
+        s.cut(now, slow);
+        self.last_probe = now;
+        self.episode = Episode::Probe { until: now + lasts, share };
+    }
+
+    /// Loss beyond what is known to be random: cut, or find out that it is random too.
+    fn on_loss(&mut self, now: Instant, s: &mut Shared, i: &Interval, queue: Duration) -> Option<Change> {
+        let rtt = s.rtt();
+        let began = *self.pool.began.get_or_insert(i.began);
+        if i.began.saturating_since(began) > rtt * 2 && self.pool.sent >= 200.0 {
+            // Older intervals of the pool weigh half, so that it follows.
+            self.pool.sent /= 2.0;
+            self.pool.lost /= 2.0;
+            self.pool.began = Some(i.began);
+        }
+        self.pool.sent += f64::from(i.sent);
+        self.pool.lost += f64::from(i.lost);
+        let empty = i.rtt_min.is_some() && queue < s.empty_below();
+        if let Some(t) = &mut self.trial {
+            t.empty_seen |= empty;
+            if s.rate < 0.9 * t.rate {
+                t.sent += f64::from(i.sent);
+                t.lost += f64::from(i.lost);
+            }
+            if t.sent >= 1500.0 {
+                let pooled = t.lost / t.sent;
+                let sigma = s.base_loss.sigma(pooled, t.sent);
+                let verifiable = s.mode != Mode::Background || s.peak() <= Duration::from_millis(2);
+                if t.empty_seen && verifiable && pooled - 2.0 * sigma > 0.75 * t.loss {
+                    s.base_loss.set(1.03 * pooled.min(t.loss));
+                    let back = 0.98 * t.rate;
+                    s.cut(now, back);
+                    self.trial = None;
+                    self.cuts = 0;
+                    self.pool = Pool::default();
+                    return Some(Change::Stay);
+                }
+                if t.sent >= 6000.0 || pooled < 0.5 * t.loss {
+                    self.trial = None;
+                }
+            }
+        }
+        let enough =
+            self.pool.sent >= 200.0 || i.began.saturating_since(began) >= rtt * 2 && self.pool.sent >= 20.0;
+        let loss = self.pool.lost / self.pool.sent.max(1.0);
+        let recent =
+            self.last_event.is_some_and(|t| now.saturating_since(t) < rtt.max(Duration::from_millis(50)));
+        if !enough || recent || loss - s.base_loss.estimate() <= s.base_loss.noise(self.pool.sent) {
+            if self.last_event.is_some_and(|t| now.saturating_since(t) > rtt * 10) {
+                self.cuts = 0;
+            }
+            return None;
+        }
+        if self.trial.as_ref().is_some_and(|t| s.rate < 0.8 * t.rate && t.empty_seen && t.sent < 6000.0) {
+            // Far enough down to tell: wait for the proof instead of cutting on.
+            return Some(Change::Stay);
+        }
+        self.cuts += 1;
+        self.last_event = Some(now);
+        self.leniency = 1.0 + (self.leniency - 1.0) / 2.0;
+        self.acceleration = 1.0;
+        if self.trial.is_none() {
+            self.trial = Some(Trial { rate: s.rate, loss, sent: 0.0, lost: 0.0, empty_seen: empty });
+        }
+        self.pool = Pool::default();
+        let r = if s.is_limited(now) { None } else { s.sustainable() }.unwrap_or(s.rate);
+        let base = r.min(s.rate);
+        let near = s.rate > 0.85 * s.remembered;
+        let rate = if s.mode == Mode::Background {
+            s.remembered = base;
+            0.5 * base
+        } else if near {
+            let mut beta = (0.05 * fourth_root(s.rate / REFERENCE)).clamp(0.015, 0.10);
+            if s.mode == Mode::Fair {
+                beta = beta.max(0.15);
+            }
+            beta += 0.03 * f64::from(self.cuts.saturating_sub(1).min(3));
+            s.remembered = 0.6 * s.remembered + 0.4 * r;
+            base * (1.0 - beta)
+        } else {
+            s.remembered = s.remembered.min(r);
+            0.85 * base
+        };
+        s.cut(now, rate);
+        if !near && self.cuts >= 4 {
+            return Some(Change::SpeedProbe { drain: false });
+        }
+        Some(Change::Stay)
+    }
+
+    /// Others hold the queue up: aim higher, slowly, so as not to starve beside a flow that only loss stops.
+    fn update_leniency(&mut self, now: Instant, s: &Shared, x: f64, rtt: Duration, target: Duration) {
+        if s.mode != Mode::Full {
+            self.leniency = 1.0;
+            return;
+        }
+        if x < 0.5 {
+            self.leniency = 1.0 + (self.leniency - 1.0) * 0.95;
+        }
+        if x <= 1.1 {
+            self.crowded_since = None;
+            return;
+        }
+        let since = *self.crowded_since.get_or_insert(now);
+        let long = now.saturating_since(since) >= (rtt * 10).max(Duration::from_secs(1));
+        if long && s.rate < 0.8 * self.best && target < s.peak().mul_f64(0.9) {
+            self.leniency =
+                (self.leniency * (1.0 + 0.025 * (rtt.as_secs_f64() / 0.1).clamp(0.2, 2.0))).min(16.0);
+        }
+        self.best *= 0.999;
+    }
+
+    /// The rate law.
+    fn steer(&mut self, now: Instant, s: &mut Shared, i: &Interval, x: f64, rtt: Duration) {
+        if i.limited {
+            return;
+        }
+        let rounds = (i.duration().as_secs_f64() / rtt.as_secs_f64()).clamp(0.05, 2.0);
+        let target = s.target().as_secs_f64();
+        let kappa = (0.5 * target.max(0.004) / rtt.as_secs_f64()).clamp(0.01, 0.10);
+        let relative = REFERENCE / s.rate.max(1.0);
+        let f = fourth_root(relative).clamp(0.5, 3.0);
+        let least = 0.004 * sqrt(relative).min(10.0) * (rtt.as_secs_f64() / 0.1).clamp(0.1, 2.0);
+        let r = s.sustainable().filter(|_| !s.is_limited(now));
+        if x >= 1.0 {
+            if let Some(r) = r {
+                let step = if s.mode == Mode::Background {
+                    (0.25 * (x - 1.0)).min(0.5)
+                } else {
+                    (kappa * (x - 1.0) / f.max(1.0)).min(0.12)
+                };
+                s.rate = s.rate.min(r * (1.0 - step));
+                s.remembered = r;
+            }
+            self.acceleration = 1.0;
+            return;
+        }
+        let g = if s.rate < 0.88 * s.remembered && x < 0.5 {
+            (0.3 * (s.remembered / s.rate - 1.0)).clamp(least, 0.25)
+        } else {
+            let lossy = self.last_event.is_some_and(|t| now.saturating_since(t) < Duration::from_secs(30))
+                && s.peak() <= s.target();
+            if x < 0.5 && s.rate > 1.04 * s.remembered {
+                self.acceleration = (self.acceleration * (1.0 + 0.5 * rounds)).min(16.0);
+            }
+            let base = if lossy { least } else { (kappa * f).min(0.12).max(least) };
+            (base * (1.0 - x) * self.acceleration).min(0.25)
+        };
+        if x < 0.5 {
+            s.rate *= 1.0 + g * rounds;
+        } else {
+            let weight = 2.0 * (x - 0.5);
+            let towards = r.map_or(s.rate, |r| s.rate + weight * (r - s.rate)) * (1.0 + g * rounds);
+            s.rate = towards.clamp(s.rate * (1.0 - kappa / 2.0), s.rate * (1.0 + g * rounds));
+        }
+    }
+}

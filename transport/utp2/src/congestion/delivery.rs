@@ -1,0 +1,73 @@
+//! How fast the peer receives, by its own clock.
+
+use alloc::collections::VecDeque;
+
+/// Points kept: at one ACK a millisecond, a quarter of a second.
+const MAX_POINTS: usize = 256;
+
+#[derive(Debug, Default)]
+pub(super) struct Delivery {
+    /// Bytes known to have arrived.
+    total: u64,
+    /// (receiver's clock µs, total), rising in both.
+    points: VecDeque<(u64, u64)>,
+}
+
+impl Delivery {
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.total += bytes;
+    }
+
+    /// An ACK told that its largest packet arrived at `arrival_us`.
+    pub(super) fn mark(&mut self, arrival_us: u64, keep_us: u64) {
+        match self.points.back_mut() {
+            Some(last) if arrival_us < last.0 => return,
+            Some(last) if arrival_us == last.0 => last.1 = self.total,
+            _ => self.points.push_back((arrival_us, self.total)),
+        }
+        while self.points.len() > MAX_POINTS || self.points.get(1).is_some_and(|p| p.0 + keep_us < arrival_us)
+        {
+            self.points.pop_front();
+        }
+    }
+
+    /// Bytes per second over the last `window_us`; `None` while less than half of it was seen.
+    pub(super) fn rate(&self, window_us: u64) -> Option<f64> {
+        let last = self.points.back()?;
+        let from = self.points.partition_point(|p| p.0 + window_us < last.0);
+        // The point just before the window's edge makes the span at least the window.
+        let first = self.points.get(from.saturating_sub(1))?;
+        let span = last.0 - first.0;
+        (span * 2 >= window_us && span > 0).then(|| (last.1 - first.1) as f64 * 1e6 / span as f64)
+    }
+
+    pub(super) fn clear_points(&mut self) {
+        self.points.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steady_flow_is_measured_exactly_whatever_the_spacing_of_acks() {
+        let mut d = Delivery::default();
+        let mut t = 1_000_000;
+        for i in 0..100 {
+            let step = 5_000 + (i % 7) * 3_000;
+            t += step;
+            d.add(step * 10);
+            d.mark(t, 400_000);
+        }
+        assert!((d.rate(100_000).unwrap() - 1e7).abs() < 1.0);
+        d.mark(t - 1000, 400_000);
+        assert!((d.rate(100_000).unwrap() - 1e7).abs() < 1.0, "a late ACK changes nothing");
+        d.clear_points();
+        assert_eq!(d.rate(100_000), None);
+    }
+}

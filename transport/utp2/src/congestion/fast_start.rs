@@ -1,0 +1,96 @@
+//! FastStart: double per round trip until the path stops following (PROTOCOL.md §9).
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use timebase::Instant;
+
+use super::interval::Interval;
+use super::{Change, Shared};
+
+/// What an earlier, slower interval showed.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    began: Instant,
+    rate: f64,
+    delivered: f64,
+    sent: f64,
+    lost: f64,
+}
+
+#[derive(Debug)]
+pub(super) struct FastStart {
+    past: Vec<Past>,
+}
+
+/// Intervals remembered; older ones are far slower than what matters.
+const MAX_PAST: usize = 32;
+
+impl FastStart {
+    pub(super) fn new() -> Self {
+        Self { past: Vec::new() }
+    }
+
+    /// Every acknowledged byte adds to the rate, so that it doubles per round trip.
+    pub(super) fn grow(&mut self, now: Instant, s: &mut Shared, acked: u64) {
+        // An application that sends little must not drive the rate beyond what the path was seen to carry.
+        if s.is_limited(now) && s.delivered().is_none_or(|d| s.rate > 2.0 * d) {
+            return;
+        }
+        // The acknowledgement interval is part of the loop.
+        let round = s.rtt.as_secs_f64() + 0.002;
+        s.rate += acked as f64 / round;
+    }
+
+    pub(super) fn judge(
+        &mut self,
+        now: Instant,
+        s: &mut Shared,
+        i: &Interval,
+        queue: Duration,
+        delivered: Option<f64>,
+    ) -> Change {
+        let (sent, lost, rate) = (f64::from(i.sent), f64::from(i.lost), i.send_rate());
+        let slower = |p: &&Past| p.rate <= 0.6 * rate;
+        let pool = self.past.iter().filter(slower).fold((0.0, 0.0), |a, p| (a.0 + p.sent, a.1 + p.lost));
+        let p0: f64 = if pool.0 >= 150.0 { pool.1 / pool.0 } else { 0.0 };
+        let p_noise = p0.max(1.0 / pool.0.max(20.0));
+        let sigma = super::math::sqrt(3.0 * p_noise * (1.0 - p_noise) / sent.max(1.0));
+        let d = delivered.or_else(|| s.delivered()).unwrap_or(0.0);
+
+        let limit = s.rtt_min / 8;
+        let limit = if s.is_local() {
+            Duration::from_millis(10)
+        } else {
+            limit.clamp(Duration::from_millis(4), Duration::from_millis(16))
+        };
+        let queued = i.rtt_min.is_some() && queue > limit + s.jitter.min(limit);
+        let lossy = pool.0 >= 150.0
+            && sent >= 20.0
+            && i.loss() - p0 > (4.0 * sigma).max(0.02)
+            && d < 0.97 * (1.0 - p0) * rate;
+        let collapsed = sent >= 20.0 && i.loss() > 0.4;
+        let plateau = !i.limited && delivered.is_some() && {
+            let old = i.began - s.rtt().mul_f64(0.9);
+            let before = self.past.iter().rev().find(|p| p.began <= old && p.rate <= 0.6 * rate);
+            before.is_some_and(|p| p.delivered > 0.0 && rate > 1.6 * p.rate && d < 1.15 * p.delivered)
+        };
+        if queued || lossy || collapsed || plateau {
+            // The best of the last three intervals is what the path carries.
+            let last = self.past.iter().rev().take(2).map(|p| p.delivered).fold(d, f64::max);
+            let seen = last.max(s.delivered().unwrap_or(0.0));
+            s.base_loss.set(p0 + if p0 > 0.0 { sigma } else { 0.0 });
+            s.remembered = (seen / (1.0 - p0)).max(8.0 * s.packet / s.rtt().as_secs_f64());
+            let rate = 0.5 * s.remembered;
+            s.cut(now, rate);
+            return Change::SpeedProbe { drain: true };
+        }
+        if !i.limited && sent > 0.0 {
+            if self.past.len() == MAX_PAST {
+                self.past.remove(0);
+            }
+            self.past.push(Past { began: i.began, rate, delivered: d, sent, lost });
+        }
+        Change::Stay
+    }
+}

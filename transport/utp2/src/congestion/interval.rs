@@ -1,0 +1,136 @@
+//! Groups of packets by the time they were sent: the unit in which the controller measures (PROTOCOL.md §9).
+
+use alloc::collections::VecDeque;
+use core::time::Duration;
+
+use timebase::Instant;
+
+/// What the rate of an interval was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Normal,
+    /// Slow on purpose, to see base loss and base delay.
+    DeepProbe,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Interval {
+    pub(super) began: Instant,
+    pub(super) ended: Option<Instant>,
+    pub(super) purpose: Purpose,
+    /// Number of cuts before it; a decision must not rest on packets sent before the last cut.
+    pub(super) epoch: u32,
+    pub(super) sent: u32,
+    pub(super) sent_bytes: u64,
+    pub(super) acked: u32,
+    pub(super) acked_bytes: u64,
+    pub(super) lost: u32,
+    pub(super) rtt_min: Option<Duration>,
+    pub(super) rtt_max: Duration,
+    /// The application or a window, not the controller, held sending back.
+    pub(super) limited: bool,
+    /// (receiver's clock µs, bytes delivered) at the first ACK whose largest packet lies in it.
+    pub(super) first_ack: Option<(u64, u64)>,
+}
+
+impl Interval {
+    pub(super) fn duration(&self) -> Duration {
+        self.ended.unwrap_or(self.began).saturating_since(self.began)
+    }
+
+    /// Bytes per second really sent.
+    pub(super) fn send_rate(&self) -> f64 {
+        self.sent_bytes as f64 / self.duration().as_secs_f64().max(1e-4)
+    }
+
+    pub(super) fn loss(&self) -> f64 {
+        f64::from(self.lost) / f64::from(self.sent.max(1))
+    }
+
+    fn is_settled(&self) -> bool {
+        self.ended.is_some() && self.acked + self.lost >= self.sent
+    }
+}
+
+/// Intervals not judged yet, oldest first; the last one is being filled.
+#[derive(Debug)]
+pub(super) struct Intervals {
+    ring: VecDeque<Interval>,
+    base: u32,
+}
+
+/// Intervals waiting to be judged; beyond that (silence of many round trips) the oldest go unjudged.
+const MAX_WAITING: usize = 256;
+/// Packets an interval has at least, unless it lasts too long.
+const MIN_PACKETS: u32 = 40;
+
+impl Intervals {
+    pub(super) fn new() -> Self {
+        Self { ring: VecDeque::new(), base: 0 }
+    }
+
+    /// The interval a packet sent now belongs to; begins a new one if it is time.
+    pub(super) fn on_sent(
+        &mut self,
+        now: Instant,
+        bytes: usize,
+        rtt: Duration,
+        purpose: Purpose,
+        epoch: u32,
+    ) -> u32 {
+        if let Some(last) = self.ring.back_mut() {
+            let age = now.saturating_since(last.began);
+            let wanted = (rtt / 2).clamp(Duration::from_millis(10), Duration::from_millis(250));
+            let longest = rtt.max(Duration::from_millis(50)) * 4;
+            let full = age >= wanted && last.sent >= MIN_PACKETS || age >= longest;
+            if full || last.purpose != purpose || last.epoch != epoch {
+                last.ended = Some(now);
+            }
+        }
+        if self.ring.back().is_none_or(|l| l.ended.is_some()) {
+            if self.ring.len() == MAX_WAITING {
+                self.ring.pop_front();
+                self.base = self.base.wrapping_add(1);
+            }
+            self.ring.push_back(Interval {
+                began: now,
+                ended: None,
+                purpose,
+                epoch,
+                sent: 0,
+                sent_bytes: 0,
+                acked: 0,
+                acked_bytes: 0,
+                lost: 0,
+                rtt_min: None,
+                rtt_max: Duration::ZERO,
+                limited: false,
+                first_ack: None,
+            });
+        }
+        let id = self.base.wrapping_add(self.ring.len() as u32 - 1);
+        if let Some(last) = self.ring.back_mut() {
+            last.sent += 1;
+            last.sent_bytes += bytes as u64;
+        }
+        id
+    }
+
+    pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Interval> {
+        self.ring.get_mut(id.wrapping_sub(self.base) as usize)
+    }
+
+    pub(super) fn current_mut(&mut self) -> Option<&mut Interval> {
+        self.ring.back_mut()
+    }
+
+    /// The oldest interval, if all its packets are settled, with the first ACK of what came after it.
+    pub(super) fn pop_settled(&mut self) -> Option<(Interval, Option<(u64, u64)>)> {
+        if !self.ring.front()?.is_settled() {
+            return None;
+        }
+        let next = self.ring.iter().skip(1).find_map(|i| i.first_ack);
+        self.base = self.base.wrapping_add(1);
+        self.ring.pop_front().map(|i| (i, next))
+    }
+}

@@ -1,0 +1,391 @@
+//! How fast to send (PROTOCOL.md §9): the states FastStart, SpeedProbe and Avoid around a remembered rate.
+//!
+//! The congestion signal is queue delay wherever a queue can be seen; loss counts only beyond a *base loss* learned
+//! while the queue was empty. Measurements are per [`interval::Interval`] of sending. The connection tells what was
+//! sent, acknowledged and lost, and asks for [`Controller::rate`]; nothing here knows packets by number.
+
+mod avoid;
+mod base_loss;
+mod delivery;
+mod fast_start;
+mod interval;
+mod math;
+mod speed_probe;
+
+use core::time::Duration;
+
+use timebase::Instant;
+
+use self::avoid::Avoid;
+use self::base_loss::BaseLoss;
+use self::delivery::Delivery;
+use self::fast_start::FastStart;
+use self::interval::{Interval, Intervals, Purpose};
+use self::math::fourth_root;
+use self::speed_probe::SpeedProbe;
+use crate::Mode;
+use crate::connection::State;
+
+/// The rate the constants below were tuned at: 1 Gbit/s.
+const REFERENCE: f64 = 125e6;
+/// No path is taken to be faster: 100 Gbit/s.
+const MAX_RATE: f64 = 12.5e9;
+/// Paths with a shorter round trip are judged as if it were this long: timers and schedulers are no finer.
+const MIN_RTT: Duration = Duration::from_millis(10);
+
+/// What an ACK tells beside the fate of packets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AckSample {
+    /// A round trip measured, and the interval of the packet it was measured with.
+    pub(crate) rtt: Option<(Duration, u32)>,
+    pub(crate) smoothed: Duration,
+    pub(crate) min: Duration,
+    /// When the largest packet arrived, on the peer's clock.
+    pub(crate) arrival_us: u64,
+    /// Bytes newly known to have arrived.
+    pub(crate) acked_bytes: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    FastStart(FastStart),
+    SpeedProbe(SpeedProbe),
+    Avoid(Avoid),
+}
+
+/// What the phases share: the rate and the measurements.
+#[derive(Debug)]
+struct Shared {
+    mode: Mode,
+    packet: f64,
+    rate: f64,
+    /// The rate at which congestion was last seen: R_max.
+    remembered: f64,
+    rtt: Duration,
+    rtt_min: Duration,
+    purpose: Purpose,
+    epoch: u32,
+    delivery: Delivery,
+    base_loss: BaseLoss,
+    /// Largest queue delay of the present and the previous half minute.
+    queue_peak: [Duration; 2],
+    peak_began: Instant,
+    /// Noise of the queue delay between neighbouring intervals.
+    jitter: Duration,
+    last_queue: Duration,
+    last_limited: Option<Instant>,
+    /// When a delay near the minimum was last seen.
+    last_near_minimum: Instant,
+}
+
+impl Shared {
+    /// Queue delay of an interval: what even its luckiest packet waited.
+    fn queue(&self, i: &Interval) -> Duration {
+        i.rtt_min.map_or(Duration::ZERO, |r| r.saturating_sub(self.rtt_min))
+    }
+
+    /// The round trip for decisions.
+    fn rtt(&self) -> Duration {
+        self.rtt.max(MIN_RTT)
+    }
+
+    fn peak(&self) -> Duration {
+        self.queue_peak[0].max(self.queue_peak[1])
+    }
+
+    /// On a path of less than 2 ms, a few milliseconds are the work of schedulers, not of queues.
+    fn is_local(&self) -> bool {
+        self.rtt_min < Duration::from_millis(2)
+    }
+
+    /// Delay below which a queue counts as empty.
+    fn empty_below(&self) -> Duration {
+        let floor = if self.is_local() { Duration::from_millis(4) } else { Duration::from_micros(1500) };
+        floor.max(self.peak() / 4) + self.jitter.min(Duration::from_millis(20))
+    }
+
+    /// Q*: the standing queue aimed at. Falls with the rate, so that equal queues mean equal rates.
+    fn target(&self) -> Duration {
+        let ms = 10.0 * fourth_root(REFERENCE / self.rate.max(1.0));
+        let mut base = Duration::from_secs_f64(ms.clamp(3.0, 80.0) / 1e3);
+        if self.is_local() {
+            base = base.max(Duration::from_millis(10));
+        }
+        if self.mode == Mode::Background {
+            base = base.min(Duration::from_millis(10)).min((self.peak() / 4).max(Duration::from_millis(2)));
+        } else if self.mode == Mode::Fair {
+            base /= 2;
+        }
+        base + (self.jitter * 3 / 2).min(Duration::from_millis(60))
+    }
+
+    /// d̄: bytes/s the peer lately received.
+    fn delivered(&self) -> Option<f64> {
+        let window = self.rtt.max(Duration::from_millis(100));
+        self.delivery.rate(window.as_micros() as u64)
+    }
+
+    /// R: the rate that would just be delivered, d̄/(1 − p̂).
+    fn sustainable(&self) -> Option<f64> {
+        self.delivered().map(|d| d / (1.0 - self.base_loss.estimate()))
+    }
+
+    /// Whether the delivered rate tells of the application rather than of the path.
+    fn is_limited(&self, now: Instant) -> bool {
+        let memory = self.rtt() * 2 + Duration::from_millis(100);
+        self.last_limited.is_some_and(|t| now.saturating_since(t) < memory)
+    }
+
+    /// Sets the rate in answer to congestion: what was sent before tells nothing about it.
+    fn cut(&mut self, now: Instant, rate: f64) {
+        self.rate = rate;
+        self.epoch = self.epoch.wrapping_add(1);
+        self.base_loss.restart(now);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Controller {
+    shared: Shared,
+    phase: Phase,
+    intervals: Intervals,
+    /// When an ACK last told something new, or sending began after quiet.
+    last_progress: Instant,
+    silent_halvings: u32,
+}
+
+impl Controller {
+    pub(crate) fn new(now: Instant, rtt: Duration, packet: usize, mode: Mode) -> Self {
+        let packet = packet as f64;
+        // 32 packets in 100 ms, or 10 in a round trip.
+        let rate = (packet * 320.0).max(packet * 10.0 / rtt.as_secs_f64().max(1e-3));
+        let shared = Shared {
+            mode,
+            packet,
+            rate,
+            remembered: rate,
+            rtt,
+            rtt_min: rtt,
+            purpose: Purpose::Normal,
+            epoch: 0,
+            delivery: Delivery::default(),
+            base_loss: BaseLoss::new(),
+            queue_peak: [Duration::ZERO; 2],
+            peak_began: now,
+            jitter: Duration::ZERO,
+            last_queue: Duration::ZERO,
+            last_limited: None,
+            last_near_minimum: now,
+        };
+        let phase = Phase::FastStart(FastStart::new());
+        Self { shared, phase, intervals: Intervals::new(), last_progress: now, silent_halvings: 0 }
+    }
+
+    /// Bytes/s of UDP payload.
+    pub(crate) fn rate(&self) -> u64 {
+        self.shared.rate as u64
+    }
+
+    pub(crate) fn delivered_rate(&self) -> u64 {
+        self.shared.delivered().unwrap_or(0.0) as u64
+    }
+
+    pub(crate) fn base_loss_ppm(&self) -> u32 {
+        (self.shared.base_loss.estimate() * 1e6) as u32
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self.phase {
+            Phase::FastStart(_) => State::FastStart,
+            Phase::SpeedProbe(_) => State::SpeedProbe,
+            Phase::Avoid(_) => State::Avoid,
+        }
+    }
+
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        self.shared.mode = mode;
+    }
+
+    /// An eliciting packet leaves. Returns the interval to name when its fate is told.
+    pub(crate) fn on_sent(&mut self, now: Instant, bytes: usize, alone: bool) -> u32 {
+        if alone {
+            self.last_progress = now;
+        }
+        let s = &self.shared;
+        self.intervals.on_sent(now, bytes, s.rtt, s.purpose, s.epoch)
+    }
+
+    /// There was nothing to send, or a window did not allow it.
+    pub(crate) fn on_limited(&mut self, now: Instant) {
+        self.shared.last_limited = Some(now);
+        if let Some(i) = self.intervals.current_mut() {
+            i.limited = true;
+        }
+    }
+
+    pub(crate) fn on_acked(&mut self, interval: u32, bytes: u64) {
+        self.shared.delivery.add(bytes);
+        if let Some(i) = self.intervals.get_mut(interval) {
+            i.acked += 1;
+            i.acked_bytes += bytes;
+        }
+    }
+
+    pub(crate) fn on_lost(&mut self, interval: u32) {
+        if let Some(i) = self.intervals.get_mut(interval) {
+            i.lost += 1;
+        }
+    }
+
+    /// A packet declared lost arrived after all.
+    pub(crate) fn on_spurious(&mut self, interval: u32, bytes: u64) {
+        self.shared.delivery.add(bytes);
+        if let Some(i) = self.intervals.get_mut(interval) {
+            i.lost = i.lost.saturating_sub(1);
+            i.acked += 1;
+            i.acked_bytes += bytes;
+        }
+    }
+
+    /// An ACK was processed; the fates it told were told before.
+    pub(crate) fn on_ack(&mut self, now: Instant, ack: &AckSample) {
+        if ack.acked_bytes > 0 {
+            self.last_progress = now;
+            if core::mem::take(&mut self.silent_halvings) > 0 {
+                self.return_from_silence();
+            }
+        }
+        let s = &mut self.shared;
+        s.rtt = ack.smoothed;
+        s.rtt_min = ack.min;
+        let keep = s.rtt.max(Duration::from_millis(100)) * 2;
+        s.delivery.mark(ack.arrival_us, keep.as_micros() as u64);
+        if let Some((rtt, interval)) = ack.rtt {
+            if rtt.saturating_sub(s.rtt_min) < Duration::from_micros(500) {
+                s.last_near_minimum = now;
+            }
+            let point = (ack.arrival_us, s.delivery.total());
+            if let Some(i) = self.intervals.get_mut(interval) {
+                i.rtt_min = Some(i.rtt_min.map_or(rtt, |m| m.min(rtt)));
+                i.rtt_max = i.rtt_max.max(rtt);
+                i.first_ack.get_or_insert(point);
+            }
+        }
+        if let Phase::FastStart(f) = &mut self.phase {
+            f.grow(now, s, ack.acked_bytes);
+        }
+        while let Some((interval, next)) = self.intervals.pop_settled() {
+            self.judge(now, &interval, next);
+        }
+        self.clamp(now);
+    }
+
+    fn judge(&mut self, now: Instant, i: &Interval, next: Option<(u64, u64)>) {
+        let s = &mut self.shared;
+        let queue = s.queue(i);
+        if i.rtt_min.is_some() {
+            // Noise is what changes from one interval to the next although the rate did not.
+            let step = queue.abs_diff(s.last_queue).min(Duration::from_millis(50));
+            let own = s.rtt().mul_f64(0.02);
+            s.jitter = (s.jitter * 9 + step.saturating_sub(own)) / 10;
+            s.last_queue = queue;
+            if now.saturating_since(s.peak_began) > Duration::from_secs(15) {
+                s.queue_peak = [Duration::ZERO, s.queue_peak[0]];
+                s.peak_began = now;
+            }
+            s.queue_peak[0] = s.queue_peak[0].max(queue);
+        }
+        let (sent, lost) = (f64::from(i.sent), f64::from(i.lost));
+        let empty = i.rtt_min.is_some() && queue < s.empty_below();
+        if !matches!(self.phase, Phase::FastStart(_)) {
+            s.base_loss.observe_dispersion(sent, lost);
+            s.base_loss.add(now, s.rtt(), sent, lost, empty);
+        }
+        // Delivered rate between the first ACK of this interval and the first of the next.
+        let delivered = match (i.first_ack, next) {
+            (Some(a), Some(b)) if b.0 > a.0 => Some((b.1 - a.1) as f64 * 1e6 / (b.0 - a.0) as f64),
+            _ => None,
+        };
+        let change = match &mut self.phase {
+            Phase::FastStart(f) => f.judge(now, s, i, queue, delivered),
+            Phase::SpeedProbe(p) => p.judge(now, s, i, queue),
+            Phase::Avoid(a) => a.judge(now, s, i, queue),
+        };
+        match change {
+            Change::Stay => {}
+            Change::SpeedProbe { drain } => self.phase = Phase::SpeedProbe(SpeedProbe::new(now, drain)),
+            Change::Avoid => self.phase = Phase::Avoid(Avoid::new(now)),
+        }
+    }
+
+    fn clamp(&mut self, now: Instant) {
+        let s = &mut self.shared;
+        if !matches!(self.phase, Phase::FastStart(_))
+            && !s.is_limited(now)
+            && let Some(r) = s.sustainable()
+        {
+            s.rate = s.rate.min(1.3 * r);
+        }
+        let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
+        s.rate = s.rate.clamp(floor.min(MAX_RATE), MAX_RATE);
+    }
+
+    /// When silence begins to count, given that packets are in flight.
+    pub(crate) fn silence_deadline(&self) -> Instant {
+        let s = &self.shared;
+        let patience = (s.rtt * 3).max(Duration::from_millis(300));
+        self.last_progress + patience + s.rtt() * self.silent_halvings
+    }
+
+    /// Nothing was acknowledged for long although packets are in flight.
+    pub(crate) fn on_silence(&mut self, now: Instant) {
+        let s = &mut self.shared;
+        if self.silent_halvings == 0 {
+            // What to come back to. A rate held back by the application is no measure.
+            s.remembered = if matches!(self.phase, Phase::FastStart(_)) {
+                s.rate
+            } else {
+                s.remembered.min(s.rate * 1.2)
+            };
+        }
+        self.silent_halvings += 1;
+        let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
+        let rate = if self.silent_halvings >= 4 { floor } else { (s.rate * 0.5).max(floor) };
+        s.cut(now, rate);
+    }
+
+    fn return_from_silence(&mut self) {
+        let s = &mut self.shared;
+        s.delivery.clear_points();
+        let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
+        s.remembered = (s.remembered * 0.5).max(floor * 8.0);
+        let (now, rate) = (self.last_progress, s.remembered * 0.93);
+        s.cut(now, rate);
+        s.purpose = Purpose::Normal;
+        self.phase = Phase::SpeedProbe(SpeedProbe::new(now, false));
+    }
+
+    /// The peer has another address: what was learned is about another path.
+    pub(crate) fn on_new_path(&mut self, now: Instant) {
+        let s = &mut self.shared;
+        s.base_loss = BaseLoss::new();
+        s.delivery.clear_points();
+        s.queue_peak = [Duration::ZERO; 2];
+        s.purpose = Purpose::Normal;
+        let rate = s.rate * 0.5;
+        s.remembered = rate;
+        s.cut(now, rate);
+        self.phase = Phase::FastStart(FastStart::new());
+    }
+}
+
+/// What a phase decides about the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Stay,
+    SpeedProbe {
+        /// Whether to wait for an empty queue at half the rate first.
+        drain: bool,
+    },
+    Avoid,
+}

@@ -1,0 +1,288 @@
+//! The message channel: an ordered stream of length-prefixed messages, bounded on both sides (PROTOCOL.md §6).
+
+use alloc::collections::VecDeque;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::ranges::RangeSet;
+
+/// Bytes before each message.
+pub(crate) const PREFIX: usize = 4;
+
+/// Bytes not yet acknowledged, and where sending stands.
+#[derive(Debug)]
+pub(crate) struct MessageSender {
+    buffer: VecDeque<u8>,
+    capacity: usize,
+    /// Stream offset of the buffer's first byte: everything below is acknowledged.
+    base: u64,
+    /// First byte never sent.
+    next: u64,
+    acked: RangeSet,
+    /// The peer accepts bytes below this offset.
+    limit: u64,
+    /// Room somebody was refused for want of.
+    wanted: usize,
+}
+
+impl MessageSender {
+    pub(crate) fn new(capacity: usize, limit: u64) -> Self {
+        let buffer = VecDeque::new();
+        Self { buffer, capacity, base: 0, next: 0, acked: RangeSet::default(), limit, wanted: 0 }
+    }
+
+    /// Queues a message, or remembers that there was no room.
+    pub(crate) fn push(&mut self, message: &[u8]) -> bool {
+        let need = message.len() + PREFIX;
+        if self.capacity.saturating_sub(self.buffer.len()) < need {
+            self.wanted = need;
+            return false;
+        }
+        self.buffer.extend((message.len() as u32).to_be_bytes());
+        self.buffer.extend(message);
+        true
+    }
+
+    /// Bytes queued and not acknowledged.
+    pub(crate) fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
+    pub(crate) fn raise_limit(&mut self, limit: u64) {
+        self.limit = self.limit.max(limit);
+    }
+
+    /// The next bytes never sent that the peer accepts: offset and length.
+    pub(crate) fn peek(&self) -> Option<(u64, usize)> {
+        let end = (self.base + self.buffer.len() as u64).min(self.limit);
+        (self.next < end).then(|| (self.next, (end - self.next) as usize))
+    }
+
+    pub(crate) fn advance(&mut self, len: usize) {
+        self.next += len as u64;
+    }
+
+    /// Whether the range still waits for its acknowledgement.
+    pub(crate) fn is_wanted(&self, offset: u64, len: usize) -> bool {
+        let end = offset + len as u64;
+        end > self.base && !self.acked.contains(offset.max(self.base), end)
+    }
+
+    /// Copies bytes that were queued and are not acknowledged below `offset`.
+    pub(crate) fn copy(&self, offset: u64, out: &mut [u8]) {
+        // What lies below `base` is acknowledged; a piece that begins there is sent with zeros nobody reads.
+        let skip = (self.base.saturating_sub(offset) as usize).min(out.len());
+        let at = offset.saturating_sub(self.base) as usize;
+        let (a, b) = self.buffer.as_slices();
+        let mut out = &mut out[skip..];
+        if at < a.len() {
+            let n = out.len().min(a.len() - at);
+            let (head, tail) = out.split_at_mut(n);
+            head.copy_from_slice(&a[at..at + n]);
+            out = tail;
+            let n = out.len().min(b.len());
+            out[..n].copy_from_slice(&b[..n]);
+        } else {
+            let at = at - a.len();
+            let n = out.len().min(b.len().saturating_sub(at));
+            out[..n].copy_from_slice(&b[at..at + n]);
+        }
+    }
+
+    /// Returns whether somebody who was refused may try again.
+    pub(crate) fn on_acked(&mut self, offset: u64, len: usize) -> bool {
+        self.acked.insert(offset.max(self.base), offset + len as u64);
+        let to = self.acked.reach(self.base);
+        if to > self.base {
+            self.buffer.drain(..(to - self.base) as usize);
+            self.base = to;
+            self.acked.remove_below(to);
+        }
+        let free = self.capacity.saturating_sub(self.buffer.len());
+        let writable = self.wanted > 0 && free >= self.wanted.max(self.capacity / 4);
+        if writable {
+            self.wanted = 0;
+        }
+        writable
+    }
+}
+
+/// The peer broke a rule of the channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MessageError {
+    BeyondLimit,
+    TooLong,
+}
+
+/// Puts pieces in order and cuts messages out.
+#[derive(Debug)]
+pub(crate) struct MessageReceiver {
+    buffer: VecDeque<u8>,
+    capacity: usize,
+    max_message: usize,
+    /// Stream offset of the buffer's first byte: everything below was cut out.
+    base: u64,
+    received: RangeSet,
+    /// Bytes cut out that the application has not taken yet.
+    untaken: u64,
+    /// The limit last told to the peer.
+    limit: u64,
+}
+
+impl MessageReceiver {
+    pub(crate) fn new(capacity: usize, max_message: usize) -> Self {
+        Self {
+            buffer: VecDeque::new(),
+            capacity,
+            max_message,
+            base: 0,
+            received: RangeSet::default(),
+            untaken: 0,
+            limit: capacity as u64,
+        }
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), MessageError> {
+        let end = offset + data.len() as u64;
+        if end > self.limit {
+            return Err(MessageError::BeyondLimit);
+        }
+        if end <= self.base || data.is_empty() {
+            return Ok(());
+        }
+        let skip = self.base.saturating_sub(offset) as usize;
+        let (offset, data) = (offset.max(self.base), &data[skip..]);
+        let at = (offset - self.base) as usize;
+        if self.received.insert(offset, end) == 0 {
+            return Ok(());
+        }
+        if self.buffer.len() < at + data.len() {
+            self.buffer.resize(at + data.len(), 0);
+        }
+        let (a, b) = self.buffer.as_mut_slices();
+        if at < a.len() {
+            let n = data.len().min(a.len() - at);
+            a[at..at + n].copy_from_slice(&data[..n]);
+            b[..data.len() - n].copy_from_slice(&data[n..]);
+        } else {
+            let at = at - a.len();
+            b[at..at + data.len()].copy_from_slice(data);
+        }
+        Ok(())
+    }
+
+    /// The next whole message.
+    pub(crate) fn read(&mut self) -> Result<Option<Vec<u8>>, MessageError> {
+        let ready = (self.received.reach(self.base) - self.base) as usize;
+        if ready < PREFIX {
+            return Ok(None);
+        }
+        let mut prefix = [0; PREFIX];
+        prefix.iter_mut().zip(&self.buffer).for_each(|(p, b)| *p = *b);
+        let len = u32::from_be_bytes(prefix) as usize;
+        if len > self.max_message {
+            return Err(MessageError::TooLong);
+        }
+        if ready < PREFIX + len {
+            return Ok(None);
+        }
+        self.buffer.drain(..PREFIX);
+        let mut message = vec![0; len];
+        let (a, b) = self.buffer.as_slices();
+        let n = len.min(a.len());
+        message[..n].copy_from_slice(&a[..n]);
+        message[n..].copy_from_slice(&b[..len - n]);
+        self.buffer.drain(..len);
+        self.base += (PREFIX + len) as u64;
+        self.received.remove_below(self.base);
+        self.untaken += (PREFIX + len) as u64;
+        if self.buffer.is_empty() && self.buffer.capacity() > 1 << 16 {
+            self.buffer = VecDeque::new();
+        }
+        Ok(Some(message))
+    }
+
+    /// The application took a message of `len` bytes. Returns whether the peer should be told of a new limit.
+    pub(crate) fn on_taken(&mut self, len: usize) -> bool {
+        self.untaken = self.untaken.saturating_sub((len + PREFIX) as u64);
+        self.target() - self.limit >= self.capacity as u64 / 4
+    }
+
+    fn target(&self) -> u64 {
+        (self.base - self.untaken + self.capacity as u64).max(self.limit)
+    }
+
+    /// The limit to tell now.
+    pub(crate) fn tell_limit(&mut self) -> u64 {
+        self.limit = self.target();
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_core::{Rng, SeedableRng};
+
+    use super::*;
+
+    #[test]
+    fn messages_survive_any_order_and_repetition_within_bounds() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut s = MessageSender::new(3000, 3000);
+        let mut r = MessageReceiver::new(3000, 1000);
+        let (mut sent, mut got) = (Vec::new(), Vec::new());
+        let mut flying: Vec<(u64, Vec<u8>)> = Vec::new();
+        for step in 0..20_000u32 {
+            let m = vec![step as u8; rng.next_u32() as usize % 900];
+            if sent.len() < 200 && s.push(&m) {
+                sent.push(m);
+            }
+            assert!(s.buffered() <= 3000);
+            if let Some((offset, len)) = s.peek() {
+                let mut piece = vec![0; len.min(200)];
+                s.copy(offset, &mut piece);
+                s.advance(piece.len());
+                flying.push((offset, piece));
+            }
+            if flying.len() > 5 || s.peek().is_none() && !flying.is_empty() {
+                let i = rng.next_u32() as usize % flying.len();
+                let (offset, piece) = flying[i].clone();
+                r.write(offset, &piece).unwrap();
+                if rng.next_u32() & 1 == 0 {
+                    flying.swap_remove(i);
+                    s.on_acked(offset, piece.len());
+                }
+                while let Some(m) = r.read().unwrap() {
+                    let tell = r.on_taken(m.len());
+                    got.push(m);
+                    if tell {
+                        s.raise_limit(r.tell_limit());
+                    }
+                }
+                assert!(r.buffer.len() <= 3000);
+            }
+        }
+        assert_eq!(sent.len(), 200);
+        assert_eq!(sent, got);
+        assert_eq!(s.buffered(), 0);
+    }
+
+    #[test]
+    fn a_peer_that_ignores_the_limits_is_found_out() {
+        let mut r = MessageReceiver::new(100, 50);
+        assert_eq!(r.write(90, &[0; 11]), Err(MessageError::BeyondLimit));
+        assert_eq!(r.write(0, &[0, 0, 0, 51]), Ok(()));
+        assert_eq!(r.read(), Err(MessageError::TooLong));
+    }
+
+    #[test]
+    fn a_refused_writer_is_told_when_there_is_room() {
+        let mut s = MessageSender::new(100, 1000);
+        assert!(s.push(&[0; 90]) && !s.push(&[0; 10]));
+        s.advance(94);
+        assert!(!s.on_acked(50, 44), "a hole remains");
+        assert!(s.on_acked(0, 50));
+        assert!(!s.on_acked(0, 50), "once");
+    }
+}

@@ -1,0 +1,120 @@
+//! A set of numbers kept as sorted, disjoint, non-touching half-open ranges.
+
+use alloc::vec::Vec;
+
+/// Grows with the number of holes only; a set filled in order is one range.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RangeSet(Vec<(u64, u64)>);
+
+impl RangeSet {
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Adds `start..end` and returns how many numbers of it were new.
+    pub(crate) fn insert(&mut self, start: u64, end: u64) -> u64 {
+        if start >= end {
+            return 0;
+        }
+        // The usual case first: at or after the end.
+        match self.0.last_mut() {
+            None => {
+                self.0.push((start, end));
+                return end - start;
+            }
+            Some(last) if start == last.1 => {
+                last.1 = end;
+                return end - start;
+            }
+            Some(last) if start > last.1 => {
+                self.0.push((start, end));
+                return end - start;
+            }
+            Some(_) => {}
+        }
+        // All ranges that touch start..end are merged into one.
+        let from = self.0.partition_point(|r| r.1 < start);
+        let to = self.0.partition_point(|r| r.0 <= end);
+        if from == to {
+            self.0.insert(from, (start, end));
+            return end - start;
+        }
+        let merged = (start.min(self.0[from].0), end.max(self.0[to - 1].1));
+        let had: u64 = self.0[from..to].iter().map(|r| r.1 - r.0).sum();
+        self.0[from] = merged;
+        self.0.drain(from + 1..to);
+        merged.1 - merged.0 - had
+    }
+
+    /// Whether all of `start..end` is in the set.
+    pub(crate) fn contains(&self, start: u64, end: u64) -> bool {
+        let i = self.0.partition_point(|r| r.1 < end);
+        start >= end || self.0.get(i).is_some_and(|r| r.0 <= start && end <= r.1)
+    }
+
+    /// Forgets everything below `limit`.
+    pub(crate) fn remove_below(&mut self, limit: u64) {
+        let gone = self.0.partition_point(|r| r.1 <= limit);
+        if gone > 0 {
+            self.0.drain(..gone);
+        }
+        if let Some(first) = self.0.first_mut() {
+            first.0 = first.0.max(limit);
+        }
+    }
+
+    /// End of the range that begins at or below `at` and reaches it; `at` if there is none.
+    pub(crate) fn reach(&self, at: u64) -> u64 {
+        match self.0.first() {
+            Some(r) if r.0 <= at && r.1 > at => r.1,
+            _ => at,
+        }
+    }
+
+    /// The ranges, smallest first.
+    pub(crate) fn as_slice(&self) -> &[(u64, u64)] {
+        &self.0
+    }
+
+    /// Drops the smallest range.
+    pub(crate) fn drop_first(&mut self) {
+        if !self.0.is_empty() {
+            self.0.remove(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rand_chacha::ChaCha8Rng;
+    use rand_core::{Rng, SeedableRng};
+
+    use super::*;
+
+    #[test]
+    fn behaves_like_a_plain_set() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        for _ in 0..300 {
+            let (mut ranges, mut plain) = (RangeSet::default(), BTreeSet::new());
+            for _ in 0..40 {
+                let start = u64::from(rng.next_u32() % 100);
+                let end = start + u64::from(rng.next_u32() % 12);
+                let new = (start..end).filter(|n| plain.insert(*n)).count() as u64;
+                assert_eq!(ranges.insert(start, end), new);
+                assert!(ranges.0.windows(2).all(|w| w[0].1 < w[1].0), "{ranges:?}");
+                let (a, b) = (u64::from(rng.next_u32() % 100), u64::from(rng.next_u32() % 100));
+                assert_eq!(ranges.contains(a, b), (a..b).all(|n| plain.contains(&n)), "{ranges:?} {a} {b}");
+            }
+            ranges.remove_below(50);
+            plain.retain(|n| *n >= 50);
+            assert_eq!(ranges.0.iter().map(|r| r.1 - r.0).sum::<u64>(), plain.len() as u64);
+            let mut end = 50;
+            while plain.contains(&end) {
+                end += 1;
+            }
+            assert_eq!(ranges.reach(50), end);
+        }
+    }
+}

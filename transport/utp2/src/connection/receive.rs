@@ -1,0 +1,133 @@
+//! A protected packet comes in: opened, checked against replay, its frames carried out (PROTOCOL.md §4, §7).
+
+use alloc::string::String;
+use core::net::SocketAddr;
+
+use rand_core::Rng;
+use timebase::Instant;
+
+use super::messages::MessageError;
+use super::session::{Fault, Session};
+use crate::wire::frame::Frame;
+use crate::wire::header::{PROTECTED_HEADER, expand_number};
+use crate::wire::{Reader, VARINT_MAX};
+use crate::{BlockSink, Event};
+
+impl Session {
+    /// Returns whether the packet was authentic and new.
+    pub(super) fn receive(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        (phase, low): (bool, u32),
+        data: &mut [u8],
+        sink: &mut dyn BlockSink,
+    ) -> Result<bool, Fault> {
+        let largest = self.replay.largest();
+        let number = expand_number(low, largest);
+        // Tested before the packet is opened, noted after (§7.2).
+        if number > VARINT_MAX || self.replay.is_replay(number) {
+            self.stats.rejected_packets += 1;
+            return Ok(false);
+        }
+        let size = data.len();
+        let Some(body) = self.open.open(phase, number, largest, data, PROTECTED_HEADER) else {
+            self.stats.rejected_packets += 1;
+            return if self.open.forgeries >= super::keys::FORGERY_LIMIT {
+                Err(Fault::KeyLimit)
+            } else {
+                Ok(false)
+            };
+        };
+        self.replay.insert(number);
+        self.received.insert(number, now);
+        self.stats.received_packets += 1;
+        self.stats.received_bytes += size as u64;
+        self.last_received = now;
+        if from != self.path.remote() && largest.is_none_or(|l| number > l) {
+            self.on_moved(now, from);
+        }
+        self.path.on_received(from, size);
+
+        if body.is_empty() {
+            return Err(Fault::Violation("empty packet"));
+        }
+        let (mut eliciting, mut urgent) = (false, false);
+        let mut r = Reader::new(body);
+        while !r.is_empty() {
+            let frame = Frame::parse(&mut r).map_err(|_| Fault::Violation("malformed frame"))?;
+            eliciting |= frame.is_eliciting();
+            urgent |= matches!(frame, Frame::Ping);
+            self.on_frame(now, number, &frame, sink)?;
+        }
+        if eliciting {
+            let interval = self.rtt.ack_interval();
+            self.received.elicit(now, size, interval, u64::from(self.own_window), urgent);
+        }
+        Ok(true)
+    }
+
+    fn on_frame(
+        &mut self,
+        now: Instant,
+        number: u64,
+        frame: &Frame<'_>,
+        sink: &mut dyn BlockSink,
+    ) -> Result<(), Fault> {
+        match *frame {
+            Frame::Padding | Frame::Ping => {}
+            Frame::Data { tag, offset, fin, data } => {
+                self.stats.data_bytes_received += data.len() as u64;
+                sink.write(self.handle, tag, offset, fin, data);
+            }
+            Frame::Ack(ack) => self.on_ack(now, &ack)?,
+            Frame::Message { offset, data } => {
+                let fault = |e| match e {
+                    MessageError::BeyondLimit => Fault::FlowControl,
+                    MessageError::TooLong => Fault::MessageTooLong,
+                };
+                self.messages_in.write(offset, data).map_err(fault)?;
+                while let Some(message) = self.messages_in.read().map_err(fault)? {
+                    self.events.push_back(Event::Message(message));
+                }
+            }
+            Frame::Window { bytes, message_limit } => {
+                self.messages_out.raise_limit(message_limit);
+                // A later packet's word stands, whatever order they come in.
+                if number >= self.peer_window.1 {
+                    self.peer_window = (bytes, number);
+                }
+            }
+            Frame::Close { code, reason } => {
+                let reason = String::from_utf8_lossy(reason).into_owned();
+                return Err(Fault::Peer { code, reason });
+            }
+            Frame::PathChallenge(bytes) => self.response = Some(bytes),
+            Frame::PathResponse(bytes) => {
+                self.path.on_response(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// The peer's newest packet came from elsewhere (§10).
+    fn on_moved(&mut self, now: Instant, to: SocketAddr) {
+        let from = self.path.remote();
+        let mut challenge = [0; 8];
+        self.random.fill_bytes(&mut challenge);
+        self.path.moved(to, challenge, now + self.probe_timeout() * 3);
+        self.challenge = Some(challenge);
+        if from.ip() != to.ip() {
+            self.rtt.reset(now);
+            self.controller.on_new_path(now);
+            self.update_pacer(now);
+        }
+    }
+
+    /// The application took a message.
+    pub(super) fn on_message_taken(&mut self, len: usize) {
+        if self.messages_in.on_taken(len) {
+            self.tell_window = true;
+        }
+    }
+}

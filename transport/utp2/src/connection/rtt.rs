@@ -1,0 +1,87 @@
+//! Round trip time: smoothed, its deviation, and the minimum of the last minute (PROTOCOL.md §8.4).
+
+use core::time::Duration;
+
+use timebase::Instant;
+
+/// Buckets of the minimum filter; each lasts [`BUCKET`].
+const BUCKETS: usize = 12;
+const BUCKET: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Rtt {
+    smoothed: Duration,
+    deviation: Duration,
+    latest: Duration,
+    /// Minimum per bucket; the newest first.
+    minima: [Duration; BUCKETS],
+    bucket_began: Instant,
+}
+
+impl Rtt {
+    /// From the handshake's round trip, which includes the peer's arithmetic and so is an upper bound.
+    pub(crate) fn new(now: Instant, first: Duration) -> Self {
+        let mut minima = [Duration::MAX; BUCKETS];
+        minima[0] = first;
+        Self { smoothed: first, deviation: first / 2, latest: first, minima, bucket_began: now }
+    }
+
+    pub(crate) fn sample(&mut self, now: Instant, rtt: Duration) {
+        let rtt = rtt.max(Duration::from_micros(1));
+        self.latest = rtt;
+        let difference = self.smoothed.abs_diff(rtt);
+        self.deviation = (self.deviation * 3 + difference) / 4;
+        self.smoothed = (self.smoothed * 7 + rtt) / 8;
+        if now.saturating_since(self.bucket_began) >= BUCKET {
+            self.minima.rotate_right(1);
+            self.minima[0] = Duration::MAX;
+            self.bucket_began = now;
+        }
+        self.minima[0] = self.minima[0].min(rtt);
+    }
+
+    /// Forgets the old path (§10).
+    pub(crate) fn reset(&mut self, now: Instant) {
+        *self = Self::new(now, self.smoothed);
+    }
+
+    pub(crate) fn smoothed(&self) -> Duration {
+        self.smoothed
+    }
+
+    pub(crate) fn min(&self) -> Duration {
+        self.minima.iter().copied().min().unwrap_or(self.smoothed)
+    }
+
+    /// How long to wait for a packet's acknowledgement beyond which it is unlikely to come, without the peer's holding.
+    pub(crate) fn patience(&self) -> Duration {
+        self.smoothed.max(self.latest) + (self.deviation * 4).max(Duration::from_millis(1))
+    }
+
+    /// How often this side acknowledges (§8.1).
+    pub(crate) fn ack_interval(&self) -> Duration {
+        (self.smoothed / 8).clamp(Duration::from_millis(1), MAX_ACK_INTERVAL)
+    }
+}
+
+/// Longest time either side holds an acknowledgement.
+pub(crate) const MAX_ACK_INTERVAL: Duration = Duration::from_millis(25);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_minimum_is_forgotten_after_a_minute() {
+        let ms = Duration::from_millis;
+        let mut now = Instant::ZERO;
+        let mut rtt = Rtt::new(now, ms(50));
+        rtt.sample(now, ms(20));
+        for i in 0..70 {
+            now += Duration::from_secs(1);
+            rtt.sample(now, ms(30));
+            assert_eq!(rtt.min(), if i < 59 { ms(20) } else { ms(30) }, "after {} s", i + 1);
+        }
+        assert!(rtt.smoothed().abs_diff(ms(30)) < ms(1));
+    }
+}

@@ -1,0 +1,285 @@
+//! Packets go out: what goes into them, in which order, and when (PROTOCOL.md §6, §8.1, §8.7).
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use timebase::Instant;
+
+use super::blocks::Piece;
+use super::keys::KEY_LIMIT;
+use super::scoreboard::{Chunk, Fate, MAX_CHUNKS};
+use super::session::{Fault, Session};
+use crate::wire::frame::{self, Frame};
+use crate::wire::header::{self, PROTECTED_HEADER, TAG};
+use crate::{BlockSource, Event, Transmit};
+
+/// With less room than this left, a packet is closed rather than given another piece.
+const MIN_ROOM: usize = 48;
+
+impl Session {
+    /// Fills `buf` with packets of one size, the last one perhaps shorter.
+    pub(super) fn transmit(
+        &mut self,
+        now: Instant,
+        max_segments: usize,
+        buf: &mut Vec<u8>,
+        source: &mut dyn BlockSource,
+    ) -> Result<Option<Transmit>, Fault> {
+        let mut segment = 0;
+        let mut count = 0;
+        self.pacing = None;
+        while count < max_segments.max(1) {
+            let start = buf.len();
+            if !self.packet(now, buf, source)? {
+                break;
+            }
+            let len = buf.len() - start;
+            count += 1;
+            if count == 1 {
+                segment = len;
+            }
+            // Only full packets may be followed by another: so all but the last are of one size.
+            if len < self.datagram {
+                break;
+            }
+        }
+        if count == 0 {
+            return Ok(None);
+        }
+        self.path.on_sent(buf.len());
+        Ok(Some(Transmit {
+            remote: self.path.remote(),
+            len: buf.len(),
+            segment_size: (count > 1).then_some(segment),
+        }))
+    }
+
+    fn has_data(&self) -> bool {
+        !self.lost_chunks.is_empty() || self.messages_out.peek().is_some() || self.blocks.has_unsent()
+    }
+
+    /// Whether data may leave now; if not, arms the pacing timer or tells the controller that it is not the reason.
+    fn may_send_data(&mut self, now: Instant) -> bool {
+        if self.probes > 0 {
+            return self.has_data();
+        }
+        let ready = self.pacer.is_ready(now, self.datagram);
+        let in_flight = self.sent.in_flight_bytes();
+        let window = self.peer_window.0;
+        let fits = in_flight + self.datagram as u64 <= window || in_flight == 0 && window > 0;
+        let room = self.sent.in_flight_packets() < self.max_in_flight;
+        if !self.has_data() || !fits || !room {
+            if ready {
+                self.controller.on_limited(now);
+            }
+            return false;
+        }
+        if !ready {
+            self.pacing = Some(self.pacer.next(self.datagram));
+        }
+        ready
+    }
+
+    /// Appends one packet, if there is something to say.
+    fn packet(
+        &mut self,
+        now: Instant,
+        buf: &mut Vec<u8>,
+        source: &mut dyn BlockSource,
+    ) -> Result<bool, Fault> {
+        if !self.path.may_send(self.datagram) {
+            return Ok(false);
+        }
+        let ack_due = self.received.due().is_some_and(|d| d <= now);
+        let control = self.tell_window || self.ping || self.challenge.is_some() || self.response.is_some();
+        let data = self.may_send_data(now);
+        if !(ack_due || control || data) {
+            return Ok(false);
+        }
+        self.skip_in -= 1;
+        if self.skip_in == 0 {
+            self.skip_in = self.skip_interval();
+            self.sent.push(now, 0, 0, Fate::Skipped, 0);
+        }
+        let number = self.sent.next_number();
+        if !self.seal.advance(number) {
+            return Err(Fault::KeyLimit);
+        }
+        debug_assert!(number < u64::MAX - KEY_LIMIT);
+        let start = buf.len();
+        let end = start + self.datagram - TAG;
+        header::emit_protected(buf, &self.remote_cid, self.seal.phase, number);
+
+        let interval = self.rtt.ack_interval();
+        if ack_due || self.received.wants_ride(now, interval) {
+            // Where data follows, it gets half of the packet at least.
+            let room = if data { self.datagram / 2 } else { end - buf.len() - 64 };
+            if self.received.emit(buf, room, number, now) {
+                self.stats.acks_sent += 1;
+                let quiet = now.saturating_since(self.last_eliciting);
+                self.ping |= !data && quiet >= (self.rtt.smoothed() * 4).max(Duration::from_millis(500));
+            }
+        }
+        let mut eliciting = self.control_frames(buf, number);
+        let mut chunks = 0;
+        if data {
+            while chunks < MAX_CHUNKS && end - buf.len() >= MIN_ROOM && self.piece(buf, end, source) {
+                chunks += 1;
+            }
+            eliciting |= chunks > 0;
+            if chunks > 0 && buf.len() < end {
+                if self.has_data() {
+                    // More follows: a full packet keeps the batch going.
+                    buf.resize(end, frame::PADDING);
+                } else if now.saturating_since(self.last_tail_ping) >= interval {
+                    // The last for now: its acknowledgement should not wait for the interval.
+                    Frame::Ping.emit_control(buf);
+                    self.last_tail_ping = now;
+                }
+            }
+        }
+        if buf.len() == start + PROTECTED_HEADER {
+            // Everything that seemed to wait was cancelled or could not be read.
+            buf.truncate(start);
+            return Ok(false);
+        }
+        let tag = self.seal.key.seal(number, &mut buf[start..], PROTECTED_HEADER);
+        buf.extend_from_slice(&tag);
+        self.record(now, buf.len() - start, chunks, eliciting);
+        Ok(true)
+    }
+
+    fn record(&mut self, now: Instant, size: usize, chunks: u8, eliciting: bool) {
+        self.stats.sent_packets += 1;
+        self.stats.sent_bytes += size as u64;
+        let mut interval = 0;
+        if eliciting {
+            let alone = self.sent.in_flight_packets() == 0;
+            interval = self.controller.on_sent(now, size, alone);
+            if alone {
+                self.probe_from = now;
+            }
+            self.last_eliciting = now;
+            self.pacer.on_sent(size);
+            self.probes = self.probes.saturating_sub(1);
+        }
+        let fate = if eliciting { Fate::Outstanding } else { Fate::Quiet };
+        self.sent.push(now, size, chunks, fate, interval);
+        if !eliciting && self.sent.in_flight_packets() == 0 {
+            // A side that only acknowledges keeps nothing.
+            self.sent.trim(now - self.rtt.smoothed() * 3 - Duration::from_millis(20));
+        }
+    }
+
+    /// Appends what is owed beside data; returns whether any of it wants an acknowledgement.
+    fn control_frames(&mut self, buf: &mut Vec<u8>, number: u64) -> bool {
+        let start = buf.len();
+        if let Some(bytes) = self.response.take() {
+            Frame::PathResponse(bytes).emit_control(buf);
+        }
+        if let Some(bytes) = self.challenge.take() {
+            Frame::PathChallenge(bytes).emit_control(buf);
+        }
+        if core::mem::take(&mut self.tell_window) {
+            let message_limit = self.messages_in.tell_limit();
+            Frame::Window { bytes: u64::from(self.own_window), message_limit }.emit_control(buf);
+            self.window_told_in = Some(number);
+        }
+        if core::mem::take(&mut self.ping) {
+            Frame::Ping.emit_control(buf);
+        }
+        buf.len() > start
+    }
+
+    /// Appends one piece: what was lost first, then messages, then blocks (§6).
+    fn piece(&mut self, buf: &mut Vec<u8>, end: usize, source: &mut dyn BlockSource) -> bool {
+        while let Some(chunk) = self.lost_chunks.pop_front() {
+            match chunk {
+                Chunk::Message { offset, len } => {
+                    let len = usize::from(len);
+                    if !self.messages_out.is_wanted(offset, len) {
+                        continue;
+                    }
+                    let sent = self.message_piece(buf, end, offset, len);
+                    self.stats.retransmitted_bytes += sent as u64;
+                    if sent < len {
+                        let rest = Chunk::Message { offset: offset + sent as u64, len: (len - sent) as u16 };
+                        self.lost_chunks.push_front(rest);
+                    }
+                    return true;
+                }
+                Chunk::Block { block, offset, len } => {
+                    let Some((tag, whole)) = self.blocks.wanted(block, offset, u32::from(len)) else {
+                        continue;
+                    };
+                    let piece = Piece { block, tag, offset, left: whole - offset };
+                    let Some(sent) = self.block_piece(buf, end, &piece, usize::from(len), source) else {
+                        continue;
+                    };
+                    self.stats.retransmitted_bytes += sent as u64;
+                    if sent < usize::from(len) {
+                        let (offset, len) = (offset + sent as u32, len - sent as u16);
+                        self.lost_chunks.push_front(Chunk::Block { block, offset, len });
+                    }
+                    return true;
+                }
+            }
+        }
+        if let Some((offset, len)) = self.messages_out.peek() {
+            let sent = self.message_piece(buf, end, offset, len);
+            self.messages_out.advance(sent);
+            return true;
+        }
+        while let Some(piece) = self.blocks.peek() {
+            if let Some(sent) = self.block_piece(buf, end, &piece, piece.left as usize, source) {
+                self.blocks.advance(&piece, sent as u32);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn message_piece(&mut self, buf: &mut Vec<u8>, end: usize, offset: u64, len: usize) -> usize {
+        let room = end - buf.len();
+        let len = len.min(room - frame::message_head_len(offset, room));
+        frame::emit_message_head(buf, offset, len);
+        let at = buf.len();
+        buf.resize(at + len, 0);
+        self.messages_out.copy(offset, &mut buf[at..]);
+        self.sent.push_chunk(Chunk::Message { offset, len: len as u16 });
+        len
+    }
+
+    /// Reads and appends up to `len` bytes of a block; `None` if the source failed, and the block is gone.
+    fn block_piece(
+        &mut self,
+        buf: &mut Vec<u8>,
+        end: usize,
+        piece: &Piece,
+        len: usize,
+        source: &mut dyn BlockSource,
+    ) -> Option<usize> {
+        let start = buf.len();
+        let room = end - start - frame::data_head_len(piece.tag, piece.offset);
+        // A piece that fills the packet needs no length; else the length takes up to 4 bytes.
+        let (len, explicit) = if len >= room {
+            (room, false)
+        } else {
+            let most = room - crate::wire::varint_len(len as u64);
+            (len.min(most), true)
+        };
+        let fin = len as u32 == piece.left;
+        frame::emit_data_head(buf, piece.tag, piece.offset, fin, explicit.then_some(len));
+        let at = buf.len();
+        buf.resize(at + len, 0);
+        if source.read(self.handle, piece.tag, piece.offset, &mut buf[at..]).is_err() {
+            buf.truncate(start);
+            self.blocks.remove(piece.tag);
+            self.events.push_back(Event::BlockFailed { tag: piece.tag });
+            return None;
+        }
+        self.stats.data_bytes_sent += len as u64;
+        self.sent.push_chunk(Chunk::Block { block: piece.block, offset: piece.offset, len: len as u16 });
+        Some(len)
+    }
+}

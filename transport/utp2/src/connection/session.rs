@@ -1,0 +1,248 @@
+//! An established connection's state; what moves it lies in [`super::receive`], [`super::send`], [`super::loss`] and
+//! [`super::timers`].
+
+use alloc::collections::VecDeque;
+use core::time::Duration;
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+use timebase::Instant;
+
+use super::Stats;
+use super::blocks::BlockQueue;
+use super::keys::{OpenKeys, SealKeys};
+use super::messages::{MessageReceiver, MessageSender, PREFIX};
+use super::pacing::Pacer;
+use super::path::Path;
+use super::received::Received;
+use super::replay::ReplayWindow;
+use super::rtt::Rtt;
+use super::scoreboard::{Chunk, Scoreboard};
+use crate::congestion::Controller;
+use crate::handshake::Established;
+use crate::wire::Cid;
+use crate::{Config, Event, Handle, PeerIdentity, SendError};
+
+/// What ends a connection from inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Violation(&'static str),
+    FlowControl,
+    MessageTooLong,
+    KeyLimit,
+    /// The peer's CLOSE.
+    Peer {
+        code: u16,
+        reason: alloc::string::String,
+    },
+}
+
+/// The largest amount by which packets were seen out of order, fading.
+#[derive(Debug)]
+pub(super) struct Reordering {
+    pub(super) seen: Duration,
+    pub(super) faded: Instant,
+}
+
+pub(crate) struct Session {
+    pub(super) handle: Handle,
+    pub(super) peer: PeerIdentity,
+    pub(super) remote_cid: Cid,
+    /// Largest packet we send.
+    pub(super) datagram: usize,
+    pub(super) max_message: usize,
+    pub(super) max_in_flight: usize,
+    pub(super) max_blocks: usize,
+    pub(super) random: ChaCha8Rng,
+
+    pub(super) seal: SealKeys,
+    pub(super) open: OpenKeys,
+    pub(super) replay: ReplayWindow,
+    pub(super) path: Path,
+
+    pub(super) sent: Scoreboard,
+    /// Where packets may still be outstanding; everything below is settled.
+    pub(super) loss_scan: u64,
+    /// The acknowledged packet sent last: its number and when it left.
+    pub(super) newest_acked: Option<(u64, Instant)>,
+    pub(super) reordering: Reordering,
+    pub(super) lost_chunks: VecDeque<Chunk>,
+    /// Packets until a number is left out (§8.8).
+    pub(super) skip_in: u32,
+
+    pub(super) blocks: BlockQueue,
+    pub(super) messages_out: MessageSender,
+    pub(super) messages_in: MessageReceiver,
+    pub(super) received: Received,
+    /// Bytes the peer lets us have in flight, and the number of the packet that told.
+    pub(super) peer_window: (u64, u64),
+    /// Bytes we let the peer have in flight.
+    pub(super) own_window: u32,
+    /// Whether WINDOW is to be sent, and the packet that carries it.
+    pub(super) tell_window: bool,
+    pub(super) window_told_in: Option<u64>,
+    pub(super) ping: bool,
+    pub(super) challenge: Option<[u8; 8]>,
+    pub(super) response: Option<[u8; 8]>,
+
+    pub(super) rtt: Rtt,
+    pub(super) controller: Controller,
+    pub(super) pacer: Pacer,
+    pub(super) rate_limit: Option<u64>,
+    /// Set while the pacer holds data back.
+    pub(super) pacing: Option<Instant>,
+    pub(super) last_eliciting: Instant,
+    pub(super) last_tail_ping: Instant,
+    /// The probe timer counts from here (§8.6).
+    pub(super) probe_from: Instant,
+    pub(super) probe_backoff: u32,
+    /// Packets that may leave whatever pacing and windows say.
+    pub(super) probes: u8,
+    pub(super) loss_deadline: Option<Instant>,
+    pub(super) idle_timeout: Duration,
+    pub(super) keep_alive: Option<Duration>,
+    pub(super) last_received: Instant,
+    pub(super) last_keep_alive: Instant,
+
+    pub(super) stats: Stats,
+    pub(super) events: VecDeque<Event>,
+}
+
+/// Numbers between two left out on purpose: this and up to as many more.
+const SKIP_EVERY: u32 = 2048;
+
+impl Session {
+    pub(crate) fn new(now: Instant, handle: Handle, config: &Config, e: Established, seed: [u8; 32]) -> Self {
+        let datagram = usize::from(config.max_datagram.min(e.params.max_datagram));
+        let own_idle = config.idle_timeout;
+        // Zero would be "at once"; a peer that says so gets the smallest we accept ourselves.
+        let peer_idle = Duration::from_millis(u64::from(e.params.idle_timeout_ms.max(100)));
+        let rtt = Rtt::new(now, e.rtt.max(Duration::from_micros(1)));
+        let controller = Controller::new(now, rtt.smoothed(), datagram, config.mode);
+        let mut random = ChaCha8Rng::from_seed(seed);
+        let skip_in = SKIP_EVERY + random.next_u32() % SKIP_EVERY;
+        let peer_message = usize::try_from(e.params.max_message).unwrap_or(usize::MAX);
+        Self {
+            handle,
+            peer: e.peer,
+            remote_cid: e.remote_cid,
+            datagram,
+            max_message: config.max_message.min(peer_message).min(config.message_buffer - PREFIX),
+            max_in_flight: config.max_in_flight_packets,
+            max_blocks: config.max_queued_blocks,
+            random,
+            seal: SealKeys::new(e.seal, config.key_update_after),
+            open: OpenKeys::new(e.open),
+            replay: ReplayWindow::new(config.replay_window),
+            path: Path::new(e.remote),
+            sent: Scoreboard::default(),
+            loss_scan: 0,
+            newest_acked: None,
+            reordering: Reordering { seen: Duration::ZERO, faded: now },
+            lost_chunks: VecDeque::new(),
+            skip_in,
+            blocks: BlockQueue::default(),
+            messages_out: MessageSender::new(config.message_buffer, u64::from(e.params.message_limit)),
+            messages_in: MessageReceiver::new(
+                config.message_buffer.min(u32::MAX as usize),
+                config.max_message,
+            ),
+            received: Received::new(config.max_ack_ranges),
+            peer_window: (u64::from(e.params.receive_window), 0),
+            own_window: config.receive_window,
+            tell_window: false,
+            window_told_in: None,
+            ping: false,
+            challenge: None,
+            response: None,
+            pacer: Pacer::new(now, controller.rate()),
+            rtt,
+            controller,
+            rate_limit: config.rate_limit,
+            pacing: None,
+            last_eliciting: now,
+            last_tail_ping: now,
+            probe_from: now,
+            probe_backoff: 0,
+            probes: 0,
+            loss_deadline: None,
+            idle_timeout: own_idle.min(peer_idle),
+            keep_alive: config.keep_alive,
+            last_received: now,
+            last_keep_alive: now,
+            stats: Stats::default(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Asks for an acknowledgement at once, which also shows the peer that we are there.
+    pub(crate) fn ping(&mut self) {
+        self.ping = true;
+    }
+
+    pub(super) fn send_message(&mut self, message: &[u8]) -> Result<(), SendError> {
+        if message.len() > self.max_message {
+            Err(SendError::TooLarge)
+        } else if self.messages_out.push(message) {
+            Ok(())
+        } else {
+            Err(SendError::Blocked)
+        }
+    }
+
+    pub(super) fn send_block(&mut self, tag: u64, len: u32, priority: u8) -> Result<(), SendError> {
+        if len == 0 {
+            Err(SendError::TooLarge)
+        } else if self.blocks.contains(tag) {
+            Ok(())
+        } else if self.blocks.len() >= self.max_blocks {
+            Err(SendError::Blocked)
+        } else {
+            self.blocks.push(tag, len, priority);
+            Ok(())
+        }
+    }
+
+    pub(super) fn set_receive_window(&mut self, bytes: u32) {
+        if bytes != self.own_window {
+            self.own_window = bytes;
+            self.tell_window = true;
+        }
+    }
+
+    /// The rate data is paced at.
+    pub(super) fn rate(&self) -> u64 {
+        self.controller.rate().min(self.rate_limit.unwrap_or(u64::MAX)).max(1)
+    }
+
+    pub(super) fn update_pacer(&mut self, now: Instant) {
+        let rate = self.rate();
+        self.pacer.set_rate(now, rate, self.datagram);
+    }
+
+    pub(super) fn skip_interval(&mut self) -> u32 {
+        SKIP_EVERY + self.random.next_u32() % SKIP_EVERY
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        Stats {
+            rtt: self.rtt.smoothed(),
+            rtt_min: self.rtt.min(),
+            rate: self.rate(),
+            delivered_rate: self.controller.delivered_rate(),
+            state: self.controller.state(),
+            bytes_in_flight: self.sent.in_flight_bytes(),
+            base_loss_ppm: self.controller.base_loss_ppm(),
+            ..self.stats
+        }
+    }
+}
+
+impl core::fmt::Debug for Session {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Session")
+            .field("path", &self.path)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,80 @@
+//! What an established connection waits for. Deadlines are derived from its state, so none can be forgotten.
+
+use timebase::Instant;
+
+use super::session::Session;
+
+/// Why a connection has to act at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timer {
+    Acknowledge,
+    Pace,
+    Loss,
+    Probe,
+    Silence,
+    Path,
+    KeepAlive,
+    Idle,
+}
+
+const ALL: [Timer; 8] = [
+    Timer::Acknowledge,
+    Timer::Pace,
+    Timer::Loss,
+    Timer::Probe,
+    Timer::Silence,
+    Timer::Path,
+    Timer::KeepAlive,
+    Timer::Idle,
+];
+
+impl Session {
+    fn deadline(&self, timer: Timer) -> Option<Instant> {
+        let in_flight = self.sent.in_flight_packets() > 0;
+        match timer {
+            // While the address is on trial and nothing may be sent, these two cannot act.
+            Timer::Acknowledge => self.received.due().filter(|_| self.path.may_send(self.datagram)),
+            Timer::Pace => self.pacing.filter(|_| self.path.may_send(self.datagram)),
+            Timer::Loss => self.loss_deadline,
+            Timer::Probe => self.probe_deadline(),
+            Timer::Silence => in_flight.then(|| self.controller.silence_deadline()),
+            Timer::Path => self.path.deadline(),
+            Timer::KeepAlive => {
+                self.keep_alive.map(|after| self.last_received.max(self.last_keep_alive) + after)
+            }
+            Timer::Idle => Some(self.last_received + self.idle_timeout),
+        }
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        ALL.iter().filter_map(|t| self.deadline(*t)).min()
+    }
+
+    /// Acts on what is due. False when the connection has been idle for too long.
+    pub(super) fn on_timeout(&mut self, now: Instant) -> bool {
+        for timer in ALL {
+            if self.deadline(timer).is_none_or(|d| d > now) {
+                continue;
+            }
+            match timer {
+                // Sending looks at these itself.
+                Timer::Acknowledge | Timer::Pace => {}
+                Timer::Loss => self.detect_losses(now),
+                Timer::Probe => self.on_probe_timeout(now),
+                Timer::Silence => {
+                    self.controller.on_silence(now);
+                    self.update_pacer(now);
+                }
+                Timer::Path => {
+                    self.path.give_up(now);
+                }
+                Timer::KeepAlive => {
+                    self.ping = true;
+                    self.last_keep_alive = now;
+                }
+                Timer::Idle => return false,
+            }
+        }
+        true
+    }
+}

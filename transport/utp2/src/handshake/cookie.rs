@@ -1,0 +1,61 @@
+//! Cookies: proof that an initiator receives at its address, without keeping anything (PROTOCOL.md §5.3).
+
+use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
+
+use subtle::ConstantTimeEq;
+use timebase::Instant;
+
+use crate::crypto::kdf::Secret;
+use crate::wire::handshake::{COOKIE, Init};
+
+const VALID: Duration = Duration::from_secs(10);
+
+fn mac(key: &Secret, time: &[u8], from: SocketAddr, init: &Init<'_>) -> [u8; 16] {
+    let ip = match from.ip() {
+        IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
+        IpAddr::V6(a) => a.octets(),
+    };
+    let full = key.mac(&[time, &ip, &from.port().to_be_bytes(), &init.source, &init.nonce]);
+    let mut out = [0; 16];
+    out.copy_from_slice(&full[..16]);
+    out
+}
+
+pub(crate) fn issue(key: &Secret, now: Instant, from: SocketAddr, init: &Init<'_>) -> [u8; COOKIE] {
+    let time = now.as_micros().to_be_bytes();
+    let mut out = [0; COOKIE];
+    out[..8].copy_from_slice(&time);
+    out[8..].copy_from_slice(&mac(key, &time, from, init));
+    out
+}
+
+pub(crate) fn is_valid(key: &Secret, now: Instant, from: SocketAddr, init: &Init<'_>) -> bool {
+    let Some((time, tag)) = init.cookie.split_first_chunk::<8>() else { return false };
+    let issued = Instant::from_micros(u64::from_be_bytes(*time));
+    bool::from(mac(key, time, from, init).ct_eq(tag))
+        && issued <= now
+        && now.saturating_since(issued) <= VALID
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_is_good_for_its_address_its_init_and_ten_seconds() {
+        let key = Secret([1; 32]);
+        let (a, b): (SocketAddr, SocketAddr) = ("10.0.0.1:5".parse().unwrap(), "10.0.0.2:5".parse().unwrap());
+        let t = |s: u64| Instant::from_micros(s * 1_000_000);
+        let big = [7; 256];
+        let mut init = Init { source: [1; 8], suite: 1, nonce: [2; 32], tag: [3; 16], a: &big, cookie: &[] };
+        assert!(!is_valid(&key, t(5), a, &init));
+        let cookie = issue(&key, t(5), a, &init);
+        init.cookie = &cookie;
+        assert!(is_valid(&key, t(5), a, &init) && is_valid(&key, t(15), a, &init));
+        assert!(!is_valid(&key, t(16), a, &init) && !is_valid(&key, t(4), a, &init));
+        assert!(!is_valid(&key, t(5), b, &init) && !is_valid(&Secret([2; 32]), t(5), a, &init));
+        init.nonce = [3; 32];
+        assert!(!is_valid(&key, t(5), a, &init));
+    }
+}

@@ -1,0 +1,234 @@
+//! The side that connects (PROTOCOL.md §5.1, §5.6).
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+use core::time::Duration;
+
+use timebase::Instant;
+
+use super::{Assembler, Established, Fragment, Local, Role, Schedule, transcript};
+use crate::crypto::kdf::{Secret, hash, mac};
+use crate::crypto::srp::{self, Exponent, Public};
+use crate::wire::Cid;
+use crate::wire::handshake::{Alert, Init, Reply, Retry, SUITE};
+use crate::{ContextId, HandshakeFailure};
+
+const FIRST_REPEAT: Duration = Duration::from_millis(500);
+const LAST_REPEAT: Duration = Duration::from_secs(3);
+const PROVE_REPEAT: Duration = Duration::from_millis(300);
+const MAX_RETRIES: u8 = 3;
+
+/// The tag under which a responder finds the context (§5.2).
+pub(crate) fn context_tag(context: &ContextId, nonce: &[u8; 32]) -> [u8; 16] {
+    let full = mac(&context.0, &[b"utp2 context", nonce]);
+    let mut out = [0; 16];
+    out.copy_from_slice(&full[..16]);
+    out
+}
+
+#[derive(Debug)]
+pub(crate) struct Initiator {
+    context: ContextId,
+    secret: Secret,
+    local_cid: Cid,
+    nonce: [u8; 32],
+    exponent: Exponent,
+    public: Public,
+    step: Step,
+    /// Datagrams to send now.
+    pub(crate) outbox: VecDeque<Vec<u8>>,
+    repeat_at: Instant,
+    repeat_after: Duration,
+    until: Instant,
+    /// When the present step's packet was sent, and whether only once.
+    sent_at: Instant,
+    sent_once: bool,
+    rtt: Option<Duration>,
+}
+
+#[derive(Debug)]
+enum Step {
+    AwaitReply { init: Vec<u8>, retries: u8 },
+    AwaitProof(Proof),
+}
+
+#[derive(Debug)]
+struct Proof {
+    remote_cid: Cid,
+    schedule: Schedule,
+    th3: [u8; 32],
+    datagrams: Vec<Vec<u8>>,
+    assembler: Assembler,
+}
+
+/// What a datagram led to.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    Wait,
+    Done(alloc::boxed::Box<Established>),
+    Failed(HandshakeFailure),
+    /// As failed, and the peer, waiting for our first packet, is to be told.
+    Refuse(Cid),
+}
+
+impl Initiator {
+    pub(crate) fn new(
+        now: Instant,
+        context: ContextId,
+        secret: Secret,
+        local_cid: Cid,
+        nonce: [u8; 32],
+        exponent: Exponent,
+        timeout: Duration,
+    ) -> Self {
+        let public = srp::initiator_public(&exponent);
+        let mut this = Self {
+            context,
+            secret,
+            local_cid,
+            nonce,
+            exponent,
+            public,
+            step: Step::AwaitReply { init: Vec::new(), retries: 0 },
+            outbox: VecDeque::new(),
+            repeat_at: now,
+            repeat_after: FIRST_REPEAT,
+            until: now + timeout,
+            sent_at: now,
+            sent_once: true,
+            rtt: None,
+        };
+        this.send_init(now, &[], 0);
+        this
+    }
+
+    fn send_init(&mut self, now: Instant, cookie: &[u8], retries: u8) {
+        let mut init = Vec::new();
+        let tag = context_tag(&self.context, &self.nonce);
+        Init { source: self.local_cid, suite: SUITE, nonce: self.nonce, tag, a: &self.public, cookie }
+            .emit(&mut init);
+        self.outbox.clear();
+        self.outbox.push_back(init.clone());
+        self.step = Step::AwaitReply { init, retries };
+        self.schedule(now, FIRST_REPEAT);
+    }
+
+    fn schedule(&mut self, now: Instant, after: Duration) {
+        (self.repeat_after, self.repeat_at) = (after, now + after);
+        (self.sent_at, self.sent_once) = (now, true);
+    }
+
+    pub(crate) fn next_timeout(&self) -> Instant {
+        self.repeat_at.min(self.until)
+    }
+
+    /// Repeats what waits for an answer. False when it is time to give up.
+    pub(crate) fn on_timeout(&mut self, now: Instant) -> bool {
+        if now >= self.until {
+            return false;
+        }
+        if now >= self.repeat_at {
+            self.outbox.clear();
+            match &self.step {
+                Step::AwaitReply { init, .. } => self.outbox.push_back(init.clone()),
+                Step::AwaitProof(p) => self.outbox.extend(p.datagrams.iter().cloned()),
+            }
+            self.repeat_after = (self.repeat_after * 2).min(LAST_REPEAT);
+            self.repeat_at = now + self.repeat_after;
+            self.sent_once = false;
+        }
+        true
+    }
+
+    fn sample(&mut self, now: Instant) {
+        if self.sent_once {
+            let rtt = now.saturating_since(self.sent_at);
+            self.rtt = Some(self.rtt.map_or(rtt, |r| r.min(rtt)));
+        }
+    }
+
+    pub(crate) fn on_retry(&mut self, now: Instant, datagram: &[u8]) {
+        if let (Ok(retry), &Step::AwaitReply { retries, .. }) = (Retry::parse(datagram), &self.step)
+            && retries < MAX_RETRIES
+        {
+            let cookie = *retry.cookie;
+            self.send_init(now, &cookie, retries + 1);
+        }
+    }
+
+    pub(crate) fn on_reply(&mut self, now: Instant, datagram: &[u8], local: &Local<'_>) -> Progress {
+        let (Ok(reply), Step::AwaitReply { init, .. }) = (Reply::parse(datagram), &self.step) else {
+            return Progress::Wait;
+        };
+        if reply.suite != SUITE {
+            return Progress::Failed(HandshakeFailure::Version);
+        }
+        let th2 = transcript(init, datagram);
+        let premaster = srp::initiator_premaster(
+            &self.exponent,
+            &self.public,
+            reply.b,
+            &self.context,
+            &self.secret.0,
+            &reply.salt,
+        );
+        let Ok(premaster) = premaster else { return Progress::Failed(HandshakeFailure::BadProof) };
+        self.sample(now);
+        let schedule = Schedule::new(th2, &premaster);
+        let (body, datagrams) = schedule.prove(Role::Initiator, &th2, local, &reply.source);
+        let th3 = hash(&[&th2, &body]);
+        self.outbox.clear();
+        self.outbox.extend(datagrams.iter().cloned());
+        let remote_cid = reply.source;
+        self.step =
+            Step::AwaitProof(Proof { remote_cid, schedule, th3, datagrams, assembler: Assembler::default() });
+        let round = self.rtt.unwrap_or(FIRST_REPEAT);
+        self.schedule(now, PROVE_REPEAT.max(round * 3).min(LAST_REPEAT));
+        Progress::Wait
+    }
+
+    pub(crate) fn on_prove(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        local: &Local<'_>,
+    ) -> Progress {
+        let Step::AwaitProof(p) = &mut self.step else { return Progress::Wait };
+        let key = p.schedule.key(Role::Responder);
+        let body = match p.assembler.add(&key, datagram) {
+            Fragment::Whole(body) => body,
+            Fragment::GiveUp => return Progress::Failed(HandshakeFailure::BadProof),
+            Fragment::Wait | Fragment::NotAuthentic => return Progress::Wait,
+        };
+        let verified = p.schedule.verify(Role::Responder, &p.th3, &body, self.context, local.authorizer);
+        let (peer, params) = match verified {
+            Ok(v) => v,
+            Err(HandshakeFailure::Unauthorized) => return Progress::Refuse(p.remote_cid),
+            Err(e) => return Progress::Failed(e),
+        };
+        let th4 = hash(&[&p.th3, &body]);
+        let established = Established {
+            seal: p.schedule.traffic(Role::Initiator, &th4),
+            open: p.schedule.traffic(Role::Responder, &th4),
+            remote_cid: p.remote_cid,
+            remote: from,
+            peer,
+            params,
+            rtt: Duration::ZERO,
+        };
+        self.sample(now);
+        let rtt = self.rtt.unwrap_or(FIRST_REPEAT);
+        Progress::Done(alloc::boxed::Box::new(Established { rtt, ..established }))
+    }
+
+    pub(crate) fn on_alert(&self, datagram: &[u8]) -> Progress {
+        match Alert::parse(datagram) {
+            Ok(Alert::Refused) => Progress::Failed(HandshakeFailure::Refused),
+            Ok(Alert::Busy) => Progress::Failed(HandshakeFailure::Busy),
+            Ok(Alert::Version) => Progress::Failed(HandshakeFailure::Version),
+            Err(_) => Progress::Wait,
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Two endpoints on a virtual link, with virtual time.
+
+mod handshake;
+mod hostile;
+mod pair;
+mod rates;
+mod transfer;

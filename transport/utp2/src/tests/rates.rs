@@ -1,0 +1,77 @@
+//! How fast, on links with a bottleneck: the honest figures of this controller, kept from getting worse.
+
+use core::time::Duration;
+use std::println;
+
+use super::pair::{Link, Pair};
+use crate::{Config, Event};
+
+/// Share of the ceiling reached in the second half of `seconds`.
+fn steady(mbit: f64, rtt_ms: u64, loss: f64, bdp: f64, seconds: u64) -> f64 {
+    let rate = mbit * 1e6 / 8.0;
+    let queue = (rate * rtt_ms as f64 / 1e3 * bdp).max(30_000.0);
+    let link = Link { bottleneck: Some((rate, queue)), loss, ..Link::with_delay(rtt_ms / 2) };
+    let config = Config { receive_window: 1 << 28, max_queued_blocks: 1 << 20, ..Config::default() };
+    let mut pair = Pair::connected(&config, &link, 1);
+    pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = true);
+    let mut tag = 0;
+    let mut half = 0;
+    for step in 0..seconds * 20 {
+        let c = pair.nodes[0].connection();
+        while c.queued_blocks() < 1 + (rate * 0.8 / 32768.0) as usize {
+            c.send_block(tag, 32 * 1024, 0).unwrap();
+            tag += 1;
+        }
+        pair.run(Duration::from_millis(50), |_| false);
+        pair.nodes[0].events.truncate(1);
+        if step == seconds * 10 - 1 {
+            half = pair.nodes[1].blocks.fresh;
+        }
+        if std::env::var_os("UTP2_TRACE").is_some() && step % 10 == 0 {
+            let s = pair.nodes[0].connection().stats();
+            println!(
+                "{:6.2}s {:?} rate {:.1} delivered {:.1} Mbit/s rtt {:?} min {:?} lost {} spurious {} base loss {} ppm flight {}",
+                step as f64 / 20.0,
+                s.state,
+                s.rate as f64 * 8e-6,
+                s.delivered_rate as f64 * 8e-6,
+                s.rtt,
+                s.rtt_min,
+                s.lost_packets,
+                s.spurious_losses,
+                s.base_loss_ppm,
+                s.bytes_in_flight
+            );
+        }
+    }
+    let fresh = pair.nodes[1].blocks.fresh - half;
+    let s = pair.nodes[0].connection().stats();
+    assert_eq!(pair.nodes[0].count(|e| matches!(e, Event::Closed(_))), 0);
+    let ceiling = rate * (1452.0 - 37.0) / 1452.0 * (1.0 - loss);
+    let share = fresh as f64 / (seconds as f64 / 2.0) / ceiling;
+    println!(
+        "{mbit} Mbit/s {rtt_ms} ms {loss} loss {bdp} BDP: {:.1} %, {} dropped of {}, rtt {:?}",
+        share * 100.0,
+        pair.nodes[0].link.dropped,
+        s.sent_packets,
+        s.rtt
+    );
+    share
+}
+
+#[test]
+fn slow_link_with_and_without_loss() {
+    assert!(steady(20.0, 50, 0.0, 1.0, 20) > 0.9);
+    assert!(steady(20.0, 50, 0.02, 1.0, 20) > 0.85);
+}
+
+#[test]
+fn a_hundred_megabits_with_five_percent_loss() {
+    assert!(steady(100.0, 100, 0.05, 0.5, 20) > 0.85);
+}
+
+#[test]
+#[ignore = "a gigabit in virtual time takes half a minute"]
+fn a_gigabit_over_200_ms_with_one_percent_loss() {
+    assert!(steady(1000.0, 200, 0.01, 0.5, 16) > 0.85);
+}
