@@ -64,6 +64,31 @@ async fn messages_keep_their_order_and_wait_for_room() {
     assert_eq!(within(10, "our end", pair.near.recv_message()).await.unwrap_err().reason, CloseReason::Local);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_is_answered_at_once() {
+    const ROUNDS: u32 = 500;
+    let pair = pair(1, None).await;
+    let far = pair.far.clone();
+    let echo = async move {
+        for _ in 0..ROUNDS {
+            let message = far.recv_message().await.unwrap();
+            far.send_message(&message).await.unwrap();
+        }
+    };
+    let begin = std::time::Instant::now();
+    let ask = async {
+        for i in 0..ROUNDS {
+            pair.near.send_message(&i.to_be_bytes()).await.unwrap();
+            assert_eq!(pair.near.recv_message().await.unwrap(), i.to_be_bytes());
+        }
+        begin.elapsed() / ROUNDS
+    };
+    let ((), mean) = within(30, "questions", async { tokio::join!(echo, ask) }).await;
+    println!("a question and its answer take {mean:?}");
+    // Some 100 µs on an idle machine; a timer or a lost wake-up in the way would show.
+    assert!(mean < Duration::from_millis(5), "{mean:?}");
+}
+
 #[tokio::test]
 async fn what_was_sent_before_the_end_is_read_after_it() {
     let pair = pair(1, None).await;
