@@ -125,6 +125,8 @@ pub(crate) struct MessageReceiver {
     received: RangeSet,
     /// Bytes cut out that the application has not taken yet.
     untaken: u64,
+    /// Bytes taken while the application holds messages back; still part of `untaken`.
+    held: Option<u64>,
     /// The limit last told to the peer.
     limit: u64,
 }
@@ -138,6 +140,7 @@ impl MessageReceiver {
             base: 0,
             received: RangeSet::default(),
             untaken: 0,
+            held: None,
             limit: capacity as u64,
         }
     }
@@ -204,7 +207,23 @@ impl MessageReceiver {
 
     /// The application took a message of `len` bytes. Returns whether the peer should be told of a new limit.
     pub(crate) fn on_taken(&mut self, len: usize) -> bool {
-        self.untaken = self.untaken.saturating_sub((len + PREFIX) as u64);
+        let taken = (len + PREFIX) as u64;
+        if let Some(held) = &mut self.held {
+            *held += taken;
+            return false;
+        }
+        self.untaken = self.untaken.saturating_sub(taken);
+        self.target() - self.limit >= self.capacity as u64 / 4
+    }
+
+    /// Whether what is taken from now on counts only when this is called with `false`. Returns whether the peer
+    /// should be told of a new limit.
+    pub(crate) fn hold(&mut self, hold: bool) -> bool {
+        if hold {
+            self.held.get_or_insert(0);
+            return false;
+        }
+        self.untaken = self.untaken.saturating_sub(self.held.take().unwrap_or(0));
         self.target() - self.limit >= self.capacity as u64 / 4
     }
 
@@ -274,6 +293,22 @@ mod tests {
         assert_eq!(r.write(90, &[0; 11]), Err(MessageError::BeyondLimit));
         assert_eq!(r.write(0, &[0, 0, 0, 51]), Ok(()));
         assert_eq!(r.read(), Err(MessageError::TooLong));
+    }
+
+    #[test]
+    fn what_is_taken_while_held_opens_no_window_until_released() {
+        let mut r = MessageReceiver::new(100, 50);
+        r.hold(true);
+        for i in 0..3 {
+            r.write(i * 30, &[0, 0, 0, 26]).unwrap();
+            r.write(i * 30 + 4, &[7; 26]).unwrap();
+            assert_eq!(r.read(), Ok(Some(vec![7; 26])));
+            assert!(!r.on_taken(26));
+        }
+        assert_eq!(r.tell_limit(), 100);
+        assert!(!r.hold(true) && r.hold(false));
+        assert_eq!(r.tell_limit(), 190);
+        assert!(!r.hold(false), "once");
     }
 
     #[test]

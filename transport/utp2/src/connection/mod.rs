@@ -279,6 +279,17 @@ impl Connection {
         }
     }
 
+    /// Messages that [`crate::Event::Message`] gave while this is set do not yet count as taken, so the peer is held
+    /// back once [`crate::Config::message_buffer`] bytes lie with the application; unsetting it counts them. For
+    /// drivers that pass messages on to readers who may be slow. Not set by default.
+    pub fn hold_messages(&mut self, hold: bool) {
+        if let Some(s) = self.session_mut()
+            && s.messages_in.hold(hold)
+        {
+            s.tell_window = true;
+        }
+    }
+
     /// Changes how hard the connection competes.
     pub fn set_mode(&mut self, mode: Mode) {
         if let Some(s) = self.session_mut() {
