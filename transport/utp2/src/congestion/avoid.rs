@@ -323,19 +323,22 @@ impl Avoid {
             self.acceleration = 1.0;
             return;
         }
-        let g = if s.rate < 0.88 * s.remembered && x < 0.5 {
-            (0.3 * (s.remembered / s.rate - 1.0)).clamp(least, 0.25)
+        // What this interval shows, it shows of the rate it was sent at.
+        let seen = i.send_rate();
+        let g = if seen < 0.88 * s.remembered && x < 0.5 {
+            (0.3 * (s.remembered / seen - 1.0)).clamp(least, 0.25)
         } else {
             let lossy = self.last_event.is_some_and(|t| now.saturating_since(t) < Duration::from_secs(30))
                 && s.peak() <= s.target();
-            if x < 0.5 && s.rate > 1.04 * s.remembered {
+            if x < 0.5 && seen > 1.04 * s.remembered {
                 self.acceleration = (self.acceleration * (1.0 + 0.5 * rounds)).min(16.0);
             }
             let base = if lossy { least } else { (kappa * f).min(0.12).max(least) };
             (base * (1.0 - x) * self.acceleration).min(0.25)
         };
         if x < 0.5 {
-            s.rate *= 1.0 + g * rounds;
+            // Not further ahead of what was seen to pass than two round trips of growth.
+            s.rate = (s.rate * (1.0 + g * rounds)).min(s.rate.max(seen * (1.0 + 2.0 * g)));
         } else {
             let weight = 2.0 * (x - 0.5);
             let towards = r.map_or(s.rate, |r| s.rate + weight * (r - s.rate)) * (1.0 + g * rounds);

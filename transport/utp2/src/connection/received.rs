@@ -136,7 +136,7 @@ mod tests {
     fn ranges_repeat_until_their_ack_was_acknowledged() {
         let mut r = Received::new(16);
         let now = Instant::from_micros(1000);
-        let mut told = |r: &mut Received, number| {
+        let told = |r: &mut Received, number| {
             let mut out = Vec::new();
             assert!(r.emit(&mut out, 1000, number, now));
             let ack = Ack::parse(&mut Reader::new(&out[1..])).unwrap();

@@ -15,7 +15,7 @@ use crate::wire::handshake::{Alert, Init, Reply, Retry, SUITE};
 use crate::{ContextId, HandshakeFailure};
 
 const FIRST_REPEAT: Duration = Duration::from_millis(500);
-const LAST_REPEAT: Duration = Duration::from_secs(3);
+const LAST_REPEAT: Duration = Duration::from_secs(1);
 const PROVE_REPEAT: Duration = Duration::from_millis(300);
 const MAX_RETRIES: u8 = 3;
 

@@ -31,7 +31,7 @@ pub(super) struct Link {
     pub(super) corrupt: f64,
     /// Bytes/s and the queue's length in bytes.
     pub(super) bottleneck: Option<(f64, f64)>,
-    busy_until: f64,
+    pub(super) busy_until: f64,
     pub(super) dropped: u64,
     pub(super) passed: u64,
 }
