@@ -150,18 +150,26 @@ impl Connection {
     }
 
     /// The next message. What came before the end is still given after it. One task at a time may wait
-    /// here. An owner that stops reading while the peer goes on sending loses the connection once twice
-    /// [`utp2::Config::message_buffer`] bytes lie unread.
+    /// here. An owner that does not read holds its peer back: at most twice
+    /// [`utp2::Config::message_buffer`] bytes are kept.
     ///
     /// # Errors
     /// [`Closed`] after the last message.
     pub async fn recv_message(&self) -> Result<Vec<u8>, Closed> {
-        self.next(&self.0.state.message, |mailbox| {
-            let message = mailbox.messages.pop_front()?;
-            mailbox.message_bytes -= message.len() + size_of::<Vec<u8>>();
-            Some(message)
-        })
-        .await
+        let mut is_held = false;
+        let message = self
+            .next(&self.0.state.message, |mailbox| {
+                let message = mailbox.messages.pop_front()?;
+                mailbox.message_bytes -= message.len() + size_of::<Vec<u8>>();
+                is_held = mailbox.is_held;
+                Some(message)
+            })
+            .await?;
+        if is_held {
+            self.0.shared.core().release(&self.0.state);
+            self.0.shared.wake();
+        }
+        Ok(message)
     }
 
     /// What became of the blocks sent, in order. One task at a time may wait here. Up to 65,536 events are

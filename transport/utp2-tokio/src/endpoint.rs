@@ -118,8 +118,7 @@ impl Endpoint {
         let local_addr = socket.local_addr()?;
         let (sender, connections) = mpsc::channel(INCOMING_MAX);
         let max_datagram = core.max_datagram;
-        // The core lets the peer have one buffer on its way; it is full again when we take it over.
-        let unread_max = core.message_buffer.saturating_mul(2);
+        let unread_max = core.message_buffer;
         let endpoint = utp2::Endpoint::new(core, identity, authorizer, seed);
         let shared = Shared::new(endpoint, socket, sender, unread_max);
         let driver = Driver::new(shared.clone(), max_datagram, fault.as_ref())?;

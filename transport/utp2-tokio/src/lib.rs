@@ -38,7 +38,7 @@
 //! memory or from files in the page cache, and must not call back into this crate (that panics, where it
 //! would have hung).
 //!
-//! The driver wakes for one of five reasons ([`driver::Wakeup`] in the source): the socket has something,
+//! The driver wakes for one of five reasons (`Wakeup` in `driver.rs`): the socket has something,
 //! the socket has room again, the core's deadline has come, somebody used a connection, the endpoint is
 //! to end. Deadlines are kept by a `timerfd` on Linux, because pacing needs better than tokio's
 //! millisecond.

@@ -32,8 +32,6 @@ pub(crate) mod code {
     pub(crate) const GONE: u16 = 0;
     /// Nobody accepts connections here, or not fast enough.
     pub(crate) const NOT_ACCEPTED: u16 = 0xfe00;
-    /// Messages came faster than the application here reads them.
-    pub(crate) const UNREAD: u16 = 0xfe01;
 }
 
 thread_local! {
@@ -71,6 +69,8 @@ pub(crate) struct ConnState {
 pub(crate) struct Mailbox {
     pub(crate) messages: VecDeque<Vec<u8>>,
     pub(crate) message_bytes: usize,
+    /// The core holds the peer back until this is read. Changed with the core locked.
+    pub(crate) is_held: bool,
     pub(crate) events: VecDeque<BlockEvent>,
     pub(crate) events_lost: u64,
     pub(crate) closed: Option<CloseReason>,
@@ -129,7 +129,7 @@ pub(crate) struct Core {
     connecting: HashMap<Handle, Connecting>,
     /// Gone once the driver has ended.
     incoming: Option<mpsc::Sender<Connection>>,
-    /// Bytes of unread messages a connection may have here.
+    /// Bytes of unread messages from which on a peer is held back. It may have as many again under way.
     unread_max: usize,
     now: Instant,
 }
@@ -279,12 +279,24 @@ impl Core {
         let Some(state) = self.conns.get(&handle) else { return };
         let mut mailbox = state.mailbox();
         mailbox.message_bytes += message.len() + size_of::<Vec<u8>>();
-        let too_much = mailbox.message_bytes > self.unread_max;
         mailbox.messages.push_back(message);
+        let hold = !mailbox.is_held && mailbox.message_bytes > self.unread_max;
+        mailbox.is_held |= hold;
         drop(mailbox);
         state.message.notify_one();
-        if too_much {
-            self.close(handle, code::UNREAD, "messages are not read fast enough");
+        if hold && let Some(conn) = self.endpoint.connection_mut(handle) {
+            conn.hold_messages(true);
+        }
+    }
+
+    /// Lets a peer go on whose messages have been read.
+    pub(crate) fn release(&mut self, state: &ConnState) {
+        let mut mailbox = state.mailbox();
+        if mailbox.is_held && mailbox.message_bytes <= self.unread_max / 2 {
+            mailbox.is_held = false;
+            if let Some(conn) = self.endpoint.connection_mut(state.handle) {
+                conn.hold_messages(false);
+            }
         }
     }
 
