@@ -171,7 +171,13 @@ pub(super) struct Pair {
     /// May change or drop a datagram on its way: (from node, datagram).
     pub(super) tamper: Option<Box<dyn FnMut(usize, &mut Vec<u8>) -> bool>>,
     pub(super) max_queue_delay: Duration,
+    /// A busy machine: now and then a node does not run for up to so long; its socket holds 4 MB meanwhile.
+    pub(super) stall: Duration,
+    asleep_until: [Instant; 2],
+    waiting: [usize; 2],
 }
+
+const SOCKET_BUFFER: usize = 4 << 20;
 
 pub(super) fn node(config: Config, i: u8, authorizer: Box<dyn Authorizer + Send>) -> Node {
     let identity = Identity::new([i; 32], vec![i; 100]);
@@ -198,6 +204,25 @@ impl Pair {
             segments: 16,
             tamper: None,
             max_queue_delay: Duration::ZERO,
+            stall: Duration::ZERO,
+            asleep_until: [Instant::ZERO; 2],
+            waiting: [0; 2],
+        }
+    }
+
+    fn is_asleep(&self, i: usize) -> bool {
+        self.now < self.asleep_until[i]
+    }
+
+    /// Puts a node to sleep about every 20 ms.
+    fn maybe_stall(&mut self, elapsed: Duration) {
+        for i in 0..2 {
+            let p = elapsed.as_secs_f64() / 0.02;
+            if !self.stall.is_zero() && !self.is_asleep(i) && self.chance(p.min(1.0)) {
+                let us = self.random.next_u64() % self.stall.as_micros() as u64;
+                self.asleep_until[i] = self.now + Duration::from_micros(us);
+                self.waiting[i] = 0;
+            }
         }
     }
 
@@ -281,6 +306,9 @@ impl Pair {
 
     /// Lets node `i` say what it has to say.
     fn drive(&mut self, i: usize) {
+        if self.is_asleep(i) {
+            return;
+        }
         let mut buf = Vec::new();
         loop {
             let n = &mut self.nodes[i];
@@ -320,8 +348,10 @@ impl Pair {
                 break;
             }
             let mut next = self.flying.peek().map(|f| f.0.0);
-            for n in &mut self.nodes {
-                next = match (next, n.endpoint.poll_timeout()) {
+            for (i, n) in self.nodes.iter_mut().enumerate() {
+                let asleep = self.asleep_until[i];
+                let timeout = if self.now < asleep { Some(asleep) } else { n.endpoint.poll_timeout() };
+                next = match (next, timeout) {
                     (Some(a), Some(b)) => Some(a.min(b)),
                     (a, b) => a.or(b),
                 };
@@ -332,16 +362,34 @@ impl Pair {
             };
             stuck = if next > self.now { 0 } else { stuck + 1 };
             assert!(stuck < 10_000, "time stands still at {:?}", self.now);
+            let elapsed = next.saturating_since(self.now);
             self.now = self.now.max(next);
+            self.maybe_stall(elapsed);
             while self.flying.peek().is_some_and(|f| f.0.0 <= self.now) {
                 let Some(Reverse((_, _, to, from, mut datagram))) = self.flying.pop() else { break };
+                if self.is_asleep(to) {
+                    self.waiting[to] += datagram.len();
+                    if self.waiting[to] <= SOCKET_BUFFER {
+                        self.sequence += 1;
+                        self.flying.push(Reverse((self.asleep_until[to], self.sequence, to, from, datagram)));
+                    } else {
+                        self.nodes[from_node(to)].link.dropped += 1;
+                    }
+                    continue;
+                }
                 let n = &mut self.nodes[to];
                 n.endpoint.handle_datagram(self.now, from, &mut datagram, &mut n.blocks);
             }
-            for n in &mut self.nodes {
-                n.endpoint.handle_timeout(self.now);
+            for i in 0..2 {
+                if !self.is_asleep(i) {
+                    self.nodes[i].endpoint.handle_timeout(self.now);
+                }
             }
         }
         self.now.saturating_since(began)
     }
+}
+
+fn from_node(to: usize) -> usize {
+    1 - to
 }

@@ -11,9 +11,18 @@ fn steady(mbit: f64, rtt_ms: u64, loss: f64, bdp: f64, seconds: u64) -> f64 {
     let rate = mbit * 1e6 / 8.0;
     let queue = (rate * rtt_ms as f64 / 1e3 * bdp).max(30_000.0);
     let link = Link { bottleneck: Some((rate, queue)), loss, ..Link::with_delay(rtt_ms / 2) };
+    steady_on(link, Duration::ZERO, seconds)
+}
+
+/// As [`steady`], on any link with a bottleneck, between machines that stall.
+fn steady_on(link: Link, stall: Duration, seconds: u64) -> f64 {
+    let (rate, queue) = link.bottleneck.unwrap();
+    let loss = link.loss;
     let config = Config { receive_window: 1 << 28, max_queued_blocks: 1 << 20, ..Config::default() };
-    let mut pair = Pair::connected(&config, &link, 1);
+    let mut pair = Pair::connected(&config, &link.clone(), 1);
     pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = true);
+    pair.stall = stall;
+    pair.segments = 64;
     let mut tag = 0;
     let mut half = 0;
     for step in 0..seconds * 20 {
@@ -50,11 +59,16 @@ fn steady(mbit: f64, rtt_ms: u64, loss: f64, bdp: f64, seconds: u64) -> f64 {
     let ceiling = rate * (1452.0 - 37.0) / 1452.0 * (1.0 - loss);
     let share = fresh as f64 / (seconds as f64 / 2.0) / ceiling;
     println!(
-        "{mbit} Mbit/s {rtt_ms} ms {loss} loss {bdp} BDP: {:.1} %, {} dropped of {}, rtt {:?}",
+        "{} Mbit/s {:?} loss {loss} queue {:.1} ms jitter {:?} stall {stall:?}: {:.1} %, {} dropped of {}, rtt {:?}, spurious {}",
+        rate * 8e-6,
+        s.rtt_min,
+        queue / rate * 1e3,
+        link.jitter,
         share * 100.0,
         pair.nodes[0].link.dropped,
         s.sent_packets,
-        s.rtt
+        s.rtt,
+        s.spurious_losses
     );
     share
 }
@@ -74,4 +88,50 @@ fn a_hundred_megabits_with_five_percent_loss() {
 #[ignore = "a gigabit in virtual time takes half a minute"]
 fn a_gigabit_over_200_ms_with_one_percent_loss() {
     assert!(steady(1000.0, 200, 0.01, 0.5, 16) > 0.85);
+}
+
+#[test]
+#[ignore = "a table for people, half a minute"]
+fn table() {
+    let ms = Duration::from_millis;
+    for (mbit, rtt, loss, bdp) in [
+        (1000.0, 200, 0.0, 0.02),
+        (1000.0, 200, 0.01, 0.02),
+        (1000.0, 200, 0.01, 0.1),
+        (1000.0, 200, 0.05, 0.5),
+        (1000.0, 20, 0.0, 0.1),
+        (1000.0, 20, 0.01, 0.5),
+        (100.0, 100, 0.0, 0.1),
+        (100.0, 100, 0.05, 0.1),
+        (100.0, 100, 0.05, 2.0),
+        (10.0, 600, 0.0, 0.5),
+        (10.0, 600, 0.05, 0.5),
+        (100.0, 2, 0.0, 1.0),
+        (100.0, 2, 0.01, 5.0),
+        (5.0, 40, 0.1, 1.0),
+    ] {
+        steady(
+            mbit,
+            rtt,
+            loss,
+            bdp,
+            if rtt > 300 {
+                60
+            } else if mbit > 500.0 {
+                12
+            } else {
+                20
+            },
+        );
+    }
+    for (jitter, loss) in [(2, 0.0), (2, 0.01), (10, 0.0), (10, 0.01), (30, 0.0), (30, 0.01)] {
+        let link =
+            Link { bottleneck: Some((12.5e6, 600e3)), loss, jitter: ms(jitter), ..Link::with_delay(50) };
+        steady_on(link, Duration::ZERO, 20);
+    }
+    for stall in [0, 2, 5, 10, 20, 40] {
+        let link =
+            Link { bottleneck: Some((400e6, 4e6)), delay: Duration::from_micros(50), ..Link::default() };
+        steady_on(link, ms(stall), 3);
+    }
 }
