@@ -1,6 +1,7 @@
 //! What an agent decides about blocks: manifests, block maps, who fetches what from whom.
 //!
-//! Pure: no file, socket, clock or unseeded randomness. Start at [`manifest`].
+//! Pure: no file, socket, clock or unseeded randomness. [`manifest`] is what is sent, [`Destination`] one run
+//! at a receiver, [`Origin`] one run at its source; `swarm.rs` is the heart.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -8,5 +9,22 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod action;
+mod block_map;
+mod chance;
+pub mod config;
+mod destination;
 pub mod manifest;
 pub mod merkle;
+mod origin;
+mod pace;
+mod ranges;
+mod swarm;
+mod upload;
+
+pub use action::{Action, Misbehaviour};
+pub use block_map::BlockMap;
+pub use destination::{Destination, Phase, RunInfo, manifest_block_len};
+pub use origin::Origin;
+pub use ranges::Space;
+pub use swarm::Arrival;

@@ -1,0 +1,558 @@
+//! Who fetches what from whom: one space of blocks at one destination.
+//!
+//! From ordinary peers blocks are asked for by number, rarest first. An *origin* is given credit
+//! (`Want`) and chooses itself, so that each block leaves it about once for all destinations together; it
+//! is asked by number only for what nobody else gives and after a time without progress ([`progress`]).
+//! A block is asked of one peer at a time, but for the endgame.
+//!
+//! A block is missing, asked, being checked by the driver, verified, or lost; `taken` holds all but the
+//! missing ones. What every peer is asked is planned in `schedule.rs`.
+
+mod patience;
+mod schedule;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use agent_proto::peer::{BlockRange, Cancel, Complete, Have, PeerMessage, UnavailableReason};
+use event_schema::AgentId;
+use timebase::Instant;
+
+use crate::block_map::{BlockCounts, BlockMap};
+use crate::chance::Chance;
+use crate::config::FetchConfig;
+use crate::pace::Pace;
+use crate::ranges::{Space, merge, messages, of_space};
+use patience::Patience;
+
+/// How often timeouts are looked at while something is missing.
+const TICK: Duration = Duration::from_millis(250);
+/// Blocks declared lost in one tick: keeps a tick short when a large source file changed.
+const LOST_PER_TICK: usize = 4096;
+
+/// What an arrived block means here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// Check and keep it, then tell `handle_verified`, `handle_corrupt` or `handle_not_kept`.
+    Fresh,
+    /// It was verified before, or is being checked: drop it.
+    Duplicate,
+    /// From a peer that is not there or with a number that does not exist: drop it.
+    Unwanted,
+}
+
+struct Peer {
+    /// The run's source.
+    source: bool,
+    /// Chooses itself what it sends: the source, where content is concerned.
+    origin: bool,
+    have: BlockMap,
+    asked: BTreeMap<u64, Instant>,
+    /// Blocks of its choice that an origin still owes us.
+    credit: u32,
+    pace: Pace,
+    /// Last arrival, or the first request after a rest.
+    active: Instant,
+    /// There was nothing to ask it for, and nothing changed since.
+    dry: bool,
+    /// Left alone until then, because it delivered nothing.
+    snubbed: Option<Instant>,
+    snubs: u32,
+    strikes: u32,
+    /// Sent corrupt blocks: nothing is taken from it any more, but it is served.
+    shunned: bool,
+    joined: Instant,
+}
+
+impl Peer {
+    /// Whether what it has is counted as supply.
+    fn counts(&self) -> bool {
+        !self.origin && !self.shunned && self.snubbed.is_none()
+    }
+}
+
+/// The swarm of one run, seen from one destination, for one space of blocks.
+pub(crate) struct Swarm {
+    space: Space,
+    config: FetchConfig,
+    chance: Chance,
+    have: BlockMap,
+    taken: BlockMap,
+    lost: BlockMap,
+    checking: BTreeSet<u64>,
+    /// Who was asked for a block: one peer, two in the endgame.
+    asked: BTreeMap<u64, Vec<AgentId>>,
+    /// How many usable peers, origins left out, have a block.
+    supply: BlockCounts,
+    peers: BTreeMap<AgentId, Peer>,
+    begun: bool,
+    paused: bool,
+    dirty: bool,
+    patience: Patience,
+    announce: Vec<u64>,
+    announce_at: Option<Instant>,
+    tick_at: Instant,
+    /// Blocks the origin cannot give: why, and since when nobody else has them either.
+    failing: BTreeMap<u64, (UnavailableReason, Instant)>,
+    newly_lost: Vec<(u64, UnavailableReason)>,
+    out: VecDeque<(AgentId, PeerMessage)>,
+    duplicates: u64,
+}
+
+impl Swarm {
+    /// A swarm that asks for nothing until [`Self::begin`].
+    pub(crate) fn new(space: Space, len: u64, config: FetchConfig, seed: u64, now: Instant) -> Self {
+        Self {
+            space,
+            chance: Chance::new(seed),
+            have: BlockMap::new(len),
+            taken: BlockMap::new(len),
+            lost: BlockMap::new(len),
+            checking: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            supply: BlockCounts::new(len),
+            peers: BTreeMap::new(),
+            begun: false,
+            paused: true,
+            dirty: false,
+            patience: Patience::new(now, &config),
+            announce: Vec::new(),
+            announce_at: None,
+            tick_at: now,
+            failing: BTreeMap::new(),
+            newly_lost: Vec::new(),
+            out: VecDeque::new(),
+            duplicates: 0,
+            config,
+        }
+    }
+
+    /// Starts fetching all that `have` does not hold, and announces what it holds.
+    pub(crate) fn begin(&mut self, now: Instant, have: BlockMap) {
+        assert_eq!(have.len(), self.have.len(), "a block map of another manifest");
+        self.taken = have.clone();
+        self.have = have;
+        self.begun = true;
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.tell_all(peer);
+        }
+        self.resume(now);
+    }
+
+    /// Asks for nothing more and takes back what was asked: there is no room for it.
+    pub(crate) fn pause(&mut self) {
+        if self.begun && !self.paused {
+            self.paused = true;
+            for id in self.peers.keys().copied().collect::<Vec<_>>() {
+                self.take_back(id, |_, _| true);
+            }
+        }
+    }
+
+    /// Fetches again after [`Self::pause`].
+    pub(crate) fn resume(&mut self, now: Instant) {
+        if !self.begun || !self.paused {
+            return;
+        }
+        self.paused = false;
+        self.patience.start(now, &self.config);
+        self.tick_at = now + TICK;
+        self.wake_all();
+    }
+
+    pub(crate) fn have(&self) -> &BlockMap {
+        &self.have
+    }
+
+    pub(crate) fn lost(&self) -> &BlockMap {
+        &self.lost
+    }
+
+    pub(crate) fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    /// Whether every block is verified or lost.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.begun && self.have.count() + self.lost.count() == self.have.len()
+    }
+
+    /// Whether a block arriving now would be of use: worth a buffer.
+    pub(crate) fn wants(&self, block: u64) -> bool {
+        block < self.have.len() && !self.have.contains(block) && !self.checking.contains(&block)
+    }
+
+    pub(crate) fn add_peer(&mut self, now: Instant, id: AgentId, source: bool, shunned: bool) {
+        self.remove_peer(id);
+        let peer = Peer {
+            source,
+            // In the manifest's space every peer is asked by number: it is small and needed at once.
+            origin: source && self.space == Space::Content,
+            have: BlockMap::new(self.have.len()),
+            asked: BTreeMap::new(),
+            credit: 0,
+            pace: Pace::new(),
+            active: now,
+            dry: false,
+            snubbed: None,
+            snubs: 0,
+            strikes: 0,
+            shunned,
+            joined: now,
+        };
+        if peer.origin {
+            // It has to find out what everybody has before it can choose.
+            self.patience.start(now, &self.config);
+        }
+        self.peers.insert(id, peer);
+        self.tell_all(id);
+        self.dirty = true;
+    }
+
+    pub(crate) fn remove_peer(&mut self, id: AgentId) {
+        self.take_back(id, |_, _| true);
+        let Some(peer) = self.peers.remove(&id) else { return };
+        if peer.counts() {
+            self.supply.sub_map(&peer.have);
+        }
+        self.out.retain(|(to, _)| *to != id);
+        self.wake_all();
+    }
+
+    pub(crate) fn set_rtt(&mut self, id: AgentId, rtt: Duration) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.pace.rtt = rtt;
+        }
+    }
+
+    /// A peer announced blocks.
+    pub(crate) fn handle_have(&mut self, now: Instant, id: AgentId, ranges: &[BlockRange]) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let counted = peer.counts();
+        let (mut news, mut spared) = (false, Vec::new());
+        for range in of_space(ranges, self.space, self.have.len()) {
+            if range.end - range.start <= 256 {
+                for block in range {
+                    if peer.have.insert(block) && counted && self.supply.add(block) == 1 {
+                        news |= !self.taken.contains(block);
+                        spared.push(block);
+                    }
+                }
+            } else {
+                let mut added = BlockMap::from_ranges(self.have.len(), [range.clone()]);
+                for old in peer.have.ranges().skip_while(|r| r.end <= range.start) {
+                    if old.start >= range.end {
+                        break;
+                    }
+                    old.for_each(|block| _ = added.remove(block));
+                }
+                peer.have.insert_range(range);
+                if counted {
+                    self.supply.add_map(&added);
+                    news = true;
+                }
+            }
+        }
+        peer.dry = false;
+        if news {
+            self.patience.progress(now);
+        }
+        self.spare_origin(&spared);
+        self.dirty = true;
+    }
+
+    /// What the origin was asked for and somebody else now has is taken back.
+    fn spare_origin(&mut self, blocks: &[u64]) {
+        let Some((&origin, peer)) = self.peers.iter().find(|(_, p)| p.origin) else { return };
+        let asked: Vec<u64> = blocks.iter().filter(|b| peer.asked.contains_key(b)).copied().collect();
+        if !asked.is_empty() {
+            self.take_back(origin, |block, _| asked.contains(&block));
+        }
+    }
+
+    /// A peer has everything.
+    pub(crate) fn handle_complete(&mut self, now: Instant, id: AgentId) {
+        let gaps: Vec<_> = match self.peers.get(&id) {
+            Some(peer) => peer.have.gaps().collect(),
+            None => return,
+        };
+        for ranges in messages(self.space, gaps.into_iter()) {
+            self.handle_have(now, id, &ranges);
+        }
+    }
+
+    /// A peer cannot give a block.
+    pub(crate) fn handle_unavailable(
+        &mut self,
+        now: Instant,
+        id: AgentId,
+        block: u64,
+        reason: UnavailableReason,
+    ) {
+        self.take_back_silently(id, block);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.have.remove(block) && peer.counts() {
+            self.supply.sub(block);
+        }
+        if peer.origin && block < self.have.len() && !self.have.contains(block) {
+            self.failing.insert(block, (reason, now));
+        }
+        self.wake_all();
+    }
+
+    /// A whole block came in, of the right length and not yet checked.
+    pub(crate) fn handle_arrived(&mut self, now: Instant, id: AgentId, block: u64) -> Arrival {
+        if block >= self.have.len() {
+            return Arrival::Unwanted;
+        }
+        let Some(peer) = self.peers.get_mut(&id).filter(|p| !p.shunned) else { return Arrival::Unwanted };
+        peer.pace.arrived(now);
+        peer.active = now;
+        peer.snubs = 0;
+        if peer.snubbed.take().is_some() && !peer.origin {
+            self.supply.add_map(&peer.have);
+        }
+        let asked = peer.asked.remove(&block).is_some();
+        if !asked && peer.origin {
+            peer.credit = peer.credit.saturating_sub(1);
+            // It still chooses: what it has sent to others is not all there is.
+            self.patience.origin_chooses();
+        }
+        if peer.asked.is_empty() && peer.credit == 0 {
+            peer.pace.rest();
+        }
+        self.dirty = true;
+        for other in self.asked.remove(&block).unwrap_or_default() {
+            if other != id && self.peers.get_mut(&other).is_some_and(|p| p.asked.remove(&block).is_some()) {
+                self.send_cancel(other, alloc::vec![block]);
+            }
+        }
+        if self.have.contains(block) || !self.checking.insert(block) {
+            self.duplicates += 1;
+            return Arrival::Duplicate;
+        }
+        self.taken.insert(block);
+        Arrival::Fresh
+    }
+
+    /// An arrived block matched its hash and is kept.
+    pub(crate) fn handle_verified(&mut self, now: Instant, block: u64) {
+        self.checking.remove(&block);
+        if !self.have.insert(block) {
+            return;
+        }
+        self.taken.insert(block);
+        self.lost.remove(block);
+        self.failing.remove(&block);
+        self.patience.progress(now);
+        self.announce.push(block);
+        if self.announce.len() >= self.config.have_batch || self.is_settled() {
+            self.announce_now();
+        } else {
+            self.announce_at.get_or_insert(now + self.config.have_delay);
+        }
+        self.dirty = true;
+    }
+
+    /// An arrived block could not be kept: it is missing again.
+    pub(crate) fn handle_not_kept(&mut self, block: u64) {
+        if self.checking.remove(&block) {
+            self.taken.remove(block);
+            self.wake_all();
+        }
+    }
+
+    /// An arrived block did not match its hash. True if its peer is to be shunned from now on.
+    pub(crate) fn handle_corrupt(&mut self, id: AgentId, block: u64) -> bool {
+        self.handle_not_kept(block);
+        let Some(peer) = self.peers.get_mut(&id) else { return true };
+        peer.strikes += 1;
+        !peer.source || peer.strikes >= self.config.origin_strikes
+    }
+
+    /// Takes nothing more from a peer.
+    pub(crate) fn shun(&mut self, id: AgentId) {
+        self.take_back(id, |_, _| true);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.counts() {
+            self.supply.sub_map(&peer.have);
+        }
+        peer.shunned = true;
+        self.wake_all();
+    }
+
+    /// What to send next.
+    pub(crate) fn poll_message(&mut self, now: Instant) -> Option<(AgentId, PeerMessage)> {
+        if self.dirty {
+            self.dirty = false;
+            self.schedule(now);
+        }
+        self.out.pop_front()
+    }
+
+    /// A block that turned out to be lost.
+    pub(crate) fn poll_lost(&mut self) -> Option<(u64, UnavailableReason)> {
+        self.newly_lost.pop()
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let tick = (!self.paused && !self.is_settled() && !self.peers.is_empty()).then_some(self.tick_at);
+        match (self.announce_at, tick) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.announce_at.is_some_and(|at| at <= now) {
+            self.announce_now();
+        }
+        if self.paused || self.is_settled() || now < self.tick_at {
+            return;
+        }
+        self.tick_at = now + TICK;
+        for id in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.check_peer(now, id);
+        }
+        self.look_for_lost(now);
+        if self.patience.is_over(now, &self.config, self.origin_rtt()) {
+            self.patience.ask_origin();
+        }
+        self.dirty = true;
+    }
+
+    fn origin_rtt(&self) -> Option<Duration> {
+        self.peers.values().find(|p| p.origin && !p.shunned).map(|p| p.pace.rtt)
+    }
+
+    /// Takes requests back from a peer that does not deliver, and gives one that did not a new chance.
+    fn check_peer(&mut self, now: Instant, id: AgentId) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.snubbed.is_some_and(|until| until <= now) {
+            (peer.snubbed, peer.dry) = (None, false);
+            if peer.counts() {
+                self.supply.add_map(&peer.have);
+            }
+        }
+        if peer.asked.is_empty() {
+            return;
+        }
+        let usual = 4 * peer.pace.interval() + 8 * peer.pace.rtt;
+        if now - peer.active >= self.config.request_timeout.max(usual) {
+            let rest = (self.config.snub_min * (1 << peer.snubs.min(8))).min(self.config.snub_max);
+            (peer.snubs, peer.active) = (peer.snubs + 1, now);
+            if !peer.origin {
+                peer.snubbed = Some(now + rest);
+                self.supply.sub_map(&peer.have);
+            }
+            self.take_back(id, |_, _| true);
+        } else {
+            let patience = self.config.block_timeout;
+            self.take_back(id, |_, since| now - since >= patience);
+        }
+    }
+
+    /// Finds blocks that the origin does not have and nobody else announces.
+    fn look_for_lost(&mut self, now: Instant) {
+        let Some(origin) = self.peers.values().find(|p| p.origin) else {
+            // Nobody can tell what the source has: nothing is lost.
+            self.failing.values_mut().for_each(|f| f.1 = now);
+            return;
+        };
+        if now - origin.joined < self.config.lost_after {
+            return;
+        }
+        let (mut from, mut found) = (0, Vec::new());
+        while let Some(block) = origin.have.next_in_neither(&self.taken, from) {
+            let failing = self.failing.entry(block).or_insert((UnavailableReason::Changed, now));
+            if self.supply.at(block) > 0 {
+                failing.1 = now;
+            } else if now - failing.1 >= self.config.lost_after {
+                found.push((block, failing.0));
+            }
+            from = block + 1;
+            if self.failing.len() >= LOST_PER_TICK {
+                break;
+            }
+        }
+        for (block, reason) in found {
+            self.failing.remove(&block);
+            self.lost.insert(block);
+            self.taken.insert(block);
+            self.newly_lost.push((block, reason));
+        }
+    }
+
+    /// Tells a peer all that is verified here.
+    fn tell_all(&mut self, id: AgentId) {
+        for ranges in messages(self.space, self.have.ranges()) {
+            self.out.push_back((id, Have { ranges }.into()));
+        }
+        if self.space == Space::Content && self.have.is_complete() && self.begun {
+            self.out.push_back((id, Complete {}.into()));
+        }
+    }
+
+    fn announce_now(&mut self) {
+        self.announce_at = None;
+        let news: Vec<_> = merge(core::mem::take(&mut self.announce)).collect();
+        let complete = self.space == Space::Content && self.have.is_complete();
+        for (&id, peer) in &self.peers {
+            // Who has everything needs no news, but the origin counts who has what.
+            if peer.have.is_complete() && !peer.origin {
+                continue;
+            }
+            for ranges in messages(self.space, news.iter().cloned()) {
+                self.out.push_back((id, Have { ranges }.into()));
+            }
+            if complete {
+                self.out.push_back((id, Complete {}.into()));
+            }
+        }
+    }
+
+    /// Takes back requests, chosen by block and time of asking, and tells the peer.
+    fn take_back(&mut self, id: AgentId, which: impl Fn(u64, Instant) -> bool) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let blocks: Vec<u64> =
+            peer.asked.iter().filter(|(b, at)| which(**b, **at)).map(|(b, _)| *b).collect();
+        if blocks.is_empty() {
+            return;
+        }
+        for &block in &blocks {
+            self.take_back_silently(id, block);
+        }
+        self.send_cancel(id, blocks);
+        self.wake_all();
+    }
+
+    fn take_back_silently(&mut self, id: AgentId, block: u64) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.asked.remove(&block).is_none() {
+            return;
+        }
+        if peer.asked.is_empty() && peer.credit == 0 {
+            peer.pace.rest();
+        }
+        if let Some(askers) = self.asked.get_mut(&block) {
+            askers.retain(|a| *a != id);
+            if askers.is_empty() {
+                self.asked.remove(&block);
+                self.taken.remove(block);
+            }
+        }
+    }
+
+    fn send_cancel(&mut self, id: AgentId, blocks: Vec<u64>) {
+        for ranges in messages(self.space, merge(blocks)) {
+            self.out.push_back((id, PeerMessage::from(Cancel { ranges })));
+        }
+    }
+
+    /// Something is missing again, or may be had again.
+    fn wake_all(&mut self) {
+        self.peers.values_mut().for_each(|p| p.dry = false);
+        self.dirty = true;
+    }
+}

@@ -1,0 +1,333 @@
+//! What peers may say at their worst: nothing panics, nothing grows without bound, liars are found out.
+
+use std::time::Duration;
+
+use agent_proto::limits::BLOCK_LEN;
+use agent_proto::peer::{
+    BlockAddress, BlockRange, Cancel, Complete, GetManifestHashes, Have, Head, Hello, ManifestHashes,
+    PeerMessage, Request, Unavailable, UnavailableReason, Want,
+};
+use ed25519_dalek::SigningKey;
+use event_schema::{AgentId, RunId, Signed};
+use proptest::prelude::*;
+use sync_core::config::{BLOCKS_MAX, FetchConfig, OriginConfig, UploadConfig};
+use sync_core::manifest::{Entry, Kind, Manifest, ManifestHead, Mtime};
+use sync_core::{Action, Arrival, BlockMap, Destination, Misbehaviour, Origin, Phase, RunInfo};
+use timebase::Instant;
+
+const RUN: RunId = RunId([1; 16]);
+const BLOCKS: u64 = 5000;
+
+fn source() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+fn manifest() -> (Signed, Vec<[u8; 32]>, Vec<u8>) {
+    let entry = Entry {
+        path: b"big".to_vec(),
+        mode: 0o644,
+        mtime: Mtime { seconds: 0, nanos: 0 },
+        kind: Kind::File {
+            size: BLOCKS * u64::from(BLOCK_LEN),
+            blocks: (0..BLOCKS).map(|i| [i as u8; 32]).collect(),
+        },
+    };
+    let manifest = Manifest::from_entries(vec![entry]).expect("a good manifest");
+    let encoded = manifest.encode();
+    let id = AgentId::of_key(&source().verifying_key().to_bytes());
+    let (head, hashes) = ManifestHead::of(RUN, id, &manifest, &encoded).expect("small");
+    (head.sign(&source()), hashes, encoded)
+}
+
+fn destination() -> Destination {
+    let info = RunInfo { run: RUN, source_key: source().verifying_key().to_bytes(), version: "test".into() };
+    Destination::new(info, FetchConfig::default(), UploadConfig::default(), 1)
+}
+
+fn peer(n: u8) -> AgentId {
+    AgentId([n; 16])
+}
+
+fn hello() -> PeerMessage {
+    Hello { version: "test".into(), origin: false }.into()
+}
+
+fn actions(d: &mut Destination, now: Instant) -> Vec<Action> {
+    std::iter::from_fn(|| d.poll_action(now)).collect()
+}
+
+fn at(ms: u64) -> Instant {
+    Instant::ZERO + Duration::from_millis(ms)
+}
+
+#[test]
+fn hashes_and_blocks_are_taken_only_when_genuine() {
+    let (signed, hashes, encoded) = manifest();
+    let mut d = destination();
+    for n in 1..=3 {
+        d.handle_connected(at(0), peer(n));
+        d.handle_message(at(0), peer(n), hello());
+        d.handle_message(at(0), peer(n), Head { signed: signed.clone() }.into());
+        let all = BlockRange { first: BlockAddress::manifest(0), count: hashes.len() as u32 };
+        d.handle_message(at(0), peer(n), Have { ranges: vec![all] }.into());
+    }
+    assert_eq!(d.phase(), Phase::FetchingManifest);
+    let asked = |actions: &[Action]| {
+        actions.iter().find_map(|a| match a {
+            Action::Send { peer, message: PeerMessage::GetManifestHashes(g) } => Some((*peer, g.first)),
+            _ => None,
+        })
+    };
+    let (first, from) = asked(&actions(&mut d, at(0))).expect("somebody is asked");
+    assert_eq!(from, 0);
+    // One list of hashes is false, the next peer never answers, the third is honest.
+    let mut wrong = hashes.clone();
+    wrong[2][0] ^= 1;
+    d.handle_message(at(1), first, ManifestHashes { first: 0, hashes: wrong }.into());
+    let told = actions(&mut d, at(1));
+    assert!(told.contains(&Action::Misbehaved { peer: first, what: Misbehaviour::BadHashes }));
+    assert!(d.is_avoided(first));
+    let (second, _) = asked(&told).expect("the next is asked");
+    assert_eq!(d.poll_timeout(), Some(at(8001)));
+    d.handle_timeout(at(8001));
+    let (third, _) = asked(&actions(&mut d, at(8001))).expect("the last is asked");
+    assert!(first != second && second != third && first != third);
+    d.handle_message(at(8002), third, ManifestHashes { first: 0, hashes: hashes.clone() }.into());
+
+    let chunks: Vec<_> = encoded.chunks(BLOCK_LEN as usize).collect();
+    let requests = actions(&mut d, at(8002));
+    assert!(!requests.iter().any(|a| matches!(a,
+        Action::Send { peer, message: PeerMessage::Request(_) } if *peer == first)));
+    assert_eq!(d.wants(BlockAddress::manifest(4)), Some(chunks[4].len() as u32));
+    assert!(!d.handle_manifest_block(at(8003), second, 0, b"something else"));
+    assert!(d.is_avoided(second));
+    assert!(!d.handle_manifest_block(at(8003), first, 0, chunks[0]), "not from somebody shunned");
+    for (i, chunk) in chunks.iter().enumerate() {
+        assert!(d.handle_manifest_block(at(8004), third, i as u64, chunk));
+        assert!(!d.handle_manifest_block(at(8004), third, i as u64, chunk), "once is enough");
+    }
+    assert!(actions(&mut d, at(8004)).contains(&Action::ManifestComplete));
+    assert_eq!(d.phase(), Phase::Preparing);
+    d.begin_content(at(8005), BlockMap::full(BLOCKS));
+    assert!(actions(&mut d, at(8005)).contains(&Action::ContentComplete));
+    assert_eq!(d.phase(), Phase::Settled);
+}
+
+#[test]
+fn heads_of_others_are_refused() {
+    let (signed, hashes, encoded) = manifest();
+    let id = AgentId::of_key(&source().verifying_key().to_bytes());
+    let head = ManifestHead {
+        version: 1,
+        run: RUN,
+        source: id,
+        len: encoded.len() as u64,
+        root: sync_core::merkle::tree_root(&hashes),
+        entries: 1,
+        bytes: 0,
+        blocks: BLOCKS,
+    };
+    let huge = ManifestHead { blocks: BLOCKS_MAX + 1, ..head.clone() };
+    let other_run = ManifestHead { run: RunId([2; 16]), ..head.clone() };
+    let stranger = SigningKey::from_bytes(&[8; 32]);
+    for bad in [huge.sign(&source()), other_run.sign(&source()), head.sign(&stranger)] {
+        let mut d = destination();
+        d.handle_connected(at(0), peer(1));
+        d.handle_message(at(0), peer(1), Head { signed: bad.clone() }.into());
+        assert!(!d.is_avoided(peer(1)), "nothing counts before a greeting");
+        d.handle_message(at(0), peer(1), hello());
+        d.handle_message(at(0), peer(1), Head { signed: bad }.into());
+        assert!(d.is_avoided(peer(1)));
+        assert_eq!(d.phase(), Phase::FindingPeers);
+    }
+    let mut d = destination();
+    assert!(!d.restore_manifest(at(0), signed.clone(), &encoded[1..]));
+    assert!(d.restore_manifest(at(0), signed, &encoded));
+    assert_eq!(d.phase(), Phase::Preparing);
+    let second = ManifestHead { bytes: 1, ..head };
+    d.handle_connected(at(0), peer(1));
+    d.handle_message(at(0), peer(1), hello());
+    d.handle_message(at(0), peer(1), Head { signed: second.sign(&source()) }.into());
+    let what = Misbehaviour::OtherHead;
+    assert!(actions(&mut d, at(0)).contains(&Action::Misbehaved { peer: peer(1), what }));
+}
+
+#[test]
+fn a_request_for_everything_is_bounded() {
+    let (signed, hashes, _) = manifest();
+    let uploads = UploadConfig { sending_max: 10, sending_total_max: 15, queue_max: 50 };
+    let mut origin = Origin::new("test".into(), signed, hashes, BLOCKS, OriginConfig::default(), uploads);
+    let all = BlockRange { first: BlockAddress::content(0), count: u32::MAX };
+    for n in 1..=2 {
+        origin.handle_connected(at(0), peer(n));
+        origin.handle_message(at(0), peer(n), hello());
+        for _ in 0..3 {
+            origin.handle_message(at(0), peer(n), Request { ranges: vec![all; 8192] }.into());
+            origin.handle_message(at(0), peer(n), Want { blocks: u32::MAX }.into());
+        }
+    }
+    let uploads = std::iter::from_fn(|| origin.poll_action(at(0)))
+        .filter(|a| matches!(a, Action::Upload { .. }))
+        .count();
+    assert_eq!(uploads, 15);
+}
+
+fn any_message() -> impl Strategy<Value = PeerMessage> {
+    let address = prop_oneof![
+        (0..BLOCKS + 10).prop_map(BlockAddress::content),
+        (0..10u64).prop_map(BlockAddress::manifest),
+        any::<u64>().prop_map(BlockAddress),
+    ];
+    let range = (address.clone(), prop_oneof![1..100u32, any::<u32>()])
+        .prop_map(|(first, count)| BlockRange { first, count });
+    let ranges = prop::collection::vec(range, 0..5);
+    let reason = prop_oneof![
+        Just(UnavailableReason::NotHere),
+        Just(UnavailableReason::Changed),
+        Just(UnavailableReason::ReadError)
+    ];
+    let (signed, hashes, _) = manifest();
+    prop_oneof![
+        any::<bool>().prop_map(|origin| Hello { version: String::new(), origin }.into()),
+        Just(Head { signed }.into()),
+        (0..10u32).prop_map(|first| GetManifestHashes { first }.into()),
+        any::<u32>().prop_map(|first| GetManifestHashes { first }.into()),
+        Just(ManifestHashes { first: 0, hashes: hashes.clone() }.into()),
+        (0..3u32, 0..6usize).prop_map(move |(first, n)| {
+            ManifestHashes { first, hashes: hashes.iter().take(n).copied().collect() }.into()
+        }),
+        ranges.clone().prop_map(|ranges| Have { ranges }.into()),
+        ranges.clone().prop_map(|ranges| Request { ranges }.into()),
+        ranges.prop_map(|ranges| Cancel { ranges }.into()),
+        any::<u32>().prop_map(|blocks| Want { blocks }.into()),
+        (address, reason).prop_map(|(block, reason)| Unavailable { block, reason }.into()),
+        Just(Complete {}.into()),
+    ]
+}
+
+#[derive(Clone, Debug)]
+enum Happening {
+    Message(u8, PeerMessage),
+    Connected(u8),
+    Disconnected(u8),
+    Block(u8, u64, u8),
+    ManifestBlock(u8, u64),
+    Later(u64),
+    Pause(bool),
+    Sent(u8, u64),
+    Failed(u64),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        8 => (0..4u8, any_message()).prop_map(|(p, m)| Happening::Message(p, m)),
+        1 => (0..4u8).prop_map(Happening::Connected),
+        1 => (0..4u8).prop_map(Happening::Disconnected),
+        4 => (0..4u8, 0..BLOCKS + 5, 0..4u8).prop_map(|(p, b, how)| Happening::Block(p, b, how)),
+        2 => (0..4u8, 0..6u64).prop_map(|(p, b)| Happening::ManifestBlock(p, b)),
+        3 => (0..10_000u64).prop_map(Happening::Later),
+        1 => any::<bool>().prop_map(Happening::Pause),
+        2 => (0..4u8, 0..BLOCKS + 5).prop_map(|(p, b)| Happening::Sent(p, b)),
+        1 => (0..BLOCKS + 5).prop_map(Happening::Failed),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_destination_survives_anything(happenings in prop::collection::vec(happening(), 0..150)) {
+        let (_, _, encoded) = manifest();
+        let chunks: Vec<_> = encoded.chunks(BLOCK_LEN as usize).collect();
+        let (mut d, mut now) = (destination(), at(0));
+        let source = AgentId::of_key(&source().verifying_key().to_bytes());
+        let peer = |n: u8| if n == 0 { source } else { peer(n) };
+        for n in 0..3 {
+            d.handle_connected(now, peer(n));
+            d.handle_message(now, peer(n), hello());
+        }
+        for happening in happenings {
+            match happening {
+                Happening::Message(p, message) => d.handle_message(now, peer(p), message),
+                Happening::Connected(p) => d.handle_connected(now, peer(p)),
+                Happening::Disconnected(p) => d.handle_disconnected(now, peer(p)),
+                Happening::Block(p, block, how) => {
+                    if d.handle_arrived(now, peer(p), block) == Arrival::Fresh {
+                        match how {
+                            0 => d.handle_corrupt(peer(p), block),
+                            1 => d.handle_not_kept(block),
+                            _ => d.handle_verified(now, block),
+                        }
+                    }
+                }
+                Happening::ManifestBlock(p, block) => {
+                    let bytes = chunks.get(block as usize).copied().unwrap_or(b"none");
+                    d.handle_manifest_block(now, peer(p), block, bytes);
+                }
+                Happening::Later(ms) => {
+                    now += Duration::from_millis(ms);
+                    d.handle_timeout(now);
+                }
+                Happening::Pause(true) => d.pause(),
+                Happening::Pause(false) => d.resume(now),
+                Happening::Sent(p, block) => d.handle_sent(peer(p), BlockAddress::content(block)),
+                Happening::Failed(block) => d.handle_read_failed(peer(1), BlockAddress::content(block)),
+            }
+            let actions = actions(&mut d, now);
+            prop_assert!(actions.len() < 20_000);
+            for action in actions {
+                match action {
+                    Action::ManifestComplete => d.begin_content(now, BlockMap::new(BLOCKS)),
+                    Action::Send { message, .. } => {
+                        prop_assert_eq!(PeerMessage::decode(&message.encode()), Ok(message));
+                    }
+                    _ => {}
+                }
+            }
+            // A timeout that is due and never goes away would be a busy loop.
+            if let Some(due) = d.poll_timeout() {
+                now = now.max(due);
+                d.handle_timeout(now);
+                while d.poll_action(now).is_some() {}
+                prop_assert!(d.poll_timeout().is_none_or(|next| next > now), "{:?} {:?}", now, d.poll_timeout());
+            }
+        }
+    }
+
+    #[test]
+    fn an_origin_survives_anything(happenings in prop::collection::vec(happening(), 0..150)) {
+        let (signed, hashes, _) = manifest();
+        let config = OriginConfig { settle: Duration::from_millis(500), ..OriginConfig::default() };
+        let mut o = Origin::new("test".into(), signed, hashes, BLOCKS, config, UploadConfig::default());
+        let mut now = at(0);
+        for n in 0..3 {
+            o.handle_connected(now, peer(n));
+            o.handle_message(now, peer(n), hello());
+        }
+        for happening in happenings {
+            match happening {
+                Happening::Message(p, message) => o.handle_message(now, peer(p), message),
+                Happening::Connected(p) => o.handle_connected(now, peer(p)),
+                Happening::Disconnected(p) => o.handle_disconnected(peer(p)),
+                Happening::Block(p, block, _) | Happening::Sent(p, block) => {
+                    o.handle_sent(now, peer(p), BlockAddress::content(block));
+                }
+                Happening::ManifestBlock(p, block) => o.handle_sent(now, peer(p), BlockAddress::manifest(block)),
+                Happening::Later(ms) => {
+                    now += Duration::from_millis(ms);
+                    o.handle_timeout(now);
+                }
+                Happening::Pause(_) => {}
+                Happening::Failed(block) => o.handle_read_failed(block, UnavailableReason::Changed),
+            }
+            let actions = std::iter::from_fn(|| o.poll_action(now)).count();
+            prop_assert!(actions < 40_000);
+            if let Some(due) = o.poll_timeout() {
+                now = now.max(due);
+                o.handle_timeout(now);
+                while o.poll_action(now).is_some() {}
+                prop_assert!(o.poll_timeout().is_none_or(|next| next > now));
+            }
+        }
+    }
+}
