@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::tools::{self, Tools};
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::{Workspace, build_programs, cargo};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -126,7 +126,7 @@ impl Checks<'_> {
                 passes(cargo().args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"))
             }
             Step::Thumb => self.thumb(),
-            Step::Build => passes(cargo().args(["build", "--workspace", "--bins"])),
+            Step::Build => passes(&mut build_programs()),
             Step::Doctest => passes(self.testing(cargo().args(["test", "--workspace", "--doc", "--quiet"]))),
             Step::Tests => self.tests(),
         }

@@ -37,6 +37,14 @@ pub(crate) enum Kind {
     Build,
 }
 
+/// `cargo build` of all programs. The end-to-end tests ask for the same packages: another choice could mean other
+/// features of what they depend on, and then everything is compiled twice.
+pub(crate) fn build_programs() -> Command {
+    let mut command = cargo();
+    command.args(["build", "-p", "control", "-p", "agent", "-p", "tracker", "-p", "utp2-tokio", "--bins"]);
+    command
+}
+
 /// The repository's root: two folders above this crate.
 pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -30,7 +30,7 @@ use crate::demo::progress::{Progress, size};
 use crate::demo::stop::{Interrupted, Stop};
 use crate::demo::verify::Size;
 use crate::tools;
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::{Workspace, build_programs};
 
 #[derive(Args)]
 #[command(after_help = "Example: cargo xtask demo --agents 4 --path ~/pictures --keep")]
@@ -168,18 +168,7 @@ impl Story<'_> {
 
     fn build(&self, workspace: &Workspace) -> Result<Binaries> {
         self.say("building flotilla, flotilla-agent, flotilla-tracker (the first time takes minutes)");
-        let mut command = cargo();
-        command.args([
-            "build",
-            "--package",
-            "control",
-            "--package",
-            "agent",
-            "--package",
-            "tracker",
-            "--bins",
-        ]);
-        let mut child = command.stdin(Stdio::null()).spawn().context("running cargo build")?;
+        let mut child = build_programs().stdin(Stdio::null()).spawn().context("running cargo build")?;
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;
@@ -277,8 +266,8 @@ impl Story<'_> {
 
     /// What the source says it sent. Its last report may come after the run's end.
     fn sent(&self, fleet: &mut Fleet, id: &str) -> Result<u64> {
-        self.stop.until("the source's report", LAST_REPORT, || {
-            Ok(fleet.operator.run(id)?.source_bytes_sent().filter(|sent| *sent > 0))
+        self.stop.until("the source's last report", LAST_REPORT, || {
+            Ok(fleet.operator.run(id)?.source_bytes_sent())
         })
     }
 

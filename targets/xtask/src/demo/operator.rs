@@ -35,6 +35,7 @@ pub(crate) struct RunAgent {
     pub(crate) source: bool,
     pub(crate) state: String,
     pub(crate) bytes_done: u64,
+    /// Payload it sent, once it has ended and told.
     pub(crate) bytes_sent: Option<u64>,
     pub(crate) error: Option<String>,
 }
@@ -165,7 +166,7 @@ impl Run {
                 source: agent["role"] == "source",
                 state: agent["state"].as_str().unwrap_or_default().to_owned(),
                 bytes_done: agent["bytes_done"].as_u64().unwrap_or(0),
-                bytes_sent: agent["bytes_sent"].as_u64(),
+                bytes_sent: agent["stats"]["bytes_sent"].as_u64(),
                 error: agent["error"].as_str().map(str::to_owned),
             })
             .collect();
@@ -211,7 +212,7 @@ mod tests {
         let run = Run::parse(&json!({
             "id": "00", "state": "transferring", "files": 2, "bytes": 10, "eta_seconds": 1.5,
             "agents": [
-                {"name": "source", "role": "source", "state": "serving", "bytes_sent": 7},
+                {"name": "source", "role": "source", "state": "done", "stats": {"bytes_sent": 7}},
                 {"name": "agent-1", "role": "destination", "state": "transferring", "bytes_done": 4, "error": null},
             ],
         }))

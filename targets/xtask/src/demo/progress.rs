@@ -40,7 +40,7 @@ impl Progress {
         self.rate.note(now, done);
         let [ready, all] = [
             run.destinations()
-                .filter(|agent| ["finished", "complete", "done"].contains(&agent.state.as_str()))
+                .filter(|agent| ["done", "done_with_errors"].contains(&agent.state.as_str()))
                 .count(),
             run.destinations().count(),
         ];

@@ -22,8 +22,8 @@ const LEFTOVERS: &[(&str, &str)] = &[
     (concat!(">>>>", ">>> "), "a merge that was not finished"),
 ];
 
-/// Not a test but the tool that adds a golden file; its reason begins like this.
-const WRITER: &str = concat!("#[ign", "ore = \"writes ");
+/// Not tests but tools: what adds a golden file, what prints a table for people. Their reasons begin like this.
+const TOOLS: &[&str] = &[concat!("#[ign", "ore = \"writes "), concat!("#[ign", "ore = \"a table ")];
 
 /// What a sans-IO crate must not touch outside its tests.
 const IMPURE: &[&str] = &[
@@ -88,7 +88,8 @@ fn one(source: &Source, pure: bool) -> Vec<String> {
 }
 
 fn rust(source: &Source, pure: bool, faults: &mut Vec<String>) {
-    if !source.text.starts_with("//!") {
+    // `x/tests.rs` is the end of `x.rs`, which has said it all.
+    if !source.text.starts_with("//!") && !source.path.ends_with("/tests.rs") {
         faults
             .push(":1: opens without //! (what it owns, what it leaves out, what to read first)".to_owned());
     }
@@ -167,6 +168,7 @@ mod tests {
         expect("a/src/b.rs", "//! Owns b.\n", false, None);
         expect("a/src/b.rs", "use std::fmt;\n", false, Some("opens without"));
         expect("a/b.txt", "use std::fmt;\n", false, None);
+        expect("a/src/b/tests.rs", "use std::fmt;\n", false, None);
     }
 
     #[test]
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_that_adds_golden_files_may_be_ignored() {
+    fn tools_among_the_tests_may_be_ignored() {
         let line = |reason: &str| format!("//! b\n{} = \"{reason}\"]\n", LEFTOVERS[2].0);
         expect("a/tests/b.rs", &line("writes the golden files of a new version"), false, None);
         expect("a/tests/b.rs", &line("slow"), false, Some("left over"));
