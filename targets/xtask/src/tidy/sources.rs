@@ -72,9 +72,8 @@ fn one(source: &Source, pure: bool) -> Vec<String> {
         for host in hosts(line).filter(|host| !allowed(host)) {
             say(format!("links to {host}; tell it by name, links rot (allowed hosts: tidy/sources.rs)"));
         }
-        for (word, advice) in
-            LEFTOVERS.iter().filter(|(word, _)| line.contains(word) && !line.contains(WRITER))
-        {
+        let tool = TOOLS.iter().any(|mark| line.contains(mark));
+        for (word, advice) in LEFTOVERS.iter().filter(|(word, _)| line.contains(word) && !tool) {
             say(format!("{word} is left over: {advice}"));
         }
     }
