@@ -61,9 +61,8 @@ impl Shared {
         loop {
             match self.publish(&subject, publish.clone()).await {
                 Tried::Stored(position) => return Ok(self.stored(position)),
-                Tried::Refused(error) if !doubt.sent => return Err(error),
-                // This try was refused, but an earlier one may have been stored.
-                Tried::Refused(error) => doubt.reason = error.to_string(),
+                // Looked up all the same: an earlier try, or a replica, may have stored it.
+                Tried::Refused(error) => doubt.refused = Some(error),
                 Tried::NotNow(reason) => doubt.reason = reason,
                 Tried::Unanswered(reason) => {
                     doubt.unanswered(reason);
@@ -75,7 +74,7 @@ impl Shared {
                 Tried::WrongLast => "the stream's end changes".clone_into(&mut doubt.reason),
             }
             // Refused or unanswered: what stands there decides.
-            match self.settle(&subject, expected, &commit).await {
+            match self.settle(&subject, expected, &commit, doubt.sent).await {
                 Ok(Settled::Stored(position)) => return Ok(self.stored(position)),
                 Ok(Settled::Conflict { actual }) => {
                     return Err(AppendError::Conflict { expected, actual });
@@ -83,7 +82,7 @@ impl Shared {
                 Ok(Settled::Open) => {}
                 Err(reason) => doubt.reason = reason,
             }
-            if Instant::now() >= deadline {
+            if doubt.refused.is_some() || Instant::now() >= deadline {
                 return Err(doubt.verdict());
             }
             rest(&mut attempt, deadline).await;
@@ -126,6 +125,7 @@ impl Shared {
         subject: &str,
         expected: Option<Position>,
         commit: &CommitId,
+        sent: bool,
     ) -> Result<Settled, String> {
         if !self.connection.is_up() {
             return Err("not connected".to_owned());
@@ -138,9 +138,10 @@ impl Shared {
                     self.saw(actual);
                 }
                 match fate {
-                    // The stream ends elsewhere, and behind the expected position there is nothing, so not ours.
-                    Fate::Absent if actual != expected => Ok(Settled::Conflict { actual }),
                     Fate::Theirs => Ok(Settled::Conflict { actual }),
+                    // The stream ends before the expected position: a wrong expectation. Unless a try is unaccounted
+                    // for: then this may be a server that was cut off and knows less than the one that took it.
+                    Fate::Absent if actual != expected && !sent => Ok(Settled::Conflict { actual }),
                     // As expected: it was refused because of something still in flight, or never arrived.
                     _ => Ok(Settled::Open),
                 }
@@ -188,6 +189,8 @@ struct Doubt {
     /// Something was sent and never answered: it may be stored, even later.
     sent: bool,
     timeouts: u32,
+    /// The server refused for a reason that stays.
+    refused: Option<AppendError>,
     reason: String,
 }
 
@@ -199,8 +202,12 @@ impl Doubt {
     }
 
     fn verdict(self) -> AppendError {
-        let reason = self.reason;
-        if self.sent { AppendError::Unknown { reason } } else { AppendError::Unavailable { reason } }
+        match self.refused {
+            Some(refusal) if self.sent => AppendError::Unknown { reason: refusal.to_string() },
+            Some(refusal) => refusal,
+            None if self.sent => AppendError::Unknown { reason: self.reason },
+            None => AppendError::Unavailable { reason: self.reason },
+        }
     }
 }
 

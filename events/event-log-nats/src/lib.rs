@@ -38,12 +38,13 @@ use async_nats::jetstream;
 use event_log::{AppendError, BoxFuture, Entry, EventLog, Position, ReadError, ReadLimit, StreamName};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 pub use error::NatsOpenError;
 pub use options::NatsLogOptions;
 pub use setup::Finding;
 
-use connection::Connection;
+use connection::{Connection, rest};
 
 /// A log kept by a JetStream stream. Any number of them, in any number of processes, may share one stream.
 ///
@@ -118,6 +119,30 @@ impl Shared {
         if self.closed.load(Ordering::Acquire) { Err(ReadError::Closed) } else { Ok(()) }
     }
 
+    /// Asks until there is an answer: a server that restarts or a cluster that elects is not the caller's concern.
+    async fn patiently<T, F>(&self, ask: impl Fn() -> F) -> Result<T, ReadError>
+    where
+        F: Future<Output = Result<T, ReadError>>,
+    {
+        let deadline = Instant::now() + self.options.read_timeout;
+        let mut attempt = 0;
+        loop {
+            let answer = if self.connection.is_up() {
+                ask().await
+            } else {
+                Err(ReadError::Unavailable { reason: "not connected".to_owned() })
+            };
+            match answer {
+                Err(ReadError::Unavailable { reason }) if Instant::now() < deadline => {
+                    self.check_open()?;
+                    tracing::debug!(reason, "NATS did not answer a read, trying again");
+                    rest(&mut attempt, deadline).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// The log is known to reach at least this position.
     fn saw(&self, position: Position) {
         self.last.send_if_modified(|last| match last {
@@ -146,14 +171,15 @@ impl EventLog for NatsLog {
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
         Box::pin(async move {
             self.shared.check_open()?;
-            self.shared.read_page(Position(from.0.max(1)), limit.clamped()).await
+            let from = Position(from.0.max(1));
+            self.shared.patiently(|| self.shared.read_page(from, limit.clamped())).await
         })
     }
 
     fn last_position(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
         Box::pin(async move {
             self.shared.check_open()?;
-            self.shared.leader_last_position().await
+            self.shared.patiently(|| self.shared.leader_last_position()).await
         })
     }
 
@@ -164,7 +190,7 @@ impl EventLog for NatsLog {
         Box::pin(async move {
             self.shared.check_open()?;
             let subject = subject::encode(&self.shared.options.subject_prefix, stream);
-            self.shared.leader_last_of_subject(&subject).await
+            self.shared.patiently(|| self.shared.leader_last_of_subject(&subject)).await
         })
     }
 

@@ -30,6 +30,9 @@ pub struct NatsLogOptions {
     /// How long an append goes on trying, 30 s by default: longer than a server takes to restart or a cluster to elect
     /// a leader. After that it reports `Unavailable`, or `Unknown` if the record may have been stored.
     pub append_timeout: Duration,
+    /// How long a read goes on trying before it reports `Unavailable`, 15 s by default: longer than a cluster takes to
+    /// elect a leader.
+    pub read_timeout: Duration,
 }
 
 impl NatsLogOptions {
@@ -45,6 +48,7 @@ impl NatsLogOptions {
             certificate_authority: None,
             open_timeout: Duration::from_secs(15),
             append_timeout: Duration::from_secs(30),
+            read_timeout: Duration::from_secs(15),
         }
     }
 
@@ -96,6 +100,7 @@ impl fmt::Debug for NatsLogOptions {
             .field("certificate_authority", &self.certificate_authority)
             .field("open_timeout", &self.open_timeout)
             .field("append_timeout", &self.append_timeout)
+            .field("read_timeout", &self.read_timeout)
             .finish()
     }
 }

@@ -6,8 +6,8 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -40,7 +40,8 @@ pub fn server_or_skip(test: &str) -> Option<PathBuf> {
         if let Some(name) = required {
             panic!("{test} needs nats-server, and {name} is set: {how}");
         }
-        eprintln!("SKIPPED: {test}: there is no nats-server; {how}");
+        // Past the test harness, which hides what a passing test prints.
+        let _ = writeln!(io::stderr(), "\n!!! SKIPPED: {test}: there is no nats-server; {how}\n");
     }
     found
 }
@@ -50,6 +51,9 @@ pub fn server_or_skip(test: &str) -> Option<PathBuf> {
 pub struct NatsServer {
     program: PathBuf,
     dir: PathBuf,
+    name: String,
+    /// The part of the configuration that makes it a member of a cluster.
+    cluster: String,
     address: Option<SocketAddr>,
     child: Option<Child>,
 }
@@ -60,9 +64,47 @@ impl NatsServer {
     /// # Errors
     /// When it does not start or is not ready within 30 s; the text has the end of the server's log.
     pub fn start(program: impl Into<PathBuf>, dir: impl Into<PathBuf>) -> io::Result<NatsServer> {
-        let mut server = NatsServer { program: program.into(), dir: dir.into(), address: None, child: None };
+        let mut server = NatsServer {
+            program: program.into(),
+            dir: dir.into(),
+            name: "flotilla-test".to_owned(),
+            cluster: String::new(),
+            address: None,
+            child: None,
+        };
         server.restart()?;
         Ok(server)
+    }
+
+    /// Starts a cluster of `count` servers, each with its files in a folder of its own under `dir`. They may still be
+    /// electing when this returns; opening a log waits for that.
+    ///
+    /// # Errors
+    /// As [`NatsServer::start`].
+    pub fn start_cluster(program: &Path, dir: &Path, count: usize) -> io::Result<Vec<NatsServer>> {
+        // Members have to know each other's ports before they start: take free ones, all at once so that they differ.
+        let listeners =
+            (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
+        let routes = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        drop(listeners);
+        let all: Vec<_> = routes.iter().map(|route| format!("\"nats-route://{route}\"")).collect();
+        let mut servers = Vec::new();
+        for (nth, route) in routes.iter().enumerate() {
+            let mut server = NatsServer {
+                program: program.to_path_buf(),
+                dir: dir.join(format!("server-{nth}")),
+                name: format!("flotilla-test-{nth}"),
+                cluster: format!(
+                    "cluster {{\n  name: \"flotilla-test\"\n  listen: \"{route}\"\n  routes: [{}]\n}}\n",
+                    all.join(", ")
+                ),
+                address: None,
+                child: None,
+            };
+            server.restart()?;
+            servers.push(server);
+        }
+        Ok(servers)
     }
 
     /// What clients connect to.
@@ -123,11 +165,13 @@ impl NatsServer {
     fn config(&self, port: i32) -> String {
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         format!(
-            "listen: \"127.0.0.1:{port}\"\nserver_name: \"flotilla-test\"\nports_file_dir: {}\nlog_file: {}\n\
-             jetstream {{\n  store_dir: {}\n  sync_interval: always\n  max_file_store: 4GB\n  max_memory_store: 64MB\n}}\n",
+            "listen: \"127.0.0.1:{port}\"\nserver_name: \"{}\"\nports_file_dir: {}\nlog_file: {}\n\
+             jetstream {{\n  store_dir: {}\n  sync_interval: always\n  max_file_store: 4GB\n  max_memory_store: 64MB\n}}\n{}",
+            self.name,
             quoted(&self.dir),
             quoted(&self.log_path()),
             quoted(&self.dir.join("jetstream")),
+            self.cluster,
         )
     }
 

@@ -143,6 +143,7 @@ async fn without_a_server_appends_are_refused_in_time_and_nothing_is_sent_later(
     };
     let mut options = options(&server.nats.url(), "gone");
     options.append_timeout = Duration::from_millis(300);
+    options.read_timeout = Duration::from_millis(300);
     let log = NatsLog::open(options).await.unwrap();
     let stream = name("s");
     log.append(&stream, None, b"1".to_vec()).await.unwrap();

@@ -1,4 +1,4 @@
-//! The server is killed with SIGKILL again and again while records are appended: nothing that was acknowledged is lost
+//! A server, alone or of a cluster, is killed with SIGKILL again and again while records are appended: nothing that was acknowledged is lost
 //! or doubled, and the client comes back by itself.
 
 mod support;
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use event_log::conformance::read_everything;
 use event_log::{AppendError, EventLog, Position, ReadLimit, StreamName};
-use event_log_nats::NatsLog;
+use event_log_nats::testing::{NatsServer, server_or_skip};
+use event_log_nats::{NatsLog, NatsLogOptions};
 use support::*;
 use tokio::time::timeout;
 
@@ -22,9 +23,30 @@ type Acknowledged = BTreeMap<Position, (StreamName, Vec<u8>)>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killing_the_server_loses_and_doubles_nothing() {
-    let Some(mut server) = server("killing_the_server_loses_and_doubles_nothing") else { return };
-    let url = server.nats.url();
-    let logs = [Arc::new(open(&url, "killed").await), Arc::new(open(&url, "killed").await)];
+    let Some(server) = server("killing_the_server_loses_and_doubles_nothing") else { return };
+    let options = options(&server.nats.url(), "killed");
+    append_while_killing(options, vec![server.nats]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_servers_of_a_cluster_loses_and_doubles_nothing() {
+    let test = "killing_servers_of_a_cluster_loses_and_doubles_nothing";
+    let Some(program) = server_or_skip(test) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let servers = NatsServer::start_cluster(&program, dir.path(), 3).unwrap();
+    let urls: Vec<_> = servers.iter().map(NatsServer::url).collect();
+    let mut options = options(&urls.join(","), "cluster");
+    options.replicas = 3;
+    options.open_timeout = PATIENCE;
+    options.append_timeout = PATIENCE;
+    let log = NatsLog::open(options.clone()).await.unwrap();
+    assert_eq!(log.findings(), [], "three replicas, nothing to find fault with");
+    append_while_killing(options, servers).await;
+}
+
+async fn append_while_killing(options: NatsLogOptions, mut servers: Vec<NatsServer>) {
+    let open = async || Arc::new(NatsLog::open(options.clone()).await.unwrap());
+    let logs = [open().await, open().await];
     let count = Arc::new(AtomicU64::new(0));
     let enough = (KILLS + 1) * APPENDS_PER_LIFE;
     let writers: Vec<_> = (0..6)
@@ -43,8 +65,10 @@ async fn killing_the_server_loses_and_doubles_nothing() {
         })
         .await
         .unwrap_or_else(|_| panic!("writers got on before kill {kill}"));
-        server.nats.kill();
-        server.nats.restart().unwrap();
+        let count = servers.len() as u64;
+        let server = &mut servers[usize::try_from(kill % count).unwrap()];
+        server.kill();
+        server.restart().unwrap();
     }
     let mut acknowledged = Acknowledged::new();
     for writer in writers {
@@ -55,8 +79,8 @@ async fn killing_the_server_loses_and_doubles_nothing() {
     }
 
     // Every append was told its outcome, so the log is exactly what was acknowledged.
-    let reader = open(&url, "killed").await;
-    let all = read_everything(&reader, ReadLimit::entries(100)).await;
+    let reader = open().await;
+    let all = read_everything(&*reader, ReadLimit::entries(100)).await;
     assert_eq!(all.len(), acknowledged.len());
     for entry in &all {
         assert_eq!(acknowledged.get(&entry.position), Some(&(entry.stream.clone(), entry.bytes.clone())));

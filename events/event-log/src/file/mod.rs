@@ -161,9 +161,19 @@ impl FileLog {
         let room = room.map_err(|_| AppendError::Closed)?;
         let (answer, answered) = oneshot::channel();
         let append = Append { stream: stream.clone(), expected, bytes, answer, _room: room };
-        requests.send(Request::Append(append)).await.map_err(|_| AppendError::Closed)?;
+        requests.send(Request::Append(append)).await.map_err(|_| self.writer_gone(false))?;
         // The writer answers everything it takes; what it did not take when it closed was not written.
-        answered.await.unwrap_or(Err(AppendError::Closed))
+        answered.await.unwrap_or_else(|_| Err(self.writer_gone(true)))
+    }
+
+    /// Why there is no writer any more, for an append that it may have `taken`.
+    fn writer_gone(&self, taken: bool) -> AppendError {
+        let reason = "the writer panicked".to_owned();
+        match (self.last.borrow().is_none(), taken) {
+            (true, _) => AppendError::Closed,
+            (false, true) => AppendError::Unknown { reason },
+            (false, false) => AppendError::Poisoned { reason },
+        }
     }
 
     async fn read_from(&self, from: Position, limit: ReadLimit) -> Result<Vec<Entry>, ReadError> {

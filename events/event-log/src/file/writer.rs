@@ -123,9 +123,10 @@ impl Writer {
             }
             self.commit(appends);
         }
-        // Whoever still waits learns it by the closed channel; nothing of theirs has been written.
-        drop(requests);
+        // Whoever still waits learns it by the closed channel; nothing of theirs has been written. That the end is
+        // announced first is how they tell it from a panic.
         self.last.send_replace(None);
+        drop(requests);
         drop(self.lock);
         if let Some(done) = closing {
             // Whoever asked may have gone.
