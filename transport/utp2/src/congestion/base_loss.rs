@@ -20,7 +20,9 @@ pub(super) struct BaseLoss {
     began: Option<Instant>,
     sent: f64,
     lost: f64,
-    empty: bool,
+    /// Whether the queue was seen empty in all intervals of the window, and in any.
+    all_empty: bool,
+    any_empty: bool,
     /// How much more the loss of a group varies than independent losses would.
     dispersion: f64,
     mean: f64,
@@ -34,7 +36,8 @@ impl BaseLoss {
             began: None,
             sent: 0.0,
             lost: 0.0,
-            empty: true,
+            all_empty: true,
+            any_empty: false,
             dispersion: 1.5,
             mean: 0.0,
         }
@@ -73,17 +76,19 @@ impl BaseLoss {
         }
     }
 
-    /// Adds an interval; `empty` tells whether its queue was seen empty throughout.
-    pub(super) fn add(&mut self, now: Instant, rtt: Duration, sent: f64, lost: f64, empty: bool) {
+    /// Adds an interval; `empty` tells whether its queue was seen empty, `noisy` that delays vary so much by
+    /// themselves that one such interval must do for a window.
+    pub(super) fn add(&mut self, now: Instant, rtt: Duration, (sent, lost): (f64, f64), empty: bool, noisy: bool) {
         let began = *self.began.get_or_insert(now);
         self.sent += sent;
         self.lost += lost;
-        self.empty &= empty;
+        self.all_empty &= empty;
+        self.any_empty |= empty;
         let age = now.saturating_since(began);
         if !(age >= rtt && self.sent >= 500.0 || age >= rtt * 4 && self.sent >= 40.0) {
             return;
         }
-        if self.empty {
+        if self.all_empty || noisy && self.any_empty {
             if self.windows.len() == MAX_WINDOWS {
                 self.windows.pop_front();
             }
@@ -92,7 +97,7 @@ impl BaseLoss {
         while self.windows.front().is_some_and(|w| now.saturating_since(w.0) > MEMORY) {
             self.windows.pop_front();
         }
-        (self.began, self.sent, self.lost, self.empty) = (Some(now), 0.0, 0.0, true);
+        self.restart(now);
         self.learn();
     }
 
@@ -117,7 +122,8 @@ impl BaseLoss {
 
     /// Starts the present window anew: what was gathered belongs to another rate.
     pub(super) fn restart(&mut self, now: Instant) {
-        (self.began, self.sent, self.lost, self.empty) = (Some(now), 0.0, 0.0, true);
+        (self.began, self.sent, self.lost) = (Some(now), 0.0, 0.0);
+        (self.all_empty, self.any_empty) = (true, false);
     }
 }
 
@@ -136,7 +142,7 @@ mod tests {
             // 2 % always, 12 % where a queue stands for a whole window.
             let standing = (i / 20) % 2 == 1;
             b.observe_dispersion(500.0, 10.0);
-            b.add(now, rtt, 500.0, if standing { 60.0 } else { 10.0 }, !(standing && queue));
+            b.add(now, rtt, (500.0, if standing { 60.0 } else { 10.0 }), !(standing && queue), false);
         }
         assert!((0.019..0.03).contains(&b.estimate()), "{}", b.estimate());
         assert!(b.noise(500.0) < 0.04);

@@ -21,6 +21,8 @@ struct Past {
 #[derive(Debug)]
 pub(super) struct FastStart {
     past: Vec<Past>,
+    /// Largest round trip of the interval before, and whether a queue showed in it.
+    before: (Duration, bool),
 }
 
 /// Intervals remembered; older ones are far slower than what matters.
@@ -28,7 +30,7 @@ const MAX_PAST: usize = 32;
 
 impl FastStart {
     pub(super) fn new() -> Self {
-        Self { past: Vec::new() }
+        Self { past: Vec::new(), before: (Duration::ZERO, false) }
     }
 
     /// Every acknowledged byte adds to the rate, so that it doubles per round trip.
@@ -64,7 +66,12 @@ impl FastStart {
         } else {
             limit.clamp(Duration::from_millis(4), Duration::from_millis(16))
         };
-        let queued = i.rtt_min.is_some() && queue > limit + s.jitter.min(limit);
+        // A queue that grows makes the luckiest packet of an interval wait longer than all of the one before;
+        // delays that only vary do not. Seen twice in a row it counts all the same.
+        let long = queue > limit + s.jitter.min(limit);
+        let rising = i.rtt_min.is_some_and(|m| m + Duration::from_millis(1) >= self.before.0);
+        let queued = i.rtt_min.is_some() && long && (rising || self.before.1);
+        self.before = (i.rtt_max, long);
         let lossy = pool.0 >= 150.0
             && sent >= 20.0
             && i.loss() - p0 > (4.0 * sigma).max(0.02)

@@ -75,12 +75,13 @@ impl Intervals {
         now: Instant,
         bytes: usize,
         rtt: Duration,
+        shortest: Duration,
         purpose: Purpose,
         epoch: u32,
     ) -> u32 {
         if let Some(last) = self.ring.back_mut() {
             let age = now.saturating_since(last.began);
-            let wanted = (rtt / 2).clamp(Duration::from_millis(10), Duration::from_millis(250));
+            let wanted = (rtt / 2).clamp(shortest, Duration::from_millis(250));
             let longest = rtt.max(Duration::from_millis(50)) * 4;
             let full = age >= wanted && last.sent >= MIN_PACKETS || age >= longest;
             if full || last.purpose != purpose || last.epoch != epoch {

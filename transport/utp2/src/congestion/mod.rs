@@ -74,6 +74,9 @@ struct Shared {
     jitter: Duration,
     last_queue: Duration,
     last_limited: Option<Instant>,
+    /// Best delivered rate per quarter of the memory [`Shared::capacity`] has; the newest first.
+    best: [f64; 4],
+    best_began: Instant,
     /// When a delay near the minimum was last seen.
     last_near_minimum: Instant,
 }
@@ -125,9 +128,29 @@ impl Shared {
         self.delivery.rate(window.as_micros() as u64)
     }
 
+    /// The best delivered rate of the last second or ten round trips: a machine that did not get to run for some
+    /// milliseconds, or acknowledgements that came late, say nothing about the path.
+    fn capacity(&self) -> Option<f64> {
+        let best = self.best.iter().copied().fold(0.0, f64::max);
+        (best > 0.0).then_some(best)
+    }
+
+    fn remember_best(&mut self, now: Instant) {
+        let quarter = (self.rtt * 5 / 2).max(Duration::from_millis(250));
+        if now.saturating_since(self.best_began) >= quarter {
+            self.best.rotate_right(1);
+            self.best[0] = 0.0;
+            self.best_began = now;
+        }
+        if let Some(d) = self.delivered() {
+            self.best[0] = self.best[0].max(d);
+        }
+    }
+
     /// R: the rate that would just be delivered, d̄/(1 − p̂).
     fn sustainable(&self) -> Option<f64> {
-        self.delivered().map(|d| d / (1.0 - self.base_loss.estimate()))
+        let d = if self.is_local() { self.capacity() } else { self.delivered() };
+        d.map(|d| d / (1.0 - self.base_loss.estimate()))
     }
 
     /// Whether the delivered rate tells of the application rather than of the path.
@@ -175,6 +198,8 @@ impl Controller {
             jitter: Duration::ZERO,
             last_queue: Duration::ZERO,
             last_limited: None,
+            best: [0.0; 4],
+            best_began: now,
             last_near_minimum: now,
         };
         let phase = Phase::FastStart(FastStart::new());
@@ -212,7 +237,9 @@ impl Controller {
             self.last_progress = now;
         }
         let s = &self.shared;
-        self.intervals.on_sent(now, bytes, s.rtt, s.purpose, s.epoch)
+        // Long enough that its luckiest packet met a machine that was awake.
+        let shortest = Duration::from_millis(if s.is_local() { 50 } else { 10 });
+        self.intervals.on_sent(now, bytes, s.rtt, shortest, s.purpose, s.epoch)
     }
 
     /// There was nothing to send, or a window did not allow it.
@@ -260,6 +287,7 @@ impl Controller {
         s.rtt_min = ack.min;
         let keep = s.rtt.max(Duration::from_millis(100)) * 2;
         s.delivery.mark(ack.arrival_us, keep.as_micros() as u64);
+        s.remember_best(now);
         if let Some((rtt, interval)) = ack.rtt {
             if rtt.saturating_sub(s.rtt_min) < Duration::from_micros(500) {
                 s.last_near_minimum = now;
@@ -287,7 +315,11 @@ impl Controller {
             // Noise is what changes from one interval to the next although the rate did not.
             let step = queue.abs_diff(s.last_queue).min(Duration::from_millis(50));
             let own = s.rtt().mul_f64(0.02);
-            s.jitter = (s.jitter * 9 + step.saturating_sub(own)) / 10;
+            // Within an interval, delays spread by noise and by how fast the queue grows.
+            let spread = i.rtt_min.map_or(Duration::ZERO, |m| i.rtt_max.saturating_sub(m));
+            let ramp = i.duration().mul_f64(0.15);
+            let spread = (spread.saturating_sub(ramp) / 3).min(Duration::from_millis(50));
+            s.jitter = (s.jitter * 9 + step.saturating_sub(own).max(spread)) / 10;
             s.last_queue = queue;
             if now.saturating_since(s.peak_began) > Duration::from_secs(15) {
                 s.queue_peak = [Duration::ZERO, s.queue_peak[0]];
@@ -299,7 +331,8 @@ impl Controller {
         let empty = i.rtt_min.is_some() && queue < s.empty_below();
         if !matches!(self.phase, Phase::FastStart(_)) {
             s.base_loss.observe_dispersion(sent, lost);
-            s.base_loss.add(now, s.rtt(), sent, lost, empty);
+            let noisy = s.jitter > Duration::from_millis(1);
+            s.base_loss.add(now, s.rtt(), (sent, lost), empty, noisy);
         }
         // Delivered rate between the first ACK of this interval and the first of the next.
         let delivered = match (i.first_ack, next) {
@@ -322,9 +355,9 @@ impl Controller {
         let s = &mut self.shared;
         if !matches!(self.phase, Phase::FastStart(_))
             && !s.is_limited(now)
-            && let Some(r) = s.sustainable()
+            && let Some(c) = s.capacity()
         {
-            s.rate = s.rate.min(1.3 * r);
+            s.rate = s.rate.min(1.3 * c / (1.0 - s.base_loss.estimate()));
         }
         let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
         s.rate = s.rate.clamp(floor.min(MAX_RATE), MAX_RATE);
@@ -357,6 +390,7 @@ impl Controller {
     fn return_from_silence(&mut self) {
         let s = &mut self.shared;
         s.delivery.clear_points();
+        s.best = [0.0; 4];
         let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
         s.remembered = (s.remembered * 0.5).max(floor * 8.0);
         let (now, rate) = (self.last_progress, s.remembered * 0.93);
@@ -370,6 +404,7 @@ impl Controller {
         let s = &mut self.shared;
         s.base_loss = BaseLoss::new();
         s.delivery.clear_points();
+        s.best = [0.0; 4];
         s.queue_peak = [Duration::ZERO; 2];
         s.purpose = Purpose::Normal;
         let rate = s.rate * 0.5;

@@ -27,7 +27,8 @@ fn steady_on(link: Link, stall: Duration, seconds: u64) -> f64 {
     let mut half = 0;
     for step in 0..seconds * 20 {
         let c = pair.nodes[0].connection();
-        while c.queued_blocks() < 1 + (rate * 0.8 / 32768.0) as usize {
+        let ahead = rate * (0.3 + 4.0 * link.delay.as_secs_f64() * 2.0);
+        while c.queued_blocks() < 2 + (ahead / 32768.0) as usize {
             c.send_block(tag, 32 * 1024, 0).unwrap();
             tag += 1;
         }
@@ -134,4 +135,25 @@ fn table() {
             Link { bottleneck: Some((400e6, 4e6)), delay: Duration::from_micros(50), ..Link::default() };
         steady_on(link, ms(stall), 3);
     }
+}
+
+#[test]
+#[ignore = "debugging"]
+fn debug_stall() {
+    let link = Link { bottleneck: Some((400e6, 4e6)), delay: Duration::from_micros(50), ..Link::default() };
+    steady_on(link, Duration::from_millis(20), 3);
+}
+
+#[test]
+#[ignore = "debugging"]
+fn debug_satellite() {
+    steady(10.0, 600, 0.05, 0.5, 60);
+}
+
+#[test]
+#[ignore = "debugging"]
+fn debug_jitter() {
+    let ms = Duration::from_millis;
+    let link = Link { bottleneck: Some((12.5e6, 600e3)), loss: 0.01, jitter: ms(30), ..Link::with_delay(50) };
+    steady_on(link, Duration::ZERO, 20);
 }
