@@ -1,6 +1,14 @@
 //! The parts of the `flotilla` program that its tests and its `main` share.
 //!
-//! `pki` owns the fleet's keys and certificates, `gateway` the agents' TLS link.
+//! [`pki`] owns the fleet's keys and certificates, [`gateway`] the agents' TLS link, [`service`] the
+//! fleet's state over the log, [`api`] the HTTP side, [`serve`] puts them together. [`cli`] is the
+//! operator's command line, which talks to [`api`] and shares nothing else with it.
 
+pub mod api;
+pub mod cli;
+pub mod config;
 pub mod gateway;
 pub mod pki;
+mod private_file;
+pub mod serve;
+pub mod service;

@@ -1,1 +1,7 @@
-fn main() {}
+//! `flotilla`: the control service and the operator's command line. See `control::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    control::cli::main()
+}

@@ -1,0 +1,120 @@
+//! The HTTP API under `/api/v1`, the status page, metrics and health.
+//!
+//! Everything under `/api/v1` but the OpenAPI document needs `Authorization: Bearer TOKEN`. Answers are
+//! the shapes of [`view`]; errors are `{"error":{"code","message"}}`. Handlers ask the service and shape
+//! its answer; they decide nothing.
+
+mod agents;
+mod auth;
+mod error;
+mod events;
+mod groups;
+mod health;
+mod jobs;
+mod openapi;
+mod page;
+mod resolve;
+mod runs;
+mod shape;
+mod tokens;
+pub mod view;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::routing::{delete, get, post, put};
+use tokio::sync::{Semaphore, watch};
+
+pub use auth::ApiToken;
+pub use error::ApiError;
+pub use openapi::document;
+pub(crate) use shape::{bootstrap_place, escape_bytes};
+
+use crate::service::Service;
+
+/// Bytes of a request's body: a job with 1,000 destinations of the longest paths would not fit, one with
+/// usual paths does.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Streams of live events at once: each holds a page of the log.
+const STREAMS_MAX: usize = 64;
+
+/// Entries in one page of a list, and how many if nothing is said.
+const PAGE_MAX: usize = 1_000;
+const PAGE_DEFAULT: usize = 200;
+
+/// The actor behind the one token there is so far.
+const OPERATOR: &str = "admin";
+
+/// What handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    pub(crate) service: Service,
+    pub(crate) token: ApiToken,
+    /// What bootstrap files say about the gateway.
+    pub(crate) gateway: GatewayPlace,
+    pub(crate) streams: Arc<Semaphore>,
+    /// Becomes true when the service stops: ends the streams.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// Where agents find the gateway.
+#[derive(Clone, Debug)]
+pub struct GatewayPlace {
+    /// `HOST:PORT`, written into bootstrap files.
+    pub host: String,
+    /// SHA-256 of the CA certificate, as bootstrap files carry it.
+    pub ca_fingerprint: String,
+}
+
+impl Api {
+    /// The API of a service.
+    pub fn new(
+        service: Service,
+        token: ApiToken,
+        gateway: GatewayPlace,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self { service, token, gateway, streams: Arc::new(Semaphore::new(STREAMS_MAX)), stopping }
+    }
+
+    /// Every route.
+    pub fn router(self) -> Router {
+        let guarded = Router::new()
+            .route("/status", get(health::status))
+            .route("/agents", get(agents::list))
+            .route("/agents/{agent}", get(agents::show).delete(agents::remove))
+            .route("/agents/{agent}/approve", post(agents::approve))
+            .route("/agents/{agent}/tags", put(agents::tag))
+            .route("/tokens", get(tokens::list).post(tokens::create))
+            .route("/tokens/{token}", delete(tokens::revoke))
+            .route("/groups", get(groups::list).post(groups::create))
+            .route("/groups/{group}", get(groups::show))
+            .route("/groups/{group}/add", post(groups::add))
+            .route("/groups/{group}/remove", post(groups::remove))
+            .route("/jobs", get(jobs::list).post(jobs::create))
+            .route("/jobs/{job}", get(jobs::show).delete(jobs::remove))
+            .route("/jobs/{job}/start", post(jobs::start))
+            .route("/runs", get(runs::list))
+            .route("/runs/{run}", get(runs::show))
+            .route("/runs/{run}/history", get(runs::history))
+            .route("/runs/{run}/stop", post(runs::stop))
+            .route("/log", get(events::log))
+            .route("/events", get(events::stream))
+            .route_layer(middleware::from_fn_with_state(self.clone(), auth::check));
+        let api = guarded.route("/openapi.json", get(openapi::show));
+        Router::new()
+            .route("/", get(page::show))
+            .route("/healthz", get(health::live))
+            .route("/readyz", get(health::ready))
+            .route("/metrics", get(health::metrics))
+            .nest("/api/v1", api)
+            .fallback(error::no_such_page)
+            .method_not_allowed_fallback(error::no_such_method)
+            .layer(middleware::from_fn_with_state(self.clone(), auth::count))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .with_state(self)
+    }
+}

@@ -1,0 +1,45 @@
+//! The OpenAPI document: made from the handlers, committed as `control/control/openapi.json`.
+
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+
+use super::{agents, events, groups, health, jobs, runs, tokens};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Flotilla control API", description = "Operate a fleet of agents.", license(name = "MIT OR Apache-2.0")),
+    paths(
+        health::status,
+        agents::list, agents::show, agents::approve, agents::remove, agents::tag,
+        tokens::list, tokens::create, tokens::revoke,
+        groups::list, groups::create, groups::show, groups::add, groups::remove,
+        jobs::list, jobs::create, jobs::show, jobs::start, jobs::remove,
+        runs::list, runs::show, runs::history, runs::stop,
+        events::log, events::stream,
+    ),
+    security(("token" = [])),
+    modifiers(&Token)
+)]
+struct Document;
+
+struct Token;
+
+impl utoipa::Modify for Token {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        openapi.components.get_or_insert_default().add_security_scheme("token", SecurityScheme::Http(scheme));
+    }
+}
+
+/// The document as JSON, indented, with a line break at its end.
+pub fn document() -> String {
+    let mut text = Document::openapi().to_pretty_json().expect("the document is plain data");
+    text.push('\n');
+    text
+}
+
+pub(super) async fn show() -> Response {
+    ([(CONTENT_TYPE, "application/json")], document()).into_response()
+}

@@ -1,0 +1,140 @@
+//! `/api/v1/runs`.
+
+use axum::extract::{Path, State};
+use control_core::run::{self, Command};
+use event_log::{Position, ReadLimit};
+use event_schema::{Record, RunId};
+
+use super::agents::Page;
+use super::error::{Json, Query};
+use super::view::{ErrorView, HistoriesView, RunView, RunsView, StopWish};
+use super::{Api, ApiError, OPERATOR, resolve, shape};
+use crate::service::Origin;
+
+/// Runs, newest first.
+#[utoipa::path(get, path = "/api/v1/runs", tag = "runs", params(Page),
+    responses((status = 200, body = RunsView), (status = 401, body = ErrorView)))]
+pub(super) async fn list(
+    State(api): State<Api>,
+    Query(query): Query<Page>,
+) -> Result<Json<RunsView>, ApiError> {
+    let views = api.service.views();
+    let all = &views.runs.runs;
+    let before = query.after::<RunId>()?;
+    let mut rest = all.iter().rev().filter(|(id, _)| before.is_none_or(|before| **id < before));
+    let runs: Vec<_> =
+        rest.by_ref().take(query.limit()).map(|(id, run)| shape::run_summary(*id, run)).collect();
+    let next = rest.next().and_then(|_| runs.last()).map(|run| run.id.clone());
+    Ok(Json(RunsView { runs, next, as_of: views.position() }))
+}
+
+/// One run, by id, unique beginning of its id, the name of its job (its newest run), or `latest`.
+#[utoipa::path(get, path = "/api/v1/runs/{run}", tag = "runs", params(("run" = String, Path,)),
+    responses((status = 200, body = RunView), (status = 404, body = ErrorView)))]
+pub(super) async fn show(State(api): State<Api>, Path(run): Path<String>) -> Result<Json<RunView>, ApiError> {
+    let id = resolve::run(&api.service.views(), &run)?;
+    shown(&api, id)
+}
+
+fn shown(api: &Api, id: RunId) -> Result<Json<RunView>, ApiError> {
+    let views = api.service.views();
+    let run = views.runs.runs.get(&id).ok_or_else(|| ApiError::not_found(format!("no run {id}")))?;
+    Ok(Json(shape::run(&views, api.service.telemetry(), id, run)))
+}
+
+/// What the log tells of a run, read from the log itself.
+#[utoipa::path(get, path = "/api/v1/runs/{run}/history", tag = "runs",
+    params(("run" = String, Path,), Page),
+    responses((status = 200, body = HistoriesView), (status = 404, body = ErrorView)))]
+pub(super) async fn history(
+    State(api): State<Api>,
+    Path(run): Path<String>,
+    Query(query): Query<Page>,
+) -> Result<Json<HistoriesView>, ApiError> {
+    let after = query.after::<u64>()?.unwrap_or(0);
+    let (run, positions) = {
+        let views = api.service.views();
+        let id = resolve::run(&views, &run)?;
+        let positions = views.runs.runs.get(&id).map(|run| run.history.clone()).unwrap_or_default();
+        (id, positions)
+    };
+    let mut wanted = positions.into_iter().filter(|position| *position > after);
+    let page: Vec<u64> = wanted.by_ref().take(query.limit()).collect();
+    let next = wanted.next().and_then(|_| page.last()).map(ToString::to_string);
+    let mut history = Vec::new();
+    for stretch in stretches(&page) {
+        for (position, record) in read(&api, stretch).await? {
+            let views = api.service.views();
+            let told = record.events.iter().filter(|event| belongs(event, run));
+            history.extend(told.map(|event| shape::history(&views, position, &record, event)));
+        }
+    }
+    let as_of = api.service.views().position();
+    Ok(Json(HistoriesView { history, next, as_of }))
+}
+
+/// Whether an event of one of the run's records is told with it: those about another run are not.
+fn belongs(event: &event_schema::Event, run: RunId) -> bool {
+    crate::service::run_of(event).is_none_or(|of| of == run)
+}
+
+/// Positions that follow each other closely are read at once.
+fn stretches(positions: &[u64]) -> Vec<Vec<u64>> {
+    let mut stretches: Vec<Vec<u64>> = Vec::new();
+    for position in positions {
+        match stretches.last_mut() {
+            Some(stretch) if stretch.last().is_some_and(|last| position - last <= 16) => {
+                stretch.push(*position);
+            }
+            _ => stretches.push(vec![*position]),
+        }
+    }
+    stretches
+}
+
+async fn read(api: &Api, wanted: Vec<u64>) -> Result<Vec<(u64, Record)>, ApiError> {
+    let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return Ok(vec![]) };
+    let mut records = Vec::new();
+    let mut from = *first;
+    while from <= *last {
+        let limit = ReadLimit::entries(usize::try_from(last - from + 1).unwrap_or(usize::MAX));
+        let entries = api.service.log().read(Position(from), limit).await;
+        let entries = entries.map_err(|error| ApiError::unavailable(error.to_string()))?;
+        let Some(end) = entries.last().map(|entry| entry.position.0) else { break };
+        for entry in entries.into_iter().filter(|entry| wanted.contains(&entry.position.0)) {
+            let record = Record::decode(&entry.bytes).map_err(|e| ApiError::unavailable(e.to_string()))?;
+            records.push((entry.position.0, record));
+        }
+        from = end + 1;
+    }
+    Ok(records)
+}
+
+/// Ends a run.
+#[utoipa::path(post, path = "/api/v1/runs/{run}/stop", tag = "runs", params(("run" = String, Path,)),
+    request_body = StopWish,
+    responses((status = 200, body = RunView), (status = 404, body = ErrorView)))]
+pub(super) async fn stop(
+    State(api): State<Api>,
+    Path(run): Path<String>,
+    Json(wish): Json<StopWish>,
+) -> Result<Json<RunView>, ApiError> {
+    let id = resolve::run(&api.service.views(), &run)?;
+    let reason = wish.reason.unwrap_or_else(|| "stopped by an operator".into());
+    api.service
+        .decide(Origin::operator(OPERATOR, format!("run/{id}")), move |state, _| {
+            run::decide(state, Command::Stop { run: id, reason: reason.clone() })
+        })
+        .await?;
+    shown(&api, id)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn close_positions_are_one_read() {
+        let positions = [1, 2, 5, 100, 101];
+        assert_eq!(super::stretches(&positions), [vec![1, 2, 5], vec![100, 101]]);
+        assert!(super::stretches(&[]).is_empty());
+    }
+}

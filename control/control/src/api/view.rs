@@ -1,0 +1,494 @@
+//! The shapes of the API: what it answers and what it is asked, in JSON.
+//!
+//! Times are RFC 3339 in UTC with milliseconds. Ids are 32 hex digits. Paths are bytes: `path` is their
+//! text with U+FFFD where they are no UTF-8, and `path_hex` then has the bytes themselves.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+macro_rules! shapes {
+    ($($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident: $ty:ty),* $(,)? })+) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty),* }
+    )+};
+}
+
+shapes! {
+    /// An error.
+    ErrorView {
+        /// What went wrong.
+        error: ErrorBody,
+    }
+    /// What went wrong.
+    ErrorBody {
+        /// For programs: `unauthorized`, `not_found`, `invalid`, `conflict`, `limit`, `too_large`, `refused`,
+        /// `method_not_allowed`, `unavailable`.
+        code: String,
+        /// For people.
+        message: String,
+    }
+    /// The service in a few numbers.
+    StatusView {
+        /// Version of the program.
+        version: String,
+        /// The fleet, by its root key (hex).
+        fleet: String,
+        /// SHA-256 of the CA certificate, as bootstrap files carry it.
+        ca_fingerprint: String,
+        /// Where agents find the gateway.
+        gateway: String,
+        /// Last position of the log that is folded.
+        position: u64,
+        /// SHA-256 over all projections (hex): equal to a rebuild from zero at the same position.
+        state_hash: String,
+        /// Agents by state.
+        agents: BTreeMap<String, u64>,
+        /// Runs by state.
+        runs: BTreeMap<String, u64>,
+        /// Whether the log takes records.
+        healthy: bool,
+    }
+    /// A page of agents.
+    AgentsView {
+        /// In the order of their ids.
+        agents: Vec<AgentView>,
+        /// Cursor of the next page, if there is one: give it as `after`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        next: Option<String>,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+    }
+    /// An agent.
+    AgentView {
+        /// Its id.
+        id: String,
+        /// Its name, unique among agents that are not removed.
+        name: String,
+        /// `online`, `offline`, `pending` or `removed`.
+        state: String,
+        /// Its tags.
+        tags: BTreeMap<String, String>,
+        /// Version of its program.
+        version: String,
+        /// Where its µTP2 endpoint was last to be tried.
+        addresses: Vec<String>,
+        /// When the service last recorded something it did.
+        last_seen: String,
+        /// When it enrolled.
+        enrolled: String,
+        /// Its Ed25519 key (hex).
+        public_key: String,
+        /// Names of the groups it is in.
+        groups: Vec<String>,
+    }
+    /// A change of tags.
+    TagsWish {
+        /// Tags to set; names become upper-case.
+        #[serde(default)]
+        set: BTreeMap<String, String>,
+        /// Names of tags to take away.
+        #[serde(default)]
+        remove: Vec<String>,
+    }
+    /// All tokens.
+    TokensView {
+        /// In the order in which they were made.
+        tokens: Vec<TokenView>,
+        /// Cursor of the next page, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        next: Option<String>,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+    }
+    /// A bootstrap token; its secret is shown once, when it is made.
+    TokenView {
+        /// Its id, which is no secret.
+        id: String,
+        /// `live`, `spent`, `expired` or `revoked`.
+        state: String,
+        /// Tags for agents that use it.
+        tags: BTreeMap<String, String>,
+        /// How many agents may use it.
+        uses: u32,
+        /// How many have.
+        used: u32,
+        /// Ids of those agents.
+        used_by: Vec<String>,
+        /// When it was made.
+        created: String,
+        /// Until when it counts.
+        expires: String,
+    }
+    /// A token to be made.
+    TokenWish {
+        /// Tags for agents that use it; `AGENT_NAME` names them.
+        #[serde(default)]
+        tags: BTreeMap<String, String>,
+        /// How many agents may use it. Default 1.
+        #[serde(default)]
+        uses: Option<u32>,
+        /// Seconds until it expires. Default 86,400.
+        #[serde(default)]
+        expires_s: Option<u64>,
+        /// Folder below which relative paths of jobs lie at the agent.
+        #[serde(default)]
+        storage_path: Option<String>,
+    }
+    /// A token that was made.
+    TokenCreated {
+        /// Its id.
+        id: String,
+        /// Until when it counts.
+        expires: String,
+        /// The bootstrap file for the agent; it contains the secret.
+        #[schema(value_type = Object)]
+        bootstrap: Value,
+    }
+    /// A page of groups.
+    GroupsView {
+        /// In the order in which they were made.
+        groups: Vec<GroupView>,
+        /// Cursor of the next page, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        next: Option<String>,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+    }
+    /// A group.
+    GroupView {
+        /// Its id.
+        id: String,
+        /// Its name, unique among groups.
+        name: String,
+        /// Who is in it.
+        members: Vec<MemberView>,
+    }
+    /// A member of a group.
+    MemberView {
+        /// The agent's id.
+        id: String,
+        /// Its name.
+        name: String,
+        /// `online`, `offline` or `pending`.
+        state: String,
+    }
+    /// A group to be made.
+    GroupWish {
+        /// Its name.
+        name: String,
+    }
+    /// Agents to be put into a group or taken out of it.
+    MembersWish {
+        /// Names, ids or unique beginnings of ids.
+        agents: Vec<String>,
+    }
+    /// A page of jobs.
+    JobsView {
+        /// In the order in which they were made.
+        jobs: Vec<JobView>,
+        /// Cursor of the next page, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        next: Option<String>,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+    }
+    /// A job.
+    JobView {
+        /// Its id.
+        id: String,
+        /// Its name, unique among jobs.
+        name: String,
+        /// `distribution`.
+        kind: String,
+        /// From where.
+        source: PlaceView,
+        /// To where.
+        destinations: Vec<PlaceView>,
+        /// When it was made.
+        created: String,
+        /// Ids of its runs, newest last, at most 100.
+        runs: Vec<String>,
+    }
+    /// A folder at an agent or at all agents of a group.
+    PlaceView {
+        /// `agent` or `group`.
+        kind: String,
+        /// Id of the agent or group.
+        id: String,
+        /// Its name.
+        name: String,
+        /// The folder.
+        path: String,
+        /// Its bytes in hex, if they are no UTF-8.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        path_hex: Option<String>,
+    }
+    /// A folder, as one asks for it.
+    PlaceWish {
+        /// An agent (name, id, unique beginning of an id) or a group (name, id); `agent:` or `group:`
+        /// before it tells them apart where both exist.
+        party: String,
+        /// The folder.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        path: Option<String>,
+        /// Instead of `path`, its bytes in hex.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        path_hex: Option<String>,
+    }
+    /// A job to be made.
+    JobWish {
+        /// `distribution`.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// From where: one agent.
+        source: PlaceWish,
+        /// To where.
+        destinations: Vec<PlaceWish>,
+        /// Whether a run is started at once. Default true.
+        #[serde(default)]
+        start: Option<bool>,
+    }
+    /// A job that was made or started.
+    JobStarted {
+        /// The job.
+        job: String,
+        /// The run, if one was started.
+        run: Option<String>,
+    }
+    /// A page of runs.
+    RunsView {
+        /// Newest first.
+        runs: Vec<RunSummary>,
+        /// Cursor of the next page, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        next: Option<String>,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+    }
+    /// A run in a list.
+    RunSummary {
+        /// Its id.
+        id: String,
+        /// Of which job.
+        job: String,
+        /// The job's name.
+        job_name: String,
+        /// `preparing`, `transferring`, `finished`, `failed` or `stopped`.
+        state: String,
+        /// `succeeded`, `succeeded_with_errors`, `failed` or `stopped`, once it ended.
+        outcome: Option<String>,
+        /// When it started.
+        started: String,
+        /// When it ended.
+        finished: Option<String>,
+        /// Files, folders and symlinks, once the source knows.
+        entries: Option<u64>,
+        /// Bytes of all files.
+        bytes: Option<u64>,
+        /// How many agents shall receive it.
+        destinations: u64,
+        /// How many of them have ended.
+        destinations_ended: u64,
+        /// How many problems were reported.
+        problems: u64,
+    }
+    /// A run.
+    RunView {
+        /// Its id.
+        id: String,
+        /// Of which job.
+        job: String,
+        /// The job's name.
+        job_name: String,
+        /// `preparing` (no manifest yet), `transferring`, `finished`, `failed` or `stopped`.
+        state: String,
+        /// `succeeded`, `succeeded_with_errors`, `failed` or `stopped`, once it ended.
+        outcome: Option<String>,
+        /// Why an operator stopped it.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        stop_reason: Option<String>,
+        /// Files, folders and symlinks, once the source knows.
+        entries: Option<u64>,
+        /// Bytes of all files.
+        bytes: Option<u64>,
+        /// Content blocks.
+        blocks: Option<u64>,
+        /// When it started.
+        started: String,
+        /// When it ended.
+        finished: Option<String>,
+        /// Who takes part: the source, then the destinations.
+        agents: Vec<RunAgentView>,
+        /// Problems in the order they came, at most 100 per agent and 1,000 in all.
+        problems: Vec<ProblemView>,
+        /// How many problems were reported.
+        problems_total: u64,
+        /// Seconds until every destination is expected to have everything; none while that cannot be said.
+        eta_seconds: Option<u64>,
+        /// Bytes per second that all destinations together verify.
+        rate_bytes_s: u64,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+        /// What the log tells of the run, if asked for.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        history: Option<Vec<HistoryView>>,
+    }
+    /// An agent's part in a run.
+    RunAgentView {
+        /// Its id.
+        id: String,
+        /// Its name.
+        name: String,
+        /// Whether its control link is up.
+        online: bool,
+        /// `source` or `destination`.
+        role: String,
+        /// Its folder.
+        path: String,
+        /// The folder's bytes in hex, if they are no UTF-8.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        path_hex: Option<String>,
+        /// `waiting`, `accepted`, `indexing`, `serving`, `finding_peers`, `fetching_manifest`, `transferring`,
+        /// `finalizing`, `stalled`, `done`, `done_with_errors`, `failed` or `stopped`.
+        state: String,
+        /// Since when.
+        since: String,
+        /// Content blocks in all.
+        blocks_total: u64,
+        /// Content blocks in place.
+        blocks_done: u64,
+        /// Content bytes in all.
+        bytes_total: u64,
+        /// Content bytes in place.
+        bytes_done: u64,
+        /// Content bytes sent to others.
+        bytes_sent: u64,
+        /// Bytes verified per second, smoothed.
+        rate_bytes_s: u64,
+        /// Connected peers.
+        peers: u32,
+        /// Entries read so far, while a source indexes.
+        entries_indexed: u64,
+        /// What it moved; given at its end.
+        stats: Option<StatsView>,
+        /// Its problems, at most 100.
+        problems: Vec<ProblemView>,
+        /// How many problems it reported.
+        problems_total: u64,
+        /// The last problem of an agent that failed or is stalled.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        error: Option<String>,
+    }
+    /// What one agent moved in one run, over all its restarts.
+    StatsView {
+        /// Files, folders and symlinks of the manifest.
+        entries: u64,
+        /// Bytes of all files of the manifest.
+        bytes_total: u64,
+        /// Content blocks of the manifest.
+        blocks_total: u64,
+        /// Content blocks that arrived and verified.
+        blocks_fetched: u64,
+        /// Content blocks that were on disk already.
+        blocks_reused: u64,
+        /// Content blocks that arrived though they were verified before.
+        blocks_duplicate: u64,
+        /// Blocks that did not match their hash.
+        blocks_corrupt: u64,
+        /// Content bytes received from the source.
+        bytes_from_source: u64,
+        /// Content bytes received from other destinations.
+        bytes_from_peers: u64,
+        /// Content bytes sent to others.
+        bytes_sent: u64,
+    }
+    /// One thing that went wrong.
+    ProblemView {
+        /// The agent's name.
+        agent: String,
+        /// Its id.
+        agent_id: String,
+        /// When it was recorded.
+        time: String,
+        /// `disk_full`, `permission_denied`, `not_found`, `source_changed`, `unsafe_link`, `unsafe_name`,
+        /// `unsupported_kind`, `corrupt_block`, `bad_manifest`, `limit_exceeded`, `io` or `internal`.
+        class: String,
+        /// The entry inside the run's folder; empty if none is concerned.
+        path: String,
+        /// Its bytes in hex, if they are no UTF-8.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        path_hex: Option<String>,
+        /// What happened and what to do.
+        detail: String,
+    }
+    /// Why a run is stopped.
+    StopWish {
+        /// For people.
+        #[serde(default)]
+        reason: Option<String>,
+    }
+    /// The events of a run.
+    HistoriesView {
+        /// In the order of the log.
+        history: Vec<HistoryView>,
+        /// Cursor of the next page, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        next: Option<String>,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+    }
+    /// One event of a run.
+    HistoryView {
+        /// Position of its record in the log.
+        position: u64,
+        /// When the service recorded it.
+        time: String,
+        /// Its wire name, such as `run.started`.
+        kind: String,
+        /// Who brought it about: `service`, `operator NAME` or `agent NAME`.
+        actor: String,
+        /// In words.
+        summary: String,
+    }
+    /// A page of the log.
+    LogView {
+        /// In order.
+        records: Vec<RecordView>,
+        /// Position from which to go on.
+        next: u64,
+    }
+    /// A record of the log.
+    RecordView {
+        /// Its position.
+        position: u64,
+        /// Its id.
+        id: String,
+        /// When.
+        time: String,
+        /// The stream it is told in.
+        stream: String,
+        /// Who brought it about.
+        actor: String,
+        /// The record that caused it.
+        causation: Option<String>,
+        /// The record that began the process it belongs to.
+        correlation: String,
+        /// What happened.
+        events: Vec<EventView>,
+    }
+    /// An event.
+    EventView {
+        /// Its wire name.
+        kind: String,
+        /// In words.
+        summary: String,
+        /// Its fields; ids and bytes in hex.
+        #[schema(value_type = Object)]
+        data: Value,
+    }
+}

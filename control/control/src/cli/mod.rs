@@ -1,0 +1,195 @@
+//! The command line: `flotilla serve` and the operator's commands, which are requests to its API.
+//!
+//! Every command has `--json` (one object or JSON lines on stdout, everything else on stderr), `--help`
+//! with an example, and ends with 0 done, 1 failed, 2 wrong usage.
+
+mod client;
+mod fleet;
+mod output;
+mod place;
+mod server;
+mod watch;
+mod work;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use client::Client;
+use server::Serve;
+
+/// What every command can be told.
+#[derive(Clone, Debug, Args)]
+struct Global {
+    /// The control service's data folder; the operator's commands find the service through its api.json
+    #[arg(long, global = true, env = "FLOTILLA_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Address of a control service elsewhere, such as http://10.0.0.1:7700 (needs --token)
+    #[arg(long, global = true, env = "FLOTILLA_SERVER", value_name = "URL", requires = "token")]
+    server: Option<String>,
+    /// Token of that service
+    #[arg(long, global = true, env = "FLOTILLA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// One JSON object (or JSON lines) on stdout
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// Control service of a fleet of agents, and the command line to operate it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "flotilla",
+    version,
+    after_help = "Example: flotilla serve --data ./flotilla-data\n         flotilla token create --out agent.json\n\n\
+                  Agents, groups, jobs and runs are named by their name, their id or the beginning of their id.\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong usage. FLOTILLA_LOG=debug shows more on stderr."
+)]
+struct Line {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the control service
+    Serve(Serve),
+    /// Bootstrap tokens: what lets agents in
+    #[command(subcommand)]
+    Token(fleet::Token),
+    /// The fleet's agents
+    #[command(subcommand)]
+    Agents(fleet::Agents),
+    /// Named sets of agents
+    #[command(subcommand)]
+    Groups(fleet::Groups),
+    /// What shall happen
+    #[command(subcommand)]
+    Jobs(work::Jobs),
+    /// What happens and has happened
+    #[command(subcommand)]
+    Runs(work::Runs),
+    /// The event log
+    #[command(subcommand)]
+    Log(work::Log),
+    /// The service in a few numbers
+    #[command(after_help = "Example: flotilla status --json")]
+    Status,
+    /// Print the API's OpenAPI document
+    #[command(hide = true)]
+    Openapi,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// In words, with what to do. Exit code 1.
+    Failed(String),
+    /// The command itself was wrong. Exit code 2.
+    Usage(String),
+    /// Everything was said already. Exit code 1.
+    Quiet,
+}
+
+impl Failure {
+    fn of(error: impl std::fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+type Done = Result<(), Failure>;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let line = match Line::try_parse_from(arguments) {
+        Ok(line) => line,
+        Err(error) => {
+            // Nothing can be done where this cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let level = if matches!(line.command, Command::Serve(_)) { "info" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FLOTILLA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match dispatch(line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Quiet) => ExitCode::from(1),
+        Err(Failure::Failed(message)) => {
+            output::complain(&message);
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(message)) => {
+            output::complain(&message);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(line: Line) -> Done {
+    let Line { global, command } = line;
+    let json = global.json;
+    match command {
+        Command::Serve(serve) => server::run(serve, global),
+        Command::Openapi => output::say(crate::api::document().trim_end()),
+        Command::Token(command) => fleet::token(&Client::new(global)?, json, command),
+        Command::Agents(command) => fleet::agents(&Client::new(global)?, json, command),
+        Command::Groups(command) => fleet::groups(&Client::new(global)?, json, command),
+        Command::Jobs(command) => work::jobs(&Client::new(global)?, json, command),
+        Command::Runs(command) => work::runs(&Client::new(global)?, json, command),
+        Command::Log(command) => work::log(&Client::new(global)?, json, &command),
+        Command::Status => work::status(&Client::new(global)?, json),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_line_is_sound_and_every_command_shows_an_example() {
+        Line::command().debug_assert();
+        fn check(command: &clap::Command) {
+            if command.is_hide_set() || command.get_name() == "help" {
+                return;
+            }
+            if command.get_subcommands().next().is_none() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "{} has no example", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Line::command());
+    }
+
+    #[test]
+    fn the_contract_parses() {
+        for line in [
+            "flotilla serve --data d --http 127.0.0.1:0 --gateway 127.0.0.1:0 --public-gateway a:1 \
+             --public-gateway b:2 --nats nats://x --tracker t:1 --tracker u:2 --config f --json",
+            "flotilla token create --tag A=b --uses 3 --expires 24h --storage-path /x --out f --data d",
+            "flotilla token list --json",
+            "flotilla agents list --data d --json",
+            "flotilla groups add g a b c",
+            "flotilla jobs create distribution --name n --source a:/x --destination b:/y --destination g:/z \
+             --no-start --json --data d",
+            "flotilla runs show latest --history",
+            "flotilla runs watch",
+            "flotilla runs stop x --reason y --server http://h:1 --token t",
+            "flotilla log show --from 1 --stream run/",
+        ] {
+            assert!(Line::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
+        }
+        assert!(Line::try_parse_from(["flotilla", "jobs", "create", "distribution", "--name", "n"]).is_err());
+        assert!(Line::try_parse_from(["flotilla", "status", "--server", "http://h:1"]).is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! `flotilla serve` from the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Done, Failure, Global, output};
+use crate::config::Settings;
+use crate::serve;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: flotilla serve --data ./flotilla-data --public-gateway fleet.example.com:7701\n\n\
+    Agents connect to the gateway (TLS 1.3, both sides with certificates). The API speaks plain HTTP and listens\n\
+    on this machine only; for access from elsewhere put a TLS proxy in front of it.\n\
+    Stop it with Ctrl-C or SIGTERM. Everything it has to keep is in the data folder."
+)]
+pub(super) struct Serve {
+    /// Where API and status page listen [default: 127.0.0.1:7700]
+    #[arg(long, value_name = "ADDR")]
+    http: Option<SocketAddr>,
+    /// Let --http be another address than loopback, in plain text: only behind a TLS proxy
+    #[arg(long)]
+    http_plaintext: bool,
+    /// Where agents connect [default: 0.0.0.0:7701]
+    #[arg(long, value_name = "ADDR")]
+    gateway: Option<SocketAddr>,
+    /// HOST:PORT under which agents reach the gateway; the first goes into bootstrap files
+    /// [default: the gateway's address, or this machine's]
+    #[arg(long, value_name = "HOST:PORT")]
+    public_gateway: Vec<String>,
+    /// Keep the event log in NATS JetStream instead of the data folder
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    /// A tracker that agents may use to find each other (repeatable)
+    #[arg(long, value_name = "HOST:PORT")]
+    tracker: Vec<String>,
+    /// How long a command may be obeyed after it was issued [default: 30d]
+    #[arg(long, value_name = "TIME")]
+    command_ttl: Option<String>,
+    /// A TOML file with any of these settings; what the command line says wins
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(super) fn run(line: Serve, global: Global) -> Done {
+    let given = |list: Vec<String>| (!list.is_empty()).then_some(list);
+    let mut settings = Settings {
+        data: global.data,
+        http: line.http,
+        http_plaintext: line.http_plaintext.then_some(true),
+        gateway: line.gateway,
+        public_gateway: given(line.public_gateway),
+        nats: line.nats,
+        tracker: given(line.tracker),
+        command_ttl: line.command_ttl,
+    };
+    if let Some(file) = &line.config {
+        settings = settings.or(Settings::read(file).map_err(Failure::of)?);
+    }
+    let config = settings.complete().map_err(|error| Failure::Usage(error.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
+    runtime.block_on(async {
+        let mut stop = Signals::new().map_err(Failure::of)?;
+        let running = tokio::select! {
+            running = serve::start(&config) => running.map_err(Failure::of)?,
+            () = stop.wait() => return Ok(()),
+        };
+        let data = std::fs::canonicalize(&config.data).unwrap_or_else(|_| config.data.clone());
+        let http = format!("http://{}", running.http);
+        if global.json {
+            output::say_json(&json!({
+                "ready": true,
+                "http": http,
+                "gateway": running.gateway.to_string(),
+                "data": data.to_string_lossy(),
+                "ca_fingerprint": running.ca_fingerprint,
+            }))?;
+        } else {
+            output::say(&format!(
+                "The control service is ready.\n  status page  {http}/#token={}\n  gateway      {} (agents connect \
+                 here)\n  data         {}\n  authority    {}\nNext: flotilla token create --data {} --out agent.json",
+                running.token,
+                running.gateway,
+                data.display(),
+                running.ca_fingerprint,
+                config.data.display(),
+            ))?;
+        }
+        stop.wait().await;
+        tracing::info!("stopping");
+        running.stop().await;
+        Ok(())
+    })
+}
+
+/// SIGINT and SIGTERM (Ctrl-C elsewhere).
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn wait(&mut self) {
+        // An error: no handler can be had; then only the process's end stops it.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

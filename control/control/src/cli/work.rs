@@ -1,0 +1,336 @@
+//! `flotilla jobs`, `runs`, `log`, `status`.
+
+use std::ffi::OsString;
+
+use clap::{Args, Subcommand, value_parser};
+use serde_json::json;
+
+use super::client::{Client, segment};
+use super::{Done, Failure, output, place, watch};
+use crate::api::bootstrap_place;
+use crate::api::view::{
+    HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView, LogView, ProblemView, RunSummary,
+    RunView, RunsView, StatusView, StopWish,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Jobs {
+    /// Make a job and start it
+    #[command(subcommand)]
+    Create(Create),
+    /// Show all jobs
+    #[command(after_help = "Example: flotilla jobs list")]
+    List,
+    /// Show one job
+    #[command(after_help = "Example: flotilla jobs show release-7")]
+    Show {
+        /// Name, id or beginning of the id
+        job: String,
+    },
+    /// Start another run of a job
+    #[command(after_help = "Example: flotilla jobs start release-7")]
+    Start {
+        /// Name, id or beginning of the id
+        job: String,
+    },
+    /// Delete a job; its runs stay
+    #[command(after_help = "Example: flotilla jobs delete release-7")]
+    Delete {
+        /// Name, id or beginning of the id
+        job: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Create {
+    /// One source's folder to many destinations
+    #[command(
+        after_help = "Example: flotilla jobs create distribution --name release-7 --source base:/srv/release-7 \
+        --destination nas-1:releases/7 --destination group:harbour:releases/7\n\n\
+        A PATH is absolute, or below the agent's storage path. Where an agent and a group have the same name,\n\
+        agent:NAME:PATH and group:NAME:PATH tell them apart."
+    )]
+    Distribution(Distribution),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Distribution {
+    /// Its name
+    #[arg(long)]
+    name: String,
+    /// From where
+    #[arg(long, value_name = "AGENT:PATH", value_parser = value_parser!(OsString))]
+    source: OsString,
+    /// To where (repeatable)
+    #[arg(long, value_name = "AGENT|GROUP:PATH", required = true, value_parser = value_parser!(OsString))]
+    destination: Vec<OsString>,
+    /// Only make the job
+    #[arg(long)]
+    no_start: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Runs {
+    /// Show runs, newest first
+    #[command(after_help = "Example: flotilla runs list")]
+    List,
+    /// Show one run
+    #[command(after_help = "Example: flotilla runs show latest --history")]
+    Show {
+        /// Id, beginning of the id, name of the job, or "latest"
+        run: String,
+        /// Also everything that the log tells of it
+        #[arg(long)]
+        history: bool,
+    },
+    /// Follow a run to its end; 0 if it succeeded, 1 otherwise
+    #[command(after_help = "Example: flotilla runs watch latest")]
+    Watch {
+        /// Id, beginning of the id, name of the job, or "latest"
+        #[arg(default_value = "latest")]
+        run: String,
+    },
+    /// End a run
+    #[command(after_help = "Example: flotilla runs stop latest --reason \"wrong folder\"")]
+    Stop {
+        /// Id, beginning of the id, name of the job, or "latest"
+        run: String,
+        /// Why, for the log
+        #[arg(long)]
+        reason: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Log {
+    /// Print records of the log, one event a line
+    #[command(after_help = "Example: flotilla log show --from 100 --stream run/")]
+    Show {
+        /// First position
+        #[arg(long, default_value_t = 1)]
+        from: u64,
+        /// Only streams that begin so
+        #[arg(long)]
+        stream: Option<String>,
+        /// Records at most
+        #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+        limit: u64,
+    },
+}
+
+pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
+    let path = |job: &str| format!("jobs/{}", segment(job));
+    match command {
+        Jobs::Create(Create::Distribution(line)) => {
+            let place = |text| place::parse(text).map_err(Failure::Usage);
+            let destinations: Result<_, _> = line.destination.into_iter().map(place).collect();
+            let wish = JobWish {
+                kind: "distribution".into(),
+                name: line.name,
+                source: place(line.source)?,
+                destinations: destinations?,
+                start: Some(!line.no_start),
+            };
+            started(json, &client.post("jobs", &wish)?)
+        }
+        Jobs::Start { job } => started(json, &client.post(&format!("{}/start", path(&job)), &json!({}))?),
+        Jobs::List => {
+            let jobs = client.list("jobs", |page: JobsView| (page.jobs, page.next))?;
+            if json {
+                return output::say_json(&json!({"jobs": jobs}));
+            }
+            let row = |j: JobView| {
+                let to = j.destinations.iter().map(bootstrap_place).collect::<Vec<_>>().join(" ");
+                vec![j.name, j.kind, bootstrap_place(&j.source), to, j.runs.len().to_string(), j.id]
+            };
+            output::table(
+                &["NAME", "KIND", "SOURCE", "DESTINATIONS", "RUNS", "ID"],
+                jobs.into_iter().map(row),
+            )
+        }
+        Jobs::Show { job } => {
+            let job: JobView = client.get(&path(&job))?;
+            if json {
+                return output::say_json(&job);
+            }
+            let mut text = format!(
+                "{} ({})\n  id       {}\n  created  {}\n  from     {}",
+                job.name,
+                job.kind,
+                job.id,
+                job.created,
+                bootstrap_place(&job.source)
+            );
+            for destination in &job.destinations {
+                text.push_str(&format!("\n  to       {}", bootstrap_place(destination)));
+            }
+            for run in &job.runs {
+                text.push_str(&format!("\n  run      {run}"));
+            }
+            output::say(&text)
+        }
+        Jobs::Delete { job } => {
+            let job: JobView = client.delete(&path(&job))?;
+            if json { output::say_json(&job) } else { output::say(&format!("deleted {}", job.name)) }
+        }
+    }
+}
+
+fn started(json: bool, started: &JobStarted) -> Done {
+    if json {
+        return output::say_json(started);
+    }
+    match &started.run {
+        Some(run) => output::say(&format!("job {}\nrun {run}\nNext: flotilla runs watch {run}", started.job)),
+        None => output::say(&format!("job {}\nNext: flotilla jobs start {}", started.job, started.job)),
+    }
+}
+
+pub(super) fn runs(client: &Client, json: bool, command: Runs) -> Done {
+    let path = |run: &str| format!("runs/{}", segment(run));
+    match command {
+        Runs::List => {
+            let runs = client.list("runs", |page: RunsView| (page.runs, page.next))?;
+            if json {
+                return output::say_json(&json!({"runs": runs}));
+            }
+            let row = |r: RunSummary| {
+                let size = r.bytes.map_or_else(|| "–".into(), output::bytes);
+                let ended = format!("{} of {}", r.destinations_ended, r.destinations);
+                let state = r.outcome.unwrap_or(r.state).replace('_', " ");
+                vec![r.id, r.job_name, state, ended, size, r.problems.to_string(), r.started]
+            };
+            let heads = ["ID", "JOB", "STATE", "DESTINATIONS", "SIZE", "PROBLEMS", "STARTED"];
+            output::table(&heads, runs.into_iter().map(row))
+        }
+        Runs::Show { run, history } => {
+            let mut run: RunView = client.get(&path(&run))?;
+            if history {
+                let entries = |page: HistoriesView| (page.history, page.next);
+                run.history = Some(client.list(&format!("{}/history", path(&run.id)), entries)?);
+            }
+            if json {
+                return output::say_json(&run);
+            }
+            show(&run)?;
+            run.history.as_deref().map_or(Ok(()), say_history)
+        }
+        Runs::Watch { run } => watch::watch(client, json, &run),
+        Runs::Stop { run, reason } => {
+            let run: RunView = client.post(&format!("{}/stop", path(&run)), &StopWish { reason })?;
+            if json { output::say_json(&run) } else { output::say(&format!("{} is {}", run.id, run.state)) }
+        }
+    }
+}
+
+fn show(run: &RunView) -> Done {
+    let mut text = format!("{} of {}: {}", run.id, run.job_name, run.state);
+    if let Some(outcome) = &run.outcome {
+        text.push_str(&format!(" ({})", outcome.replace('_', " ")));
+    }
+    if let Some(reason) = &run.stop_reason {
+        text.push_str(&format!(": {reason}"));
+    }
+    text.push_str(&format!("\n  started   {}", run.started));
+    if let Some(finished) = &run.finished {
+        text.push_str(&format!("\n  finished  {finished}"));
+    }
+    if let (Some(entries), Some(bytes), Some(blocks)) = (run.entries, run.bytes, run.blocks) {
+        text.push_str(&format!("\n  content   {entries} entries, {}, {blocks} blocks", output::bytes(bytes)));
+    }
+    if let Some(eta) = run.eta_seconds {
+        let rate = output::bytes(run.rate_bytes_s);
+        text.push_str(&format!("\n  ready in  {} at {rate}/s", output::seconds(eta)));
+    }
+    output::say(&text)?;
+    let row = |a: &crate::api::view::RunAgentView| {
+        let stats = a.stats.as_ref();
+        let number = |of: fn(&crate::api::view::StatsView) -> u64| {
+            stats.map_or_else(String::new, |stats| output::bytes(of(stats)))
+        };
+        vec![
+            a.name.clone(),
+            a.role.clone(),
+            a.state.replace('_', " "),
+            format!("{} of {}", a.blocks_done, a.blocks_total),
+            number(|stats| stats.bytes_from_source),
+            number(|stats| stats.bytes_from_peers),
+            output::bytes(a.bytes_sent),
+            a.problems_total.to_string(),
+        ]
+    };
+    let heads = ["AGENT", "ROLE", "STATE", "BLOCKS", "FROM SOURCE", "FROM PEERS", "SENT", "PROBLEMS"];
+    output::table(&heads, run.agents.iter().map(row))?;
+    for problem in &run.problems {
+        output::say(&problem_line(problem))?;
+    }
+    let hidden = run.problems_total.saturating_sub(run.problems.len() as u64);
+    if hidden > 0 { output::say(&format!("… and {hidden} more problems on the log")) } else { Ok(()) }
+}
+
+/// A problem on one line, whatever its path contains.
+pub(super) fn problem_line(problem: &ProblemView) -> String {
+    let bytes = problem.path_hex.as_ref().and_then(|hex| data_encoding::HEXLOWER.decode(hex.as_bytes()).ok());
+    let path = crate::api::escape_bytes(bytes.as_deref().unwrap_or(problem.path.as_bytes()));
+    let path = if path.is_empty() { path } else { format!(" {path}") };
+    format!("problem: {}: {}{path}: {}", problem.agent, problem.class.replace('_', " "), problem.detail)
+}
+
+fn say_history(history: &[HistoryView]) -> Done {
+    output::say("history, from the log:")?;
+    for event in history {
+        output::say(&format!(
+            "{:>8}  {}  {:<22}  {:<18}  {}",
+            event.position, event.time, event.kind, event.actor, event.summary
+        ))?;
+    }
+    Ok(())
+}
+
+pub(super) fn log(client: &Client, json: bool, command: &Log) -> Done {
+    let Log::Show { from, stream, limit } = command;
+    let stream = stream.as_ref().map(|s| format!("&stream={}", segment(s))).unwrap_or_default();
+    let (mut from, mut left) = (*from, *limit);
+    loop {
+        let page: LogView = client.get(&format!("log?from={from}&limit={}{stream}", left.min(1000)))?;
+        for record in &page.records {
+            left -= 1;
+            if json {
+                output::say_json(record)?;
+                continue;
+            }
+            for event in &record.events {
+                let (position, time, kind) = (record.position, &record.time, &event.kind);
+                output::say(&format!(
+                    "{position:>8}  {time}  {kind:<22}  {:<18}  {}",
+                    record.actor, event.summary
+                ))?;
+            }
+        }
+        if left == 0 || page.next <= from {
+            return Ok(());
+        }
+        from = page.next;
+    }
+}
+
+pub(super) fn status(client: &Client, json: bool) -> Done {
+    let status: StatusView = client.get("status")?;
+    if json {
+        return output::say_json(&status);
+    }
+    let count = |map: &std::collections::BTreeMap<String, u64>| {
+        map.iter().map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ")
+    };
+    output::say(&format!(
+        "version   {}\nfleet     {}\ngateway   {}\nposition  {}\nstate     {}\nagents    {}\nruns      {}\nlog       {}",
+        status.version,
+        status.fleet,
+        status.gateway,
+        status.position,
+        status.state_hash,
+        count(&status.agents),
+        count(&status.runs),
+        if status.healthy { "takes records" } else { "DOES NOT TAKE RECORDS" },
+    ))
+}

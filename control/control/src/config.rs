@@ -1,0 +1,202 @@
+//! The settings of `flotilla serve`: command line first, then the file given with `--config`, then
+//! defaults.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Bytes of a configuration file.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Trackers and public addresses that can be named.
+const PLACES_MAX: usize = 16;
+
+/// A setting that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong and where.
+        message: String,
+    },
+    /// A setting is out of its range.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// Settings as they may be left out, from the command line or the file. The file has the same names with
+/// `_` for `-`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where log, keys and token are.
+    pub data: Option<PathBuf>,
+    /// Where the API listens.
+    pub http: Option<SocketAddr>,
+    /// Whether it may listen beyond loopback without TLS.
+    pub http_plaintext: Option<bool>,
+    /// Where agents connect.
+    pub gateway: Option<SocketAddr>,
+    /// `HOST:PORT` under which agents reach the gateway; the first goes into bootstrap files.
+    pub public_gateway: Option<Vec<String>>,
+    /// A NATS server with JetStream instead of the embedded log.
+    pub nats: Option<String>,
+    /// Trackers named to agents.
+    pub tracker: Option<Vec<String>>,
+    /// How long a command may be obeyed, such as `30d`.
+    pub command_ttl: Option<String>,
+}
+
+/// Settings that are complete and make sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where log, keys and token are. Default `./flotilla-data`.
+    pub data: PathBuf,
+    /// Where the API listens. Default `127.0.0.1:7700`.
+    pub http: SocketAddr,
+    /// Where agents connect. Default `0.0.0.0:7701`.
+    pub gateway: SocketAddr,
+    /// `HOST:PORT` under which agents reach the gateway.
+    pub public_gateway: Vec<String>,
+    /// A NATS server with JetStream instead of the embedded log.
+    pub nats: Option<String>,
+    /// Trackers named to agents.
+    pub trackers: Vec<String>,
+    /// How long a command may be obeyed. Default 30 days.
+    pub command_ttl: Duration,
+}
+
+impl Settings {
+    /// Reads a file of settings (TOML).
+    ///
+    /// # Errors
+    /// If it cannot be read, is too large, or has a setting that does not exist.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let io = |source| ConfigError::Io { path: path.into(), source };
+        let file = |message| ConfigError::File { path: path.into(), message };
+        if std::fs::metadata(path).map_err(io)?.len() > FILE_BYTES_MAX {
+            return Err(file("the file is larger than 1 MiB".into()));
+        }
+        let text = std::fs::read_to_string(path).map_err(io)?;
+        toml::from_str(&text).map_err(|error| file(error.to_string()))
+    }
+
+    /// These settings, and those of `other` where these say nothing.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            data: self.data.or(other.data),
+            http: self.http.or(other.http),
+            http_plaintext: self.http_plaintext.or(other.http_plaintext),
+            gateway: self.gateway.or(other.gateway),
+            public_gateway: self.public_gateway.or(other.public_gateway),
+            nats: self.nats.or(other.nats),
+            tracker: self.tracker.or(other.tracker),
+            command_ttl: self.command_ttl.or(other.command_ttl),
+        }
+    }
+
+    /// Completes and checks the settings.
+    ///
+    /// # Errors
+    /// If the API would be offered beyond loopback in plain text without leave, or a place is no
+    /// `HOST:PORT`.
+    pub fn complete(self) -> Result<Config, ConfigError> {
+        let setting = |message: String| Err(ConfigError::Setting(message));
+        let http = self.http.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7700)));
+        if !http.ip().is_loopback() && self.http_plaintext != Some(true) {
+            return setting(format!(
+                "--http {http} would offer the API beyond this machine without encryption. Put a TLS proxy in \
+                 front of a loopback address, or give --http-plaintext if there is one"
+            ));
+        }
+        let public_gateway = self.public_gateway.unwrap_or_default();
+        let trackers = self.tracker.unwrap_or_default();
+        if public_gateway.len() > PLACES_MAX || trackers.len() > PLACES_MAX {
+            return setting(format!("at most {PLACES_MAX} trackers and public gateway addresses"));
+        }
+        for place in public_gateway.iter().chain(&trackers) {
+            if host_and_port(place).is_none() {
+                return setting(format!("{place:?} is not HOST:PORT"));
+            }
+        }
+        let command_ttl = match &self.command_ttl {
+            None => crate::service::COMMAND_TTL,
+            Some(text) => match humantime::parse_duration(text) {
+                Ok(ttl) if ttl >= Duration::from_secs(60) => ttl,
+                _ => return setting(format!("--command-ttl {text:?} is not a time of at least a minute")),
+            },
+        };
+        Ok(Config {
+            data: self.data.unwrap_or_else(|| PathBuf::from("flotilla-data")),
+            http,
+            gateway: self.gateway.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7701))),
+            public_gateway,
+            nats: self.nats,
+            trackers,
+            command_ttl,
+        })
+    }
+}
+
+/// Splits `HOST:PORT`; an IPv6 address stands in brackets.
+pub(crate) fn host_and_port(text: &str) -> Option<(String, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(inner) => inner.parse::<IpAddr>().ok().filter(IpAddr::is_ipv6)?.to_string(),
+        None => host.to_owned(),
+    };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let good = host.parse::<IpAddr>().is_ok()
+        || (!host.is_empty() && host.len() <= 253 && host.chars().all(is_name));
+    (good && !(host.contains(':') && !text.starts_with('['))).then_some((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_and_precedence() {
+        let config = Settings::default().complete().expect("defaults");
+        assert_eq!(config.http.to_string(), "127.0.0.1:7700");
+        assert_eq!(config.gateway.to_string(), "0.0.0.0:7701");
+        assert_eq!(config.command_ttl, Duration::from_secs(30 * 86_400));
+        let file: Settings = toml::from_str("http = \"127.0.0.1:1\"\nnats = \"nats://x\"").expect("TOML");
+        let line = Settings { http: Some("127.0.0.1:2".parse().expect("an address")), ..Settings::default() };
+        let config = line.or(file).complete().expect("good");
+        assert_eq!((config.http.port(), config.nats.as_deref()), (2, Some("nats://x")));
+        assert!(toml::from_str::<Settings>("htpp = 1").is_err());
+    }
+
+    #[test]
+    fn plain_text_stays_on_this_machine() {
+        let open = Settings { http: Some("0.0.0.0:80".parse().expect("an address")), ..Settings::default() };
+        assert!(open.clone().complete().is_err());
+        assert!(Settings { http_plaintext: Some(true), ..open }.complete().is_ok());
+    }
+
+    #[test]
+    fn places() {
+        for (text, host) in [("a.example:1", "a.example"), ("10.0.0.1:2", "10.0.0.1"), ("[::1]:3", "::1")] {
+            assert_eq!(host_and_port(text).map(|(host, _)| host).as_deref(), Some(host));
+        }
+        for bad in ["a", "a:", "a:0", ":1", "::1:3", "[::1:3", "a b:1", "[a]:1"] {
+            assert_eq!(host_and_port(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The service: the one owner of the fleet's state, between the log below and gateway and API above.
+//!
+//! [`writer`] decides and appends, one decision at a time; what is durable is folded into the
+//! projections ([`control_core::projection::Views`]) that everybody reads. [`link`] is what the gateway
+//! asks, [`telemetry`] holds what agents tell without it being a fact.
+
+mod clock;
+mod ids;
+mod issue;
+mod link;
+mod metrics;
+mod open;
+mod telemetry;
+mod writer;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use control_core::projection::Views;
+use control_core::{Rejection, State};
+use event_log::{EventLog, Position};
+use event_schema::{Actor, AgentId, Event, Record, RecordId, Timestamp};
+use tokio::sync::{broadcast, mpsc, watch};
+
+pub use clock::now;
+pub use ids::Ids;
+pub(crate) use ids::random_secret;
+pub(crate) use link::token_hash;
+pub use metrics::Metrics;
+pub use open::{COMMAND_TTL, Keys, OpenError, Options};
+pub use telemetry::{Live, Telemetry};
+pub use writer::FoldError;
+pub(crate) use writer::run_of;
+
+/// Decisions that may wait for the writer; callers wait beyond that.
+const QUEUE_MAX: usize = 4_096;
+
+/// Removals a slow gateway may lag behind before it asks for every session.
+const REMOVALS_MAX: usize = 256;
+
+/// Who asks for a decision, and which stream it is told in.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Who.
+    pub actor: Actor,
+    /// The aggregate's stream, such as `run/0193…`.
+    pub stream: String,
+    /// The record that brought it about.
+    pub causation: Option<RecordId>,
+}
+
+impl Origin {
+    /// The operator behind a token.
+    pub fn operator(name: &str, stream: String) -> Self {
+        Self { actor: Actor::Operator(name.into()), stream, causation: None }
+    }
+
+    /// An agent, in its own stream.
+    pub fn agent(agent: AgentId) -> Self {
+        Self { actor: Actor::Agent(agent), stream: format!("agent/{agent}"), causation: None }
+    }
+
+    /// The service itself.
+    pub fn service(stream: String) -> Self {
+        Self { actor: Actor::Service, stream, causation: None }
+    }
+}
+
+/// Why a decision was not recorded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// It was refused.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// The log does not take it at the moment, or the service is stopping.
+    #[error("the event log is not available: {0}")]
+    Unavailable(String),
+}
+
+/// A handle to the running service. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+    wishes: mpsc::Sender<Box<dyn writer::Wish>>,
+}
+
+/// What readers see and what they are woken by.
+struct Shared {
+    log: Arc<dyn EventLog>,
+    views: RwLock<Views>,
+    position: watch::Sender<u64>,
+    command_watches: Mutex<HashMap<AgentId, watch::Sender<u64>>>,
+    removals: broadcast::Sender<AgentId>,
+    telemetry: Telemetry,
+    metrics: Metrics,
+    healthy: AtomicBool,
+    refusals: link::Bucket,
+}
+
+impl Shared {
+    fn new(log: Arc<dyn EventLog>) -> Self {
+        Self {
+            log,
+            views: RwLock::default(),
+            position: watch::Sender::new(0),
+            command_watches: Mutex::default(),
+            removals: broadcast::Sender::new(REMOVALS_MAX),
+            telemetry: Telemetry::default(),
+            metrics: Metrics::default(),
+            healthy: AtomicBool::new(true),
+            refusals: link::Bucket::new(),
+        }
+    }
+
+    fn views(&self) -> RwLockReadGuard<'_, Views> {
+        // A panic while folding would leave a half-applied record: better to go on than to answer nothing,
+        // the next start folds anew.
+        self.views.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watches(&self) -> MutexGuard<'_, HashMap<AgentId, watch::Sender<u64>>> {
+        self.command_watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a durable record visible and wakes whoever waits for it.
+    fn publish(&self, position: Position, record: &Record) {
+        let news = self.views.write().unwrap_or_else(PoisonError::into_inner).apply(position.0, record);
+        if !news {
+            return;
+        }
+        self.metrics.records.add(1);
+        self.metrics.events.add(record.events.len() as u64);
+        for event in &record.events {
+            match event {
+                Event::CommandIssued(e) => {
+                    if let Some(watch) = self.watches().get(&e.agent) {
+                        watch.send_replace(e.sequence);
+                    }
+                }
+                Event::AgentRemoved(e) => {
+                    self.watches().remove(&e.agent);
+                    // Nobody listens before the gateway is up.
+                    let _ = self.removals.send(e.agent);
+                }
+                Event::RunFinished(e) => self.telemetry.run_ended(e.run),
+                _ => {}
+            }
+        }
+        self.position.send_replace(position.0);
+    }
+}
+
+impl Service {
+    /// Asks for a decision and waits until it is durable. `decide` is called again when another writer
+    /// came first or it is not known whether the record was stored, so ids are made outside of it.
+    ///
+    /// # Errors
+    /// If the decision is a refusal, or the log does not take it.
+    pub async fn submit<T, F>(&self, origin: Origin, decide: F) -> Result<T, SubmitError>
+    where
+        T: Send + 'static,
+        F: FnMut(&State, Timestamp) -> Result<(Vec<Event>, T), Rejection> + Send + 'static,
+    {
+        let (wish, answer) = writer::wish(origin, decide);
+        let stopping = || SubmitError::Unavailable("the service is stopping".into());
+        self.wishes.send(wish).await.map_err(|_| stopping())?;
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    /// The same for decisions whose events are all there is to know.
+    ///
+    /// # Errors
+    /// As [`Service::submit`].
+    pub async fn decide<F>(&self, origin: Origin, mut decide: F) -> Result<(), SubmitError>
+    where
+        F: FnMut(&State, Timestamp) -> Result<Vec<Event>, Rejection> + Send + 'static,
+    {
+        self.submit(origin, move |state, now| decide(state, now).map(|events| (events, ()))).await
+    }
+
+    /// The projections. The lock is to be held shortly and never across an await.
+    pub fn views(&self) -> RwLockReadGuard<'_, Views> {
+        self.shared.views()
+    }
+
+    /// What agents tell of their progress.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.shared.telemetry
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// The log, for reading.
+    pub fn log(&self) -> &Arc<dyn EventLog> {
+        &self.shared.log
+    }
+
+    /// The last position that is folded into the projections.
+    pub fn position(&self) -> watch::Receiver<u64> {
+        self.shared.position.subscribe()
+    }
+
+    /// Whether the log took the last record it was given.
+    pub fn is_healthy(&self) -> bool {
+        self.shared.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Decisions that wait for the writer.
+    pub fn queue_len(&self) -> usize {
+        self.wishes.max_capacity() - self.wishes.capacity()
+    }
+}

@@ -1,0 +1,121 @@
+//! Opening the service: read the whole log, check it, fold it, record what the start itself means.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_proto::RunSecret;
+use control_core::agent;
+use ed25519_dalek::SigningKey;
+use event_log::EventLog;
+use event_schema::{FleetFounded, RunId};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::issue::Issuer;
+use super::writer::{FoldError, Wish, Writer, wish};
+use super::{Origin, QUEUE_MAX, Service, Shared, SubmitError};
+
+/// Default life of a command: an agent that is away for a month still obeys it, a forgotten device
+/// that turns up after years does not.
+pub const COMMAND_TTL: Duration = Duration::from_secs(30 * 86_400);
+
+/// The keys that the service signs and derives with.
+pub struct Keys {
+    /// The fleet's root public key: names the fleet.
+    pub root_key: [u8; 32],
+    /// SHA-256 of the CA certificate.
+    pub ca_fingerprint: [u8; 32],
+    /// Signs commands.
+    pub command: SigningKey,
+    /// Derives the secret of a run.
+    pub secret_of: Box<dyn Fn(RunId) -> RunSecret + Send + Sync>,
+}
+
+/// How a service works.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Trackers named to agents (`HOST:PORT`).
+    pub trackers: Vec<String>,
+    /// How long a command may be obeyed after it was made. Default 30 days.
+    pub command_ttl: Duration,
+    /// Whether other services may write to the same log: it is followed then, and appends go one at a
+    /// time (a replicated log refuses a second one in flight).
+    pub shared_log: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { trackers: Vec::new(), command_ttl: COMMAND_TTL, shared_log: false }
+    }
+}
+
+/// Why the service does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The log cannot be folded.
+    #[error(transparent)]
+    Log(#[from] FoldError),
+    /// The log is another fleet's.
+    #[error(
+        "the log was founded under another root key than the one in this data folder: \
+         the keys and the log belong to different fleets"
+    )]
+    OtherFleet,
+    /// The log does not take the first records.
+    #[error(transparent)]
+    Append(#[from] SubmitError),
+}
+
+/// Appends in one chain on a log of our own: enough that one sync serves a burst of reports.
+const CHAIN_MAX: usize = 256;
+
+impl Service {
+    /// Folds the log, founds the fleet if the log is empty, records agents as offline whose links a
+    /// crash cut, issues commands that a crash held back, and starts the writer.
+    ///
+    /// The writer ends, and closes the log, when every handle is dropped; wait for the task then.
+    ///
+    /// # Errors
+    /// If the log cannot be read or understood, has a gap, is another fleet's, or takes no record.
+    pub async fn open(
+        log: Arc<dyn EventLog>,
+        keys: Keys,
+        options: Options,
+    ) -> Result<(Self, JoinHandle<()>), OpenError> {
+        let shared = Arc::new(Shared::new(log));
+        let issuer = Issuer {
+            key: keys.command,
+            secret_of: keys.secret_of,
+            trackers: options.trackers,
+            time_to_live: options.command_ttl,
+        };
+        let chain_max = if options.shared_log { 1 } else { CHAIN_MAX };
+        let mut writer = Writer::new(Arc::clone(&shared), issuer, chain_max, options.shared_log);
+        writer.catch_up().await?;
+
+        let (root_key, ca_fingerprint) = (keys.root_key, keys.ca_fingerprint);
+        let (found, founded) = wish(Origin::service("fleet".into()), move |state, _| {
+            let event = FleetFounded { root_key, ca_fingerprint }.into();
+            Ok((if state.root_key().is_none() { vec![event] } else { vec![] }, state.root_key()))
+        });
+        let (restarted, recorded) =
+            wish(Origin::service("fleet".into()), |state, _| Ok((agent::service_restarted(state), ())));
+        writer.commit(VecDeque::from([found])).await;
+        let known = founded.await.map_err(|_| stopped())??;
+        if known.is_some_and(|known| known != root_key) {
+            return Err(OpenError::OtherFleet);
+        }
+        writer.order_everything();
+        writer.commit(VecDeque::from([restarted])).await;
+        recorded.await.map_err(|_| stopped())??;
+
+        let (wishes, queue) = mpsc::channel::<Box<dyn Wish>>(QUEUE_MAX);
+        let task = tokio::spawn(writer.run(queue));
+        Ok((Self { shared, wishes }, task))
+    }
+}
+
+fn stopped() -> SubmitError {
+    SubmitError::Unavailable("the service is stopping".into())
+}

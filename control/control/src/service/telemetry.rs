@@ -1,0 +1,124 @@
+//! What agents tell of their progress a few times a second: not facts, not on the log, gone with the
+//! process.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use agent_proto::link::Progress;
+use event_schema::{AgentId, RunId};
+
+/// Pairs of run and agent; the largest runs together. Beyond that, those of ended runs are dropped.
+const ENTRIES_MAX: usize = 50_000;
+
+/// A rate follows changes with this time constant.
+const RATE_WINDOW: Duration = Duration::from_secs(3);
+
+/// Without news for so long a rate counts as 0.
+const RATE_STALE: Duration = Duration::from_secs(10);
+
+/// The latest of one agent in one run.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// What it told.
+    pub progress: Progress,
+    /// Bytes verified per second, smoothed over some seconds.
+    pub rate_bytes_s: f64,
+    at: Instant,
+    ended: bool,
+}
+
+/// The latest of everybody.
+#[derive(Debug, Default)]
+pub struct Telemetry {
+    live: Mutex<HashMap<(RunId, AgentId), Live>>,
+}
+
+impl Telemetry {
+    fn live(&self) -> MutexGuard<'_, HashMap<(RunId, AgentId), Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what an agent told. That it is in the run was checked.
+    pub fn take(&self, agent: AgentId, progress: Progress, at: Instant) {
+        let mut live = self.live();
+        let key = (progress.run, agent);
+        if let Some(known) = live.get_mut(&key) {
+            let seconds = at.saturating_duration_since(known.at).as_secs_f64();
+            let bytes = progress.bytes_done.saturating_sub(known.progress.bytes_done);
+            if seconds > 0.0 {
+                let now = bytes as f64 / seconds;
+                let weight = 1.0 - (-seconds / RATE_WINDOW.as_secs_f64()).exp();
+                // The first rate is taken as it is: there is nothing to smooth it with.
+                let first = known.rate_bytes_s == 0.0;
+                known.rate_bytes_s =
+                    if first { now } else { known.rate_bytes_s + weight * (now - known.rate_bytes_s) };
+                known.at = at;
+            }
+            known.progress = progress;
+            return;
+        }
+        if live.len() >= ENTRIES_MAX {
+            live.retain(|_, known| !known.ended);
+            if live.len() >= ENTRIES_MAX {
+                return;
+            }
+        }
+        live.insert(key, Live { progress, rate_bytes_s: 0.0, at, ended: false });
+    }
+
+    /// What an agent told last about a run, with the rate as it counts at `now`.
+    pub fn of(&self, run: RunId, agent: AgentId, now: Instant) -> Option<Live> {
+        let mut live = self.live().get(&(run, agent)).cloned()?;
+        if live.ended || now.saturating_duration_since(live.at) > RATE_STALE {
+            live.rate_bytes_s = 0.0;
+        }
+        Some(live)
+    }
+
+    /// A run is over: its numbers stay as they are, as long as there is room.
+    pub fn run_ended(&self, run: RunId) {
+        for ((of, _), known) in self.live().iter_mut() {
+            known.ended |= *of == run;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_schema::RunAgentState;
+
+    fn progress(bytes_done: u64) -> Progress {
+        Progress {
+            run: RunId([1; 16]),
+            state: RunAgentState::Transferring,
+            blocks_done: 0,
+            blocks_total: 0,
+            bytes_done,
+            bytes_total: 1_000_000,
+            bytes_sent: 0,
+            peers: 1,
+            entries: 0,
+        }
+    }
+
+    #[test]
+    fn rates_follow_and_go_stale() {
+        let (telemetry, start, agent) = (Telemetry::default(), Instant::now(), AgentId([2; 16]));
+        let rate = |at: u64| {
+            telemetry.of(RunId([1; 16]), agent, start + Duration::from_secs(at)).map(|live| live.rate_bytes_s)
+        };
+        assert_eq!(rate(0), None);
+        for second in 0..=10 {
+            telemetry.take(agent, progress(second * 1000), start + Duration::from_secs(second));
+        }
+        assert!((rate(10).unwrap() - 1000.0).abs() < 1.0);
+        assert_eq!(rate(30), Some(0.0));
+        // A restarted agent counts from the beginning: no negative rates.
+        telemetry.take(agent, progress(0), start + Duration::from_secs(11));
+        assert!(rate(11).unwrap() >= 0.0);
+        telemetry.run_ended(RunId([1; 16]));
+        assert_eq!(rate(11), Some(0.0));
+    }
+}
