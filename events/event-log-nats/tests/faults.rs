@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use event_log::conformance::read_everything;
 use event_log::{AppendError, EventLog, Place, Position, ReadError, ReadLimit};
+use event_log_nats::testing::server_or_skip;
 use event_log_nats::{NatsLog, NatsLogOptions, NatsOpenError};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -318,4 +319,36 @@ async fn an_absent_server_is_named_without_its_password() {
     options.open_timeout = Duration::from_millis(300);
     let error = timeout(PATIENCE, NatsLog::open(options)).await.unwrap().unwrap_err().to_string();
     assert!(error.contains(&address.to_string()) && !error.contains("hush"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_without_jetstream_is_refused_with_what_to_configure() {
+    let Some(program) = server_or_skip("a_server_without_jetstream_is_refused_with_what_to_configure") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(program)
+        .args(["--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir"])
+        .arg(dir.path())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let ports = dir.path().join(format!("nats-server_{}.ports", child.id()));
+    let opened = timeout(PATIENCE, async {
+        let url = loop {
+            let text = std::fs::read_to_string(&ports).unwrap_or_default();
+            match text.split('"').find(|part| part.starts_with("nats://")) {
+                Some(url) => break url.to_owned(),
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let mut options = NatsLogOptions::new(&url);
+        options.open_timeout = Duration::from_millis(500);
+        NatsLog::open(options).await
+    })
+    .await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let error = opened.expect("in time").unwrap_err().to_string();
+    assert!(error.contains("JetStream") && error.contains("sync_interval: always"), "{error}");
 }
