@@ -1,6 +1,162 @@
-//! `flotilla-agent`.
+//! `flotilla-agent`: the endpoint of a fleet.
+//!
+//! Command line and exit codes. `agent.rs` puts the parts together; `link/` is the way to the control
+//! service, `report.rs` and `store.rs` are what must not be forgotten.
+
+mod agent;
+mod clock;
+mod command;
+mod config;
 #[allow(dead_code, reason = "the run engine that uses all of it comes next")]
 mod discovery;
+#[allow(dead_code, unused_imports, reason = "the run engine that uses all of it comes next")]
 mod disk;
+mod folder;
+mod limits;
+mod link;
+mod report;
+mod restrict;
+mod runs_waiting;
+mod status;
+mod store;
+mod tls;
 
-fn main() {}
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Version of this program, as it tells others.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Where the data lies if nobody says otherwise.
+const DATA: &str = "/var/lib/flotilla-agent";
+
+/// The endpoint of a Flotilla fleet: takes part in jobs, serves and fetches data.
+#[derive(Parser)]
+#[command(
+    name = "flotilla-agent",
+    version,
+    after_help = "\
+Examples:
+  flotilla-agent run --bootstrap bootstrap.json --data /var/lib/flotilla-agent
+  flotilla-agent run --config /etc/flotilla-agent.toml
+  flotilla-agent status --data /var/lib/flotilla-agent --json
+
+Logs go to stderr; FLOTILLA_LOG=debug shows more.
+Exit codes: 0 done, 1 failed, 2 wrong usage."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent until it is told to stop (SIGTERM, Ctrl-C).
+    Run(RunArgs),
+    /// Ask the agent that runs on a data folder what it is doing.
+    Status(StatusArgs),
+    /// Print the version.
+    Version {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// The command line wins over the configuration file, which wins over the bootstrap file.
+#[derive(Args)]
+#[command(after_help = "\
+The configuration file (TOML) knows: data, bootstrap, name, listen, advertise, lan,
+folders_storage_path, allowed_paths, [management_server] host, cert_authority_fingerprint,
+bootstrap_token, [tags], [limits] runs, outbox.
+
+allowed_paths = [\"/srv/media\"] lets jobs touch folders below these only, whatever the console says;
+without it they may touch whatever this user may.
+
+Examples:
+  flotilla-agent run --bootstrap bootstrap.json --data ~/agent
+  flotilla-agent run --data ~/agent                      (once it is enrolled)
+  flotilla-agent run --config /etc/flotilla-agent.toml --name camera-7")]
+struct RunArgs {
+    /// Bootstrap file, from `flotilla token create --out FILE`; ignored once the agent is enrolled.
+    #[arg(long, value_name = "FILE")]
+    bootstrap: Option<PathBuf>,
+    /// Folder for identity and state, one per agent.
+    #[arg(long, value_name = "DIR", env = "FLOTILLA_AGENT_DATA")]
+    data: Option<PathBuf>,
+    /// Configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address of the \u{b5}TP2 (UDP) socket [default: 0.0.0.0:0].
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Name of the agent [default: the host's name].
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  flotilla-agent status --data ~/agent --json")]
+struct StatusArgs {
+    /// Data folder of the agent.
+    #[arg(long, value_name = "DIR", env = "FLOTILLA_AGENT_DATA", default_value = DATA)]
+    data: PathBuf,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Run(args) => run(args),
+        Command::Status(args) => ask(&args),
+        Command::Version { json: false } => {
+            println!("flotilla-agent {VERSION}");
+            Ok(())
+        }
+        Command::Version { json: true } => {
+            println!("{}", serde_json::json!({ "program": "flotilla-agent", "version": VERSION }));
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flotilla-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: RunArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env("FLOTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let settings = config::Settings::read(config::Overrides {
+        data: args.data,
+        bootstrap: args.bootstrap,
+        config: args.config,
+        listen: args.listen,
+        name: args.name,
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(agent::run(settings));
+    // What still runs on blocking threads is not waited for: everything that matters is on disk.
+    runtime.shutdown_background();
+    Ok(outcome?)
+}
+
+fn ask(args: &StatusArgs) -> anyhow::Result<()> {
+    let status = status::ask(&args.data)
+        .map_err(|error| anyhow::anyhow!("no flotilla-agent runs on {} ({error})", args.data.display()))?;
+    if args.json {
+        println!("{status}");
+    } else {
+        print!("{}", status::print(&status));
+    }
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! The agent put together: enrol if need be, bring up runs and link, stop in order.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agent_proto::TrustBundle;
+use ed25519_dalek::SigningKey;
+use event_schema::{AgentId, RunId};
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::clock::FleetClock;
+use crate::config::{ConfigError, Gateway, Settings};
+use crate::folder::{DataFolder, FolderError};
+use crate::limits::STOP_TIMEOUT;
+use crate::link::{EnrolError, Link, LinkEnd, Order, enrol};
+use crate::report::{Reporter, Write};
+use crate::restrict::Restrictions;
+use crate::runs_waiting::{RunDeps, RunManager};
+use crate::status::{self, Status};
+use crate::store::{Membership, Store, StoreError, Wish};
+
+/// Orders waiting for the run engine.
+const ORDERS_WAITING: usize = 64;
+
+/// Why the agent does not run (any more).
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Enrol(#[from] EnrolError),
+    #[error(
+        "this agent is not enrolled; give it a bootstrap file with --bootstrap FILE (flotilla token create --out FILE)"
+    )]
+    NotEnrolled,
+    #[error("the kept trust bundle is damaged; move the data folder away and enrol anew")]
+    Trust,
+    #[error("the µTP2 socket {address}: {source}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error(
+        "this agent was removed from its fleet: {0}\nIts runs are stopped. To use it again, move its data folder away and enrol anew."
+    )]
+    Removed(String),
+    #[error("signals cannot be received: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Runs until a signal, removal or an error that trying again would not mend.
+pub(crate) async fn run(settings: Settings) -> Result<(), AgentError> {
+    let mut signals = Signals::new().map_err(AgentError::Signals)?;
+    let folder = DataFolder::open(&settings.data)?;
+    let store = Arc::new(Store::open(&folder.path().join("state.redb"))?);
+    let membership = store.membership()?;
+    let key = folder.identity(membership.is_some())?;
+    let agent = AgentId::of_key(&key.verifying_key().to_bytes());
+    let status = Arc::new(Status::new(agent, settings.name.clone()));
+    let status_server = status::serve(folder.path(), status.clone());
+    tracing::info!(%agent, data = %folder.path().display(), version = crate::VERSION, "flotilla-agent starts");
+    let result = async {
+        let membership = match membership {
+            Some(membership) => {
+                if settings.invitation.is_some() {
+                    tracing::info!(gateway = %membership.gateway, "enrolled already; the bootstrap file is ignored");
+                }
+                membership
+            }
+            None => {
+                let join = join_fleet(&settings, &key, &store, &status, &folder);
+                tokio::select! {
+                    membership = join => membership?,
+                    () = signals.next() => return Ok(()),
+                }
+            }
+        };
+        serve(&settings, &folder, store.clone(), key, membership, &status, &mut signals).await
+    }
+    .await;
+    status_server.abort();
+    status::clear(folder.path());
+    result
+}
+
+/// Enrols, and stores the outcome before anything else happens.
+async fn join_fleet(
+    settings: &Settings,
+    key: &SigningKey,
+    store: &Store,
+    status: &Status,
+    folder: &DataFolder,
+) -> Result<Membership, AgentError> {
+    let invitation = settings.invitation.as_ref().ok_or(AgentError::NotEnrolled)?;
+    let admission = enrol(invitation, settings, key, status).await?;
+    let storage = settings.folders_storage_path.clone();
+    let default = || folder.path().join("folders").to_string_lossy().into_owned();
+    let membership = Membership {
+        gateway: invitation.address.clone(),
+        root_key: admission.bundle.root_key,
+        certificate: admission.certificate,
+        credential: admission.credential,
+        name: admission.name,
+        folders_storage_path: storage.unwrap_or_else(default),
+    };
+    let change = store.change()?;
+    change.set_membership(&membership)?;
+    change.set_trust(&admission.trust)?;
+    change.commit()?;
+    tracing::info!(name = %membership.name, gateway = %membership.gateway, "enrolled");
+    Ok(membership)
+}
+
+async fn serve(
+    settings: &Settings,
+    folder: &DataFolder,
+    store: Arc<Store>,
+    key: SigningKey,
+    membership: Membership,
+    status: &Arc<Status>,
+    signals: &mut Signals,
+) -> Result<(), AgentError> {
+    let trust = store.trust()?.ok_or(AgentError::Trust)?;
+    let trust = TrustBundle::open(&trust, &membership.root_key).map_err(|_| AgentError::Trust)?;
+    let gateway = Gateway::parse(&membership.gateway)?;
+    let storage =
+        PathBuf::from(settings.folders_storage_path.as_ref().unwrap_or(&membership.folders_storage_path));
+    let reporter = Reporter::start(store.clone(), key.clone(), settings.outbox_max)?;
+    let (trust, trusted) = watch::channel(trust);
+    let (credential, credentials) = watch::channel(membership.credential.clone());
+    let deps = |listen| RunDeps {
+        seed: key.to_bytes(),
+        credential: credentials.clone(),
+        trust: trusted.clone(),
+        data_dir: folder.path().to_owned(),
+        storage_path: storage.clone(),
+        listen,
+        lan: settings.lan,
+        advertise: settings.advertise.clone(),
+        reporter: reporter.clone(),
+    };
+    let runs = Arc::new(start_runs(settings.listen, store.port()?, deps).await?);
+    reporter.write(Write { port: Some(runs.local_addr().port()), ..Write::default() }).await;
+
+    let removed = store.removed()?;
+    let known = store.runs()?;
+    let active = Arc::new(Mutex::new(known.iter().map(|(join, _)| join.run).collect::<BTreeSet<_>>()));
+    let (orders, incoming) = mpsc::channel(ORDERS_WAITING);
+    let (stop, stopped) = watch::channel(false);
+    let clock = Arc::new(FleetClock::default());
+    let cursor = store.cursor()?;
+    status.enrolled(membership.name.clone(), membership.gateway.clone(), cursor.sequence, {
+        let (reporter, runs, clock) = (reporter.clone(), runs.clone(), clock.clone());
+        Box::new(move || {
+            json!({
+                "outbox": reporter.outbox_len(),
+                "reports_dropped": reporter.dropped(),
+                "clock_offset_ms": clock.offset_ms(),
+                "utp2": runs.local_addr().to_string(),
+                "runs": runs.status(),
+            })
+        })
+    });
+    // A removed agent does nothing but ask whether it is still so.
+    if !removed {
+        for (join, wish) in known {
+            let run = join.run;
+            runs.join(join).await;
+            if let Some(order) = unfinished(run, wish) {
+                carry_out(&runs, &reporter, &active, order).await;
+            }
+        }
+    }
+    let worker = tokio::spawn(work(incoming, runs.clone(), reporter.clone(), active.clone()));
+    let link = Link {
+        key,
+        gateway,
+        membership,
+        store,
+        reporter: reporter.clone(),
+        clock,
+        trust,
+        credential,
+        cursor,
+        active,
+        runs_max: settings.runs_max,
+        restrictions: Restrictions::new(&storage, &settings.allowed_paths),
+        advertise: settings.advertise.clone(),
+        utp2: runs.local_addr(),
+        orders,
+        was_removed: removed,
+        status: status.clone(),
+    };
+    let mut link = tokio::spawn(link.run(stopped));
+    let end = tokio::select! {
+        end = &mut link => end,
+        () = signals.next() => {
+            tracing::info!("stopping");
+            stop.send_replace(true);
+            link.await
+        }
+    };
+    let end = end.expect("the link does not panic");
+    if let LinkEnd::Removed(_) = &end {
+        status.removed();
+    }
+    // The link held the orders' sender, so the worker ends after the last one.
+    let rest = async {
+        if worker.await.is_err() {
+            tracing::error!("the worker panicked");
+        }
+        runs.shutdown().await;
+    };
+    if timeout(STOP_TIMEOUT, rest).await.is_err() {
+        tracing::warn!("runs did not come to rest in time");
+    }
+    // An empty write is answered after all that came before it.
+    reporter.write(Write::default()).await;
+    match end {
+        LinkEnd::Stopped => Ok(()),
+        LinkEnd::Removed(detail) => Err(AgentError::Removed(detail)),
+    }
+}
+
+/// Brings the runs up on the port of last time if we may choose: peers still know it.
+async fn start_runs(
+    listen: SocketAddr,
+    last_port: Option<u16>,
+    deps: impl Fn(SocketAddr) -> RunDeps,
+) -> Result<RunManager, AgentError> {
+    if let (0, Some(port)) = (listen.port(), last_port) {
+        let again = SocketAddr::new(listen.ip(), port);
+        match RunManager::start(deps(again)).await {
+            Ok(runs) => return Ok(runs),
+            Err(error) => tracing::info!(%error, port, "the µTP2 port of last time is not free"),
+        }
+    }
+    RunManager::start(deps(listen)).await.map_err(|source| AgentError::Listen { address: listen, source })
+}
+
+fn unfinished(run: RunId, wish: Wish) -> Option<Order> {
+    match wish {
+        Wish::Join => None,
+        Wish::Finish => Some(Order::Finish(run)),
+        Wish::Stop => Some(Order::Stop(run)),
+    }
+}
+
+/// Carries out orders one after the other; they are stored already.
+async fn work(
+    mut orders: mpsc::Receiver<Order>,
+    runs: Arc<RunManager>,
+    reporter: Reporter,
+    active: Arc<Mutex<BTreeSet<RunId>>>,
+) {
+    while let Some(order) = orders.recv().await {
+        carry_out(&runs, &reporter, &active, order).await;
+    }
+}
+
+async fn carry_out(runs: &RunManager, reporter: &Reporter, active: &Mutex<BTreeSet<RunId>>, order: Order) {
+    let over = match order {
+        Order::Join(join) => return runs.join(*join).await,
+        Order::Finish(run) => {
+            runs.finish(run).await;
+            run
+        }
+        Order::Stop(run) => {
+            runs.stop(run).await;
+            run
+        }
+    };
+    reporter.write(Write { run_over: Some(over), ..Write::default() }).await;
+    active.lock().unwrap_or_else(PoisonError::into_inner).remove(&over);
+}
+
+/// SIGTERM and SIGINT; elsewhere Ctrl-C.
+struct Signals {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            #[cfg(unix)]
+            terminate: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        #[cfg(unix)]
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            // If it cannot be waited for there is still SIGTERM.
+            Ok(()) = tokio::signal::ctrl_c() => {}
+        }
+        #[cfg(not(unix))]
+        let _ = tokio::signal::ctrl_c().await;
+    }
+}

@@ -1,0 +1,293 @@
+//! What the agent is told: command line over configuration file over bootstrap file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use agent_proto::limits::{NAME_LEN_MAX, TAG_LEN_MAX, TAGS_MAX};
+use agent_proto::link::is_token_text;
+use agent_proto::{Bootstrap, ManagementServer, parse_fingerprint};
+use serde::Deserialize;
+
+use crate::limits::{CONFIG_LEN_MAX, OUTBOX_MAX, RUNS_MAX};
+
+/// Why the configuration is no good.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{} is longer than {CONFIG_LEN_MAX} bytes", .0.display())]
+    Long(PathBuf),
+    #[error("{} is no bootstrap file: {source}", path.display())]
+    Bootstrap { path: PathBuf, source: serde_json::Error },
+    #[error("{}: {source}", path.display())]
+    Toml { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("no data folder: give --data DIR, or `data` in the configuration file")]
+    NoData,
+    #[error("management_server.host {0:?} is not HOST:PORT")]
+    Host(String),
+    #[error("cert_authority_fingerprint is not 64 hex digits")]
+    Fingerprint,
+    #[error(
+        "bootstrap_token is malformed: it is <32 hex digits>.<64 hex digits>; was it cut when it was copied?"
+    )]
+    Token,
+    #[error("{0}")]
+    Beyond(String),
+}
+
+/// The configuration file (TOML); every field is optional.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileConfig {
+    /// Data folder.
+    data: Option<PathBuf>,
+    /// Path of a bootstrap file.
+    bootstrap: Option<PathBuf>,
+    /// The same as in the bootstrap file.
+    management_server: Option<ManagementServer>,
+    folders_storage_path: Option<String>,
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
+    /// Name of the agent; default the host's name.
+    name: Option<String>,
+    /// µTP2 socket.
+    listen: Option<SocketAddr>,
+    /// Addresses under which others reach that socket from elsewhere (a forwarded port).
+    #[serde(default)]
+    advertise: Vec<SocketAddr>,
+    /// Announce on the local network; default true.
+    lan: Option<bool>,
+    /// Jobs may touch folders below these only; default: whatever this user may.
+    #[serde(default)]
+    allowed_paths: Vec<PathBuf>,
+    #[serde(default)]
+    limits: FileLimits,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLimits {
+    runs: Option<usize>,
+    outbox: Option<u64>,
+}
+
+/// `HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gateway {
+    /// Name or IP, without brackets.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Gateway {
+    pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
+        let bad = || ConfigError::Host(text.to_owned());
+        let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        if bracketed.is_none() && host.contains(':') {
+            return Err(bad());
+        }
+        let host = bracketed.unwrap_or(host).to_owned();
+        let port = port.parse().map_err(|_| bad())?;
+        match rustls::pki_types::ServerName::try_from(host.as_str()) {
+            Ok(_) if port != 0 => Ok(Self { host, port }),
+            _ => Err(bad()),
+        }
+    }
+}
+
+/// What is needed to enrol.
+#[derive(Clone)]
+pub(crate) struct Invitation {
+    pub(crate) gateway: Gateway,
+    /// The text of `gateway`.
+    pub(crate) address: String,
+    /// SHA-256 of the CA certificate.
+    pub(crate) fingerprint: [u8; 32],
+    pub(crate) token: Option<String>,
+}
+
+/// Everything, checked.
+pub(crate) struct Settings {
+    pub(crate) data: PathBuf,
+    /// None: the agent must be enrolled already.
+    pub(crate) invitation: Option<Invitation>,
+    pub(crate) folders_storage_path: Option<String>,
+    pub(crate) tags: Vec<(String, String)>,
+    pub(crate) name: String,
+    pub(crate) listen: SocketAddr,
+    pub(crate) advertise: Vec<SocketAddr>,
+    pub(crate) lan: bool,
+    pub(crate) allowed_paths: Vec<PathBuf>,
+    pub(crate) runs_max: usize,
+    pub(crate) outbox_max: u64,
+}
+
+/// What the command line says.
+#[derive(Default)]
+pub(crate) struct Overrides {
+    pub(crate) data: Option<PathBuf>,
+    pub(crate) bootstrap: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) name: Option<String>,
+}
+
+impl Settings {
+    pub(crate) fn read(overrides: Overrides) -> Result<Self, ConfigError> {
+        let file = match &overrides.config {
+            Some(path) => toml::from_str(&read(path)?)
+                .map_err(|source| ConfigError::Toml { path: path.clone(), source: Box::new(source) })?,
+            None => FileConfig::default(),
+        };
+        let bootstrap = match overrides.bootstrap.or(file.bootstrap) {
+            Some(path) => {
+                let text = read(&path)?;
+                let parsed: Result<Bootstrap, _> = serde_json::from_str(&text);
+                Some(parsed.map_err(|source| ConfigError::Bootstrap { path, source })?)
+            }
+            None => None,
+        };
+        let (server, storage, mut tags) = match bootstrap {
+            Some(b) => (Some(b.management_server), b.folders_storage_path, b.tags),
+            None => (None, None, BTreeMap::new()),
+        };
+        tags.extend(file.tags);
+        let settings = Self {
+            data: overrides.data.or(file.data).ok_or(ConfigError::NoData)?,
+            invitation: file.management_server.or(server).map(invitation).transpose()?,
+            folders_storage_path: file.folders_storage_path.or(storage),
+            tags: tags.into_iter().collect(),
+            name: overrides.name.or(file.name).unwrap_or_else(host_name),
+            listen: overrides.listen.or(file.listen).unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into()),
+            advertise: file.advertise,
+            lan: file.lan.unwrap_or(true),
+            allowed_paths: file.allowed_paths,
+            runs_max: file.limits.runs.unwrap_or(RUNS_MAX),
+            outbox_max: file.limits.outbox.unwrap_or(OUTBOX_MAX),
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let beyond = |what: String| Err(ConfigError::Beyond(what));
+        if self.name.is_empty() || self.name.len() > NAME_LEN_MAX || self.name.chars().any(char::is_control) {
+            return beyond(format!("the name must have 1 to {NAME_LEN_MAX} bytes and no control characters"));
+        }
+        if self.tags.len() > TAGS_MAX {
+            return beyond(format!("there are more than {TAGS_MAX} tags"));
+        }
+        for (name, value) in &self.tags {
+            if [name, value].iter().any(|t| t.len() > TAG_LEN_MAX || t.chars().any(char::is_control)) {
+                return beyond(format!(
+                    "tag {name:?}: names and values have at most {TAG_LEN_MAX} bytes and no control characters"
+                ));
+            }
+        }
+        if let Some(path) = self.allowed_paths.iter().find(|path| !path.is_absolute()) {
+            return beyond(format!("allowed_paths: {} is not absolute", path.display()));
+        }
+        Ok(())
+    }
+}
+
+fn invitation(server: ManagementServer) -> Result<Invitation, ConfigError> {
+    if let Some(token) = &server.bootstrap_token
+        && !is_token_text(token)
+    {
+        return Err(ConfigError::Token);
+    }
+    Ok(Invitation {
+        gateway: Gateway::parse(&server.host)?,
+        fingerprint: parse_fingerprint(&server.cert_authority_fingerprint).ok_or(ConfigError::Fingerprint)?,
+        token: server.bootstrap_token,
+        address: server.host,
+    })
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let io = |source| ConfigError::Io { path: path.to_owned(), source };
+    let mut text = String::new();
+    let read =
+        File::open(path).map_err(io)?.take(CONFIG_LEN_MAX + 1).read_to_string(&mut text).map_err(io)?;
+    if read as u64 > CONFIG_LEN_MAX { Err(ConfigError::Long(path.to_owned())) } else { Ok(text) }
+}
+
+/// The host's name, or `agent` where it has none.
+fn host_name() -> String {
+    #[cfg(unix)]
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    #[cfg(not(unix))]
+    let name = std::env::var("COMPUTERNAME").unwrap_or_default();
+    if name.is_empty() { "agent".into() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str =
+        "00000000000000000000000000000001.00000000000000000000000000000000000000000000000000000000000000ff";
+
+    fn settings(bootstrap: &str, config: &str) -> Result<Settings, ConfigError> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (b, c) = (folder.path().join("b.json"), folder.path().join("c.toml"));
+        std::fs::write(&b, bootstrap).expect("written");
+        std::fs::write(&c, config).expect("written");
+        Settings::read(Overrides {
+            data: Some(folder.path().to_owned()),
+            bootstrap: (!bootstrap.is_empty()).then_some(b),
+            config: Some(c),
+            ..Overrides::default()
+        })
+    }
+
+    fn bootstrap(host: &str, fingerprint: &str, token: &str) -> String {
+        format!(
+            r#"{{"management_server": {{"host": "{host}", "cert_authority_fingerprint": "{fingerprint}",
+                 "bootstrap_token": "{token}"}}, "tags": {{"SITE": "north", "ROLE": "camera"}}}}"#
+        )
+    }
+
+    #[test]
+    fn the_file_wins_over_the_bootstrap() {
+        let b = bootstrap("control.example:7443", &"ab".repeat(32), TOKEN);
+        let s = settings(
+            &b,
+            "name = 'cam'\nlan = false\nallowed_paths = ['/srv']\n[tags]\nSITE = 'south'\n[limits]\nruns = 3",
+        )
+        .expect("good");
+        let invitation = s.invitation.expect("given");
+        assert_eq!(invitation.gateway, Gateway { host: "control.example".into(), port: 7443 });
+        assert_eq!(invitation.fingerprint, [0xab; 32]);
+        assert_eq!(invitation.token.as_deref(), Some(TOKEN));
+        assert_eq!((s.name.as_str(), s.lan, s.runs_max), ("cam", false, 3));
+        assert_eq!(s.tags, [("ROLE".into(), "camera".into()), ("SITE".into(), "south".into())]);
+        let s = settings("", "").expect("an enrolled agent needs nothing");
+        assert!(s.invitation.is_none() && !s.name.is_empty() && s.lan);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let good = "ab".repeat(32);
+        let error = |bootstrap: &str, config: &str| match settings(bootstrap, config) {
+            Ok(_) => panic!("{bootstrap} {config} was taken"),
+            Err(error) => error.to_string(),
+        };
+        for host in ["", "host", "host:0", "host:99999", "fe80::1:80", "a b:1", "[::1]", "[::1]:x"] {
+            assert!(error(&bootstrap(host, &good, TOKEN), "").contains("HOST:PORT"), "{host}");
+        }
+        assert!(error(&bootstrap("h:1", &good[2..], TOKEN), "").contains("64 hex digits"));
+        assert!(error(&bootstrap("h:1", &good, &TOKEN[1..]), "").contains("bootstrap_token"));
+        assert!(!error(&bootstrap("h:1", &good, &TOKEN[1..]), "").contains("ff"), "the token is not shown");
+        assert!(error("{", "").contains("no bootstrap file"));
+        assert!(error("", "nmae = 'x'").contains("nmae"));
+        assert!(error("", "allowed_paths = ['srv']").contains("not absolute"));
+        assert!(error("", "name = ''").contains("name"));
+        assert_eq!(Gateway::parse("[::1]:7").expect("good"), Gateway { host: "::1".into(), port: 7 });
+    }
+}

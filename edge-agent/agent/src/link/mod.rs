@@ -1,0 +1,406 @@
+//! The control link (`edge-agent/PROTOCOL.md` §2): kept up as well as can be, for ever.
+//!
+//! Owns the order of things: a command is judged, stored with its answer, and only then passed on.
+//! Leaves out what commands do (`run`) and how state is stored (`report.rs`). The agent works on
+//! without a link; what it has to say waits in the outbox.
+
+mod backoff;
+mod enrol;
+mod stream;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agent_proto::TrustBundle;
+use agent_proto::limits::{ADDRESSES_MAX, KEEP_ALIVE_S, REPORTS_IN_FLIGHT_MAX};
+use agent_proto::link::{Enrolled, Hello, Ping, ReportSent, ToAgent};
+use ed25519_dalek::SigningKey;
+use event_schema::{
+    AgentId, Command, CommandAccepted, CommandBody, CommandRefused, JoinRun, RefusalReason, RunId, Signed,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+
+use crate::clock::FleetClock;
+use crate::command::{Verdict, judge};
+use crate::config::Gateway;
+use crate::limits::{BAD_COMMANDS_MAX, PROGRESS_INTERVAL, REPORT_BYTES_IN_FLIGHT, SESSION_GOOD};
+use crate::report::{Reporter, Write};
+use crate::restrict::Restrictions;
+use crate::status::Status;
+use crate::store::{Cursor, Membership, RunChange, Store, Wish, newer_trust};
+use crate::{VERSION, tls};
+use backoff::Backoff;
+pub(crate) use enrol::{EnrolError, enrol};
+use stream::{LinkError, Reader, Stream, Writer};
+
+/// What is to be done about a run, stored already.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Take part.
+    Join(Box<JoinRun>),
+    /// It is over.
+    Finish(RunId),
+    /// Stop working on it.
+    Stop(RunId),
+}
+
+/// Why the link ended.
+#[derive(Debug)]
+pub(crate) enum LinkEnd {
+    /// The agent stops.
+    Stopped,
+    /// The fleet removed this agent; what it said.
+    Removed(String),
+}
+
+/// Everything the link works with.
+pub(crate) struct Link {
+    pub(crate) key: SigningKey,
+    pub(crate) gateway: Gateway,
+    pub(crate) membership: Membership,
+    pub(crate) store: Arc<Store>,
+    pub(crate) reporter: Reporter,
+    pub(crate) clock: Arc<FleetClock>,
+    pub(crate) trust: watch::Sender<TrustBundle>,
+    pub(crate) credential: watch::Sender<Vec<u8>>,
+    pub(crate) cursor: Cursor,
+    /// Runs the agent is in.
+    pub(crate) active: Arc<Mutex<BTreeSet<RunId>>>,
+    pub(crate) runs_max: usize,
+    pub(crate) restrictions: Restrictions,
+    /// Addresses to tell, besides that of the link's own end.
+    pub(crate) advertise: Vec<SocketAddr>,
+    pub(crate) utp2: SocketAddr,
+    pub(crate) orders: mpsc::Sender<Order>,
+    /// The fleet said so before the last stop; perhaps it has changed its mind.
+    pub(crate) was_removed: bool,
+    pub(crate) status: Arc<Status>,
+}
+
+impl Link {
+    /// Keeps the link up until `stopped` or the agent is removed.
+    pub(crate) async fn run(mut self, mut stopped: watch::Receiver<bool>) -> LinkEnd {
+        let mut backoff = Backoff::default();
+        loop {
+            let began = Instant::now();
+            let error = tokio::select! {
+                () = async { drop(stopped.wait_for(|stop| *stop).await) } => return LinkEnd::Stopped,
+                error = self.session() => error,
+            };
+            self.status.link_failed(&error.to_string());
+            match error {
+                LinkError::Refused(refused) if refused.reason == RefusalReason::Removed => {
+                    self.reporter.write(Write { removed: Some(true), ..Write::default() }).await;
+                    return LinkEnd::Removed(refused.detail);
+                }
+                error => {
+                    if began.elapsed() >= SESSION_GOOD {
+                        backoff.reset();
+                    }
+                    let pause = backoff.pause();
+                    tracing::warn!(%error, again_in = ?pause, "no link to the gateway");
+                    tokio::select! {
+                        () = async { drop(stopped.wait_for(|stop| *stop).await) } => return LinkEnd::Stopped,
+                        () = sleep(pause) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// One connection, from the handshake to whatever ends it.
+    async fn session(&mut self) -> LinkError {
+        match self.try_session().await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn try_session(&mut self) -> Result<std::convert::Infallible, LinkError> {
+        let trust = self.trust.borrow().clone();
+        let config = tls::member(&trust, Some(&self.membership.certificate), &self.key)?;
+        let mut stream = match Stream::connect(&self.gateway, config).await {
+            Err(LinkError::OurTime) => {
+                tracing::info!("this agent's certificate has expired; asking for a new one");
+                let admission = enrol::renew(&self.gateway, &self.membership.name, &self.key, &trust).await?;
+                self.keep(admission).await;
+                return Err(LinkError::OurTime);
+            }
+            stream => stream?,
+        };
+        let hello = Hello {
+            version: VERSION.into(),
+            command_cursor: self.cursor.sequence,
+            addresses: addresses(self.utp2, &self.advertise, stream.local),
+            trust_version: trust.version,
+        };
+        stream.writer.send(hello).await?;
+        let welcome = match stream.reader.next().await? {
+            ToAgent::Welcome(welcome) => welcome,
+            ToAgent::Refused(refused) => return Err(LinkError::Refused(refused)),
+            _ => return Err(LinkError::OutOfPlace("no answer to the hello")),
+        };
+        self.clock.set(welcome.time);
+        if self.clock.offset_ms().abs() > 60_000 {
+            tracing::warn!(
+                offset_ms = self.clock.offset_ms(),
+                "this machine's clock differs from the fleet's"
+            );
+        }
+        if let Some(newer) = welcome.trust {
+            self.take_trust(newer).await;
+        }
+        let taken_back = std::mem::take(&mut self.was_removed).then_some(false);
+        let stored = Some(welcome.reports_stored);
+        self.reporter.write(Write { stored, removed: taken_back, ..Write::default() }).await;
+        self.status.link_up();
+        tracing::info!(gateway = %self.membership.gateway, "connected");
+        let (home, at_home) = watch::channel(welcome.reports_stored);
+        let sending = send(stream.writer, self.reporter.clone(), self.store.clone(), at_home);
+        tokio::select! {
+            error = sending => Err(error),
+            error = self.listen(&mut stream.reader, home) => Err(error),
+        }
+    }
+
+    async fn listen(&mut self, reader: &mut Reader, home: watch::Sender<u64>) -> LinkError {
+        let mut bad = 0;
+        loop {
+            let message = match reader.next().await {
+                Ok(message) => message,
+                Err(error) => return error,
+            };
+            let outcome = match message {
+                ToAgent::CommandSent(command) => self.take_command(&command.signed, &mut bad).await,
+                ToAgent::ReportsStored(stored) => {
+                    self.reporter.write(Write { stored: Some(stored.up_to), ..Write::default() }).await;
+                    home.send_replace(stored.up_to);
+                    Ok(())
+                }
+                ToAgent::Enrolled(enrolled) => self.take_renewal(enrolled).await,
+                ToAgent::Refused(refused) => Err(LinkError::Refused(refused)),
+                ToAgent::Pong(_) => Ok(()),
+                ToAgent::Challenge(_) | ToAgent::Pending(_) | ToAgent::Welcome(_) => {
+                    Err(LinkError::OutOfPlace("a second greeting"))
+                }
+            };
+            if let Err(error) = outcome {
+                return error;
+            }
+        }
+    }
+
+    /// Judges a command, stores what follows from it, and only then passes it on.
+    async fn take_command(&mut self, signed: &Signed, bad: &mut u32) -> Result<(), LinkError> {
+        let keys = self.trust.borrow().command_keys.clone();
+        let me = AgentId::of_key(&self.key.verifying_key().to_bytes());
+        let last = self.cursor.sequence;
+        let verdict = judge(signed, &keys, me, last, self.clock.now(), |body| !self.allows(body));
+        match verdict {
+            Verdict::Obey(command) => self.obey(*command).await,
+            Verdict::Refuse { command, sequence, reason, in_turn } => {
+                tracing::warn!(%command, sequence, ?reason, "command refused");
+                self.status.count(|counters| counters.commands_refused += 1);
+                let mut write = Write {
+                    reports: vec![CommandRefused { command, sequence, reason }.into()],
+                    ..Write::default()
+                };
+                if in_turn {
+                    self.cursor = Cursor { sequence, command: Some(command) };
+                    write.cursor = Some(self.cursor);
+                }
+                self.reporter.write(write).await;
+                self.status.cursor(self.cursor.sequence);
+                *bad += u32::from(!in_turn);
+                if *bad >= BAD_COMMANDS_MAX { Err(LinkError::BadCommands(*bad)) } else { Ok(()) }
+            }
+            Verdict::Forged => {
+                self.status.count(|counters| counters.commands_forged += 1);
+                Err(LinkError::Forged)
+            }
+            Verdict::Gap => Err(LinkError::Gap),
+        }
+    }
+
+    async fn obey(&mut self, command: Command) -> Result<(), LinkError> {
+        let (run, order) = match command.body {
+            CommandBody::JoinRun(join) => {
+                self.active().insert(join.run);
+                let join = Box::new(join);
+                (RunChange::Join(join.clone()), Order::Join(join))
+            }
+            CommandBody::FinishRun(finish) => {
+                (RunChange::Wish(finish.run, Wish::Finish), Order::Finish(finish.run))
+            }
+            CommandBody::StopRun(stop) => (RunChange::Wish(stop.run, Wish::Stop), Order::Stop(stop.run)),
+        };
+        self.cursor = Cursor { sequence: command.sequence, command: Some(command.id) };
+        let accepted = CommandAccepted { command: command.id, sequence: command.sequence };
+        let write = Write {
+            reports: vec![accepted.into()],
+            cursor: Some(self.cursor),
+            run: Some(run),
+            ..Write::default()
+        };
+        self.reporter.write(write).await;
+        self.status.cursor(self.cursor.sequence);
+        tracing::info!(command = %command.id, sequence = command.sequence, "command accepted");
+        // The receiver ends with the agent; the order is stored and carried out after the restart.
+        let _ = self.orders.send(order).await;
+        Ok(())
+    }
+
+    fn allows(&self, body: &CommandBody) -> bool {
+        match body {
+            CommandBody::JoinRun(join) => {
+                let room = {
+                    let active = self.active();
+                    active.contains(&join.run) || active.len() < self.runs_max
+                };
+                room && self.restrictions.allow(&join.path)
+            }
+            CommandBody::FinishRun(_) | CommandBody::StopRun(_) => true,
+        }
+    }
+
+    fn active(&self) -> std::sync::MutexGuard<'_, BTreeSet<RunId>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn take_trust(&mut self, signed: Signed) {
+        let kept = self.trust.borrow().version;
+        match newer_trust(&signed, &self.membership.root_key, kept) {
+            Some(bundle) => {
+                tracing::info!(version = bundle.version, "the fleet's keys changed");
+                self.reporter.write(Write { trust: Some(signed), ..Write::default() }).await;
+                self.trust.send_replace(bundle);
+            }
+            None => {
+                tracing::error!("the gateway offered keys that are older or not signed by the pinned root")
+            }
+        }
+    }
+
+    async fn take_renewal(&mut self, enrolled: Enrolled) -> Result<(), LinkError> {
+        let admission = enrol::check(enrolled, &self.key, &self.membership.root_key)?;
+        self.keep(admission).await;
+        Ok(())
+    }
+
+    async fn keep(&mut self, admission: enrol::Admission) {
+        self.membership.certificate = admission.certificate;
+        self.membership.credential = admission.credential.clone();
+        self.membership.name = admission.name;
+        let membership = Some(Box::new(self.membership.clone()));
+        self.reporter.write(Write { membership, ..Write::default() }).await;
+        self.credential.send_replace(admission.credential);
+        if admission.bundle.version > self.trust.borrow().version {
+            self.take_trust(admission.trust).await;
+        }
+        tracing::info!("certificate and credential renewed");
+    }
+}
+
+/// Sends pings, reports and telemetry until that fails.
+async fn send(
+    mut writer: Writer,
+    reporter: Reporter,
+    store: Arc<Store>,
+    mut home: watch::Receiver<u64>,
+) -> LinkError {
+    let mut ping = interval(Duration::from_secs(KEEP_ALIVE_S));
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut outbox = reporter.outbox_watch();
+    let mut sent = *home.borrow();
+    // Sequences that the service lacks and we forgot: its log was restored from an older copy.
+    let mut skipped = 0;
+    let (mut telemetry, mut next_telemetry, mut last_run) = (false, Instant::now(), None);
+    loop {
+        let stored = *home.borrow_and_update();
+        sent = sent.max(stored);
+        let in_flight = usize::try_from((sent - stored).saturating_sub(skipped)).unwrap_or(usize::MAX);
+        let room = REPORTS_IN_FLIGHT_MAX.saturating_sub(in_flight);
+        let last = *outbox.borrow_and_update();
+        let outcome = if last > sent && room > 0 {
+            match waiting(store.clone(), sent, room).await {
+                Ok(reports) => {
+                    skipped += reports.first().map_or(last, |(first, _)| first - 1) - sent;
+                    sent = reports.last().map_or(last, |(sequence, _)| *sequence);
+                    send_reports(&mut writer, reports).await
+                }
+                Err(error) => Err(error),
+            }
+        } else {
+            tokio::select! {
+                _ = ping.tick() => writer.send(Ping {}).await,
+                // Their senders live as long as the link.
+                _ = outbox.changed() => Ok(()),
+                _ = home.changed() => Ok(()),
+                () = reporter.progressed(), if !telemetry => {
+                    telemetry = true;
+                    Ok(())
+                }
+                () = sleep_until(next_telemetry), if telemetry => match reporter.take_progress(last_run) {
+                    Some(progress) => {
+                        next_telemetry = Instant::now() + PROGRESS_INTERVAL;
+                        last_run = Some(progress.run);
+                        writer.send(progress).await
+                    }
+                    None => {
+                        telemetry = false;
+                        Ok(())
+                    }
+                },
+            }
+        };
+        if let Err(error) = outcome {
+            return error;
+        }
+    }
+}
+
+async fn waiting(store: Arc<Store>, after: u64, room: usize) -> Result<Vec<(u64, Signed)>, LinkError> {
+    let read = tokio::task::spawn_blocking(move || store.outbox(after, room, REPORT_BYTES_IN_FLIGHT));
+    Ok(read.await.expect("reading the outbox does not panic")?)
+}
+
+async fn send_reports(writer: &mut Writer, reports: Vec<(u64, Signed)>) -> Result<(), LinkError> {
+    for (_, signed) in reports {
+        writer.send(ReportSent { signed }).await?;
+    }
+    Ok(())
+}
+
+/// Where the µTP2 socket can be tried: what the owner named, this end of the link, and whatever the
+/// gateway sees.
+fn addresses(utp2: SocketAddr, advertise: &[SocketAddr], local: IpAddr) -> Vec<String> {
+    let mut addresses: Vec<String> = advertise.iter().map(SocketAddr::to_string).collect();
+    if utp2.ip().is_unspecified() && (local.is_ipv4() || utp2.is_ipv6()) {
+        addresses.push(SocketAddr::new(local, utp2.port()).to_string());
+    }
+    addresses.push(utp2.to_string());
+    addresses.dedup();
+    addresses.truncate(ADDRESSES_MAX);
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_others_can_try() {
+        let check = |utp2: &str, advertise: &[&str], local: &str, expected: &[&str]| {
+            let parse = |text: &str| text.parse::<SocketAddr>().expect("an address");
+            let advertise: Vec<_> = advertise.iter().map(|a| parse(a)).collect();
+            assert_eq!(addresses(parse(utp2), &advertise, local.parse().expect("an IP")), expected);
+        };
+        check("0.0.0.0:9", &[], "192.0.2.1", &["192.0.2.1:9", "0.0.0.0:9"]);
+        check("0.0.0.0:9", &[], "2001:db8::1", &["0.0.0.0:9"]);
+        check("[::]:9", &["203.0.113.5:99"], "192.0.2.1", &["203.0.113.5:99", "192.0.2.1:9", "[::]:9"]);
+        check("127.0.0.1:9", &[], "192.0.2.1", &["127.0.0.1:9"]);
+    }
+}
