@@ -78,7 +78,14 @@ impl BaseLoss {
 
     /// Adds an interval; `empty` tells whether its queue was seen empty, `noisy` that delays vary so much by
     /// themselves that one such interval must do for a window.
-    pub(super) fn add(&mut self, now: Instant, rtt: Duration, (sent, lost): (f64, f64), empty: bool, noisy: bool) {
+    pub(super) fn add(
+        &mut self,
+        now: Instant,
+        rtt: Duration,
+        (sent, lost): (f64, f64),
+        empty: bool,
+        noisy: bool,
+    ) {
         let began = *self.began.get_or_insert(now);
         self.sent += sent;
         self.lost += lost;

@@ -39,6 +39,14 @@ impl FastStart {
         if s.is_limited(now) && s.delivered().is_none_or(|d| s.rate > 2.0 * d) {
             return;
         }
+        // Where a round trip is shorter than anything else takes, what was lately received is the better guide.
+        let window = (s.rtt * 2).max(Duration::from_millis(20));
+        if let Some(d) = s.delivery.rate(window.as_micros() as u64)
+            && s.is_local()
+            && s.rate > 2.5 * d
+        {
+            return;
+        }
         // The acknowledgement interval is part of the loop.
         let round = s.rtt.as_secs_f64() + 0.002;
         s.rate += acked as f64 / round;

@@ -211,6 +211,15 @@ impl Controller {
         self.shared.rate as u64
     }
 
+    /// Bytes that may be in flight: what the rate needs, and no more, so that a receiver or a machine that stalls
+    /// for some milliseconds is not flooded meanwhile.
+    pub(crate) fn in_flight_limit(&self) -> u64 {
+        let s = &self.shared;
+        let best = s.capacity().unwrap_or(0.0) / (1.0 - s.base_loss.estimate());
+        let time = s.rtt * 3 / 2 + s.jitter * 2 + Duration::from_millis(15);
+        (s.rate.max(best) * time.as_secs_f64()).max(64.0 * s.packet) as u64
+    }
+
     pub(crate) fn delivered_rate(&self) -> u64 {
         self.shared.delivered().unwrap_or(0.0) as u64
     }
@@ -238,7 +247,13 @@ impl Controller {
         }
         let s = &self.shared;
         // Long enough that its luckiest packet met a machine that was awake.
-        let shortest = Duration::from_millis(if s.is_local() { 50 } else { 10 });
+        let fast_start = matches!(self.phase, Phase::FastStart(_));
+        let shortest = match (s.is_local(), fast_start) {
+            (true, false) => 50,
+            (true, true) => 20,
+            (false, _) => 10,
+        };
+        let shortest = Duration::from_millis(shortest);
         self.intervals.on_sent(now, bytes, s.rtt, shortest, s.purpose, s.epoch)
     }
 

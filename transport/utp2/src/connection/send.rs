@@ -68,6 +68,10 @@ impl Session {
         let window = self.peer_window.0;
         let fits = in_flight + self.datagram as u64 <= window || in_flight == 0 && window > 0;
         let room = self.sent.in_flight_packets() < self.max_in_flight;
+        if in_flight >= self.controller.in_flight_limit() {
+            // The controller's own doing: an acknowledgement or the probe timer will go on from here.
+            return false;
+        }
         if !self.has_data() || !fits || !room {
             if ready {
                 self.controller.on_limited(now);

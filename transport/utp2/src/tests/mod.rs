@@ -1,5 +1,6 @@
 //! Two endpoints on a virtual link, with virtual time.
 
+mod cpu;
 mod handshake;
 mod hostile;
 mod pair;
