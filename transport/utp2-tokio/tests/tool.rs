@@ -250,6 +250,7 @@ fn a_full_disk_is_told_before_the_transfer() {
     assert_eq!((&told["files"], &told["failed"][0]["name"]), (&1.into(), &"huge".into()), "{told}");
     assert!(stderr(&sent).contains("cannot write the file"), "{}", stderr(&sent));
     assert_eq!(fs::read(out.join("small")).unwrap(), fs::read(&small).unwrap());
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1, "nothing is left of the other");
     assert_eq!(receiver.end().status.code(), Some(1));
 }
 

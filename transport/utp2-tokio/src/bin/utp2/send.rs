@@ -367,16 +367,20 @@ impl Sender {
                 _ => Err(anyhow!("the receiver speaks of a file that is not under way")),
             };
         };
+        let is_done = end == State::Done;
         *state = end;
         self.under_way -= 1;
         self.to_queue.retain(|run| run.0 != file);
-        let conn = &self.conn;
+        let size = self.files[file as usize].meta.size;
+        let (conn, sent) = (&self.conn, &mut self.sent);
         self.outstanding.retain(|&tag| {
-            let is_its = file_and_block(tag).0 == file;
-            if is_its {
+            let (of, block) = file_and_block(tag);
+            if of == file {
                 conn.cancel_block(tag);
+                // The word of the receiver may overtake the acknowledgement of a block.
+                *sent += if is_done { u64::from(block_len(size, block)) } else { 0 };
             }
-            !is_its
+            of != file
         });
         self.source.close(file);
         Ok(())

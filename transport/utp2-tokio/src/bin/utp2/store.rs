@@ -106,6 +106,9 @@ pub(crate) struct PartFile {
     blocks: u32,
     file: File,
     state: Mutex<State>,
+    /// Locked while the map is written; set once there is nothing left to be mapped, so that a map being
+    /// saved on the side does not outlive its file.
+    settled: Mutex<bool>,
 }
 
 struct State {
@@ -173,7 +176,11 @@ impl PartFile {
             Some(done) => done,
             None => {
                 file.set_len(0).map_err(wrong)?;
-                allocate(&file, meta.size).map_err(wrong)?;
+                allocate(&file, meta.size).map_err(|error| {
+                    // Such as what was allocated before the disk was full.
+                    let _ = fs::remove_file(reserved.part());
+                    wrong(error)
+                })?;
                 vec![0; words]
             }
         };
@@ -191,7 +198,7 @@ impl PartFile {
             hash_asked: 0,
         };
         state.extend_prefix(blocks);
-        Ok(Self { reserved, meta, blocks, file, state: Mutex::new(state) })
+        Ok(Self { reserved, meta, blocks, file, state: Mutex::new(state), settled: Mutex::new(false) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -345,6 +352,7 @@ impl PartFile {
                 self.file.sync_all()?;
             }
             fs::rename(self.reserved.part(), self.reserved.path())?;
+            self.settle();
             if self.reserved.dir.fsync && cfg!(unix) {
                 File::open(&self.reserved.dir.path)?.sync_all()?;
             }
@@ -355,6 +363,10 @@ impl PartFile {
 
     /// Writes down what is there, for another time. Nothing is kept of a file that has nothing.
     pub(crate) fn save_map(&self) -> io::Result<()> {
+        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if *settled {
+            return Ok(());
+        }
         let done = {
             let mut state = self.state();
             if !std::mem::take(&mut state.dirty) {
@@ -373,11 +385,18 @@ impl PartFile {
         fs::rename(&fresh, self.reserved.map())
     }
 
+    /// Ends the saving of maps and removes what was saved.
+    fn settle(&self) {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        *settled = true;
+        let _ = fs::remove_file(self.reserved.map());
+    }
+
     /// Removes what is there: it is not what it should be.
     pub(crate) fn discard(&self) {
         self.state().failed = true;
+        self.settle();
         let _ = fs::remove_file(self.reserved.part());
-        let _ = fs::remove_file(self.reserved.map());
     }
 
     /// Leaves nothing behind of a file of which nothing is there, and the rest for another time.
@@ -414,7 +433,12 @@ fn read_map(reserved: &Reserved, meta: &Meta, file: &File) -> Option<Vec<u64>> {
 fn allocate(file: &File, size: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     if size > 0 {
-        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+        // Asked first: trying would fill the disk, for others too, before it fails.
+        let room = fstatvfs(file)?;
+        if size > room.f_bavail.saturating_mul(room.f_frsize) {
+            return Err(rustix::io::Errno::NOSPC.into());
+        }
         match fallocate(file, FallocateFlags::empty(), 0, size) {
             Ok(()) => return Ok(()),
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
@@ -491,7 +515,11 @@ mod tests {
         assert!(part.is_complete());
         assert_eq!(part.hash_some().unwrap(), Some(Sha256::digest(content()).into()));
         assert_eq!(part.hash_some().unwrap(), None, "once");
+        part.save_map().unwrap();
         part.finish().unwrap();
+        put(&part, 1, 0, 1);
+        part.save_map().unwrap();
+        assert_eq!(fs::read_dir(temp.path().join("new/out")).unwrap().count(), 1, "no map is left");
         let path = temp.path().join("new/out/a");
         assert_eq!(fs::read(&path).unwrap(), content());
         let metadata = fs::metadata(&path).unwrap();
