@@ -1,0 +1,385 @@
+//! The byte forms that are stored and signed, pinned: `tests/golden/v1/*.bin` decode to the values below
+//! and the current code encodes these values to exactly those bytes. The `.json` beside each is the same
+//! value for people. Files are only ever added: `GOLDEN_WRITE=1 cargo test -p event-schema --test golden`
+//! writes those that are missing and never touches one that exists.
+//!
+//! `events/SCHEMA.md` is checked here as well: it lists every event with number, version and name.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use ed25519_dalek::SigningKey;
+use event_schema::*;
+use serde_json::{Value, json};
+
+/// One pinned value: its file name, its bytes, itself as JSON, and whether bytes decode to it.
+struct Golden {
+    name: String,
+    bytes: Vec<u8>,
+    json: Value,
+    decodes: Box<dyn Fn(&[u8]) -> bool>,
+}
+
+fn agent(n: u8) -> AgentId {
+    AgentId([n; 16])
+}
+
+const RUN: RunId = RunId([0x52; 16]);
+const JOB: JobId = JobId([0x4a; 16]);
+const GROUP: GroupId = GroupId([0x47; 16]);
+const TOKEN: TokenId = TokenId([0x54; 16]);
+const COMMAND: CommandId = CommandId([0x43; 16]);
+
+fn tags() -> Vec<(String, String)> {
+    vec![("AGENT_NAME".into(), "nas-1".into()), ("SITE".into(), "Häfen".into())]
+}
+
+fn stats() -> TransferStats {
+    TransferStats {
+        entries: 5_000,
+        bytes_total: 1 << 40,
+        blocks_total: 1 << 25,
+        blocks_fetched: 300,
+        blocks_reused: 2,
+        blocks_duplicate: 1,
+        blocks_corrupt: 4,
+        bytes_from_source: 7_000_000,
+        bytes_from_peers: 2_000_000,
+        bytes_sent: 127,
+    }
+}
+
+fn problem() -> Problem {
+    Problem {
+        class: ProblemClass::UnsafeLink,
+        path: b"a\n\xff/link".to_vec(),
+        detail: "leads out of the folder".into(),
+    }
+}
+
+fn participants() -> Vec<Participant> {
+    vec![
+        Participant { agent: agent(1), role: Role::Source, path: b"/srv/\xfe".to_vec() },
+        Participant { agent: agent(2), role: Role::Destination, path: b"in".to_vec() },
+    ]
+}
+
+fn join() -> JoinRun {
+    JoinRun {
+        run: RUN,
+        job: JOB,
+        job_name: "release 7".into(),
+        role: Role::Destination,
+        path: b"in".to_vec(),
+        source: agent(1),
+        peers: vec![
+            PeerHint { agent: agent(1), public_key: [0x11; 32], role: Role::Source, addresses: vec![] },
+            PeerHint {
+                agent: agent(2),
+                public_key: [0x22; 32],
+                role: Role::Destination,
+                addresses: vec!["192.0.2.7:5000".into(), "[2001:db8::1]:5000".into()],
+            },
+        ],
+        trackers: vec!["tracker.example:7702".into()],
+        sealed_secret: (0..81).collect(),
+    }
+}
+
+fn command() -> Command {
+    Command {
+        id: COMMAND,
+        audience: agent(2),
+        sequence: 300,
+        issued: Timestamp(1_795_000_000_000),
+        not_before: Timestamp(1_794_999_700_000),
+        expires: Timestamp(1_797_592_000_000),
+        body: join().into(),
+    }
+}
+
+fn report() -> Report {
+    Report {
+        agent: AgentId::of_key(&SigningKey::from_bytes(&[2; 32]).verifying_key().to_bytes()),
+        sequence: 9,
+        time: Timestamp(1_795_000_001_000),
+        body: RunCompleted { run: RUN, state: RunAgentState::Done, stats: stats() }.into(),
+    }
+}
+
+macro_rules! pinned {
+    ($prefix:literal, $enum:ty, $list:ident, [$($payload:expr),+ $(,)?]) => {$({
+        let payload = $payload;
+        let json = serde_json::to_value(&payload).expect("plain data");
+        let value = <$enum>::from(payload);
+        let name = value.name();
+        let version = <$enum>::KINDS.iter().find(|(kind, ..)| *kind == value.kind()).expect("listed").1;
+        $list.push(Golden {
+            name: format!(concat!($prefix, "-{}"), name),
+            bytes: value.encode(),
+            json: json!({"kind": value.kind(), "version": version, "name": name, "payload": json}),
+            decodes: Box::new(move |bytes| <$enum>::decode(bytes).as_ref() == Ok(&value)),
+        });
+    })+};
+}
+
+fn all() -> Vec<Golden> {
+    let mut list = Vec::new();
+    pinned!(
+        "event",
+        Event,
+        list,
+        [
+            FleetFounded { root_key: [0xa1; 32], ca_fingerprint: [0xb2; 32] },
+            AgentEnrolled {
+                agent: agent(1),
+                public_key: [0x11; 32],
+                name: "nas-1".into(),
+                tags: tags(),
+                token: Some(TOKEN),
+                version: "0.1.0".into(),
+            },
+            AgentApproved { agent: agent(1) },
+            AgentOnline {
+                agent: agent(1),
+                addresses: vec!["192.0.2.7:5000".into()],
+                version: "0.1.0".into()
+            },
+            AgentOffline { agent: agent(1), reason: "the link broke".into() },
+            AgentRemoved { agent: agent(1) },
+            AgentTagged { agent: agent(1), tags: tags() },
+            TokenCreated {
+                token: TOKEN,
+                hash: [0xc3; 32],
+                tags: tags(),
+                uses: 200,
+                expires: Timestamp::NEVER
+            },
+            TokenUsed { token: TOKEN, agent: agent(1) },
+            TokenRevoked { token: TOKEN },
+            EnrolmentRefused {
+                reason: RefusalReason::TokenSpent,
+                token: Some(TOKEN),
+                agent: agent(3),
+                address: "192.0.2.9:40000".into(),
+            },
+            GroupCreated { group: GROUP, name: "harbour".into() },
+            GroupMembersAdded { group: GROUP, agents: vec![agent(1), agent(2)] },
+            GroupMembersRemoved { group: GROUP, agents: vec![agent(2)] },
+            JobCreated {
+                job: JOB,
+                name: "release 7".into(),
+                spec: JobSpec::Distribution {
+                    source: Place { party: Party::Agent(agent(1)), path: b"/srv/\xfe".to_vec() },
+                    destinations: vec![Place { party: Party::Group(GROUP), path: b"in".to_vec() }],
+                },
+            },
+            JobDeleted { job: JOB },
+            RunStarted { run: RUN, job: JOB, participants: participants() },
+            RunManifestReady {
+                run: RUN,
+                agent: agent(1),
+                root: [0xd4; 32],
+                entries: 3,
+                bytes: 1 << 33,
+                blocks: 1 << 18
+            },
+            RunAgentProgressed {
+                run: RUN,
+                agent: agent(2),
+                state: RunAgentState::Done,
+                stats: Some(stats())
+            },
+            RunProblemReported { run: RUN, agent: agent(1), problem: problem() },
+            RunStopRequested { run: RUN, reason: "wrong folder".into() },
+            RunFinished { run: RUN, outcome: Outcome::SucceededWithErrors },
+            CommandIssued {
+                command: COMMAND,
+                agent: agent(2),
+                sequence: 300,
+                run: Some(RUN),
+                signed: command().sign(&SigningKey::from_bytes(&[1; 32])),
+            },
+            CommandAcknowledged {
+                command: COMMAND,
+                agent: agent(2),
+                sequence: 300,
+                refused: Some(RefusalReason::NotAllowed),
+            },
+            ReportReceived {
+                agent: agent(2),
+                sequence: 9,
+                signed: report().sign(&SigningKey::from_bytes(&[2; 32]))
+            },
+        ]
+    );
+    pinned!("command", CommandBody, list, [join(), FinishRun { run: RUN }, StopRun { run: RUN }]);
+    pinned!(
+        "report",
+        ReportBody,
+        list,
+        [
+            CommandAccepted { command: COMMAND, sequence: 300 },
+            CommandRefused { command: COMMAND, sequence: 301, reason: RefusalReason::Expired },
+            RunStateReported { run: RUN, state: RunAgentState::FetchingManifest },
+            ManifestSigned { run: RUN, root: [0xd4; 32], entries: 3, bytes: 1 << 33, blocks: 1 << 18 },
+            ProblemReported { run: RUN, problem: problem() },
+            RunCompleted { run: RUN, state: RunAgentState::DoneWithErrors, stats: stats() },
+            RunServed { run: RUN, stats: stats() },
+        ]
+    );
+    list.extend(records());
+    list.extend(envelopes());
+    list
+}
+
+fn records() -> Vec<Golden> {
+    let record = |actor: Actor, causation| Record {
+        id: RecordId([0x01; 16]),
+        stream: "run/52525252525252525252525252525252".into(),
+        time: Timestamp(1_795_000_000_123),
+        actor,
+        causation,
+        correlation: RecordId([0x02; 16]),
+        events: vec![
+            RunAgentProgressed { run: RUN, agent: agent(2), state: RunAgentState::Failed, stats: None }
+                .into(),
+            RunFinished { run: RUN, outcome: Outcome::Failed }.into(),
+        ],
+    };
+    let cases = [
+        ("record-service", record(Actor::Service, None)),
+        ("record-operator", record(Actor::Operator("admin".into()), None)),
+        ("record-agent", record(Actor::Agent(agent(2)), Some(RecordId([0x03; 16])))),
+    ];
+    cases
+        .into_iter()
+        .map(|(name, record)| Golden {
+            name: name.into(),
+            bytes: record.encode(),
+            json: json!({
+                "id": record.id, "stream": record.stream, "time": record.time, "actor": record.actor,
+                "causation": record.causation, "correlation": record.correlation,
+                "events": record.events.iter().map(Event::name).collect::<Vec<_>>(),
+            }),
+            decodes: Box::new(move |bytes| Record::decode(bytes).as_ref() == Ok(&record)),
+        })
+        .collect()
+}
+
+/// A command and a report under their signatures: Ed25519 is deterministic, so these are pinned too.
+fn envelopes() -> Vec<Golden> {
+    let key = |n: u8| SigningKey::from_bytes(&[n; 32]);
+    let opens = |seed: u8, domain: Domain, is: Box<dyn Fn(&[u8]) -> bool>| {
+        move |bytes: &[u8]| {
+            let public = key(seed).verifying_key().to_bytes();
+            decode_exact::<Signed>("Signed", bytes)
+                .is_ok_and(|signed| signed.verify(domain, &public).is_ok_and(&is))
+        }
+    };
+    let (c, r) = (command(), report());
+    vec![
+        Golden {
+            name: "signed-command".into(),
+            bytes: encode(&c.sign(&key(1))),
+            json: json!({"id": c.id, "audience": c.audience, "sequence": c.sequence, "issued": c.issued,
+                "not_before": c.not_before, "expires": c.expires, "body": c.body.name()}),
+            decodes: Box::new(opens(
+                1,
+                Domain::Command,
+                Box::new(move |b| Command::decode(b).as_ref() == Ok(&c)),
+            )),
+        },
+        Golden {
+            name: "signed-report".into(),
+            bytes: encode(&r.sign(&key(2))),
+            json: json!({"agent": r.agent, "sequence": r.sequence, "time": r.time, "body": r.body.name()}),
+            decodes: Box::new(opens(
+                2,
+                Domain::Report,
+                Box::new(move |b| Report::decode(b).as_ref() == Ok(&r)),
+            )),
+        },
+    ]
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1")
+}
+
+#[test]
+fn stored_bytes_stay_what_they_are() {
+    let write = std::env::var_os("GOLDEN_WRITE").is_some();
+    for golden in all() {
+        let bin = folder().join(format!("{}.bin", golden.name));
+        let json = folder().join(format!("{}.json", golden.name));
+        let text = format!("{:#}\n", golden.json);
+        if write {
+            for (path, content) in [(&bin, golden.bytes.as_slice()), (&json, text.as_bytes())] {
+                if !path.exists() {
+                    fs::write(path, content).expect("written");
+                }
+            }
+        }
+        let stored =
+            fs::read(&bin).unwrap_or_else(|e| panic!("{}: {e}; see the head of this file", bin.display()));
+        assert!((golden.decodes)(&stored), "{}: the stored bytes mean something else now", golden.name);
+        assert_eq!(stored, golden.bytes, "{}: the value has other bytes now", golden.name);
+        let shown = fs::read_to_string(&json).unwrap_or_else(|e| panic!("{}: {e}", json.display()));
+        assert_eq!(shown, text, "{}: the JSON beside it tells another value", golden.name);
+        // Neither shorter nor longer bytes are the value.
+        for cut in 0..stored.len() {
+            assert!(!(golden.decodes)(&stored[..cut]), "{} cut at {cut}", golden.name);
+        }
+        assert!(!(golden.decodes)(&[stored.as_slice(), &[0]].concat()), "{} with a byte more", golden.name);
+    }
+}
+
+#[test]
+fn every_kind_is_pinned() {
+    let pinned: BTreeSet<String> = all().into_iter().map(|golden| golden.name).collect();
+    let kinds = [("event", Event::KINDS), ("command", CommandBody::KINDS), ("report", ReportBody::KINDS)];
+    for (prefix, kinds) in kinds {
+        let mut numbers = BTreeSet::new();
+        for (number, version, name) in kinds {
+            assert!(numbers.insert(number), "{prefix} {number} twice");
+            assert_eq!(*version, 1, "a new version of {name} needs golden files in a folder of its own");
+            assert!(pinned.contains(&format!("{prefix}-{name}")), "{prefix} {name} has no golden file");
+        }
+    }
+}
+
+#[test]
+fn nothing_stored_is_forgotten() {
+    let pinned: BTreeSet<String> = all().into_iter().map(|golden| golden.name).collect();
+    for file in fs::read_dir(folder()).expect("the folder") {
+        let path = file.expect("an entry").path();
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        assert!(pinned.contains(&name), "{} is checked by nothing: old files stay readable", path.display());
+    }
+}
+
+#[test]
+fn the_tables_list_every_kind() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../SCHEMA.md");
+    let text = fs::read_to_string(path).expect("SCHEMA.md");
+    let section = |title: &str| {
+        let (_, rest) =
+            text.split_once(&format!("\n## {title}\n")).unwrap_or_else(|| panic!("no section {title}"));
+        rest.split_once("\n## ").map_or(rest, |(section, _)| section).to_owned()
+    };
+    let kinds = [("Events", Event::KINDS), ("Commands", CommandBody::KINDS), ("Reports", ReportBody::KINDS)];
+    for (title, kinds) in kinds {
+        let rows: Vec<(u16, u8, String)> = section(title)
+            .lines()
+            .filter_map(|line| {
+                let cells: Vec<&str> = line.strip_prefix('|')?.split('|').map(str::trim).collect();
+                let (number, version) = (cells.first()?.parse().ok()?, cells.get(1)?.parse().ok()?);
+                Some((number, version, cells.get(2)?.trim_matches('`').to_owned()))
+            })
+            .collect();
+        let expected: Vec<_> = kinds.iter().map(|(n, v, name)| (*n, *v, (*name).to_owned())).collect();
+        assert_eq!(rows, expected, "SCHEMA.md, {title}");
+    }
+}
