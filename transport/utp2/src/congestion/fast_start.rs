@@ -36,7 +36,9 @@ impl FastStart {
     /// Every acknowledged byte adds to the rate, so that it doubles per round trip.
     pub(super) fn grow(&mut self, now: Instant, s: &mut Shared, acked: u64) {
         // An application that sends little must not drive the rate beyond what the path was seen to carry.
-        if s.is_limited(now) && s.delivered().is_none_or(|d| s.rate > 2.0 * d) {
+        let limited =
+            s.last_limited.is_some_and(|t| now.saturating_since(t) < s.rtt + Duration::from_millis(2));
+        if limited && s.delivered().is_none_or(|d| s.rate > 2.0 * d) {
             return;
         }
         // Where a round trip is shorter than anything else takes, what was lately received is the better guide.

@@ -33,6 +33,9 @@ const MAX_RATE: f64 = 12.5e9;
 /// Paths with a shorter round trip are judged as if it were this long: timers and schedulers are no finer.
 const MIN_RTT: Duration = Duration::from_millis(10);
 
+/// Longest queue built up on a local path: what a receiver may sleep without the sender waiting for it.
+const LOCAL_QUEUE: Duration = Duration::from_millis(10);
+
 /// What an ACK tells beside the fate of packets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AckSample {
@@ -215,9 +218,16 @@ impl Controller {
     /// for some milliseconds is not flooded meanwhile.
     pub(crate) fn in_flight_limit(&self) -> u64 {
         let s = &self.shared;
-        let best = s.capacity().unwrap_or(0.0) / (1.0 - s.base_loss.estimate());
-        let time = s.rtt * 3 / 2 + s.jitter * 2 + Duration::from_millis(15);
-        (s.rate.max(best) * time.as_secs_f64()).max(64.0 * s.packet) as u64
+        let best = s.capacity().map(|c| c / (1.0 - s.base_loss.estimate()));
+        let bytes = if s.is_local() {
+            // All beyond this waits in the peer's socket buffer, of a few MB at best, until it overflows.
+            let time = s.rtt_min * 3 / 2 + LOCAL_QUEUE;
+            best.map_or(s.rate, |b| 1.25 * b) * time.as_secs_f64()
+        } else {
+            let time = s.rtt * 3 / 2 + s.jitter * 2 + Duration::from_millis(15);
+            s.rate.max(best.unwrap_or(0.0)) * time.as_secs_f64()
+        };
+        bytes.max(128.0 * s.packet) as u64
     }
 
     pub(crate) fn delivered_rate(&self) -> u64 {
