@@ -28,7 +28,13 @@ pub fn agent_name(wish: &str) -> String {
     let mut name: String = wish.trim().chars().map(|c| if is_bad(c) { '-' } else { c }).collect();
     truncate(&mut name, NAME_LEN_MAX - 12);
     let name = name.trim().to_string();
-    if name.is_empty() || looks_like_id(&name) || name == "latest" { format!("agent-{name}") } else { name }
+    if name.is_empty() {
+        "agent".into()
+    } else if looks_like_id(&name) || name == "latest" {
+        format!("agent-{name}")
+    } else {
+        name
+    }
 }
 
 /// Cuts a text for people to [`REASON_LEN_MAX`] bytes and one line.
