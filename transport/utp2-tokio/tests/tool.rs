@@ -297,6 +297,33 @@ fn an_interrupted_transfer_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_sender_that_was_killed_finds_its_file_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 40_000_000);
+    let out = temp.path().join("out");
+    let receiver = Receiver::start(&out, &[]);
+    let mut slow = send(&receiver.address, &[&file], &["--rate-limit", "8MB"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(slow.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("left") {
+        line.clear();
+        assert!(lines.read_line(&mut line).unwrap() > 0, "it ended early");
+    }
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    // The receiver has not noticed yet; nobody has to wait until its connection times out.
+    let sent = run(&mut send(&receiver.address, &[&file], &[]));
+    assert!(sent.status.success(), "{}", stderr(&sent));
+    assert!(last_json(&sent)["resumed_bytes"].as_u64().unwrap() > 4_000_000);
+    assert_eq!(fs::read(out.join("file")).unwrap(), fs::read(&file).unwrap());
+    receiver.terminate();
+}
+
+#[test]
 fn a_bad_network_is_no_reason() {
     let temp = tempfile::tempdir().unwrap();
     let file = make(temp.path(), "file", 4_000_000);

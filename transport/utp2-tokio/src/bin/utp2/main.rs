@@ -94,6 +94,22 @@ fn endpoint_config(common: &Common) -> anyhow::Result<(EndpointConfig, [u8; 32])
     Ok((config, public_key))
 }
 
+/// Returns when the program is asked to end.
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut term) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
 /// What went wrong, as somebody at a terminal needs to hear it.
 fn explain(error: &ConnectError, to: &str) -> String {
     let ConnectError::Handshake(CloseReason::HandshakeFailed(why)) = error else {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -14,9 +14,9 @@ use utp2_tokio::{BlockSink, BlockSource, Closed, Connection, Endpoint};
 
 use crate::args::RecvArgs;
 use crate::progress::{Progress, mbps, seconds};
-use crate::store::{OutDir, PartFile, Written};
+use crate::store::{CannotBegin, OutDir, PartFile, Written};
 use crate::wire::{Meta, ToReceiver, ToSender, clip, decode, encode, file_and_block};
-use crate::{endpoint_config, name, print_json, secret};
+use crate::{endpoint_config, interrupted, name, print_json, secret};
 
 /// Files a sender may have under way. Ours has 32.
 const FILES_UNDER_WAY_MAX: usize = 64;
@@ -29,6 +29,14 @@ const SAVE_EVERY: Duration = Duration::from_secs(5);
 
 /// How often progress is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
+
+/// A sender that was not heard for so long gives way to another one with the same file: most likely it is
+/// the same person, after a crash.
+const SILENT: Duration = Duration::from_secs(3);
+
+/// How long a file waits for another transfer of that name to end, and how often it looks.
+const BUSY_TIME: Duration = Duration::from_secs(10);
+const BUSY_LOOK: Duration = Duration::from_millis(250);
 
 /// A receiver has nothing to give.
 struct NoSource;
@@ -48,6 +56,9 @@ enum Arrived {
 
 /// A session as the driver sees it.
 struct Inbound {
+    conn: Connection,
+    /// Packets received when last looked, and since when they are so many.
+    heard: Mutex<(u64, Instant)>,
     files: RwLock<HashMap<u32, Arc<PartFile>>>,
     /// Unbounded, but with at most one item for 8 MiB that arrived, and one failure a file.
     tell: mpsc::UnboundedSender<Arrived>,
@@ -57,6 +68,39 @@ struct Inbound {
 #[derive(Default)]
 struct Sink {
     sessions: RwLock<HashMap<Handle, Arc<Inbound>>>,
+}
+
+impl Inbound {
+    /// Notes whether anything was heard from the sender.
+    fn listen(&self) {
+        let packets = self.conn.stats().received_packets;
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard.0 != packets {
+            *heard = (packets, Instant::now());
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).1.elapsed() > SILENT
+    }
+
+    fn has(&self, name: &[u8]) -> bool {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.values().any(|part| part.meta().name == name)
+    }
+}
+
+impl Sink {
+    /// Ends the session of a silent sender that has a file of this name under way.
+    fn evict(&self, name: &[u8]) {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        // Collected, because closing takes the endpoint's lock, under which the driver takes this one.
+        let silent: Vec<_> = sessions.values().filter(|s| s.is_silent() && s.has(name)).cloned().collect();
+        drop(sessions);
+        for session in silent {
+            session.conn.close(2, "the file is being sent by somebody else");
+        }
+    }
 }
 
 impl BlockSink for Sink {
@@ -135,22 +179,6 @@ fn announce(address: SocketAddr, public_key: &[u8; 32], json: bool) {
     }
 }
 
-/// Returns when the program is asked to end.
-async fn interrupted() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut term) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-            return;
-        }
-    }
-    let _ = tokio::signal::ctrl_c().await;
-}
-
 /// What a task on the side has found out.
 enum Job {
     Opened(u32, Result<Arc<PartFile>, String>),
@@ -189,7 +217,13 @@ struct Session {
 impl Session {
     fn new(conn: Connection, dir: Arc<OutDir>, sink: Arc<Sink>, json: bool) -> Self {
         let (tell, arrivals) = mpsc::unbounded_channel();
-        let inbound = Arc::new(Inbound { files: RwLock::default(), tell, bytes: 0.into() });
+        let inbound = Arc::new(Inbound {
+            conn: conn.clone(),
+            heard: Mutex::new((0, Instant::now())),
+            files: RwLock::default(),
+            tell,
+            bytes: 0.into(),
+        });
         sink.sessions.write().unwrap_or_else(PoisonError::into_inner).insert(conn.handle(), inbound.clone());
         Self {
             conn,
@@ -273,7 +307,10 @@ impl Session {
                 },
                 Some(job) = self.jobs.join_next() => self.on_job(job.context("a task failed")?).await?,
                 _ = save.tick() => self.save(),
-                _ = show.tick() => self.progress.set(self.bytes()),
+                _ = show.tick() => {
+                    self.inbound.listen();
+                    self.progress.set(self.bytes());
+                }
             }
         }
     }
@@ -312,12 +349,7 @@ impl Session {
             anyhow::bail!("the sender offers too many files at a time");
         }
         self.entries.insert(file, Entry::Opening);
-        let dir = self.dir.clone();
-        self.jobs.spawn_blocking(move || {
-            let shown = name::show(&meta.name);
-            let opened = PartFile::begin(&dir, meta);
-            Job::Opened(file, opened.map(Arc::new).map_err(|why| format!("{shown}: {why}")))
-        });
+        self.jobs.spawn(begin(self.dir.clone(), self.sink.clone(), file, meta));
         Ok(())
     }
 
@@ -462,6 +494,25 @@ impl Session {
         };
         let _ = tokio::task::spawn_blocking(keep).await;
         count
+    }
+}
+
+/// Begins a file, once nobody else is at it.
+async fn begin(dir: Arc<OutDir>, sink: Arc<Sink>, file: u32, meta: Meta) -> Job {
+    let until = Instant::now() + BUSY_TIME;
+    let shown = name::show(&meta.name);
+    loop {
+        let (dir, again) = (dir.clone(), meta.clone());
+        let begun = tokio::task::spawn_blocking(move || PartFile::begin(&dir, again)).await;
+        match begun {
+            Ok(Ok(part)) => return Job::Opened(file, Ok(Arc::new(part))),
+            Ok(Err(CannotBegin::Busy)) if Instant::now() < until => {
+                sink.evict(&meta.name);
+                tokio::time::sleep(BUSY_LOOK).await;
+            }
+            Ok(Err(why)) => return Job::Opened(file, Err(format!("{shown}: {why}"))),
+            Err(error) => return Job::Opened(file, Err(format!("{shown}: {error}"))),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::progress::{Progress, mbps, seconds};
 use crate::wire::{
     BLOCK, Meta, ToReceiver, ToSender, block_len, blocks_of, clip, decode, encode, file_and_block, tag,
 };
-use crate::{endpoint_config, explain, name, place, print_json, secret};
+use crate::{endpoint_config, explain, interrupted, name, place, print_json, secret};
 
 /// Files under way at a time: enough to hide round trips, few enough to be open at once.
 const FILES_UNDER_WAY: usize = 32;
@@ -225,7 +225,7 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
     };
     let moved = tokio::select! {
         moved = sender.transfer() => moved,
-        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted; send again to go on where it stopped")),
+        () = interrupted() => Err(anyhow!("interrupted; send again to go on where it stopped")),
     };
     let took = started.elapsed();
     let stats = sender.conn.stats();

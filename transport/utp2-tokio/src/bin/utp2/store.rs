@@ -33,6 +33,15 @@ const HASH_CHUNK: usize = 1 << 20;
 /// Bytes that have to come together before it pays to start hashing them.
 const HASH_STEP: u64 = 8 << 20;
 
+/// Why a file cannot be begun; for both sides' people.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CannotBegin {
+    #[error("another transfer is writing a file of that name")]
+    Busy,
+    #[error("{0}")]
+    Other(String),
+}
+
 /// The folder files are written to.
 pub(crate) struct OutDir {
     path: PathBuf,
@@ -150,17 +159,16 @@ pub(crate) enum Written {
 }
 
 impl PartFile {
-    /// Begins or resumes a file. The error is for both sides' people.
-    pub(crate) fn begin(dir: &Arc<OutDir>, meta: Meta) -> Result<Self, String> {
-        let name = name::check(&meta.name).map_err(|e| e.to_string())?;
+    /// Begins or resumes a file.
+    pub(crate) fn begin(dir: &Arc<OutDir>, meta: Meta) -> Result<Self, CannotBegin> {
+        let name = name::check(&meta.name).map_err(|e| CannotBegin::Other(e.to_string()))?;
         let blocks = blocks_of(meta.size).filter(|_| meta.size <= FILE_MAX);
-        let blocks = blocks.ok_or("the file is larger than 8 TiB")?;
+        let blocks = blocks.ok_or_else(|| CannotBegin::Other("the file is larger than 8 TiB".into()))?;
         let part = name::part(&meta.name);
         let mut map = part.clone();
         map.push(".map");
-        let reserved =
-            dir.reserve([name, part, map]).ok_or("another transfer is writing a file of that name")?;
-        let wrong = |e: io::Error| format!("cannot write the file: {e}");
+        let reserved = dir.reserve([name, part, map]).ok_or(CannotBegin::Busy)?;
+        let wrong = |e: io::Error| CannotBegin::Other(format!("cannot write the file: {e}"));
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         #[cfg(unix)]
@@ -537,7 +545,7 @@ mod tests {
         let part = PartFile::begin(&dir, meta("a")).unwrap();
         put(&part, 1, 0, BLOCK);
         put(&part, 0, 0, 100);
-        assert!(PartFile::begin(&dir, meta("a")).is_err(), "two writers");
+        assert_eq!(PartFile::begin(&dir, meta("a")).err(), Some(CannotBegin::Busy), "two writers");
         part.leave();
         drop(part);
         let part = PartFile::begin(&dir, meta("a")).unwrap();
