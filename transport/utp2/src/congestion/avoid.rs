@@ -317,7 +317,7 @@ impl Avoid {
                 } else {
                     (kappa * (x - 1.0) / f.max(1.0)).min(0.12)
                 };
-                s.rate = s.rate.min(r * (1.0 - step));
+                s.rate = s.rate.min(s.headroom() * r * (1.0 - step));
                 s.remembered = r;
             }
             self.acceleration = 1.0;
@@ -330,7 +330,8 @@ impl Avoid {
         } else {
             let lossy = self.last_event.is_some_and(|t| now.saturating_since(t) < Duration::from_secs(30))
                 && s.peak() <= s.target();
-            if x < 0.5 && seen > 1.04 * s.remembered {
+            // Faster than remembered, no queue, and it does arrive: there is more than there was.
+            if x < 0.5 && seen > 1.04 * s.remembered && r.is_some_and(|r| r > 1.02 * s.remembered) {
                 self.acceleration = (self.acceleration * (1.0 + 0.5 * rounds)).min(16.0);
             }
             let base = if lossy { least } else { (kappa * f).min(0.12).max(least) };
@@ -338,7 +339,12 @@ impl Avoid {
         };
         if x < 0.5 {
             // Not further ahead of what was seen to pass than two round trips of growth.
-            s.rate = (s.rate * (1.0 + g * rounds)).min(s.rate.max(seen * (1.0 + 2.0 * g)));
+            let mut rate = (s.rate * (1.0 + g * rounds)).min(s.rate.max(seen * (1.0 + 2.0 * g)));
+            if let Some(r) = r.filter(|_| !s.is_local()) {
+                // Nor than what arrives; the queue this builds shows only a round trip and a half later.
+                rate = rate.min((r * (1.02 + g)).max(s.rate * (1.0 - kappa / 2.0)));
+            }
+            s.rate = rate;
         } else {
             let weight = 2.0 * (x - 0.5);
             let towards = r.map_or(s.rate, |r| s.rate + weight * (r - s.rate)) * (1.0 + g * rounds);

@@ -104,6 +104,12 @@ impl Shared {
         self.rtt_min < Duration::from_millis(2)
     }
 
+    /// How far the rate may be above what arrives. A local machine that sleeps half of the time must send twice as
+    /// fast when it is awake; there, the limit of what is in flight protects the receiver.
+    fn headroom(&self) -> f64 {
+        if self.is_local() { 2.0 } else { 1.0 }
+    }
+
     /// Delay below which a queue counts as empty.
     fn empty_below(&self) -> Duration {
         let floor = if self.is_local() { Duration::from_millis(4) } else { Duration::from_micros(1500) };
@@ -382,7 +388,7 @@ impl Controller {
             && !s.is_limited(now)
             && let Some(c) = s.capacity()
         {
-            s.rate = s.rate.min(1.3 * c / (1.0 - s.base_loss.estimate()));
+            s.rate = s.rate.min(1.3 * s.headroom() * c / (1.0 - s.base_loss.estimate()));
         }
         let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
         s.rate = s.rate.clamp(floor.min(MAX_RATE), MAX_RATE);
