@@ -26,18 +26,20 @@ pub(crate) struct Operator {
 /// A run as the API tells it.
 pub(crate) struct Run {
     pub(crate) state: String,
+    /// Once it has ended: `succeeded`, or what else came of it.
+    outcome: Option<String>,
+    /// Everything that went wrong, as `AGENT: what`.
+    problems: Vec<String>,
     pub(crate) eta_seconds: Option<f64>,
     pub(crate) agents: Vec<RunAgent>,
 }
 
 pub(crate) struct RunAgent {
-    pub(crate) name: String,
     pub(crate) source: bool,
     pub(crate) state: String,
     pub(crate) bytes_done: u64,
     /// Payload it sent, once it has ended and told.
     pub(crate) bytes_sent: Option<u64>,
-    pub(crate) error: Option<String>,
 }
 
 impl Operator {
@@ -162,15 +164,22 @@ impl Run {
         let agents = agents
             .iter()
             .map(|agent| RunAgent {
-                name: agent["name"].as_str().unwrap_or("?").to_owned(),
                 source: agent["role"] == "source",
                 state: agent["state"].as_str().unwrap_or_default().to_owned(),
                 bytes_done: agent["bytes_done"].as_u64().unwrap_or(0),
                 bytes_sent: agent["stats"]["bytes_sent"].as_u64(),
-                error: agent["error"].as_str().map(str::to_owned),
             })
             .collect();
-        Ok(Self { state, eta_seconds: value["eta_seconds"].as_f64(), agents })
+        let problems = value["problems"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let problems = problems
+            .iter()
+            .map(|problem| {
+                let text = |key: &str| problem[key].as_str().unwrap_or("?");
+                format!("{}: {} {:?} {}", text("agent"), text("class"), text("path"), text("detail"))
+            })
+            .collect();
+        let outcome = value["outcome"].as_str().map(str::to_owned);
+        Ok(Self { state, outcome, problems, eta_seconds: value["eta_seconds"].as_f64(), agents })
     }
 
     /// Whether nothing more will happen.
@@ -180,12 +189,8 @@ impl Run {
 
     /// An error unless it ended well.
     pub(crate) fn succeeded(&self) -> Result<()> {
-        let errors: Vec<String> = self
-            .agents
-            .iter()
-            .filter_map(|agent| agent.error.as_ref().map(|error| format!("{}: {error}", agent.name)))
-            .collect();
-        ensure!(self.state == "finished", "the run {}: {}", self.state, errors.join("; "));
+        let outcome = self.outcome.as_deref().unwrap_or("has no outcome").replace('_', " ");
+        ensure!(outcome == "succeeded", "the run {} ({outcome}): {}", self.state, self.problems.join("; "));
         Ok(())
     }
 
@@ -213,7 +218,7 @@ mod tests {
             "id": "00", "state": "transferring", "files": 2, "bytes": 10, "eta_seconds": 1.5,
             "agents": [
                 {"name": "source", "role": "source", "state": "done", "stats": {"bytes_sent": 7}},
-                {"name": "agent-1", "role": "destination", "state": "transferring", "bytes_done": 4, "error": null},
+                {"name": "agent-1", "role": "destination", "state": "transferring", "bytes_done": 4},
             ],
         }))
         .unwrap();
@@ -226,12 +231,16 @@ mod tests {
     #[test]
     fn a_failed_run_tells_whose_fault_it_is() {
         let run = Run::parse(&json!({
-            "state": "failed",
-            "agents": [{"name": "agent-1", "role": "destination", "state": "failed", "error": "disk full"}],
+            "state": "failed", "outcome": "failed",
+            "agents": [{"name": "agent-1", "role": "destination", "state": "failed"}],
+            "problems": [{"agent": "agent-1", "class": "disk_full", "path": "a", "detail": "make room"}],
         }))
         .unwrap();
         assert!(run.ended());
-        assert_eq!(run.succeeded().unwrap_err().to_string(), "the run failed: agent-1: disk full");
+        assert_eq!(
+            run.succeeded().unwrap_err().to_string(),
+            "the run failed (failed): agent-1: disk_full \"a\" make room"
+        );
         assert_eq!(run.source_bytes_sent(), None);
     }
 }
