@@ -33,8 +33,10 @@ const MAX_RATE: f64 = 12.5e9;
 /// Paths with a shorter round trip are judged as if it were this long: timers and schedulers are no finer.
 const MIN_RTT: Duration = Duration::from_millis(10);
 
-/// Longest queue built up on a local path: what a receiver may sleep without the sender waiting for it.
-const LOCAL_QUEUE: Duration = Duration::from_millis(10);
+/// Bytes in flight on a local path: nearly all of them wait in the peer's socket buffer, of unknown size, until it
+/// overflows. The limit begins at the first number, shrinks with every loss and grows slowly without, between the
+/// others: what a system gives at worst, and what is of use to the fastest.
+const LOCAL_LIMIT: [f64; 3] = [2e6, 96e3, 8e6];
 
 /// What an ACK tells beside the fate of packets.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +82,9 @@ struct Shared {
     /// Best delivered rate per quarter of the memory [`Shared::capacity`] has; the newest first.
     best: [f64; 4],
     best_began: Instant,
+    /// See [`LOCAL_LIMIT`]; and when it shrank last.
+    local_limit: f64,
+    local_shrank: Instant,
     /// When a delay near the minimum was last seen.
     last_near_minimum: Instant,
 }
@@ -209,6 +214,8 @@ impl Controller {
             last_limited: None,
             best: [0.0; 4],
             best_began: now,
+            local_limit: LOCAL_LIMIT[0],
+            local_shrank: now,
             last_near_minimum: now,
         };
         let phase = Phase::FastStart(FastStart::new());
@@ -225,14 +232,11 @@ impl Controller {
     pub(crate) fn in_flight_limit(&self) -> u64 {
         let s = &self.shared;
         let best = s.capacity().map(|c| c / (1.0 - s.base_loss.estimate()));
-        let bytes = if s.is_local() {
-            // All beyond this waits in the peer's socket buffer, of a few MB at best, until it overflows.
-            let time = s.rtt_min * 3 / 2 + LOCAL_QUEUE;
-            best.map_or(s.rate, |b| 1.25 * b) * time.as_secs_f64()
-        } else {
-            let time = s.rtt * 3 / 2 + s.jitter * 2 + Duration::from_millis(15);
-            s.rate.max(best.unwrap_or(0.0)) * time.as_secs_f64()
-        };
+        if s.is_local() {
+            return s.local_limit as u64;
+        }
+        let time = s.rtt * 3 / 2 + s.jitter * 2 + Duration::from_millis(15);
+        let bytes = s.rate.max(best.unwrap_or(0.0)) * time.as_secs_f64();
         bytes.max(128.0 * s.packet) as u64
     }
 
@@ -359,6 +363,12 @@ impl Controller {
             s.queue_peak[0] = s.queue_peak[0].max(queue);
         }
         let (sent, lost) = (f64::from(i.sent), f64::from(i.lost));
+        if i.lost == 0 {
+            s.local_limit = (s.local_limit * 1.01).min(LOCAL_LIMIT[2]);
+        } else if now.saturating_since(s.local_shrank) >= Duration::from_millis(100) {
+            s.local_limit = (s.local_limit * 0.7).max(LOCAL_LIMIT[1]);
+            s.local_shrank = now;
+        }
         let empty = i.rtt_min.is_some() && queue < s.empty_below();
         if !matches!(self.phase, Phase::FastStart(_)) {
             s.base_loss.observe_dispersion(sent, lost);
