@@ -19,7 +19,7 @@ use crate::limits::STOP_TIMEOUT;
 use crate::link::{EnrolError, Link, LinkEnd, Order, enrol};
 use crate::report::{Reporter, Write};
 use crate::restrict::Restrictions;
-use crate::runs_waiting::{RunDeps, RunManager};
+use crate::run::{RunDeps, RunManager};
 use crate::status::{self, Status};
 use crate::store::{Membership, Store, StoreError, Wish};
 
@@ -46,7 +46,7 @@ pub(crate) enum AgentError {
     #[error("the µTP2 socket {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(
-        "this agent was removed from its fleet: {0}\nIts runs are stopped. To use it again, move its data folder away and enrol anew."
+        "this agent was removed from its fleet. The control service says: {0}\nIts runs are stopped. To use it again, move its data folder away and enrol anew."
     )]
     Removed(String),
     #[error("signals cannot be received: {0}")]
@@ -133,6 +133,7 @@ async fn serve(
     let reporter = Reporter::start(store.clone(), key.clone(), settings.outbox_max)?;
     let (trust, trusted) = watch::channel(trust);
     let (credential, credentials) = watch::channel(membership.credential.clone());
+    let clock = Arc::new(FleetClock::default());
     let deps = |listen| RunDeps {
         seed: key.to_bytes(),
         credential: credentials.clone(),
@@ -142,6 +143,9 @@ async fn serve(
         listen,
         lan: settings.lan,
         advertise: settings.advertise.clone(),
+        upload_limit: settings.upload_limit,
+        corrupt_blocks: settings.corrupt_blocks,
+        clock: clock.clone(),
         reporter: reporter.clone(),
     };
     let runs = Arc::new(start_runs(settings.listen, store.port()?, deps).await?);
@@ -152,7 +156,6 @@ async fn serve(
     let active = Arc::new(Mutex::new(known.iter().map(|(join, _)| join.run).collect::<BTreeSet<_>>()));
     let (orders, incoming) = mpsc::channel(ORDERS_WAITING);
     let (stop, stopped) = watch::channel(false);
-    let clock = Arc::new(FleetClock::default());
     let cursor = store.cursor()?;
     status.enrolled(membership.name.clone(), membership.gateway.clone(), cursor.sequence, {
         let (reporter, runs, clock) = (reporter.clone(), runs.clone(), clock.clone());

@@ -7,20 +7,19 @@ mod agent;
 mod clock;
 mod command;
 mod config;
-#[allow(dead_code, reason = "the run engine that uses all of it comes next")]
 mod discovery;
-#[allow(dead_code, unused_imports, reason = "the run engine that uses all of it comes next")]
 mod disk;
 mod folder;
 mod limits;
 mod link;
 mod report;
 mod restrict;
-mod runs_waiting;
+mod run;
 mod status;
 mod store;
 mod tls;
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -72,7 +71,7 @@ enum Command {
 #[command(after_help = "\
 The configuration file (TOML) knows: data, bootstrap, name, listen, advertise, lan,
 folders_storage_path, allowed_paths, [management_server] host, cert_authority_fingerprint,
-bootstrap_token, [tags], [limits] runs, outbox.
+bootstrap_token, [tags], [limits] runs, outbox, upload.
 
 allowed_paths = [\"/srv/media\"] lets jobs touch folders below these only, whatever the console says;
 without it they may touch whatever this user may.
@@ -91,12 +90,25 @@ struct RunArgs {
     /// Configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address of the \u{b5}TP2 (UDP) socket [default: 0.0.0.0:0].
+    /// Address of the µTP2 (UDP) socket [default: 0.0.0.0:0].
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// Name of the agent [default: the host's name].
     #[arg(long)]
     name: Option<String>,
+    /// Most that this agent sends to others, bytes a second, such as 500KB or 6MB [default: no limit].
+    #[arg(long, value_name = "RATE", value_parser = config::parse_rate)]
+    upload_limit: Option<u64>,
+    /// Make this agent misbehave, for tests.
+    #[arg(long, hide = true, value_enum, value_name = "KIND")]
+    fault: Option<Fault>,
+}
+
+/// Ways to misbehave.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Fault {
+    /// Every content block that is sent is false.
+    CorruptBlocks,
 }
 
 #[derive(Args)]
@@ -135,13 +147,16 @@ fn main() -> ExitCode {
 
 fn run(args: RunArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("FLOTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     let settings = config::Settings::read(config::Overrides {
         data: args.data,
         bootstrap: args.bootstrap,
         config: args.config,
         listen: args.listen,
         name: args.name,
+        upload_limit: args.upload_limit,
+        corrupt_blocks: args.fault == Some(Fault::CorruptBlocks),
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(agent::run(settings));

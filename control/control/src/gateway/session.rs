@@ -86,12 +86,39 @@ fn removed() -> Refused {
 }
 
 /// Serves one connection to its end. `half_open` is dropped when the agent is welcome.
+///
+/// What lasts for moments is boxed, so that a connection that idles for days is small.
 pub(super) async fn serve<F: Fleet>(
     context: Arc<Context<F>>,
     tcp: TcpStream,
     address: SocketAddr,
     half_open: impl Send,
 ) -> Result<(), End> {
+    let mut opened = Box::pin(open(&context, tcp)).await?;
+    match (opened.certificate.take(), opened.first) {
+        (None, ToGateway::Enrol(enrol)) => {
+            let answer = Box::pin(enrolment(&*context, enrol, &opened.nonce, address)).await?;
+            Box::pin(last_word(&mut opened.writer, Some(answer))).await;
+            Ok(())
+        }
+        (Some(certificate), ToGateway::Hello(hello)) => {
+            session(&context, certificate, hello, address, opened.reader, opened.writer, half_open).await
+        }
+        (None, _) => Err(End::Protocol("without a certificate only Enrol is served")),
+        (Some(_), _) => Err(End::Protocol("the first message must be Hello")),
+    }
+}
+
+/// A connection whose first message has come.
+struct Opened {
+    certificate: Option<Facts>,
+    nonce: [u8; 32],
+    first: ToGateway,
+    reader: Reader,
+    writer: Writer,
+}
+
+async fn open<F: Fleet>(context: &Context<F>, tcp: TcpStream) -> Result<Opened, End> {
     let limits = &context.limits;
     tcp.set_nodelay(true)?;
     let tls = timeout(limits.handshake_timeout, context.tls.accept(tcp))
@@ -111,18 +138,7 @@ pub(super) async fn serve<F: Fleet>(
         reader.next(FRAME_LEN_MAX_BEFORE_WELCOME).await
     });
     let first = first.await.map_err(|_| End::Timeout)??;
-    match (certificate, first) {
-        (None, ToGateway::Enrol(enrol)) => {
-            let answer = enrolment(&*context, enrol, &nonce, address).await?;
-            last_word(&mut writer, Some(answer)).await;
-            Ok(())
-        }
-        (Some(certificate), ToGateway::Hello(hello)) => {
-            session(&context, certificate, hello, address, reader, writer, half_open).await
-        }
-        (None, _) => Err(End::Protocol("without a certificate only Enrol is served")),
-        (Some(_), _) => Err(End::Protocol("the first message must be Hello")),
-    }
+    Ok(Opened { certificate, nonce, first, reader, writer })
 }
 
 async fn enrolment<F: Fleet>(
@@ -188,17 +204,16 @@ async fn session<F: Fleet>(
     }
     let (cursor, trust_version) = (hello.command_cursor, hello.trust_version);
     let (place, kicked) = context.registry.enter(agent);
-    let begun = match context.registry.turn(&place).await {
-        Some(mut online) => {
-            let begun = match context.fleet.is_removed(agent) {
-                true => Err(removed()),
-                false => context.fleet.connected(agent, hello, address).await,
-            };
-            *online |= begun.is_ok();
-            begun.map_err(End::Refused)
-        }
-        None => Err(End::Replaced),
-    };
+    let begun = Box::pin(async {
+        let mut online = context.registry.turn(&place).await.ok_or(End::Replaced)?;
+        let begun = match context.fleet.is_removed(agent) {
+            true => Err(removed()),
+            false => context.fleet.connected(agent, hello, address).await,
+        };
+        *online |= begun.is_ok();
+        begun.map_err(End::Refused)
+    })
+    .await;
     let end = match begun {
         Ok(session) => {
             drop(half_open);
@@ -210,17 +225,20 @@ async fn session<F: Fleet>(
             converse(context, agent, cursor, greeting, &mut reader, &mut writer, kicked, &out).await
         }
         Err(End::Refused(refused)) => {
-            last_word(&mut writer, Some(refused.clone().into())).await;
+            Box::pin(last_word(&mut writer, Some(refused.clone().into()))).await;
             End::Refused(refused)
         }
         Err(end) => end,
     };
-    if let Some(mut online) = context.registry.turn(&place).await {
-        if std::mem::take(&mut *online) {
-            context.fleet.disconnected(agent, end.to_string()).await;
+    Box::pin(async {
+        if let Some(mut online) = context.registry.turn(&place).await {
+            if std::mem::take(&mut *online) {
+                context.fleet.disconnected(agent, end.to_string()).await;
+            }
+            context.registry.leave(&place);
         }
-        context.registry.leave(&place);
-    }
+    })
+    .await;
     Err(end)
 }
 
@@ -284,7 +302,7 @@ async fn converse<F: Fleet>(
         }
         end
     };
-    last_word(writer, None).await;
+    Box::pin(last_word(writer, None)).await;
     end
 }
 
@@ -316,7 +334,7 @@ async fn read<F: Fleet>(context: &Context<F>, agent: AgentId, reader: &mut Reade
                         Err(_) => break,
                     }
                 }
-                match store(context, agent, reports).await {
+                match Box::pin(store(context, agent, reports)).await {
                     Ok(up_to) => out.put(|waiting| waiting.stored = Some(up_to)),
                     Err(end) => return end,
                 }
@@ -376,7 +394,7 @@ async fn try_write_all<F: Fleet>(
             return Ok(refused);
         }
         if *watch.borrow_and_update() > cursor {
-            let commands = context.fleet.commands_after(agent, cursor, COMMANDS_AT_ONCE).await;
+            let commands = Box::pin(context.fleet.commands_after(agent, cursor, COMMANDS_AT_ONCE)).await;
             if !commands.is_empty() {
                 for (sequence, signed) in commands {
                     send(writer, patience, CommandSent { signed }.into()).await?;
@@ -392,8 +410,15 @@ async fn try_write_all<F: Fleet>(
     }
 }
 
-async fn send(writer: &mut Writer, patience: Duration, message: ToAgent) -> Result<(), End> {
-    Ok(timeout(patience, write(writer, message)).await.map_err(|_| End::Timeout)??)
+/// Boxed: its buffers are there only while it lasts.
+fn send<'a>(
+    writer: &'a mut Writer,
+    patience: Duration,
+    message: ToAgent,
+) -> impl Future<Output = Result<(), End>> + Send + 'a {
+    let sending = async move { timeout(patience, write(writer, message)).await };
+    let sending = Box::pin(sending);
+    async move { Ok(sending.await.map_err(|_| End::Timeout)??) }
 }
 
 /// Says a last thing, if any, and closes; a peer that is gone or slow does not matter any more.

@@ -30,7 +30,7 @@ pub(crate) enum LinkError {
     #[error("the gateway's certificate does not lead to the pinned certificate authority")]
     Untrusted,
     #[error(
-        "the gateway's certificate is not for the name {0:?}; add it with `flotilla serve --gateway-name`"
+        "the gateway's certificate is not for the name {0:?}; name it with `flotilla serve --public-gateway {0}:PORT`"
     )]
     Name(String),
     #[error("the gateway's certificate is not valid now; is this machine's clock right?")]

@@ -161,7 +161,8 @@ async fn without_a_token_the_agent_waits_and_asks_again() {
 #[tokio::test]
 async fn what_is_given_at_enrolment_must_belong_together() {
     let (fleet, other) = (Fleet::new(1), Fleet::new(2));
-    let wrong: [fn(&Fleet, &Fleet, [u8; 32]) -> Enrolled; 3] = [
+    type Wrong = fn(&Fleet, &Fleet, [u8; 32]) -> Enrolled;
+    let wrong: [Wrong; 3] = [
         |fleet, other, key| Enrolled { trust: other.admit(&key, 4000).trust, ..fleet.admit(&key, 4000) },
         |fleet, other, key| Enrolled {
             credential: other.admit(&key, 4000).credential,

@@ -63,6 +63,19 @@ impl MemoryFleet {
         text
     }
 
+    /// A member that did not have to ask.
+    pub(super) fn admit(&self, public_key: [u8; 32]) {
+        let member = Member {
+            public_key,
+            approved: true,
+            removed: false,
+            commands: Vec::new(),
+            reports: Vec::new(),
+            last: watch::channel(0).0,
+        };
+        self.members.lock().expect("sound").insert(AgentId::of_key(&public_key), member);
+    }
+
     pub(super) fn with<T>(&self, agent: AgentId, f: impl FnOnce(&mut Member) -> T) -> T {
         f(self.members.lock().expect("sound").get_mut(&agent).expect("a member"))
     }

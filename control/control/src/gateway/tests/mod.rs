@@ -392,3 +392,80 @@ async fn old_certificates_and_trust_are_renewed_on_the_way() {
     assert!(agent.connect(world.address, world.pki.ca_certificate()).await.is_err());
     assert!(matches!(world.ask(&agent.key, None).await, ToAgent::Enrolled(_)));
 }
+
+/// Agents that hold a connection each in the test below.
+const IDLE: usize = 1000;
+/// What tells the other process where to connect.
+const HOLD: &str = "FLOTILLA_TEST_HOLD";
+
+/// Memory of the gateway per idle agent, the agents being in another process.
+#[tokio::test]
+async fn an_idle_connection_costs_little() {
+    if let Some(folder) = std::env::var_os(HOLD) {
+        return hold(std::path::Path::new(&folder)).await;
+    }
+    let limits = Limits { half_open_per_ip: IDLE, ..Limits::default() };
+    let mut world = World::with(limits).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut agents = Vec::new();
+    for n in 0..IDLE {
+        let key = SigningKey::from_bytes(&seed(n));
+        let public_key = key.verifying_key().to_bytes();
+        let enrolled = world.pki.issue(&public_key, "agent", now()).expect("issued");
+        world.fleet.admit(public_key);
+        agents.push(enrolled.certificate);
+    }
+    std::fs::write(folder.path().join("certificates"), event_schema::encode(&agents)).expect("written");
+    std::fs::write(folder.path().join("ca"), world.pki.ca_certificate()).expect("written");
+    std::fs::write(folder.path().join("address"), world.address.to_string()).expect("written");
+    drop(agents);
+    let before = resident_kib();
+    let mut other = tokio::process::Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "gateway::tests::an_idle_connection_costs_little"])
+        .env(HOLD, folder.path())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("started");
+    for _ in 0..IDLE {
+        assert!(matches!(world.told().await, Told::Connected(..)));
+    }
+    let each = resident_kib().saturating_sub(before) as f64 / IDLE as f64;
+    println!("{each:.1} KiB per idle connection");
+    // This also counts what the allocator keeps after the handshakes, and the fleet in memory.
+    assert!(each < 18.0, "{each} KiB");
+    drop(other.stdin.take());
+    soon("the agents' end", other.wait()).await.expect("waited");
+}
+
+/// The other process: connects all, and holds on until its input ends.
+async fn hold(folder: &std::path::Path) {
+    let read = |name: &str| std::fs::read(folder.join(name)).expect("there");
+    let certificates: Vec<Vec<u8>> =
+        event_schema::decode_exact("certificates", &read("certificates")).expect("whole");
+    let address = String::from_utf8(read("address")).expect("text").parse().expect("an address");
+    let ca = read("ca");
+    let mut clients = Vec::new();
+    for (n, certificate) in certificates.iter().enumerate() {
+        let key = SigningKey::from_bytes(&seed(n));
+        let mut client = Client::connect(address, &ca, Some((&key, certificate))).await.expect("connected");
+        client.send(Agent::hello(0)).await;
+        client.receive().await.expect("welcome");
+        clients.push(client);
+    }
+    let mut end = Vec::new();
+    tokio::io::stdin().read_to_end(&mut end).await.expect("waited");
+}
+
+fn seed(n: usize) -> [u8; 32] {
+    let mut seed = [1; 32];
+    seed[..8].copy_from_slice(&(n as u64).to_le_bytes());
+    seed
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("there");
+    line.split_ascii_whitespace().nth(1).expect("a number").parse().expect("a number")
+}
