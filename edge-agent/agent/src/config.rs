@@ -72,6 +72,39 @@ struct FileConfig {
 struct FileLimits {
     runs: Option<usize>,
     outbox: Option<u64>,
+    /// Bytes a second, as `"6MB"`.
+    upload: Option<Rate>,
+}
+
+/// Bytes a second in a file: text as on the command line.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Rate(u64);
+
+impl TryFrom<String> for Rate {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        parse_rate(&text).map(Self)
+    }
+}
+
+/// `500KB`, `6MB`, `1.5MiB`, `100000`: bytes a second, at least 1000.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    let bad = || format!("{text:?} is no rate: write bytes a second such as 500KB or 6MB");
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match text[number.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(bad()),
+    };
+    let rate = number.parse::<f64>().map_err(|_| bad())? * factor;
+    if (1e3..=1e15).contains(&rate) { Ok(rate as u64) } else { Err(bad()) }
 }
 
 /// `HOST:PORT`.
@@ -124,6 +157,10 @@ pub(crate) struct Settings {
     pub(crate) allowed_paths: Vec<PathBuf>,
     pub(crate) runs_max: usize,
     pub(crate) outbox_max: u64,
+    /// Bytes a second that are sent to other agents at most.
+    pub(crate) upload_limit: Option<u64>,
+    /// Send false blocks, for tests.
+    pub(crate) corrupt_blocks: bool,
 }
 
 /// What the command line says.
@@ -134,6 +171,8 @@ pub(crate) struct Overrides {
     pub(crate) config: Option<PathBuf>,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) name: Option<String>,
+    pub(crate) upload_limit: Option<u64>,
+    pub(crate) corrupt_blocks: bool,
 }
 
 impl Settings {
@@ -168,6 +207,8 @@ impl Settings {
             allowed_paths: file.allowed_paths,
             runs_max: file.limits.runs.unwrap_or(RUNS_MAX),
             outbox_max: file.limits.outbox.unwrap_or(OUTBOX_MAX),
+            upload_limit: overrides.upload_limit.or(file.limits.upload.map(|rate| rate.0)),
+            corrupt_blocks: overrides.corrupt_blocks,
         };
         settings.check()?;
         Ok(settings)
@@ -269,6 +310,23 @@ mod tests {
         assert_eq!(s.tags, [("ROLE".into(), "camera".into()), ("SITE".into(), "south".into())]);
         let s = settings("", "").expect("an enrolled agent needs nothing");
         assert!(s.invitation.is_none() && !s.name.is_empty() && s.lan);
+    }
+
+    #[test]
+    fn rates_are_read() {
+        let good = [
+            ("6MB", 6_000_000),
+            ("500kb", 500_000),
+            ("1.5MiB", 1_572_864),
+            ("1000", 1000),
+            ("1g", 1_000_000_000),
+        ];
+        for (text, rate) in good {
+            assert_eq!(parse_rate(text), Ok(rate));
+        }
+        for bad in ["", "MB", "-1MB", "6 MB", "6MBit", "1e99", "nan", "10"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -347,6 +347,14 @@ impl Destination {
         known.content.begin(now, have);
     }
 
+    /// Gives content blocks up that cannot be kept here, whoever sends them. They count as lost, without an
+    /// [`Action::Lost`].
+    pub fn forgo(&mut self, blocks: impl IntoIterator<Item = u64>) {
+        if let Some(known) = &mut self.known {
+            known.content.forgo(blocks);
+        }
+    }
+
     /// Asks for no more content: there is no room for it.
     pub fn pause(&mut self) {
         if let Some(known) = &mut self.known {

@@ -357,10 +357,25 @@ impl Swarm {
 
     /// An arrived block could not be kept: it is missing again.
     pub(crate) fn handle_not_kept(&mut self, block: u64) {
-        if self.checking.remove(&block) {
+        if self.checking.remove(&block) && !self.lost.contains(block) {
             self.taken.remove(block);
             self.wake_all();
         }
+    }
+
+    /// Gives blocks up that cannot be kept here whoever sends them: they count as lost.
+    pub(crate) fn forgo(&mut self, blocks: impl IntoIterator<Item = u64>) {
+        for block in blocks {
+            if self.have.contains(block) || !self.lost.insert(block) {
+                continue;
+            }
+            for asker in self.asked.get(&block).cloned().unwrap_or_default() {
+                self.take_back(asker, |asked, _| asked == block);
+            }
+            self.taken.insert(block);
+            self.failing.remove(&block);
+        }
+        self.dirty = true;
     }
 
     /// An arrived block did not match its hash. True if its peer is to be shunned from now on.
@@ -539,7 +554,9 @@ impl Swarm {
             askers.retain(|a| *a != id);
             if askers.is_empty() {
                 self.asked.remove(&block);
-                self.taken.remove(block);
+                if !self.lost.contains(block) {
+                    self.taken.remove(block);
+                }
             }
         }
     }

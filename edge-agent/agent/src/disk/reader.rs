@@ -91,6 +91,11 @@ impl BlockReader {
         Ok(Self::new(folder, manifest))
     }
 
+    /// For a destination folder in which everything is in place.
+    pub(crate) fn below(root: &Path, manifest: Arc<Manifest>) -> rustix::io::Result<Self> {
+        Ok(Self::new(Folder::open(root)?, manifest))
+    }
+
     pub(super) fn new(folder: Folder, manifest: Arc<Manifest>) -> Self {
         let (blocks, files) = (Mutex::new(Cache::new(BLOCKS_CACHED)), Mutex::new(Cache::new(FILES_OPEN)));
         Self { folder, manifest, blocks, files }

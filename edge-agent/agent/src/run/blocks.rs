@@ -1,0 +1,348 @@
+//! The blocks of one run as the transport sees them: read piece by piece when sent, put together from
+//! pieces when they arrive.
+//!
+//! Both sides are called by the transport's driver with its lock held: memory and cached files only. A
+//! block goes on to the run's task when it is whole; nothing here is checked yet, and a peer can fill
+//! [`BLOCKS_HELD`] buffers at most.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use agent_proto::peer::BlockAddress;
+use sync_core::manifest::Manifest;
+use sync_core::manifest_block_len;
+use tokio::sync::mpsc;
+use utp2_tokio::{BlockSink, BlockSource, Handle};
+
+use super::limits::{BLOCKS_HELD, PIECES_PATIENCE, REPEATS};
+use crate::disk::{BlockReader, ReadError, Staging};
+
+/// Where the content is.
+pub(super) enum Content {
+    /// All in its place: at the source, or where the run was completed before.
+    Placed {
+        /// What it is.
+        manifest: Arc<Manifest>,
+        /// Reads it.
+        reader: BlockReader,
+    },
+    /// Coming in.
+    Staged {
+        /// What it will be.
+        manifest: Arc<Manifest>,
+        /// What is there of it.
+        staging: Arc<Staging>,
+    },
+}
+
+impl Content {
+    pub(super) fn manifest(&self) -> &Arc<Manifest> {
+        match self {
+            Self::Placed { manifest, .. } | Self::Staged { manifest, .. } => manifest,
+        }
+    }
+
+    /// A verified block.
+    pub(super) fn read(&self, block: u64) -> Result<Arc<[u8]>, ReadError> {
+        match self {
+            Self::Placed { reader, .. } => reader.read(block),
+            Self::Staged { staging, .. } => staging.read(block),
+        }
+    }
+
+    pub(super) fn staging(&self) -> Option<&Arc<Staging>> {
+        match self {
+            Self::Staged { staging, .. } => Some(staging),
+            Self::Placed { .. } => None,
+        }
+    }
+}
+
+/// The encoded manifest as far as it is here.
+#[derive(Default)]
+struct ManifestBytes {
+    len: u64,
+    blocks: HashMap<u64, Arc<[u8]>>,
+}
+
+/// A buffer that counts until it is dropped.
+struct Held(Arc<AtomicUsize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A block that came in whole.
+pub(super) struct Arrived {
+    /// From where.
+    pub(super) handle: Handle,
+    /// Which.
+    pub(super) address: BlockAddress,
+    /// Its bytes, not checked.
+    pub(super) data: Arc<[u8]>,
+    _held: Held,
+}
+
+struct Assembly {
+    data: Arc<[u8]>,
+    /// What came, as sorted ranges with gaps between them.
+    have: Vec<(u32, u32)>,
+    touched: Instant,
+    held: Held,
+}
+
+/// What comes from one connection.
+#[derive(Default)]
+struct Inbox {
+    open: HashMap<BlockAddress, Assembly>,
+    /// Blocks that were whole lately.
+    done: HashMap<BlockAddress, Instant>,
+    order: VecDeque<BlockAddress>,
+}
+
+/// One run's blocks.
+pub(super) struct Blocks {
+    corrupt: bool,
+    manifest: Mutex<ManifestBytes>,
+    content: OnceLock<Content>,
+    inboxes: Mutex<HashMap<Handle, Inbox>>,
+    arrivals: mpsc::UnboundedSender<Arrived>,
+    held: Arc<AtomicUsize>,
+    /// Pieces dropped because they fit nowhere or there was no room.
+    pub(super) dropped: AtomicU64,
+}
+
+impl Blocks {
+    /// `corrupt` makes it lie about content, for tests.
+    pub(super) fn new(corrupt: bool) -> (Arc<Self>, mpsc::UnboundedReceiver<Arrived>) {
+        let (arrivals, receiver) = mpsc::unbounded_channel();
+        let blocks = Self {
+            corrupt,
+            manifest: Mutex::default(),
+            content: OnceLock::new(),
+            inboxes: Mutex::default(),
+            arrivals,
+            held: Arc::default(),
+            dropped: AtomicU64::new(0),
+        };
+        (Arc::new(blocks), receiver)
+    }
+
+    /// Takes blocks from a connection from now on.
+    pub(super) fn admit(&self, handle: Handle) {
+        lock(&self.inboxes).entry(handle).or_default();
+    }
+
+    /// Takes nothing more from a connection and forgets what came in part.
+    pub(super) fn forget(&self, handle: Handle) {
+        lock(&self.inboxes).remove(&handle);
+    }
+
+    /// A block that was whole is wanted again from the same peer.
+    pub(super) fn expect_again(&self, handle: Handle, address: BlockAddress) {
+        if let Some(inbox) = lock(&self.inboxes).get_mut(&handle) {
+            inbox.done.remove(&address);
+        }
+    }
+
+    /// Forgets blocks that will never be whole.
+    pub(super) fn sweep(&self) {
+        for inbox in lock(&self.inboxes).values_mut() {
+            inbox.open.retain(|_, a| a.touched.elapsed() < PIECES_PATIENCE);
+        }
+    }
+
+    /// The manifest will have so many bytes.
+    pub(super) fn set_manifest_len(&self, len: u64) {
+        lock(&self.manifest).len = len;
+    }
+
+    /// Keeps a verified block of the manifest.
+    pub(super) fn keep_manifest_block(&self, block: u64, data: Arc<[u8]>) {
+        lock(&self.manifest).blocks.insert(block, data);
+    }
+
+    /// Keeps a whole manifest.
+    pub(super) fn set_manifest(&self, encoded: &[u8]) {
+        let mut manifest = lock(&self.manifest);
+        manifest.len = encoded.len() as u64;
+        let blocks = encoded.chunks(agent_proto::limits::BLOCK_LEN as usize);
+        manifest.blocks = (0..).zip(blocks.map(Arc::from)).collect();
+    }
+
+    /// The encoded manifest, if every block of it is here.
+    pub(super) fn manifest_bytes(&self) -> Option<Vec<u8>> {
+        let manifest = lock(&self.manifest);
+        let mut bytes = Vec::with_capacity(usize::try_from(manifest.len).ok()?);
+        for block in 0..sync_core::manifest::blocks_of(manifest.len) {
+            bytes.extend_from_slice(manifest.blocks.get(&block)?);
+        }
+        Some(bytes)
+    }
+
+    /// The content is known from now on; once.
+    pub(super) fn set_content(&self, content: Content) {
+        assert!(self.content.set(content).is_ok(), "a run has one content");
+    }
+
+    pub(super) fn content(&self) -> Option<&Content> {
+        self.content.get()
+    }
+
+    /// Bytes of a block; `None` if there is no such block.
+    pub(super) fn len_of(&self, address: BlockAddress) -> Option<u32> {
+        if address.is_manifest() {
+            Some(manifest_block_len(lock(&self.manifest).len, address.index())).filter(|&len| len > 0)
+        } else {
+            Some(self.content()?.manifest().block(address.index())?.len)
+        }
+    }
+
+    fn begin(&self, address: BlockAddress) -> Option<Assembly> {
+        let len = self.len_of(address)? as usize;
+        let held = Held(self.held.clone());
+        if self.held.fetch_add(1, Ordering::Relaxed) >= BLOCKS_HELD {
+            return None;
+        }
+        let data = std::iter::repeat_n(0, len).collect();
+        Some(Assembly { data, have: Vec::new(), touched: Instant::now(), held })
+    }
+}
+
+impl BlockSource for Blocks {
+    fn read(&self, _: Handle, tag: u64, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        let address = BlockAddress(tag);
+        let block = if address.is_manifest() {
+            lock(&self.manifest).blocks.get(&address.index()).cloned()
+        } else {
+            let read = self.content().map(|c| c.read(address.index()));
+            read.transpose().map_err(|e| io::Error::other(e.to_string()))?
+        };
+        let block = block.ok_or(io::ErrorKind::NotFound)?;
+        let start = offset as usize;
+        buf.copy_from_slice(block.get(start..start + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        if self.corrupt && !address.is_manifest() && offset == 0 {
+            buf[0] ^= 0xff;
+        }
+        Ok(())
+    }
+}
+
+impl BlockSink for Blocks {
+    fn write(&self, handle: Handle, tag: u64, offset: u32, _fin: bool, data: &[u8]) {
+        let address = BlockAddress(tag);
+        let mut inboxes = lock(&self.inboxes);
+        let Some(inbox) = inboxes.get_mut(&handle) else { return };
+        if !inbox.open.contains_key(&address) {
+            if inbox.done.get(&address).is_some_and(|at| at.elapsed() < REPEATS) {
+                return;
+            }
+            let Some(assembly) = self.begin(address) else {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                return;
+            };
+            inbox.open.insert(address, assembly);
+        }
+        let Some(assembly) = inbox.open.get_mut(&address) else { return };
+        if !assembly.put(offset, data) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if assembly.is_whole()
+            && let Some(Assembly { data, held, .. }) = inbox.open.remove(&address)
+        {
+            inbox.note_done(address);
+            // The receiver is gone only when the run is.
+            let _ = self.arrivals.send(Arrived { handle, address, data, _held: held });
+        }
+    }
+}
+
+impl Inbox {
+    fn note_done(&mut self, address: BlockAddress) {
+        if self.done.insert(address, Instant::now()).is_none() {
+            self.order.push_back(address);
+        }
+        while let Some(oldest) = self.order.front() {
+            match self.done.get(oldest) {
+                Some(at) if at.elapsed() < REPEATS => break,
+                _ => {
+                    self.done.remove(oldest);
+                    self.order.pop_front();
+                }
+            }
+        }
+    }
+}
+
+impl Assembly {
+    /// Puts a piece in its place; false if it does not fit.
+    fn put(&mut self, offset: u32, piece: &[u8]) -> bool {
+        let Some(data) = Arc::get_mut(&mut self.data) else { return false };
+        let Some(place) = data.get_mut(offset as usize..).and_then(|d| d.get_mut(..piece.len())) else {
+            return false;
+        };
+        place.copy_from_slice(piece);
+        self.touched = Instant::now();
+        let (mut start, mut end) = (offset, offset + piece.len() as u32);
+        self.have.retain(|&(s, e)| {
+            let apart = e < start || s > end;
+            if !apart {
+                (start, end) = (start.min(s), end.max(e));
+            }
+            apart
+        });
+        let at = self.have.partition_point(|&(s, _)| s < start);
+        self.have.insert(at, (start, end));
+        true
+    }
+
+    fn is_whole(&self) -> bool {
+        self.have == [(0, self.data.len() as u32)]
+    }
+}
+
+/// What the locks protect is never half changed where a panic could come from.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assembly(len: usize) -> Assembly {
+        let held = Held(Arc::new(AtomicUsize::new(1)));
+        let data = std::iter::repeat_n(0, len).collect();
+        Assembly { data, have: Vec::new(), touched: Instant::now(), held }
+    }
+
+    #[test]
+    fn pieces_in_any_order_and_twice_become_a_block() {
+        let block: Vec<u8> = (0..10_000u32).map(|i| (i * 7) as u8).collect();
+        // Every third piece first, then all again: repeats and overlaps.
+        let pieces: Vec<_> = (0..10_000).step_by(700).collect();
+        let mut a = assembly(block.len());
+        for &start in pieces.iter().step_by(3).chain(&pieces) {
+            assert!(!a.is_whole() || start > 0);
+            let end = (start + 900).min(block.len());
+            assert!(a.put(start as u32, &block[start..end]));
+        }
+        assert!(a.is_whole());
+        assert_eq!(a.data[..], block[..]);
+    }
+
+    #[test]
+    fn pieces_that_do_not_fit_change_nothing() {
+        let mut a = assembly(100);
+        assert!(!a.put(90, &[1; 11]));
+        assert!(!a.put(u32::MAX, &[1]));
+        assert!(a.have.is_empty());
+        assert!(a.put(0, &[1; 100]) && a.is_whole());
+    }
+}

@@ -1,0 +1,89 @@
+//! Everything that wakes a run's task.
+
+use std::sync::Arc;
+
+use agent_proto::peer::{BlockAddress, PeerMessage};
+use event_schema::{AgentId, Problem, Signed};
+use sync_core::BlockMap;
+use sync_core::manifest::Manifest;
+use sync_core::merkle::Hash;
+use tokio::sync::oneshot;
+use utp2_tokio::{Connection, Handle};
+
+use super::blocks::{Arrived, Content};
+use crate::disk::{BlockReader, ReadError, StoreError};
+
+/// How a run is to end here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// It is over everywhere.
+    Finish,
+    /// It is not wanted any more.
+    Stop,
+    /// The agent stops; the run goes on after its restart.
+    Shutdown,
+}
+
+/// What wakes a run's task, beside whole blocks, hints and time.
+pub(super) enum Wakeup {
+    /// A peer connected.
+    Incoming(Connection),
+    /// A call ended.
+    Called(AgentId, Option<Connection>),
+    /// A message came.
+    Message(AgentId, Handle, PeerMessage),
+    /// A block was acknowledged, or could not be read.
+    Sent { agent: AgentId, handle: Handle, address: BlockAddress, read: bool },
+    /// A connection ended.
+    Closed(AgentId, Handle),
+    /// A block to be sent was looked up; if that failed, why.
+    Looked { agent: AgentId, handle: Handle, block: u64, len: Result<u32, ReadError>, priority: u8 },
+    /// An arrived block was checked and written, or not.
+    Stored { agent: AgentId, handle: Handle, block: u64, len: u32, result: Result<(), StoreError> },
+    /// The source's folder is indexed.
+    Indexed(Result<Box<Indexed>, Problem>),
+    /// The manifest is decoded and the disk looked at.
+    Prepared(Result<Box<Prepared>, Problem>),
+    /// Everything was put in place, but for these.
+    Finalized(Vec<Problem>),
+    /// The end of it.
+    End(Ending, oneshot::Sender<()>),
+}
+
+/// A source that is ready.
+pub(super) struct Indexed {
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) encoded: Vec<u8>,
+    pub(super) signed: Signed,
+    pub(super) root: Hash,
+    pub(super) hashes: Vec<Hash>,
+    pub(super) reader: BlockReader,
+    pub(super) problems: Vec<Problem>,
+    /// Indexed in an earlier life.
+    pub(super) again: bool,
+}
+
+/// A destination that is ready.
+pub(super) struct Prepared {
+    pub(super) content: Content,
+    pub(super) have: BlockMap,
+    pub(super) bytes: u64,
+    pub(super) reused: u64,
+    pub(super) problems: Vec<Problem>,
+    pub(super) unwanted: Vec<u64>,
+}
+
+/// A whole block on its way to the disk.
+pub(super) struct WriteJob {
+    pub(super) agent: AgentId,
+    pub(super) arrived: Arrived,
+}
+
+/// A block to be made ready for sending.
+#[derive(Clone, Copy)]
+pub(super) struct ReadJob {
+    pub(super) agent: AgentId,
+    pub(super) handle: Handle,
+    pub(super) block: u64,
+    pub(super) priority: u8,
+}

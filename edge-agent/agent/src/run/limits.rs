@@ -1,0 +1,72 @@
+//! Every limit of the run engine, with its reason. Those of the swarm are in `sync_core::config`.
+
+use std::time::Duration;
+
+/// Blocks of one run held in memory: arriving, or waiting to be checked and written. Twice what a run asks
+/// for at a time (`FetchConfig::outstanding_max` and `want_max`), so only a peer that sends unasked meets
+/// it. 96 MiB at worst.
+pub(super) const BLOCKS_HELD: usize = 3072;
+
+/// Pieces of a block that was whole a moment ago are late repeats and not the beginning of another one.
+pub(super) const REPEATS: Duration = Duration::from_secs(2);
+
+/// A block of which nothing came for so long never becomes whole: its rest was cancelled.
+pub(super) const PIECES_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Blocks of one run given to the transport and not acknowledged, for one peer and for all. Just below what
+/// the disk's cache keeps (512), so that the transport reads from memory.
+pub(super) const SENDING: (usize, usize) = (192, 448);
+
+/// Threads that check and write blocks of one run.
+pub(super) const WRITERS: usize = 2;
+
+/// Connections of one run that this agent makes itself. A swarm is well connected with fewer.
+pub(super) const PEERS_DIALLED: usize = 64;
+
+/// Connections of one run in all; further ones are turned away and come back later.
+pub(super) const PEERS_MAX: usize = 160;
+
+/// Addresses remembered for one peer; the oldest hint gives way.
+pub(super) const ADDRESSES: usize = 12;
+
+/// Pause between the starts of attempts at a peer's different addresses.
+pub(super) const STAGGER: Duration = Duration::from_millis(250);
+
+/// First and longest pause before a peer is tried again.
+pub(super) const REDIAL: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(20));
+
+/// Two connections with a peer that are no further apart are a crossing, not a restart.
+pub(super) const CROSSING: Duration = Duration::from_secs(3);
+
+/// Bytes of messages waiting for a peer that does not take them; then its connection is closed.
+pub(super) const MESSAGES_WAITING: usize = 32 << 20;
+
+/// Things that may wait for a run's task; who brings more waits.
+pub(super) const EVENTS_WAITING: usize = 4096;
+
+/// How often a full disk is looked at again.
+pub(super) const DISK_RETRY: Duration = Duration::from_secs(3);
+
+/// Problems of one run that are reported; the rest is counted in the log.
+pub(super) const PROBLEMS_REPORTED: usize = 1000;
+
+/// How often figures are written down: what a kill may cost of them.
+pub(super) const RECORD_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often the run's task looks at redialling, telemetry and timeouts of its own.
+pub(super) const TICK: Duration = Duration::from_millis(200);
+
+/// Shortest time between two pieces of telemetry of a run.
+pub(super) const TELEMETRY: Duration = Duration::from_millis(500);
+
+/// How often round trip times are passed to the swarm.
+pub(super) const RTT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Trackers used at a time, over all runs.
+pub(super) const TRACKERS: usize = 8;
+
+/// How often the limit of the agent's sending rate is divided anew.
+pub(super) const RATE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long a stopped run waits for work on blocking threads to end before it removes files.
+pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(10);

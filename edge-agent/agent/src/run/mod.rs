@@ -1,0 +1,295 @@
+//! The runs an agent takes part in: one µTP2 socket, one task per run.
+//!
+//! [`RunManager`] owns what runs share: the endpoint, discovery, who may connect. A run lives in
+//! `task.rs`, which moves bytes and events between the transport, the disk and the machines of
+//! `sync_core` (`Origin` at the source, `Destination` elsewhere); those decide. Left out: commands and
+//! their order (`agent.rs`), what is on disk (`disk/`).
+
+mod blocks;
+mod board;
+mod dial;
+mod event;
+mod limiter;
+mod limits;
+mod link;
+mod members;
+mod record;
+mod task;
+#[cfg(test)]
+mod tests;
+mod work;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agent_proto::{RunSecret, TrustBundle};
+use ed25519_dalek::SigningKey;
+use event_schema::{
+    AgentId, JoinRun, ProblemClass, ProblemReported, Role, RunAgentState, RunCompleted, RunId,
+    RunStateReported, TransferStats,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracker_proto::SwarmKey;
+use utp2::{ContextId, Identity};
+use utp2_tokio::{Endpoint, EndpointConfig, Incoming};
+
+pub(crate) use board::RunStatus;
+
+use crate::clock::FleetClock;
+use crate::discovery::{Discovery, DiscoveryConfig, LanConfig};
+use crate::report::Reporter;
+use board::Board;
+use event::{Ending, Wakeup};
+use limiter::Limiter;
+use limits::{EVENTS_WAITING, TRACKERS};
+use members::Members;
+use task::{Host, Task};
+
+/// How often trackers' names are looked up again while a run is active.
+const TRACKERS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What runs need of the agent.
+pub(crate) struct RunDeps {
+    /// Seed of the agent's key.
+    pub(crate) seed: [u8; 32],
+    /// What we show to other agents. A renewed one counts from the next start.
+    pub(crate) credential: watch::Receiver<Vec<u8>>,
+    /// The fleet's keys.
+    pub(crate) trust: watch::Receiver<TrustBundle>,
+    /// The fleet's clock, for the times of credentials.
+    pub(crate) clock: Arc<FleetClock>,
+    /// The agent's data folder.
+    pub(crate) data_dir: PathBuf,
+    /// Where relative paths of jobs lie.
+    pub(crate) storage_path: PathBuf,
+    /// µTP2 socket.
+    pub(crate) listen: SocketAddr,
+    /// The outbox.
+    pub(crate) reporter: Reporter,
+    /// Addresses under which others reach our socket from elsewhere.
+    pub(crate) advertise: Vec<SocketAddr>,
+    /// Announce on the local network.
+    pub(crate) lan: bool,
+    /// Bytes a second that this agent sends at most, over all connections.
+    pub(crate) upload_limit: Option<u64>,
+    /// Lie about every content block. For tests.
+    pub(crate) corrupt_blocks: bool,
+}
+
+/// All runs of the agent.
+pub(crate) struct RunManager {
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+}
+
+struct Shared {
+    host: Host,
+    discovery: Mutex<Option<Discovery>>,
+    runs: Mutex<BTreeMap<RunId, Active>>,
+}
+
+struct Active {
+    context: ContextId,
+    trackers: Vec<String>,
+    wakeups: mpsc::Sender<Wakeup>,
+    board: Board,
+}
+
+impl RunManager {
+    /// Opens the socket and starts discovery.
+    ///
+    /// # Errors
+    /// If no socket can be had there.
+    pub(crate) async fn start(deps: RunDeps) -> io::Result<Self> {
+        let key = SigningKey::from_bytes(&deps.seed);
+        let members = Members::new(deps.trust, deps.clock);
+        let judge = members.clone();
+        let identity = Identity::new(deps.seed, deps.credential.borrow().clone());
+        let config = EndpointConfig::new(identity, move |context, peer| judge.may_connect(context, peer));
+        let (endpoint, incoming) = Endpoint::bind(deps.listen, config)?;
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|e| io::Error::other(e.to_string()))?;
+        let discovery = Discovery::start(DiscoveryConfig {
+            listen: endpoint.local_addr(),
+            advertise: deps.advertise,
+            trackers: Vec::new(),
+            lan: LanConfig { enabled: deps.lan, ..LanConfig::default() },
+            seed,
+        })?;
+        let host = Host {
+            me: AgentId::of_key(&key.verifying_key().to_bytes()),
+            key,
+            limiter: deps.upload_limit.map(Limiter::start),
+            corrupt: deps.corrupt_blocks,
+            endpoint,
+            members,
+            reporter: deps.reporter,
+            data: deps.data_dir,
+            storage: deps.storage_path,
+        };
+        if host.corrupt {
+            tracing::warn!("this agent sends corrupt blocks, as it was told to for a test");
+        }
+        let discovery = Mutex::new(Some(discovery));
+        let shared = Arc::new(Shared { host, discovery, runs: Mutex::default() });
+        let accepting = tokio::spawn(accept(shared.clone(), incoming));
+        Ok(Self { shared, accepting })
+    }
+
+    /// The µTP2 socket's address.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.shared.host.endpoint.local_addr()
+    }
+
+    /// Takes part in a run. Asked again about the same run, nothing happens.
+    pub(crate) async fn join(&self, join: JoinRun) {
+        if self.shared.runs().contains_key(&join.run) {
+            return;
+        }
+        let (run, role) = (join.run, join.role);
+        if let Err(why) = self.try_join(join).await {
+            tracing::error!(%run, "cannot take part: {why}");
+            self.report_failure(run, role, why).await;
+        }
+    }
+
+    async fn try_join(&self, join: JoinRun) -> Result<(), String> {
+        let host = &self.shared.host;
+        let secret =
+            agent_proto::open(&host.key, &agent_proto::link::seal_context(join.run), &join.sealed_secret)
+                .map_err(|error| error.to_string())?;
+        let secret: [u8; 32] =
+            secret.as_slice().try_into().map_err(|_| "the run's secret has a wrong length")?;
+        let secret = RunSecret::from_bytes(secret);
+        let source =
+            join.peers.iter().find(|p| p.agent == join.source).ok_or("the source's key is missing")?;
+        if AgentId::of_key(&source.public_key) != join.source {
+            return Err("the source's key is not the source's".into());
+        }
+        let context = ContextId(secret.utp2_context());
+        let swarm = SwarmKey::from_run_secret(&secret.swarm_key());
+        let (wakeups, woken) = mpsc::channel(EVENTS_WAITING);
+        let board = Board::new(join.run, join.job_name.clone(), join.role);
+        let trackers = join.trackers.clone();
+        let (run, source_key) = (join.run, source.public_key);
+        let found = self.shared.discovery().as_ref().map(|d| d.join(swarm.clone(), host.me.0));
+        let (task, blocks) =
+            Task::new(host.clone(), join, source_key, context, board.clone(), wakeups.clone(), woken)
+                .map_err(|error| format!("the run's folder: {error}"))?;
+        // Known before the context is, so that nobody connects to nothing.
+        self.shared.runs().insert(run, Active { context, trackers, wakeups, board });
+        host.endpoint.add_context(context, secret.utp2_secret(), blocks.clone(), blocks);
+        self.shared.refresh_trackers().await;
+        tokio::spawn(task.run(found, swarm));
+        Ok(())
+    }
+
+    async fn report_failure(&self, run: RunId, role: Role, why: String) {
+        let reporter = &self.shared.host.reporter;
+        let problem = work::problem(ProblemClass::Internal, why);
+        reporter.report(ProblemReported { run, problem }.into()).await;
+        let (state, stats) = (RunAgentState::Failed, TransferStats::default());
+        match role {
+            Role::Source => reporter.report(RunStateReported { run, state }.into()).await,
+            Role::Destination => reporter.report(RunCompleted { run, state, stats }.into()).await,
+        }
+    }
+
+    /// The run is over everywhere: stops serving and forgets it. What is in place stays.
+    pub(crate) async fn finish(&self, run: RunId) {
+        self.end(run, Ending::Finish).await;
+    }
+
+    /// Stops working on a run and forgets it. What is in place stays, what is unfinished goes.
+    pub(crate) async fn stop(&self, run: RunId) {
+        self.end(run, Ending::Stop).await;
+    }
+
+    async fn end(&self, run: RunId, ending: Ending) {
+        let Some(wakeups) = self.shared.runs().get(&run).map(|active| active.wakeups.clone()) else { return };
+        let (done, ended) = oneshot::channel();
+        // A task that is gone has ended already.
+        if wakeups.send(Wakeup::End(ending, done)).await.is_ok() {
+            let _ = ended.await;
+        }
+        self.shared.runs().remove(&run);
+        if ending != Ending::Shutdown {
+            self.shared.refresh_trackers().await;
+        }
+    }
+
+    /// Every run as it stands.
+    pub(crate) fn status(&self) -> Vec<RunStatus> {
+        self.shared.runs().values().map(|active| active.board.lock().clone()).collect()
+    }
+
+    /// Ends politely; runs go on after a restart.
+    pub(crate) async fn shutdown(&self) {
+        self.accepting.abort();
+        let runs: Vec<RunId> = self.shared.runs().keys().copied().collect();
+        for run in runs {
+            self.end(run, Ending::Shutdown).await;
+        }
+        let discovery = self.shared.discovery().take();
+        if let Some(discovery) = discovery {
+            discovery.shutdown().await;
+        }
+        self.shared.host.endpoint.close().await;
+    }
+}
+
+impl Drop for RunManager {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Shared {
+    fn runs(&self) -> MutexGuard<'_, BTreeMap<RunId, Active>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn discovery(&self) -> MutexGuard<'_, Option<Discovery>> {
+        self.discovery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses the trackers of all active runs.
+    async fn refresh_trackers(&self) {
+        let names: BTreeSet<String> = self.runs().values().flat_map(|a| a.trackers.clone()).collect();
+        let mut trackers = Vec::new();
+        for name in names.iter().take(TRACKERS) {
+            match tokio::net::lookup_host(name.as_str()).await {
+                Ok(addresses) => trackers.extend(addresses),
+                Err(error) => tracing::warn!(tracker = name, %error, "cannot look up a tracker"),
+            }
+        }
+        trackers.truncate(TRACKERS);
+        if let Some(discovery) = &*self.discovery() {
+            discovery.set_trackers(&trackers);
+        }
+    }
+}
+
+/// Hands incoming connections to their runs, and keeps trackers' addresses fresh.
+async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
+    let mut again = tokio::time::interval(TRACKERS_INTERVAL);
+    loop {
+        tokio::select! {
+            conn = incoming.accept() => {
+                let Some(conn) = conn else { return };
+                let context = conn.context();
+                let run = shared.runs().values().find(|a| a.context == context).map(|a| a.wakeups.clone());
+                if let Some(wakeups) = run {
+                    // A run whose queue is full takes it later; others don't wait for that.
+                    tokio::spawn(async move { wakeups.send(Wakeup::Incoming(conn)).await.is_ok() });
+                }
+            }
+            _ = again.tick() => shared.refresh_trackers().await,
+        }
+    }
+}

@@ -1,0 +1,695 @@
+//! One run on one agent: the task that wakes for connections, messages, blocks, the disk and time, tells
+//! its machine, and carries out what the machine asks for.
+//!
+//! `role.rs` has what differs between source and destination: how a run begins, stalls and completes.
+
+mod role;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use agent_proto::peer::{BlockAddress, UnavailableReason};
+use ed25519_dalek::SigningKey;
+use event_schema::{
+    AgentId, JoinRun, ProblemClass, Role, RunAgentState, RunCompleted, RunServed, RunStateReported,
+    TransferStats,
+};
+use sync_core::config::UploadConfig;
+use sync_core::{Action, Arrival, Destination, Misbehaviour, Origin};
+use timebase::Instant as CoreInstant;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracker_proto::{PeerId, SwarmKey};
+use utp2::ContextId;
+use utp2_tokio::{Connection, Endpoint, Handle};
+
+use super::blocks::{Arrived, Blocks};
+use super::board::{Board, Reports, state_name};
+use super::dial::{Dialer, call};
+use super::event::{Ending, ReadJob, Wakeup, WriteJob};
+use super::limiter::{Limited, Limiter};
+use super::limits::{
+    CROSSING, PEERS_DIALLED, PEERS_MAX, RECORD_INTERVAL, RTT_INTERVAL, SENDING, STOP_PATIENCE, TELEMETRY,
+    TICK,
+};
+use super::link::{Link, code};
+use super::members::Members;
+use super::record::{Record, RunFolder};
+use super::work::{Indexing, Workers, place, problem};
+use crate::discovery::Found;
+use crate::disk::{ReadError, StoreError};
+use crate::report::Reporter;
+
+/// What a task takes from its queues before it asks the machine what to do.
+const BATCH: usize = 256;
+
+/// The agent as a run knows it.
+#[derive(Clone)]
+pub(super) struct Host {
+    pub(super) me: AgentId,
+    pub(super) key: SigningKey,
+    pub(super) endpoint: Endpoint,
+    pub(super) members: Members,
+    pub(super) reporter: Reporter,
+    pub(super) limiter: Option<Arc<Limiter>>,
+    pub(super) corrupt: bool,
+    pub(super) data: PathBuf,
+    pub(super) storage: PathBuf,
+}
+
+/// Who decides.
+enum Machine {
+    /// Nobody: the source is still reading, or the run failed here.
+    None,
+    Origin(Box<Origin>),
+    Destination(Box<Destination>),
+}
+
+/// A peer that is connected.
+struct Peer {
+    link: Link,
+    _limited: Option<Limited>,
+}
+
+/// One run.
+pub(super) struct Task {
+    host: Host,
+    join: JoinRun,
+    source_key: [u8; 32],
+    context: ContextId,
+    folder: RunFolder,
+    record: Record,
+    board: Board,
+    reports: Reports,
+    state: RunAgentState,
+    machine: Machine,
+    blocks: Arc<Blocks>,
+    arrivals: mpsc::UnboundedReceiver<Arrived>,
+    wakeups: mpsc::Sender<Wakeup>,
+    woken: mpsc::Receiver<Wakeup>,
+    peers: BTreeMap<AgentId, Peer>,
+    handles: HashMap<Handle, AgentId>,
+    dialer: Dialer,
+    workers: Option<Workers>,
+    indexing: Arc<Indexing>,
+    /// Work on a blocking thread whose end will be told.
+    busy: bool,
+    /// The disk is full; when to look again.
+    full: Option<Instant>,
+    incomplete: bool,
+    epoch: Instant,
+    ticks: Ticks,
+}
+
+/// When the regular duties are due.
+struct Ticks {
+    next: Instant,
+    record: Instant,
+    telemetry: Instant,
+    rtt: Instant,
+}
+
+impl Task {
+    /// Prepares a run; [`Self::run`] begins it.
+    ///
+    /// # Errors
+    /// If the run's folder cannot be made.
+    pub(super) fn new(
+        host: Host,
+        join: JoinRun,
+        source_key: [u8; 32],
+        context: ContextId,
+        board: Board,
+        wakeups: mpsc::Sender<Wakeup>,
+        woken: mpsc::Receiver<Wakeup>,
+    ) -> std::io::Result<(Self, Arc<Blocks>)> {
+        let folder = RunFolder::open(&host.data, join.run)?;
+        let record = folder.record();
+        let (blocks, arrivals) = Blocks::new(host.corrupt);
+        let now = Instant::now();
+        let parse = |texts: &[String]| texts.iter().filter_map(|a| a.parse::<SocketAddr>().ok()).collect();
+        let dialer = Dialer::new(now, host.me, join.peers.iter().map(|p| (p.agent, parse(&p.addresses))));
+        host.members.add(context, &join);
+        board.lock().stats = record.stats;
+        let task = Self {
+            reports: Reports::start(join.run, host.reporter.clone(), board.clone()),
+            host,
+            join,
+            source_key,
+            context,
+            folder,
+            record,
+            board,
+            state: RunAgentState::Accepted,
+            machine: Machine::None,
+            blocks: blocks.clone(),
+            arrivals,
+            wakeups,
+            woken,
+            peers: BTreeMap::new(),
+            handles: HashMap::new(),
+            dialer,
+            workers: None,
+            indexing: Arc::default(),
+            busy: false,
+            full: None,
+            incomplete: false,
+            epoch: now,
+            ticks: Ticks { next: now, record: now + RECORD_INTERVAL, telemetry: now, rtt: now },
+        };
+        Ok((task, blocks))
+    }
+
+    /// Runs until it is told to end.
+    pub(super) async fn run(mut self, found: Option<mpsc::Receiver<Found>>, swarm: SwarmKey) {
+        let mut found = found.unwrap_or_else(|| mpsc::channel(1).1);
+        let pseudonyms: HashMap<PeerId, AgentId> =
+            self.join.peers.iter().map(|p| (swarm.peer_id(&p.agent.0), p.agent)).collect();
+        self.begin();
+        let (ending, done) = loop {
+            self.drive();
+            let due = self.next_due();
+            let woken = tokio::select! {
+                woken = self.woken.recv() => woken,
+                Some(arrived) = self.arrivals.recv() => {
+                    self.take_block(arrived);
+                    None
+                }
+                Some(hint) = found.recv() => {
+                    if let Some(&agent) = pseudonyms.get(&hint.peer) {
+                        self.dialer.hint(Instant::now(), agent, hint.addr);
+                    }
+                    None
+                }
+                () = sleep_until(due) => {
+                    self.handle_time();
+                    None
+                }
+            };
+            if let Some(end) = woken.and_then(|woken| self.take(woken)).or_else(|| self.take_waiting()) {
+                break end;
+            }
+        };
+        drop(found);
+        self.end(ending).await;
+        // Whoever asked may have given up waiting.
+        let _ = done.send(());
+    }
+
+    /// Takes what has come together meanwhile.
+    fn take_waiting(&mut self) -> Option<(Ending, oneshot::Sender<()>)> {
+        for _ in 0..BATCH {
+            let arrived = self.arrivals.try_recv().ok();
+            let woken = self.woken.try_recv().ok();
+            if arrived.is_none() && woken.is_none() {
+                break;
+            }
+            arrived.into_iter().for_each(|a| self.take_block(a));
+            if let Some(end) = woken.and_then(|woken| self.take(woken)) {
+                return Some(end);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, woken: Wakeup) -> Option<(Ending, oneshot::Sender<()>)> {
+        match woken {
+            Wakeup::End(ending, done) => return Some((ending, done)),
+            Wakeup::Incoming(conn) => self.adopt(conn),
+            Wakeup::Called(agent, conn) => {
+                self.dialer.ended(Instant::now(), agent, conn.is_some());
+                conn.into_iter().for_each(|conn| self.adopt(conn));
+            }
+            Wakeup::Closed(agent, handle) => self.drop_peer(agent, handle),
+            Wakeup::Message(agent, handle, message) if self.is_present(agent, handle) => {
+                let now = self.now();
+                match &mut self.machine {
+                    Machine::Origin(o) => o.handle_message(now, agent, message),
+                    Machine::Destination(d) => d.handle_message(now, agent, message),
+                    Machine::None => {}
+                }
+            }
+            Wakeup::Sent { agent, handle, address, read } if self.is_present(agent, handle) => {
+                self.block_sent(agent, address, read);
+            }
+            Wakeup::Looked { agent, handle, block, len, priority } if self.is_present(agent, handle) => {
+                self.block_looked_up(agent, block, len, priority);
+            }
+            Wakeup::Stored { agent, handle, block, len, result } => {
+                self.block_stored(agent, handle, block, len, result);
+            }
+            Wakeup::Indexed(result) => self.indexed(result),
+            Wakeup::Prepared(result) => self.prepared(result),
+            Wakeup::Finalized(problems) => self.finalized(problems),
+            // From a connection that another one took over.
+            Wakeup::Message(..) | Wakeup::Sent { .. } | Wakeup::Looked { .. } => {}
+        }
+        None
+    }
+
+    fn now(&self) -> CoreInstant {
+        self.core_time(Instant::now())
+    }
+
+    fn core_time(&self, at: Instant) -> CoreInstant {
+        let micros = at.saturating_duration_since(self.epoch).as_micros();
+        CoreInstant::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
+    fn next_due(&self) -> Instant {
+        let machine = match &self.machine {
+            Machine::Origin(o) => o.poll_timeout(),
+            Machine::Destination(d) => d.poll_timeout(),
+            Machine::None => None,
+        };
+        let machine = machine.map(|at| self.epoch + Duration::from_micros(at.as_micros()));
+        machine.map_or(self.ticks.next, |at| at.min(self.ticks.next))
+    }
+
+    fn handle_time(&mut self) {
+        let now = self.now();
+        match &mut self.machine {
+            Machine::Origin(o) => o.handle_timeout(now),
+            Machine::Destination(d) => d.handle_timeout(now),
+            Machine::None => {}
+        }
+        let now = Instant::now();
+        if now >= self.ticks.next {
+            self.ticks.next = now + TICK;
+            self.tick(now);
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.call_peers(now);
+        self.try_again(now);
+        self.refresh_board();
+        if now >= self.ticks.telemetry {
+            self.ticks.telemetry = now + TELEMETRY;
+            self.host.reporter.progress(self.board.progress(self.state));
+        }
+        if now >= self.ticks.rtt {
+            self.ticks.rtt = now + RTT_INTERVAL;
+            self.blocks.sweep();
+            if let Machine::Destination(d) = &mut self.machine {
+                self.peers.iter().for_each(|(agent, p)| d.handle_rtt(*agent, p.link.conn.stats().rtt));
+            }
+        }
+        if now >= self.ticks.record {
+            self.ticks.record = now + RECORD_INTERVAL;
+            self.keep_record(false);
+        }
+    }
+
+    // --- peers ---
+
+    fn is_present(&self, agent: AgentId, handle: Handle) -> bool {
+        self.peers.get(&agent).is_some_and(|p| p.link.handle() == handle)
+    }
+
+    fn call_peers(&mut self, now: Instant) {
+        if self.state == RunAgentState::Failed {
+            return;
+        }
+        let room = PEERS_DIALLED.saturating_sub(self.peers.len());
+        let peers = &self.peers;
+        for (agent, addresses) in self.dialer.due(now, room, |agent| peers.contains_key(&agent)) {
+            let (endpoint, context, wakeups) =
+                (self.host.endpoint.clone(), self.context, self.wakeups.clone());
+            tokio::spawn(async move {
+                let conn = call(endpoint, context, agent, addresses).await;
+                // A run that ended meanwhile drops, and so closes, the connection.
+                let _ = wakeups.send(Wakeup::Called(agent, conn)).await;
+            });
+        }
+    }
+
+    /// Takes a connection, unless a better one is there.
+    fn adopt(&mut self, conn: Connection) {
+        let agent = AgentId::of_key(&conn.peer().public_key);
+        if agent == self.host.me || self.state == RunAgentState::Failed {
+            return conn.close(code::GOING, "not in this run");
+        }
+        if let Some(there) = self.peers.get(&agent) {
+            let crossing = there.link.opened.elapsed() < CROSSING
+                && there.link.conn.is_initiator() != conn.is_initiator();
+            // Of two that crossed, both sides keep the one made by the smaller id. Otherwise the peer made
+            // a new one because it lost the old one.
+            let by_smaller = conn.is_initiator() == (self.host.me < agent);
+            if crossing && !by_smaller {
+                return conn.close(code::DOUBLE, "connected already");
+            }
+            let old = there.link.handle();
+            there.link.close(code::DOUBLE, "another connection takes over");
+            self.drop_peer(agent, old);
+        } else if self.peers.len() >= PEERS_MAX {
+            return conn.close(code::CROWDED, "as many peers as there may be");
+        }
+        let limited = self.host.limiter.as_ref().map(|limiter| limiter.add(&conn));
+        self.blocks.admit(conn.handle());
+        self.handles.insert(conn.handle(), agent);
+        tracing::info!(run = %self.join.run, peer = %agent, remote = %conn.remote(), "peer connected");
+        let mut link = Link::new(agent, conn, &self.wakeups);
+        let now = self.now();
+        match &mut self.machine {
+            Machine::Origin(o) => o.handle_connected(now, agent),
+            Machine::Destination(d) => {
+                d.handle_connected(now, agent);
+                d.handle_rtt(agent, link.conn.stats().rtt);
+            }
+            Machine::None => {}
+        }
+        if !matches!(self.machine, Machine::None) {
+            link.activate(agent, &self.wakeups);
+        }
+        self.peers.insert(agent, Peer { link, _limited: limited });
+    }
+
+    fn drop_peer(&mut self, agent: AgentId, handle: Handle) {
+        self.blocks.forget(handle);
+        self.handles.remove(&handle);
+        if !self.is_present(agent, handle) {
+            return;
+        }
+        self.peers.remove(&agent);
+        tracing::info!(run = %self.join.run, peer = %agent, "peer gone");
+        let now = self.now();
+        match &mut self.machine {
+            Machine::Origin(o) => o.handle_disconnected(agent),
+            Machine::Destination(d) => d.handle_disconnected(now, agent),
+            Machine::None => {}
+        }
+        self.dialer.lost(Instant::now(), agent);
+    }
+
+    // --- what the machine wants ---
+
+    fn drive(&mut self) {
+        loop {
+            let now = self.now();
+            let action = match &mut self.machine {
+                Machine::Origin(o) => o.poll_action(now),
+                Machine::Destination(d) => d.poll_action(now),
+                Machine::None => None,
+            };
+            match action {
+                Some(action) => self.act(action),
+                None => return self.follow_phase(),
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send { peer, message } => {
+                if let Some(p) = self.peers.get(&peer) {
+                    p.link.send(&message);
+                }
+            }
+            Action::Upload { peer, block, priority } => self.upload(peer, block, priority),
+            Action::CancelUpload { peer, block } => {
+                if let Some(p) = self.peers.get_mut(&peer) {
+                    p.link.conn.cancel_block(block.0);
+                    p.link.sending.remove(&block.0);
+                }
+            }
+            Action::ManifestComplete => self.prepare(),
+            Action::Lost { block, reason } => self.lost(block, reason),
+            Action::Misbehaved { peer, what } => self.misbehaved(peer, what),
+            Action::ContentComplete => self.content_complete(),
+        }
+    }
+
+    fn upload(&mut self, agent: AgentId, address: BlockAddress, priority: u8) {
+        let Some(peer) = self.peers.get_mut(&agent) else { return };
+        if !address.is_manifest() {
+            let job = ReadJob { agent, handle: peer.link.handle(), block: address.index(), priority };
+            return self.workers.iter().for_each(|w| w.read(job));
+        }
+        let len = self.blocks.len_of(address);
+        if len.is_none_or(|len| peer.link.conn.send_block(address.0, len, priority).is_err()) {
+            self.read_failed(agent, address, ReadError::NotHere);
+        }
+    }
+
+    fn block_looked_up(&mut self, agent: AgentId, block: u64, len: Result<u32, ReadError>, priority: u8) {
+        let address = BlockAddress::content(block);
+        match (len, self.peers.get_mut(&agent)) {
+            (Ok(len), Some(peer)) => {
+                // Refused only when the connection is over, which is told as well.
+                if peer.link.conn.send_block(address.0, len, priority).is_ok() {
+                    peer.link.sending.insert(address.0, len);
+                }
+            }
+            (Err(error), _) => self.read_failed(agent, address, error),
+            (Ok(_), None) => {}
+        }
+    }
+
+    fn block_sent(&mut self, agent: AgentId, address: BlockAddress, read: bool) {
+        let Some(peer) = self.peers.get_mut(&agent) else { return };
+        let len = peer.link.sending.remove(&address.0);
+        if !read {
+            return self.read_failed(agent, address, ReadError::Changed);
+        }
+        self.record.stats.bytes_sent += u64::from(len.unwrap_or(0));
+        let now = self.now();
+        match &mut self.machine {
+            Machine::Origin(o) => o.handle_sent(now, agent, address),
+            Machine::Destination(d) => d.handle_sent(agent, address),
+            Machine::None => {}
+        }
+    }
+
+    fn read_failed(&mut self, agent: AgentId, address: BlockAddress, error: ReadError) {
+        match &mut self.machine {
+            Machine::Origin(o) if !address.is_manifest() => {
+                let reason = match error {
+                    ReadError::Changed => UnavailableReason::Changed,
+                    ReadError::NotHere | ReadError::Io(_) => UnavailableReason::ReadError,
+                };
+                o.handle_read_failed(address.index(), reason);
+                self.source_unreadable(address.index(), error);
+            }
+            Machine::Destination(d) => d.handle_read_failed(agent, address),
+            Machine::Origin(_) | Machine::None => {}
+        }
+    }
+
+    // --- blocks coming in ---
+
+    fn take_block(&mut self, arrived: Arrived) {
+        let Some(&agent) = self.handles.get(&arrived.handle) else { return };
+        let (now, block) = (self.now(), arrived.address.index());
+        let Machine::Destination(d) = &mut self.machine else { return };
+        if arrived.address.is_manifest() {
+            if d.handle_manifest_block(now, agent, block, &arrived.data) {
+                self.blocks.keep_manifest_block(block, arrived.data.clone());
+            }
+            return;
+        }
+        match (d.handle_arrived(now, agent, block), &self.workers) {
+            (Arrival::Fresh, Some(workers)) => workers.write(WriteJob { agent, arrived }),
+            (Arrival::Fresh, None) => d.handle_not_kept(block),
+            (Arrival::Duplicate, _) => self.record.stats.blocks_duplicate += 1,
+            (Arrival::Unwanted, _) => {}
+        }
+    }
+
+    fn block_stored(
+        &mut self,
+        agent: AgentId,
+        handle: Handle,
+        block: u64,
+        len: u32,
+        result: Result<(), StoreError>,
+    ) {
+        let now = self.now();
+        let Machine::Destination(d) = &mut self.machine else { return };
+        let address = BlockAddress::content(block);
+        match result {
+            Ok(()) => {
+                d.handle_verified(now, block);
+                let stats = &mut self.record.stats;
+                if agent == self.join.source {
+                    stats.bytes_from_source += u64::from(len);
+                } else {
+                    stats.bytes_from_peers += u64::from(len);
+                }
+                self.board.lock().bytes_done += u64::from(len);
+                if self.full.is_none() {
+                    self.set_state(RunAgentState::Transferring);
+                }
+            }
+            Err(StoreError::Corrupt) => {
+                self.blocks.expect_again(handle, address);
+                d.handle_corrupt(agent, block);
+            }
+            Err(StoreError::Full(problem)) => {
+                self.blocks.expect_again(handle, address);
+                d.handle_not_kept(block);
+                self.disk_full(problem);
+            }
+            Err(StoreError::Entry(problem)) => {
+                self.forgo_entry_of(block);
+                self.reports.problem(problem);
+            }
+            Err(StoreError::GivenUp) => d.handle_not_kept(block),
+        }
+    }
+
+    fn misbehaved(&mut self, peer: AgentId, what: Misbehaviour) {
+        let (class, told) = match what {
+            Misbehaviour::CorruptBlock => {
+                self.record.stats.blocks_corrupt += 1;
+                (
+                    ProblemClass::CorruptBlock,
+                    "sent a block that does not match its hash; nothing more is taken from it",
+                )
+            }
+            Misbehaviour::BadHashes => (
+                ProblemClass::BadManifest,
+                "gave hashes that are not the manifest's; nothing more is taken from it",
+            ),
+            Misbehaviour::BadHead => (
+                ProblemClass::BadManifest,
+                "showed a manifest that the source did not sign; it is not believed",
+            ),
+            Misbehaviour::OtherHead => {
+                (ProblemClass::BadManifest, "has another manifest of this run than we; start the job again")
+            }
+        };
+        self.reports.problem(problem(class, format_args!("agent {peer} {told}")));
+        if matches!(what, Misbehaviour::BadHead | Misbehaviour::OtherHead)
+            && let Some(p) = self.peers.get(&peer)
+        {
+            p.link.close(code::BROKEN, "another manifest");
+        }
+    }
+
+    // --- what is told ---
+
+    /// Comes to another state and reports it; ends are reported by who brings them about.
+    fn set_state(&mut self, state: RunAgentState) {
+        if self.state == state || self.state.is_terminal() {
+            return;
+        }
+        self.state = state;
+        self.board.lock().state = state_name(state);
+        tracing::info!(run = %self.join.run, state = state_name(state), "run");
+        self.reports.report(RunStateReported { run: self.join.run, state });
+    }
+
+    /// The figures as they are now.
+    fn stats(&self) -> TransferStats {
+        let mut stats = self.record.stats;
+        if let Some(staging) = self.blocks.content().and_then(|c| c.staging()) {
+            stats.blocks_fetched = staging.blocks_fetched();
+        }
+        stats
+    }
+
+    fn refresh_board(&mut self) {
+        self.record.stats = self.stats();
+        let mut board = self.board.lock();
+        board.stats = self.record.stats;
+        board.peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
+        if let Machine::Destination(d) = &self.machine
+            && let Some(have) = d.content().filter(|_| self.blocks.content().is_some())
+        {
+            board.blocks_done = have.count();
+        }
+        if self.state == RunAgentState::Indexing {
+            board.entries = self.indexing.entries.load(Ordering::Relaxed);
+            board.bytes_done = self.indexing.bytes.load(Ordering::Relaxed);
+        }
+    }
+
+    fn keep_record(&self, synced: bool) {
+        if let Err(error) = self.folder.set_record(&self.record, synced) {
+            tracing::warn!(run = %self.join.run, %error, "cannot keep the run's figures");
+        }
+    }
+
+    /// Notes an end once it is reported.
+    fn ended(&mut self, state: RunAgentState) {
+        self.state = state;
+        self.board.lock().state = state_name(state);
+        self.record.ended = Some(state);
+        let (folder, record, run) = (self.folder.clone(), self.record.clone(), self.join.run);
+        self.reports.then(move || {
+            if let Err(error) = folder.set_record(&record, true) {
+                tracing::warn!(%run, %error, "cannot keep the run's end; it will be reported again");
+            }
+        });
+        self.refresh_board();
+        self.host.reporter.progress(self.board.progress(state));
+        tracing::info!(%run, state = state_name(state), "run");
+    }
+
+    async fn end(mut self, ending: Ending) {
+        self.indexing.stop.store(true, Ordering::Relaxed);
+        if self.busy && ending != Ending::Shutdown {
+            let _ = timeout(STOP_PATIENCE, self.wait_for_work()).await;
+        }
+        self.refresh_board();
+        self.machine = Machine::None;
+        for peer in self.peers.values() {
+            peer.link.close(code::GOING, "the run ends here");
+        }
+        self.peers.clear();
+        self.host.endpoint.remove_context(self.context);
+        self.host.members.remove(self.context);
+        // Threads that tell us something must not wait for us.
+        self.woken.close();
+        if let Some(workers) = self.workers.take() {
+            let finished = tokio::task::spawn_blocking(move || workers.finish());
+            let _ = timeout(STOP_PATIENCE, finished).await;
+        }
+        let (run, stats) = (self.join.run, self.stats());
+        self.record.stats = stats;
+        match (ending, self.join.role) {
+            (Ending::Shutdown, _) => {}
+            (Ending::Stop, Role::Destination) if self.record.ended.is_none() => {
+                self.reports.report(RunCompleted { run, state: RunAgentState::Stopped, stats });
+            }
+            (Ending::Stop | Ending::Finish, _) => self.reports.report(RunServed { run, stats }),
+        }
+        self.keep_record(true);
+        self.reports.flush().await;
+        if ending != Ending::Shutdown {
+            let (blocks, folder) = (self.blocks, self.folder);
+            let removed = tokio::task::spawn_blocking(move || {
+                if let Some(staging) = blocks.content().and_then(|c| c.staging()) {
+                    staging.remove_staging();
+                }
+                folder.remove();
+            });
+            // Late is fine: nothing depends on it.
+            let _ = timeout(STOP_PATIENCE, removed).await;
+        }
+    }
+
+    async fn wait_for_work(&mut self) {
+        while let Some(woken) = self.woken.recv().await {
+            match woken {
+                Wakeup::Indexed(_) | Wakeup::Finalized(_) => return,
+                Wakeup::Prepared(result) => {
+                    if let Ok(prepared) = result {
+                        self.blocks.set_content(prepared.content);
+                    }
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn uploads() -> UploadConfig {
+        UploadConfig { sending_max: SENDING.0, sending_total_max: SENDING.1, ..UploadConfig::default() }
+    }
+}

@@ -1,0 +1,348 @@
+//! How a run begins, stalls and completes: at the source and at a destination.
+
+use std::path::PathBuf;
+
+use event_schema::{
+    ManifestSigned, Problem, ProblemClass, Role, RunAgentState, RunCompleted, RunStateReported,
+};
+use sync_core::config::{FetchConfig, OriginConfig};
+use sync_core::{Destination, Origin, Phase, RunInfo};
+use tokio::time::{Duration, Instant};
+
+use super::{Machine, Task};
+use crate::disk::ReadError;
+use crate::run::blocks::Content;
+use crate::run::event::{Indexed, Prepared, Wakeup};
+use crate::run::limits::DISK_RETRY;
+use crate::run::work::{self, Workers, problem};
+
+/// How long a source that was restarted listens to what its peers have before it chooses what to send.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What a run at a destination could not do for want of room.
+enum Again {
+    Prepare,
+    Fetch,
+    Finalize,
+}
+
+impl Task {
+    /// Begins the run, or takes it up after a restart.
+    pub(super) fn begin(&mut self) {
+        if self.record.ended == Some(RunAgentState::Failed) {
+            self.state = RunAgentState::Failed;
+            self.board.lock().state = "failed";
+            return;
+        }
+        if let Some(ended) = self.record.ended {
+            self.state = ended;
+            self.board.lock().state = super::state_name(ended);
+        }
+        match self.join.role {
+            Role::Source => self.index(),
+            Role::Destination => {
+                let info = RunInfo {
+                    run: self.join.run,
+                    source_key: self.source_key,
+                    version: crate::VERSION.into(),
+                };
+                // Without randomness ties are broken alike everywhere, which only costs some speed.
+                let seed = getrandom::u64().unwrap_or(0);
+                let mut destination = Destination::new(info, FetchConfig::default(), Self::uploads(), seed);
+                self.set_state(RunAgentState::FindingPeers);
+                if let Some((signed, encoded)) = self.folder.manifest()
+                    && destination.restore_manifest(self.now(), signed, &encoded)
+                {
+                    self.blocks.set_manifest(&encoded);
+                }
+                self.machine = Machine::Destination(Box::new(destination));
+            }
+        }
+    }
+
+    fn place(&self) -> Option<PathBuf> {
+        super::place(&self.host.storage, &self.join.path)
+    }
+
+    /// Does work that blocks and tells its outcome.
+    fn work(&mut self, work: impl FnOnce() -> Wakeup + Send + 'static) {
+        self.busy = true;
+        let wakeups = self.wakeups.clone();
+        tokio::spawn(async move {
+            let outcome = match tokio::task::spawn_blocking(work).await {
+                Ok(outcome) => outcome,
+                Err(panic) => Wakeup::Prepared(Err(problem(
+                    ProblemClass::Internal,
+                    format_args!("work failed: {panic}"),
+                ))),
+            };
+            // The run may have ended meanwhile.
+            let _ = wakeups.send(outcome).await;
+        });
+    }
+
+    // --- source ---
+
+    fn index(&mut self) {
+        let Some(path) = self.place() else { return self.fail(bad_path()) };
+        self.set_state(RunAgentState::Indexing);
+        let (folder, run, key, progress) =
+            (self.folder.clone(), self.join.run, self.host.key.clone(), self.indexing.clone());
+        self.work(move || Wakeup::Indexed(work::index(&path, &folder, run, &key, &progress).map(Box::new)));
+    }
+
+    pub(super) fn indexed(&mut self, result: Result<Box<Indexed>, Problem>) {
+        self.busy = false;
+        let Indexed { manifest, encoded, signed, root, hashes, reader, problems, again } = match result {
+            Ok(indexed) => *indexed,
+            Err(problem) => return self.fail(problem),
+        };
+        problems.into_iter().for_each(|problem| self.reports.problem(problem));
+        self.blocks.set_manifest(&encoded);
+        let (run, entries) = (self.join.run, manifest.entries().len() as u64);
+        let (bytes, blocks) = (manifest.bytes(), manifest.blocks());
+        self.blocks.set_content(Content::Placed { manifest, reader });
+        if !self.start_workers() {
+            return;
+        }
+        self.set_totals(entries, bytes, blocks);
+        {
+            let mut board = self.board.lock();
+            (board.blocks_done, board.bytes_done) = (blocks, bytes);
+        }
+        if !self.record.manifest_reported {
+            self.reports.report(ManifestSigned { run, root, entries, bytes, blocks });
+            self.record.manifest_reported = true;
+            let (folder, record) = (self.folder.clone(), self.record.clone());
+            self.reports.then(move || {
+                if let Err(error) = folder.set_record(&record, true) {
+                    tracing::warn!(%run, %error, "cannot keep that the manifest was reported");
+                }
+            });
+        }
+        let config =
+            OriginConfig { settle: if again { SETTLE } else { Duration::ZERO }, ..OriginConfig::default() };
+        let mut origin = Origin::new(crate::VERSION.into(), signed, hashes, blocks, config, Self::uploads());
+        let now = self.now();
+        for (agent, peer) in &mut self.peers {
+            origin.handle_connected(now, *agent);
+            peer.link.activate(*agent, &self.wakeups);
+        }
+        self.machine = Machine::Origin(Box::new(origin));
+        self.set_state(RunAgentState::Serving);
+    }
+
+    /// A block of the source cannot be sent as it was indexed.
+    pub(super) fn source_unreadable(&mut self, block: u64, error: ReadError) {
+        let class = match error {
+            ReadError::Changed => ProblemClass::SourceChanged,
+            ReadError::NotHere => ProblemClass::NotFound,
+            ReadError::Io(_) => ProblemClass::Io,
+        };
+        let detail = format!("{error}; what destinations lack of it is not delivered: start the job again");
+        self.entry_problem(block, class, detail);
+    }
+
+    fn entry_problem(&mut self, block: u64, class: ProblemClass, detail: String) {
+        let Some(manifest) = self.blocks.content().map(|c| c.manifest().clone()) else { return };
+        let Some(info) = manifest.block(block) else { return };
+        let path = manifest.entries()[info.entry].path.clone();
+        self.reports.problem(Problem { class, path, detail });
+    }
+
+    // --- destination ---
+
+    /// Shows where the machine stands.
+    pub(super) fn follow_phase(&mut self) {
+        if let Machine::Destination(d) = &self.machine {
+            if let Some((head, _)) = d.head() {
+                self.blocks.set_manifest_len(head.len);
+            }
+            if d.phase() == Phase::FetchingManifest {
+                self.set_state(RunAgentState::FetchingManifest);
+            }
+        }
+    }
+
+    /// The manifest is here: looks at the disk.
+    pub(super) fn prepare(&mut self) {
+        let Machine::Destination(d) = &self.machine else { return };
+        let (Some((head, signed)), Some(encoded)) = (d.head(), self.blocks.manifest_bytes()) else { return };
+        let (head, signed) = (head.clone(), signed.clone());
+        let Some(path) = self.place() else { return self.fail(bad_path()) };
+        let (folder, indexing) = (self.folder.clone(), self.indexing.clone());
+        self.full = None;
+        if self.record.ended.is_some() {
+            return self.work(move || Wakeup::Prepared(work::reopen(&path, &encoded).map(Box::new)));
+        }
+        self.set_state(RunAgentState::Transferring);
+        self.work(move || {
+            let prepared = work::prepare(&path, &folder, &head, &signed, &encoded, &indexing.stop);
+            Wakeup::Prepared(prepared.map(Box::new))
+        });
+    }
+
+    pub(super) fn prepared(&mut self, result: Result<Box<Prepared>, Problem>) {
+        self.busy = false;
+        let prepared = match result {
+            Ok(prepared) => *prepared,
+            Err(problem) if problem.class == ProblemClass::DiskFull => return self.disk_full(problem),
+            Err(problem) => return self.fail(problem),
+        };
+        let Prepared { content, have, bytes, reused, problems, unwanted } = prepared;
+        let manifest = content.manifest().clone();
+        self.blocks.set_content(content);
+        if !self.start_workers() {
+            return;
+        }
+        self.set_totals(manifest.entries().len() as u64, manifest.bytes(), manifest.blocks());
+        self.board.lock().bytes_done = bytes;
+        if self.record.ended.is_none() {
+            self.record.stats.blocks_reused = reused;
+        }
+        self.incomplete |= !problems.is_empty();
+        problems.into_iter().for_each(|problem| self.reports.problem(problem));
+        let now = self.now();
+        if let Machine::Destination(d) = &mut self.machine {
+            d.begin_content(now, have);
+            d.forgo(unwanted);
+        }
+        if let Some(short) = self.shortfall() {
+            self.disk_full(short);
+        }
+    }
+
+    fn start_workers(&mut self) -> bool {
+        let staging = self.blocks.content().and_then(|c| c.staging());
+        match Workers::start(&self.blocks, staging, &self.wakeups) {
+            Ok(workers) => self.workers = Some(workers),
+            Err(error) => self.fail(problem(ProblemClass::Io, format_args!("starting threads: {error}"))),
+        }
+        self.workers.is_some()
+    }
+
+    fn set_totals(&mut self, entries: u64, bytes: u64, blocks: u64) {
+        let stats = &mut self.record.stats;
+        (stats.entries, stats.bytes_total, stats.blocks_total) = (entries, bytes, blocks);
+        let mut board = self.board.lock();
+        (board.entries, board.bytes_total, board.blocks_total) = (entries, bytes, blocks);
+    }
+
+    /// Nobody can give a block.
+    pub(super) fn lost(&mut self, block: u64, reason: agent_proto::peer::UnavailableReason) {
+        use agent_proto::peer::UnavailableReason;
+        self.incomplete = true;
+        let (class, why) = match reason {
+            UnavailableReason::Changed | UnavailableReason::NotHere => {
+                (ProblemClass::SourceChanged, "the source's file is not what it was when the run began")
+            }
+            UnavailableReason::ReadError => (ProblemClass::Io, "the source cannot read its file"),
+        };
+        self.entry_problem(block, class, format!("{why}; not delivered: start the job again"));
+    }
+
+    /// An entry was given up: none of its blocks is wanted.
+    pub(super) fn forgo_entry_of(&mut self, block: u64) {
+        self.incomplete = true;
+        let Some(manifest) = self.blocks.content().map(|c| c.manifest().clone()) else { return };
+        let Some(info) = manifest.block(block) else { return };
+        if let Machine::Destination(d) = &mut self.machine {
+            d.handle_not_kept(block);
+            d.forgo(manifest.blocks_of_entry(info.entry));
+        }
+    }
+
+    fn shortfall(&self) -> Option<Problem> {
+        let short = self.blocks.content()?.staging()?.shortfall()?;
+        let detail =
+            format!("{short} bytes are missing on the file system; free some room, it goes on by itself");
+        Some(problem(ProblemClass::DiskFull, detail))
+    }
+
+    /// Stops fetching until there is room.
+    pub(super) fn disk_full(&mut self, problem: Problem) {
+        if let Machine::Destination(d) = &mut self.machine {
+            d.pause();
+        }
+        if self.full.is_none() && self.state != RunAgentState::Stalled {
+            self.reports.forget(ProblemClass::DiskFull);
+            self.reports.problem(problem);
+        }
+        self.set_state(RunAgentState::Stalled);
+        self.full = Some(Instant::now() + DISK_RETRY);
+    }
+
+    fn what_again(&self) -> Again {
+        match (&self.machine, self.blocks.content()) {
+            (_, None) => Again::Prepare,
+            (Machine::Destination(d), _) if d.phase() == Phase::Settled => Again::Finalize,
+            _ => Again::Fetch,
+        }
+    }
+
+    /// Looks whether a full disk has room again.
+    pub(super) fn try_again(&mut self, now: Instant) {
+        if self.busy || self.full.is_none_or(|at| now < at) {
+            return;
+        }
+        match self.what_again() {
+            Again::Prepare => self.prepare(),
+            Again::Finalize => self.finalize(),
+            Again::Fetch if self.shortfall().is_some() => self.full = Some(now + DISK_RETRY),
+            Again::Fetch => {
+                self.full = None;
+                let now = self.now();
+                if let Machine::Destination(d) = &mut self.machine {
+                    d.resume(now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn content_complete(&mut self) {
+        if self.record.ended.is_none() {
+            self.finalize();
+        }
+    }
+
+    fn finalize(&mut self) {
+        let Some(staging) = self.blocks.content().and_then(|c| c.staging()).cloned() else { return };
+        self.full = None;
+        self.set_state(RunAgentState::Finalizing);
+        self.work(move || Wakeup::Finalized(staging.finalize()));
+    }
+
+    pub(super) fn finalized(&mut self, problems: Vec<Problem>) {
+        self.busy = false;
+        let full = problems.iter().find(|p| p.class == ProblemClass::DiskFull).cloned();
+        if let Some(full) = full {
+            return self.disk_full(full);
+        }
+        self.incomplete |= !problems.is_empty();
+        problems.into_iter().for_each(|problem| self.reports.problem(problem));
+        let state = if self.incomplete { RunAgentState::DoneWithErrors } else { RunAgentState::Done };
+        self.record.stats = self.stats();
+        let (run, stats) = (self.join.run, self.record.stats);
+        self.reports.report(RunCompleted { run, state, stats });
+        self.ended(state);
+    }
+
+    /// Gives the run up.
+    pub(super) fn fail(&mut self, problem: Problem) {
+        self.reports.problem(problem);
+        let (run, state, stats) = (self.join.run, RunAgentState::Failed, self.stats());
+        match self.join.role {
+            Role::Source => self.reports.report(RunStateReported { run, state }),
+            Role::Destination => self.reports.report(RunCompleted { run, state, stats }),
+        }
+        self.machine = Machine::None;
+        for peer in self.peers.values() {
+            peer.link.close(super::code::GOING, "the run failed here");
+        }
+        self.ended(state);
+    }
+}
+
+fn bad_path() -> Problem {
+    problem(ProblemClass::UnsafeName, "the folder's path holds a zero byte")
+}

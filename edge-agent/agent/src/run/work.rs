@@ -1,0 +1,238 @@
+//! What blocks: indexing, looking at the disk, checking and writing blocks, reading those to be sent.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use ed25519_dalek::SigningKey;
+use event_schema::{AgentId, Problem, ProblemClass, RunId, Signed};
+use sync_core::BlockMap;
+use sync_core::manifest::{Manifest, ManifestHead};
+
+use super::blocks::{Blocks, Content};
+use super::event::{Indexed, Prepared, ReadJob, Wakeup, WriteJob};
+use super::limits::WRITERS;
+use super::record::RunFolder;
+use crate::disk::{BlockReader, Staging, index_path};
+
+/// A problem of the run as a whole.
+pub(super) fn problem(class: ProblemClass, detail: impl std::fmt::Display) -> Problem {
+    Problem { class, path: Vec::new(), detail: detail.to_string() }
+}
+
+/// How far a source has come with reading; shared with the run's task.
+#[derive(Default)]
+pub(super) struct Indexing {
+    pub(super) stop: AtomicBool,
+    pub(super) entries: AtomicU64,
+    pub(super) bytes: AtomicU64,
+}
+
+/// Indexes a source, or takes up what was indexed before.
+pub(super) fn index(
+    path: &Path,
+    folder: &RunFolder,
+    run: RunId,
+    key: &SigningKey,
+    progress: &Indexing,
+) -> Result<Indexed, Problem> {
+    let source = AgentId::of_key(&key.verifying_key().to_bytes());
+    let open = |manifest: &Arc<Manifest>| {
+        BlockReader::for_source(path, manifest.clone())
+            .map_err(|e| crate::disk::problem(e, b"", "opening the source"))
+    };
+    if let Some((signed, encoded)) = folder.manifest()
+        && let Ok(head) = ManifestHead::open(&signed, run, &key.verifying_key().to_bytes())
+        && let Ok(manifest) = Manifest::decode(&encoded)
+        && head.counts(&manifest)
+        && let Ok((again, hashes)) = ManifestHead::of(run, source, &manifest, &encoded)
+        && again == head
+    {
+        let manifest = Arc::new(manifest);
+        let (reader, root) = (open(&manifest)?, head.root);
+        return Ok(Indexed {
+            reader,
+            manifest,
+            encoded,
+            signed,
+            root,
+            hashes,
+            problems: Vec::new(),
+            again: true,
+        });
+    }
+    let (manifest, problems) = index_path(path, &mut |at| {
+        progress.entries.store(at.entries, Ordering::Relaxed);
+        progress.bytes.store(at.bytes, Ordering::Relaxed);
+        !progress.stop.load(Ordering::Relaxed)
+    })?;
+    let encoded = manifest.encode();
+    let (head, hashes) = ManifestHead::of(run, source, &manifest, &encoded)
+        .map_err(|e| problem(ProblemClass::LimitExceeded, e))?;
+    let signed = head.sign(key);
+    folder
+        .set_manifest(&signed, &encoded)
+        .map_err(|e| problem(ProblemClass::Io, format_args!("keeping the manifest: {e}")))?;
+    let manifest = Arc::new(manifest);
+    let (reader, root) = (open(&manifest)?, head.root);
+    Ok(Indexed { reader, manifest, encoded, signed, root, hashes, problems, again: false })
+}
+
+/// Decodes a verified manifest and finds what is on the disk already.
+pub(super) fn prepare(
+    path: &Path,
+    folder: &RunFolder,
+    head: &ManifestHead,
+    signed: &Signed,
+    encoded: &[u8],
+    stop: &AtomicBool,
+) -> Result<Prepared, Problem> {
+    let manifest = Manifest::decode(encoded).map_err(|e| problem(ProblemClass::BadManifest, e))?;
+    if !head.counts(&manifest) {
+        return Err(problem(ProblemClass::BadManifest, "the manifest is not what its head says"));
+    }
+    if folder.manifest().is_none_or(|(kept, _)| kept != *signed) {
+        folder
+            .set_manifest(signed, encoded)
+            .map_err(|e| problem(disk_class(&e), format_args!("keeping the manifest: {e}")))?;
+    }
+    let manifest = Arc::new(manifest);
+    let go_on = || !stop.load(Ordering::Relaxed);
+    let opened = Staging::open(path, folder.path(), head.run, manifest.clone(), &go_on)?;
+    let mut have = BlockMap::new(manifest.blocks());
+    let mut bytes = 0;
+    for block in opened.verified {
+        if have.insert(block) {
+            bytes += manifest.block(block).map_or(0, |info| u64::from(info.len));
+        }
+    }
+    Ok(Prepared {
+        content: Content::Staged { manifest, staging: Arc::new(opened.staging) },
+        have,
+        bytes,
+        reused: opened.reused,
+        problems: opened.problems,
+        unwanted: opened.unwanted,
+    })
+}
+
+/// Takes up a run that was completed before: what is in place is served, and left as it is.
+pub(super) fn reopen(path: &Path, encoded: &[u8]) -> Result<Prepared, Problem> {
+    let manifest = Manifest::decode(encoded).map_err(|e| problem(ProblemClass::BadManifest, e))?;
+    let manifest = Arc::new(manifest);
+    let reader = BlockReader::below(path, manifest.clone())
+        .map_err(|e| crate::disk::problem(e, b"", "opening the destination folder"))?;
+    Ok(Prepared {
+        have: BlockMap::full(manifest.blocks()),
+        bytes: manifest.bytes(),
+        content: Content::Placed { manifest, reader },
+        reused: 0,
+        problems: Vec::new(),
+        unwanted: Vec::new(),
+    })
+}
+
+fn disk_class(error: &std::io::Error) -> ProblemClass {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ProblemClass::DiskFull,
+        std::io::ErrorKind::PermissionDenied => ProblemClass::PermissionDenied,
+        _ => ProblemClass::Io,
+    }
+}
+
+/// The threads of one run that touch its content; they end when their queues are dropped.
+pub(super) struct Workers {
+    reads: Option<mpsc::Sender<ReadJob>>,
+    writes: Option<mpsc::Sender<WriteJob>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts the threads; those that write only where there is something to write to.
+    ///
+    /// # Errors
+    /// If the system gives no threads.
+    pub(super) fn start(
+        blocks: &Arc<Blocks>,
+        staging: Option<&Arc<Staging>>,
+        wakeups: &tokio::sync::mpsc::Sender<Wakeup>,
+    ) -> std::io::Result<Self> {
+        let mut threads = Vec::new();
+        let (reads, jobs) = mpsc::channel();
+        let (content, told) = (blocks.clone(), wakeups.clone());
+        threads.push(spawn("run read", move || read(&content, &jobs, &told))?);
+        let mut writes = None;
+        if let Some(staging) = staging {
+            let (sender, jobs) = mpsc::channel();
+            let jobs = Arc::new(Mutex::new(jobs));
+            for _ in 0..WRITERS {
+                let (staging, jobs, told) = (staging.clone(), jobs.clone(), wakeups.clone());
+                threads.push(spawn("run write", move || write(&staging, &jobs, &told))?);
+            }
+            writes = Some(sender);
+        }
+        Ok(Self { reads: Some(reads), writes, threads })
+    }
+
+    pub(super) fn read(&self, job: ReadJob) {
+        if let Some(reads) = &self.reads {
+            // A thread that is gone panicked; the block is asked again elsewhere.
+            let _ = reads.send(job);
+        }
+    }
+
+    pub(super) fn write(&self, job: WriteJob) {
+        if let Some(writes) = &self.writes {
+            let _ = writes.send(job);
+        }
+    }
+
+    /// Waits until what is queued is done. Blocks; nothing must wait for a full channel of wake-ups.
+    pub(super) fn finish(mut self) {
+        (self.reads, self.writes) = (None, None);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a run's thread panicked");
+            }
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.into()).spawn(body)
+}
+
+/// Reads blocks before they are sent, so that the transport finds them in memory.
+fn read(blocks: &Blocks, jobs: &mpsc::Receiver<ReadJob>, told: &tokio::sync::mpsc::Sender<Wakeup>) {
+    for ReadJob { agent, handle, block, priority } in jobs {
+        let Some(content) = blocks.content() else { continue };
+        let len = content.read(block).map(|data| data.len() as u32);
+        if told.blocking_send(Wakeup::Looked { agent, handle, block, len, priority }).is_err() {
+            return;
+        }
+    }
+}
+
+fn write(
+    staging: &Staging,
+    jobs: &Mutex<mpsc::Receiver<WriteJob>>,
+    told: &tokio::sync::mpsc::Sender<Wakeup>,
+) {
+    loop {
+        let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(WriteJob { agent, arrived }) = next else { return };
+        let (handle, block) = (arrived.handle, arrived.address.index());
+        let len = arrived.data.len() as u32;
+        let result = staging.write(block, arrived.data.clone());
+        drop(arrived);
+        if told.blocking_send(Wakeup::Stored { agent, handle, block, len, result }).is_err() {
+            return;
+        }
+    }
+}
+
+/// The folder that a command names.
+pub(super) fn place(storage: &Path, path: &[u8]) -> Option<PathBuf> {
+    Some(storage.join(crate::restrict::to_path(path)?))
+}
