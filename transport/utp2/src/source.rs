@@ -17,6 +17,7 @@ pub trait BlockSource {
 /// Takes the pieces of blocks as they arrive: in any order, and now and then twice.
 pub trait BlockSink {
     /// A piece of block `tag` at `offset`; `fin` tells that it is the last piece of the block by position
-    /// (`offset + data.len()` is the block's length), not that all others have come.
+    /// (`offset + data.len()` is the block's length), not that all others have come. The first pieces may come
+    /// before [`crate::Event::Connected`] was polled.
     fn write(&mut self, conn: Handle, tag: u64, offset: u32, fin: bool, data: &[u8]);
 }

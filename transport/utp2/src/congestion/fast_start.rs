@@ -41,12 +41,11 @@ impl FastStart {
         if limited && s.delivered().is_none_or(|d| s.rate > 2.0 * d) {
             return;
         }
-        // Where a round trip is shorter than anything else takes, what was lately received is the better guide.
+        // Doubling runs ahead of what arrives by two round trips; further ahead, something else limits the sender.
+        // Where a round trip is shorter than anything else takes, what arrives is the better guide.
+        let ahead = if s.is_local() { 2.5 } else { 6.0 };
         let window = (s.rtt * 2).max(Duration::from_millis(20));
-        if let Some(d) = s.delivery.rate(window.as_micros() as u64)
-            && s.is_local()
-            && s.rate > 2.5 * d
-        {
+        if s.delivery.rate(window.as_micros() as u64).is_some_and(|d| s.rate > ahead * d) {
             return;
         }
         // The acknowledgement interval is part of the loop.

@@ -64,7 +64,7 @@ impl Session {
             }
         }
         if acked_bytes > 0 {
-            self.probe_backoff = 0;
+            (self.probe_backoff, self.probes) = (0, 0);
             self.probe_from = now;
         }
         self.detect_losses(now);

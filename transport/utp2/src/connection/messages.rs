@@ -159,6 +159,10 @@ impl MessageReceiver {
         if self.received.insert(offset, end) == 0 {
             return Ok(());
         }
+        // Packets are of 1200 bytes at least: nobody who is honest leaves so many holes.
+        if self.received.as_slice().len() > self.capacity / 512 + 64 {
+            return Err(MessageError::BeyondLimit);
+        }
         if self.buffer.len() < at + data.len() {
             self.buffer.resize(at + data.len(), 0);
         }
@@ -309,6 +313,13 @@ mod tests {
         assert!(!r.hold(true) && r.hold(false));
         assert_eq!(r.tell_limit(), 190);
         assert!(!r.hold(false), "once");
+    }
+
+    #[test]
+    fn holes_are_limited() {
+        let mut r = MessageReceiver::new(1 << 16, 50);
+        let refused = (1..30_000).find(|i| r.write(i * 2, &[0]).is_err());
+        assert_eq!(refused, Some(128 + 64 + 1));
     }
 
     #[test]

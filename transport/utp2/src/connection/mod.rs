@@ -567,21 +567,18 @@ impl Connection {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        match &mut self.phase {
-            Phase::Initiating(i) => {
-                if !i.on_timeout(now) {
-                    self.end(CloseReason::HandshakeFailed(HandshakeFailure::Timeout));
-                }
-            }
-            Phase::Responding(r) if r.until <= now => self.phase = Phase::Dead,
-            Phase::Confirming { until, .. } if *until <= now => self.phase = Phase::Dead,
-            Phase::Established(s) => {
-                if !s.on_timeout(now) {
-                    self.end(CloseReason::IdleTimeout);
-                }
-            }
-            Phase::Closing(c) if c.until.is_some_and(|u| u <= now) => self.phase = Phase::Dead,
-            _ => {}
+        let timed_out = CloseReason::HandshakeFailed(HandshakeFailure::Timeout);
+        let ended = match &mut self.phase {
+            Phase::Initiating(i) => (!i.on_timeout(now)).then_some(timed_out),
+            Phase::Established(s) => (!s.on_timeout(now)).then_some(CloseReason::IdleTimeout),
+            // Of these the application never heard, or has heard the end.
+            Phase::Responding(r) => (r.until <= now).then_some(timed_out),
+            Phase::Confirming { until, .. } => (*until <= now).then_some(timed_out),
+            Phase::Closing(c) => c.until.is_some_and(|u| u <= now).then_some(CloseReason::Local),
+            Phase::Dead => None,
+        };
+        if let Some(why) = ended {
+            self.end(why);
         }
     }
 
@@ -610,7 +607,8 @@ impl Connection {
         }
         match &mut self.phase {
             Phase::Closing(c) => {
-                c.emit(now, buf).then(|| Transmit { remote: self.remote, len: buf.len(), segment_size: None })
+                let remote = self.remote;
+                c.emit(now, buf).then_some(Transmit { remote, len: buf.len(), segment_size: None })
             }
             _ => None,
         }

@@ -65,7 +65,6 @@ impl Scoreboard {
     }
 
     /// Records kept, in flight or not.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.packets.len()
     }
@@ -143,8 +142,8 @@ mod tests {
 
     #[test]
     fn chunks_follow_their_packets_through_trimming() {
-        let mut b = Scoreboard::default();
-        b.chunk_base = u32::MAX - 3; // the running index wraps
+        // The running index of chunks wraps on the way.
+        let mut b = Scoreboard { chunk_base: u32::MAX - 3, ..Scoreboard::default() };
         let t = Instant::from_micros;
         for n in 0..10u64 {
             for i in 0..n % 3 {

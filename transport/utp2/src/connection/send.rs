@@ -13,6 +13,9 @@ use crate::wire::frame::{self, Frame};
 use crate::wire::header::{self, PROTECTED_HEADER, TAG};
 use crate::{BlockSource, Event, Transmit};
 
+/// Records of settled packets that may lie between those in flight, beside half as many as may be in flight.
+const SETTLED_ALLOWANCE: usize = 4096;
+
 /// With less room than this left, a packet is closed rather than given another piece.
 const MIN_ROOM: usize = 48;
 
@@ -28,6 +31,7 @@ impl Session {
         let mut segment = 0;
         let mut count = 0;
         self.pacing = None;
+        self.update_pacer(now);
         while count < max_segments.max(1) {
             let start = buf.len();
             if !self.packet(now, buf, source)? {
@@ -99,6 +103,10 @@ impl Session {
         let data = self.may_send_data(now);
         if !(ack_due || control || data) {
             return Ok(false);
+        }
+        if self.sent.len() > self.max_in_flight + self.max_in_flight / 2 + SETTLED_ALLOWANCE {
+            // A peer that takes our acknowledgements but never tells of our probes would make us remember for ever.
+            return Err(Fault::Violation("acknowledged nothing for too long"));
         }
         self.skip_in -= 1;
         if self.skip_in == 0 {

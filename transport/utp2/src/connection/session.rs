@@ -155,7 +155,7 @@ impl Session {
             ping: false,
             challenge: None,
             response: None,
-            pacer: Pacer::new(now, controller.rate()),
+            pacer: Pacer::new(now, controller.rate().min(config.rate_limit.unwrap_or(u64::MAX)).max(1)),
             rtt,
             controller,
             rate_limit: config.rate_limit,

@@ -161,15 +161,19 @@ impl Node {
     }
 }
 
+/// A datagram under way: when it arrives, a number to keep the order, to which node, from where.
+type Flying = Reverse<(Instant, u64, usize, SocketAddr, Vec<u8>)>;
+type Tamper = Box<dyn FnMut(usize, &mut Vec<u8>) -> bool>;
+
 pub(super) struct Pair {
     pub(super) nodes: [Node; 2],
     pub(super) now: Instant,
-    flying: BinaryHeap<Reverse<(Instant, u64, usize, SocketAddr, Vec<u8>)>>,
+    flying: BinaryHeap<Flying>,
     sequence: u64,
     pub(super) random: ChaCha8Rng,
     pub(super) segments: usize,
     /// May change or drop a datagram on its way: (from node, datagram).
-    pub(super) tamper: Option<Box<dyn FnMut(usize, &mut Vec<u8>) -> bool>>,
+    pub(super) tamper: Option<Tamper>,
     pub(super) max_queue_delay: Duration,
     /// A busy machine: now and then a node does not run for up to so long; its socket holds 4 MB meanwhile.
     pub(super) stall: Duration,

@@ -143,3 +143,57 @@ fn a_fast_local_path_between_machines_that_stall() {
     let link = Link { bottleneck: Some((100e6, 4e6)), delay: Duration::from_micros(50), ..Link::default() };
     assert!(steady_on(link, Duration::from_millis(20), 3) > 0.35);
 }
+
+/// Bytes each of several connections between the same two nodes got through in the last third; they start one
+/// after the other.
+fn shares(link: &Link, flows: usize, seconds: u64) -> std::vec::Vec<f64> {
+    let config = Config { receive_window: 1 << 28, max_queued_blocks: 1 << 20, ..Config::default() };
+    let mut pair = Pair::connected(&config, link, 1);
+    pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = true);
+    let mut handles = std::vec![pair.nodes[0].handle()];
+    let mut before = std::vec::Vec::new();
+    for step in 0..seconds * 20 {
+        if step > 0 && step % 40 == 0 && handles.len() < flows {
+            handles.push(pair.connect());
+        }
+        for h in &handles {
+            let c = pair.nodes[0].endpoint.connection_mut(*h).unwrap();
+            for tag in 0..200 {
+                // Not yet established ones refuse.
+                let _ = c.send_block(step << 16 | tag, 32 * 1024, 0);
+                if c.queued_blocks() > 100 {
+                    break;
+                }
+            }
+        }
+        pair.run(Duration::from_millis(50), |_| false);
+        pair.nodes.iter_mut().for_each(|n| n.events.truncate(1));
+        if step == seconds * 40 / 3 {
+            let sent = |h: &_| pair.nodes[0].endpoint.connection(*h).unwrap().stats();
+            before = handles.iter().map(|h| sent(h).data_bytes_sent - sent(h).retransmitted_bytes).collect();
+        }
+    }
+    let stats = handles.iter().map(|h| pair.nodes[0].endpoint.connection(*h).unwrap().stats());
+    let got = stats.zip(before).map(|(s, b)| (s.data_bytes_sent - s.retransmitted_bytes - b) as f64);
+    let got: std::vec::Vec<f64> = got.collect();
+    println!(
+        "{flows} flows: {:?} MB, {} dropped",
+        got.iter().map(|g| g / 1e6).collect::<std::vec::Vec<_>>(),
+        pair.nodes[0].link.dropped
+    );
+    got
+}
+
+/// Jain's index: 1 when all have the same, 1/n when one has it all.
+fn jain(got: &[f64]) -> f64 {
+    let (sum, squares) = got.iter().fold((0.0, 0.0), |a, g| (a.0 + g, a.1 + g * g));
+    sum * sum / (squares * got.len() as f64)
+}
+
+#[test]
+fn connections_of_one_endpoint_share_a_link() {
+    let link = Link { bottleneck: Some((5e6, 300e3)), ..Link::with_delay(20) };
+    let got = shares(&link, 3, 30);
+    assert!(jain(&got) > 0.7, "{got:?}");
+    assert!(got.iter().sum::<f64>() > 5e6 * 10.0 * 0.9 * 0.9);
+}

@@ -14,8 +14,8 @@ const BLOCK: u32 = 32 * 1024;
 #[track_caller]
 fn exchange(config: &Config, link: &Link, n: u64, seed: u64) -> Pair {
     let mut pair = Pair::connected(config, link, seed);
-    let length = |tag: u64| if tag % 5 == 0 { 1 + tag as u32 } else { BLOCK };
-    let tag = |i: u64| if i % 2 == 0 { i } else { i | 1 << 63 };
+    let length = |tag: u64| if tag.is_multiple_of(5) { 1 + tag as u32 } else { BLOCK };
+    let tag = |i: u64| if i.is_multiple_of(2) { i } else { i | 1 << 63 };
     let mut messages = [vec![], vec![]];
     for (node, messages) in pair.nodes.iter_mut().zip(&mut messages) {
         let c = node.connection();
