@@ -222,19 +222,22 @@ impl Driver {
         core.dispatch_events(&self.shared);
         let deadline = core.endpoint.poll_timeout();
         drop(core);
-        // A refused transmission waits for the socket; asking the core again would not help.
-        let deadline = deadline.filter(|_| self.refused.is_none());
-        let injected = self.bad.as_ref().and_then(|b| b.out.due().into_iter().chain(b.inward.due()).min());
-        deadline.into_iter().chain(injected).min()
+        let inward = self.bad.as_ref().and_then(|b| b.inward.due());
+        if self.refused.is_some() {
+            // It waits for the socket; to ask for more to send would not help.
+            return inward;
+        }
+        let out = self.bad.as_ref().and_then(|b| b.out.due());
+        deadline.into_iter().chain(inward).chain(out).min()
     }
 
     fn transmit(&mut self) {
-        if !self.send_delayed() {
-            return;
-        }
         if let Some(refused) = self.refused.take()
             && !self.send(refused.remote, refused.segment_size)
         {
+            return;
+        }
+        if !self.send_delayed() {
             return;
         }
         for _ in 0..SENDS_PER_TURN {
@@ -271,16 +274,18 @@ impl Driver {
         }
     }
 
-    /// Sends what the injected delay has let go; false if the socket has no room.
+    /// Sends what the injected delay has let go; false if the socket has no room. Leaves the buffer empty.
     fn send_delayed(&mut self) -> bool {
-        let Some(bad) = &mut self.bad else { return true };
-        let now = self.shared.now();
-        while let Some((remote, datagram)) = bad.out.pop(now) {
-            if self.shared.socket.try_send(remote, &datagram, None).is_err() {
-                bad.out.put_back(now, remote, datagram);
+        loop {
+            let Some(bad) = &mut self.bad else { return true };
+            self.buf.clear();
+            let segments = self.shared.socket.max_segments(self.max_datagram);
+            let Some((remote, size)) = bad.out.pop_run(self.shared.now(), segments, &mut self.buf) else {
+                return true;
+            };
+            if !self.send(remote, Some(size)) {
                 return false;
             }
         }
-        true
     }
 }

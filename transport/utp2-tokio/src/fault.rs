@@ -78,10 +78,27 @@ impl BadPath {
         Some((w.remote, w.data))
     }
 
-    /// Puts back what the socket had no room for.
-    pub(crate) fn put_back(&mut self, now: Instant, remote: SocketAddr, data: Vec<u8>) {
-        self.bytes += data.len();
-        self.waiting.push_front(Waiting { due: now, remote, data });
+    /// Moves datagrams that have waited long enough to `buf`, which is empty: to one place, of one size but
+    /// for the last, at most `segments_max`. Gives the place and the size.
+    pub(crate) fn pop_run(
+        &mut self,
+        now: Instant,
+        segments_max: usize,
+        buf: &mut Vec<u8>,
+    ) -> Option<(SocketAddr, usize)> {
+        let (remote, first) = self.pop(now)?;
+        let size = first.len();
+        buf.extend_from_slice(&first);
+        for _ in 1..segments_max {
+            let fits = |w: &Waiting| w.due <= now && w.remote == remote && (1..=size).contains(&w.data.len());
+            if buf.len() % size.max(1) != 0 || !self.waiting.front().is_some_and(fits) {
+                break;
+            }
+            if let Some((_, data)) = self.pop(now) {
+                buf.extend_from_slice(&data);
+            }
+        }
+        Some((remote, size))
     }
 }
 
@@ -105,6 +122,26 @@ mod tests {
         assert!(numbers.is_sorted());
         assert!((7300..7700).contains(&numbers.len()), "{}", numbers.len());
         assert_eq!((out.due(), out.bytes), (None, 0));
+    }
+
+    #[test]
+    fn equal_datagrams_to_one_place_leave_together() {
+        let (mut out, _) = BadPath::both_ways(&LossInjector { loss: 0.0, delay: Duration::ZERO, seed: 0 });
+        let (a, b) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
+        for (remote, len) in [(a, 5), (a, 5), (a, 3), (a, 5), (a, 6), (a, 6), (a, 6), (b, 6), (b, 0), (b, 1)]
+        {
+            out.push(Instant::ZERO, remote, &vec![1; len]);
+        }
+        let mut runs = Vec::new();
+        let mut buf = Vec::new();
+        while let Some((remote, size)) = out.pop_run(Instant::ZERO, 2, &mut buf) {
+            runs.push((remote, size, buf.len()));
+            buf.clear();
+        }
+        let expected =
+            [(a, 5, 10), (a, 3, 3), (a, 5, 5), (a, 6, 12), (a, 6, 6), (b, 6, 6), (b, 0, 0), (b, 1, 1)];
+        assert_eq!(runs, expected);
+        assert_eq!(out.bytes, 0);
     }
 
     #[test]

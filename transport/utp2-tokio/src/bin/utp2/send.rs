@@ -28,6 +28,9 @@ const FILES_UNDER_WAY: usize = 32;
 /// How long the receiver may take to say farewell.
 const FAREWELL_TIME: Duration = Duration::from_secs(10);
 
+/// How often the connection's figures are logged, at debug level.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// Bytes read at a time for the hash.
 const HASH_CHUNK: usize = 1 << 20;
 
@@ -240,6 +243,7 @@ impl Sender {
     async fn transfer(&mut self) -> anyhow::Result<()> {
         self.offer_more().await?;
         let conn = self.conn.clone();
+        let mut look = tokio::time::interval(LOOK_EVERY);
         while self.next < self.files.len() || self.under_way > 0 {
             tokio::select! {
                 message = conn.recv_message() => {
@@ -247,6 +251,7 @@ impl Sender {
                     self.on_message(message).await?;
                 }
                 event = conn.recv_event() => self.on_block(event.map_err(lost)?).await?,
+                _ = look.tick() => tracing::debug!(stats = ?conn.stats(), "the connection stands so"),
                 Some(hash) = self.hashes.join_next() => {
                     let (file, hash) = hash.context("hashing a file failed")?;
                     self.on_hash(file, hash).await?;
