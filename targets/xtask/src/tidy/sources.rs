@@ -22,8 +22,12 @@ const LEFTOVERS: &[(&str, &str)] = &[
     (concat!(">>>>", ">>> "), "a merge that was not finished"),
 ];
 
-/// Not tests but tools: what adds a golden file, what prints a table for people. Their reasons begin like this.
-const TOOLS: &[&str] = &[concat!("#[ign", "ore = \"writes "), concat!("#[ign", "ore = \"a table ")];
+/// Not tests but tools: what adds a golden file, what measures or prints a table for people. Their reasons begin like this.
+const TOOLS: &[&str] = &[
+    concat!("#[ign", "ore = \"writes "),
+    concat!("#[ign", "ore = \"a table "),
+    concat!("#[ign", "ore = \"measures"),
+];
 
 /// What a sans-IO crate must not touch outside its tests.
 const IMPURE: &[&str] = &[
