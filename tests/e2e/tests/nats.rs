@@ -1,0 +1,42 @@
+//! The same service over NATS JetStream: a real server, killed in the middle.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use e2e::{Options, Tree, World, differences};
+use event_log_nats::testing::{NatsServer, server_or_skip};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_distribution_over_nats_survives_the_server_and_the_service() -> Result<()> {
+    let Some(program) = server_or_skip("a_distribution_over_nats_survives_the_server_and_the_service") else {
+        return Ok(());
+    };
+    let dir = tempfile::tempdir()?;
+    let mut nats = NatsServer::start(program, dir.path())?;
+    let mut world = World::new(&Options { nats: Some(nats.url()), tracker: true })?;
+    let folder = world.path().join("tree");
+    Tree { small: 400, large: 2, large_bytes: 8 << 20 }.make(&folder)?;
+    let slow = ["--upload-limit", "6MB"];
+    let (_source, _a, _b) =
+        (world.agent("source", &slow)?, world.agent("agent-0", &slow)?, world.agent("agent-1", &slow)?);
+    let got = [world.path().join("got-0"), world.path().join("got-1")];
+    let run = world.distribute(("source", &folder), &[("agent-0", &got[0]), ("agent-1", &got[1])])?;
+    world.wait_run(&run, LIMIT, |run| {
+        run.agent("agent-0").is_ok_and(|a| a["blocks_done"].as_u64().is_some_and(|done| done > 20))
+    })?;
+    nats.kill();
+    nats.restart()?;
+    world.wait_success(&run, LIMIT)?;
+    for got in &got {
+        let found = differences(&folder, got)?;
+        ensure!(found.is_empty(), "{found}");
+    }
+    let before = world.flotilla(&["runs", "show", &run])?;
+    world.control.restart()?;
+    world.wait_online(&["source", "agent-0", "agent-1"])?;
+    let after = world.flotilla(&["runs", "show", &run])?;
+    ensure!(before["agents"] == after["agents"], "before {before:#}\nafter {after:#}");
+    Ok(())
+}
