@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::println;
 
 use super::pair::{Link, Pair};
-use crate::{Config, Event};
+use crate::{Config, Event, Mode};
 
 /// Share of the ceiling reached in the second half of `seconds`.
 fn steady(mbit: f64, rtt_ms: u64, loss: f64, bdp: f64, seconds: u64) -> f64 {
@@ -146,18 +146,19 @@ fn a_fast_local_path_between_machines_that_stall() {
 
 /// Bytes each of several connections between the same two nodes got through in the last third; they start one
 /// after the other.
-fn shares(link: &Link, flows: usize, seconds: u64) -> std::vec::Vec<f64> {
+fn shares(link: &Link, modes: &[Mode], seconds: u64) -> std::vec::Vec<f64> {
     let config = Config { receive_window: 1 << 28, max_queued_blocks: 1 << 20, ..Config::default() };
     let mut pair = Pair::connected(&config, link, 1);
     pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = true);
     let mut handles = std::vec![pair.nodes[0].handle()];
     let mut before = std::vec::Vec::new();
     for step in 0..seconds * 20 {
-        if step > 0 && step % 40 == 0 && handles.len() < flows {
+        if step > 0 && step % 40 == 0 && handles.len() < modes.len() {
             handles.push(pair.connect());
         }
-        for h in &handles {
+        for (h, mode) in handles.iter().zip(modes) {
             let c = pair.nodes[0].endpoint.connection_mut(*h).unwrap();
+            c.set_mode(*mode);
             for tag in 0..200 {
                 // Not yet established ones refuse.
                 let _ = c.send_block(step << 16 | tag, 32 * 1024, 0);
@@ -177,7 +178,7 @@ fn shares(link: &Link, flows: usize, seconds: u64) -> std::vec::Vec<f64> {
     let got = stats.zip(before).map(|(s, b)| (s.data_bytes_sent - s.retransmitted_bytes - b) as f64);
     let got: std::vec::Vec<f64> = got.collect();
     println!(
-        "{flows} flows: {:?} MB, {} dropped",
+        "{modes:?}: {:?} MB, {} dropped",
         got.iter().map(|g| g / 1e6).collect::<std::vec::Vec<_>>(),
         pair.nodes[0].link.dropped
     );
@@ -193,7 +194,37 @@ fn jain(got: &[f64]) -> f64 {
 #[test]
 fn connections_of_one_endpoint_share_a_link() {
     let link = Link { bottleneck: Some((5e6, 300e3)), ..Link::with_delay(20) };
-    let got = shares(&link, 3, 30);
+    let got = shares(&link, &[Mode::Full; 3], 30);
     assert!(jain(&got) > 0.7, "{got:?}");
     assert!(got.iter().sum::<f64>() > 5e6 * 10.0 * 0.9 * 0.9);
+}
+
+#[test]
+fn background_yields_to_full_and_takes_all_when_alone() {
+    let link = Link { bottleneck: Some((5e6, 300e3)), ..Link::with_delay(20) };
+    for modes in [[Mode::Background, Mode::Full], [Mode::Full, Mode::Background]] {
+        let got = shares(&link, &modes, 30);
+        let full = got[usize::from(modes[0] == Mode::Background)];
+        assert!(full > 0.75 * got.iter().sum::<f64>(), "{modes:?} {got:?}");
+    }
+    assert!(shares(&link, &[Mode::Background], 12)[0] > 5e6 * 4.0 * 0.8);
+}
+
+#[test]
+fn a_rate_limit_holds_from_the_first_packet_and_can_be_lifted() {
+    let link = Link { bottleneck: Some((12.5e6, 300e3)), ..Link::with_delay(10) };
+    let config = Config { rate_limit: Some(1_000_000), ..Config::default() };
+    let mut pair = Pair::connected(&config, &link, 1);
+    for tag in 0..1500 {
+        pair.nodes[0].connection().send_block(tag, 32 * 1024, 0).unwrap();
+    }
+    for second in 1..=4u64 {
+        pair.run(Duration::from_secs(1), |_| false);
+        let fresh = pair.nodes[1].blocks.fresh;
+        assert!((second * 900_000..=second * 1_010_000).contains(&fresh), "{fresh} after {second} s");
+    }
+    pair.nodes[0].connection().set_rate_limit(None);
+    pair.run_until(Duration::from_secs(8), |p| {
+        p.nodes[0].count(|e| matches!(e, Event::BlockSent { .. })) == 1500
+    });
 }
