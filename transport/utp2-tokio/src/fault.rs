@@ -91,7 +91,7 @@ impl BadPath {
         buf.extend_from_slice(&first);
         for _ in 1..segments_max {
             let fits = |w: &Waiting| w.due <= now && w.remote == remote && (1..=size).contains(&w.data.len());
-            if buf.len() % size.max(1) != 0 || !self.waiting.front().is_some_and(fits) {
+            if !buf.len().is_multiple_of(size.max(1)) || !self.waiting.front().is_some_and(fits) {
                 break;
             }
             if let Some((_, data)) = self.pop(now) {
