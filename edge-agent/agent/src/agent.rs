@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_proto::TrustBundle;
 use ed25519_dalek::SigningKey;
-use event_schema::{AgentId, RunId};
+use event_schema::{AgentId, JoinRun, RunId};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
@@ -66,12 +67,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), AgentError> {
     tracing::info!(%agent, data = %folder.path().display(), version = crate::VERSION, "flotilla-agent starts");
     let result = async {
         let membership = match membership {
-            Some(membership) => {
-                if settings.invitation.is_some() {
-                    tracing::info!(gateway = %membership.gateway, "enrolled already; the bootstrap file is ignored");
-                }
-                membership
-            }
+            Some(membership) => at_its_address(membership, &settings, &store)?,
             None => {
                 let join = join_fleet(&settings, &key, &store, &status, &folder);
                 tokio::select! {
@@ -86,6 +82,28 @@ pub(crate) async fn run(settings: Settings) -> Result<(), AgentError> {
     status_server.abort();
     status::clear(folder.path());
     result
+}
+
+/// A member needs no invitation. One of its own fleet may tell that the gateway has moved.
+fn at_its_address(
+    mut membership: Membership,
+    settings: &Settings,
+    store: &Store,
+) -> Result<Membership, AgentError> {
+    let Some(invitation) = &settings.invitation else { return Ok(membership) };
+    let trust = store.trust()?.ok_or(AgentError::Trust)?;
+    let trust = TrustBundle::open(&trust, &membership.root_key).map_err(|_| AgentError::Trust)?;
+    let same_fleet = Sha256::digest(&trust.ca_certificate)[..] == invitation.fingerprint;
+    if same_fleet && invitation.address != membership.gateway {
+        tracing::info!(gateway = %invitation.address, "enrolled already; the gateway has moved");
+        membership.gateway = invitation.address.clone();
+        let change = store.change()?;
+        change.set_membership(&membership)?;
+        change.commit()?;
+    } else {
+        tracing::info!(gateway = %membership.gateway, "enrolled already; the bootstrap file is ignored");
+    }
+    Ok(membership)
 }
 
 /// Enrols, and stores the outcome before anything else happens.
@@ -141,7 +159,7 @@ async fn serve(
         data_dir: folder.path().to_owned(),
         storage_path: storage.clone(),
         listen,
-        lan: settings.lan,
+        lan: settings.lan.clone(),
         advertise: settings.advertise.clone(),
         upload_limit: settings.upload_limit,
         corrupt_blocks: settings.corrupt_blocks,
@@ -166,20 +184,13 @@ async fn serve(
                 "clock_offset_ms": clock.offset_ms(),
                 "utp2": runs.local_addr().to_string(),
                 "runs": runs.status(),
+                "discovery": runs.discovery(),
             })
         })
     });
     // A removed agent does nothing but ask whether it is still so.
-    if !removed {
-        for (join, wish) in known {
-            let run = join.run;
-            runs.join(join).await;
-            if let Some(order) = unfinished(run, wish) {
-                carry_out(&runs, &reporter, &active, order).await;
-            }
-        }
-    }
-    let worker = tokio::spawn(work(incoming, runs.clone(), reporter.clone(), active.clone()));
+    let known = if removed { Vec::new() } else { known };
+    let worker = tokio::spawn(work(known, incoming, runs.clone(), reporter.clone(), active.clone()));
     let link = Link {
         key,
         gateway,
@@ -254,13 +265,22 @@ fn unfinished(run: RunId, wish: Wish) -> Option<Order> {
     }
 }
 
-/// Carries out orders one after the other; they are stored already.
+/// Goes on with the runs of last time, then carries out orders, one after the other; all are stored
+/// already.
 async fn work(
+    known: Vec<(JoinRun, Wish)>,
     mut orders: mpsc::Receiver<Order>,
     runs: Arc<RunManager>,
     reporter: Reporter,
     active: Arc<Mutex<BTreeSet<RunId>>>,
 ) {
+    for (join, wish) in known {
+        let run = join.run;
+        runs.join(join).await;
+        if let Some(order) = unfinished(run, wish) {
+            carry_out(&runs, &reporter, &active, order).await;
+        }
+    }
     while let Some(order) = orders.recv().await {
         carry_out(&runs, &reporter, &active, order).await;
     }

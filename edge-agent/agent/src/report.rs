@@ -90,13 +90,11 @@ impl Reporter {
 
     /// States a fact: signed, numbered and synced to disk when it returns; sent when the gateway can
     /// be reached. When the outbox is full, states and problems are dropped and counted instead.
-    #[allow(dead_code, reason = "for the run engine")]
     pub(crate) async fn report(&self, body: ReportBody) {
         self.write(Write { reports: vec![body], ..Write::default() }).await;
     }
 
     /// Telemetry: the latest of each run is sent while there is a link, a few times a second.
-    #[allow(dead_code, reason = "for the run engine")]
     pub(crate) fn progress(&self, progress: Progress) {
         let mut latest = self.shared.progress.lock().unwrap_or_else(PoisonError::into_inner);
         latest.insert(progress.run, progress);

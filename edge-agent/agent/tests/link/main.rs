@@ -357,6 +357,17 @@ async fn an_enrolled_agent_needs_no_bootstrap_file() {
     assert_eq!(agent.terminate().await.0, Some(0));
     let gone = world.home.status(true).await;
     assert_eq!(gone.status.code(), Some(1));
+    // A new invitation of its own fleet tells where the gateway is now.
+    drop(world.gateway);
+    let moved = Gateway::start(&world.fleet).await;
+    world.home.invite(&moved.address.to_string(), &world.fleet.fingerprint(), Some(TOKEN));
+    let agent = world.home.start(&[]);
+    let (link, _) = moved.session(0).await;
+    assert_eq!(agent.terminate().await.0, Some(0));
+    drop(link);
+    world.home.invite("127.0.0.1:9", &Fleet::new(2).fingerprint(), None);
+    let _agent = world.home.start(&[]);
+    moved.session(0).await;
 }
 
 #[tokio::test]
