@@ -1,0 +1,414 @@
+//! The HTTP API as a client meets it: the whole service on loopback, real requests.
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use control::config::{Config, Settings};
+use control::serve::{self, Running};
+use serde_json::{Value, json};
+use support::FakeAgent;
+
+fn config(data: &Path) -> Config {
+    let any = |_| SocketAddr::from(([127, 0, 0, 1], 0));
+    let settings = Settings {
+        data: Some(data.into()),
+        http: Some(any(0)),
+        gateway: Some(any(1)),
+        ..Settings::default()
+    };
+    settings.complete().expect("good settings")
+}
+
+/// One request with its own connection; status and body.
+async fn raw(address: SocketAddr, request: Vec<u8>) -> (u16, String) {
+    tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(address).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+        // A server that has seen enough may close while we still write.
+        let _ = stream.write_all(&request);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        let body = answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_string());
+        (status, body)
+    })
+    .await
+    .expect("no panic")
+}
+
+struct Client {
+    address: SocketAddr,
+    token: String,
+}
+
+impl Client {
+    fn of(running: &Running) -> Self {
+        Self { address: running.http, token: running.token.clone() }
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let body = body.map_or(String::new(), |body| body.to_string());
+        let request = format!(
+            "{method} /api/v1/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            self.token,
+            body.len()
+        );
+        let (status, body) = raw(self.address, request.into_bytes()).await;
+        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.ask("GET", path, None).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+}
+
+async fn with_service<F: Future<Output = ()>>(test: impl FnOnce(std::sync::Arc<Running>) -> F) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let running = std::sync::Arc::new(serve::start(&config(dir.path())).await.expect("starts"));
+    test(std::sync::Arc::clone(&running)).await;
+    std::sync::Arc::into_inner(running).expect("the test is over").stop().await;
+    assert!(!dir.path().join("api.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_bearer_of_the_token_is_answered() {
+    with_service(|running| async move {
+        let token = &running.token;
+        let other = format!("Authorization: Bearer {}0\r\n", &token[1..]);
+        let cases = [
+            (String::new(), 401),
+            ("Authorization: Bearer\r\n".into(), 401),
+            ("Authorization: Bearer \r\n".into(), 401),
+            (format!("Authorization: Basic {token}\r\n"), 401),
+            (other, 401),
+            (format!("Authorization: Bearer {token}x\r\n"), 401),
+            (format!("Authorization: Bearer {token}\r\n"), 200),
+            (format!("authorization: bearer {token}\r\n"), 200),
+        ];
+        for (header, expected) in cases {
+            for path in ["agents", "status", "events?from=1&x", "runs/latest/history"] {
+                if expected == 200 && path != "status" {
+                    continue;
+                }
+                let request =
+                    format!("GET /api/v1/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
+                let (status, body) = raw(running.http, request.into_bytes()).await;
+                assert_eq!(status, expected, "{path} with {header:?}: {body}");
+                if expected == 401 {
+                    let body: Value = serde_json::from_str(&body).expect("JSON");
+                    assert_eq!(body["error"]["code"], "unauthorized");
+                }
+            }
+        }
+        // What needs no token.
+        for path in ["/", "/healthz", "/readyz", "/metrics", "/api/v1/openapi.json"] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let (status, body) = raw(running.http, request.into_bytes()).await;
+            assert_eq!(status, 200, "{path}");
+            assert!(!body.contains(token.as_str()), "{path} tells the token");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_input_is_answered_not_obeyed() {
+    with_service(|running| async move {
+        let client = Client::of(&running);
+        let before = client.get("status").await;
+        let long = "x".repeat(3_000);
+        let place = |party: &str, path: &str| json!({"party": party, "path": path});
+        let job = |source: Value, destinations: Value| {
+            json!({"kind": "distribution", "name": "j", "source": source, "destinations": destinations})
+        };
+        let cases: Vec<(&str, &str, Value, u16)> = vec![
+            ("POST", "groups", json!({}), 422),
+            ("POST", "groups", json!({"name": 7}), 422),
+            ("POST", "groups", json!({"name": ""}), 400),
+            ("POST", "groups", json!({"name": "a\nb"}), 400),
+            ("POST", "groups", json!({"name": "a:b"}), 400),
+            ("POST", "groups", json!({"name": long}), 400),
+            ("POST", "groups/nope/add", json!({"agents": []}), 404),
+            ("POST", "tokens", json!({"uses": 0}), 400),
+            ("POST", "tokens", json!({"uses": -1}), 422),
+            ("POST", "tokens", json!({"expires_s": 0}), 400),
+            ("POST", "tokens", json!({"expires_s": u64::MAX}), 400),
+            ("POST", "tokens", json!({"tags": {"": "x"}}), 400),
+            ("DELETE", "tokens/nope", Value::Null, 404),
+            ("GET", "agents/%00", Value::Null, 404),
+            ("GET", "agents/..%2f..%2fetc", Value::Null, 404),
+            ("GET", "runs/latest", Value::Null, 404),
+            ("GET", "agents?limit=x", Value::Null, 400),
+            ("GET", "agents?after=zz", Value::Null, 400),
+            ("GET", "events?from=-1", Value::Null, 400),
+            ("POST", "jobs", json!({"kind": "backup", "name": "j", "source": place("a", "b"), "destinations": []}), 400),
+            ("POST", "jobs", job(place("nobody", "a"), json!([place("no", "b")])), 404),
+            ("POST", "jobs", job(json!({"party": "a"}), json!([])), 400),
+            ("POST", "jobs", job(json!({"party": "a", "path_hex": "zz"}), json!([])), 400),
+            ("POST", "jobs/nope/start", json!({}), 404),
+            ("POST", "runs/nope/stop", json!({}), 404),
+            ("PATCH", "agents", json!({}), 405),
+            ("GET", "nothing/here", Value::Null, 404),
+        ];
+        for (method, path, body, expected) in cases {
+            let (status, answer) = client.ask(method, path, (!body.is_null()).then_some(body.clone())).await;
+            assert_eq!(status, expected, "{method} {path} {body}: {answer}");
+            assert!(answer["error"]["message"].is_string(), "{method} {path}: {answer}");
+        }
+        let send = |body: Vec<u8>, length: usize| {
+            let head = format!(
+                "POST /api/v1/groups HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
+                 Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n",
+                running.token
+            );
+            raw(running.http, [head.into_bytes(), body].concat())
+        };
+        let huge = vec![b' '; 2 * 1024 * 1024];
+        assert_eq!(send(huge.clone(), huge.len()).await.0, 413);
+        let deep = "[".repeat(100_000).into_bytes();
+        assert!((400..500).contains(&send(deep.clone(), deep.len()).await.0));
+        for bad in [&b"{"[..], b"\xff\xfe", b"{\"name\":\"x\"} trailing", b"null"] {
+            let (status, answer) = send(bad.to_vec(), bad.len()).await;
+            assert!((400..500).contains(&status), "{bad:?}: {status} {answer}");
+        }
+        for garbage in [&b"\x16\x03\x01\x02\x00\x01"[..], b"GET / HTTP/9.9\r\n\r\n", &[0; 512]] {
+            raw(running.http, garbage.to_vec()).await;
+        }
+        let after = client.get("status").await;
+        assert_eq!(after["position"], before["position"], "nothing of it was recorded");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_day() {
+    with_service(|running| async move {
+        let client = Client::of(&running);
+        let (status, token) =
+            client.ask("POST", "tokens", Some(json!({"uses": 3, "tags": {"agent_name": "nas"}}))).await;
+        assert_eq!(status, 201, "{token}");
+        let bootstrap = &token["bootstrap"]["management_server"];
+        assert_eq!(bootstrap["host"], running.gateway.to_string());
+        let text = bootstrap["bootstrap_token"].as_str().expect("a token").to_string();
+        assert!(agent_proto::link::is_token_text(&text));
+        let mut agents: Vec<FakeAgent> = (1..=3).map(FakeAgent::new).collect();
+        for agent in &agents {
+            agent.enrol(&running.service, Some(text.clone())).await;
+            agent.connect(&running.service).await;
+        }
+        let listed = client.get("agents").await;
+        let names: Vec<&str> =
+            listed["agents"].as_array().expect("a list").iter().filter_map(|a| a["name"].as_str()).collect();
+        assert_eq!(names.len(), 3);
+        assert!(["nas", "nas-2", "nas-3"].iter().all(|name| names.contains(name)));
+        assert!(listed["agents"].as_array().expect("a list").iter().all(|a| a["state"] == "online"));
+        // Pages.
+        let first = client.get("agents?limit=2").await;
+        let next = first["next"].as_str().expect("more");
+        let rest = client.get(&format!("agents?limit=2&after={next}")).await;
+        assert_eq!((rest["agents"].as_array().map(Vec::len), &rest["next"]), (Some(1), &Value::Null));
+        // By name, id, beginning of the id.
+        let id = agents[0].id.to_string();
+        for name in ["nas", &id, &id[..8], "agent:nas"] {
+            assert_eq!(client.get(&format!("agents/{name}")).await["id"], id.as_str(), "{name}");
+        }
+        let (status, tagged) = client
+            .ask("PUT", "agents/nas/tags", Some(json!({"set": {"site": "x"}, "remove": ["AGENT_NAME"]})))
+            .await;
+        assert_eq!((status, &tagged["tags"]), (200, &json!({"SITE": "x"})));
+        // A group called as an agent has to be told apart.
+        assert_eq!(client.ask("POST", "groups", Some(json!({"name": "nas-2"}))).await.0, 201);
+        assert_eq!(client.ask("POST", "groups", Some(json!({"name": "nas-2"}))).await.0, 409);
+        let members = json!({"agents": ["nas-2", "nas-3"]});
+        assert_eq!(client.ask("POST", "groups/nas-2/add", Some(members)).await.0, 200);
+        let job = |party: &str| {
+            json!({"kind": "distribution", "name": "release", "source": {"party": "nas", "path": "out"},
+                   "destinations": [{"party": party, "path_hex": "2fff"}]})
+        };
+        let (status, ambiguous) = client.ask("POST", "jobs", Some(job("nas-2"))).await;
+        assert_eq!(status, 400, "{ambiguous}");
+        let (status, started) = client.ask("POST", "jobs", Some(job("group:nas-2"))).await;
+        assert_eq!(status, 201, "{started}");
+        let run = started["run"].as_str().expect("a run").to_string();
+        assert_eq!(client.ask("POST", "jobs/release/start", Some(json!({}))).await.0, 409, "it runs already");
+        assert_eq!(client.ask("DELETE", "jobs/release", None).await.0, 409);
+
+        play(&running, &mut agents, &run).await;
+        // The commands that end it follow its end.
+        for agent in &agents {
+            let mut watch = control::gateway::Fleet::command_watch(&running.service, agent.id);
+            let second = tokio::time::timeout(Duration::from_secs(20), watch.wait_for(|last| *last == 2));
+            second.await.expect("in time").expect("the service lives");
+        }
+        let shown = client.get("runs/latest").await;
+        assert_eq!(
+            (shown["state"].as_str(), shown["outcome"].as_str()),
+            (Some("finished"), Some("succeeded_with_errors"))
+        );
+        assert_eq!(
+            (&shown["entries"], &shown["bytes"], &shown["blocks"]),
+            (&json!(2), &json!(100), &json!(3))
+        );
+        assert_eq!(shown["problems"][0]["path"], "a\n\u{fffd}");
+        assert_eq!(shown["problems"][0]["path_hex"], "610aff");
+        assert_eq!(shown["problems"][0]["class"], "disk_full");
+        let parts = shown["agents"].as_array().expect("a list");
+        assert_eq!((parts.len(), parts[0]["role"].as_str()), (3, Some("source")));
+        assert_eq!(parts[1]["path_hex"], "2fff");
+        let done: Vec<_> = parts.iter().map(|part| &part["state"]).collect();
+        assert_eq!(done.iter().filter(|state| ***state == "done_with_errors").count(), 1, "{done:?}");
+        let history = client.get(&format!("runs/{run}/history?limit=5")).await;
+        let mut told = history["history"].as_array().expect("a list").clone();
+        let next = history["next"].as_str().expect("more").to_string();
+        let rest = client.get(&format!("runs/{run}/history?after={next}&limit=1000")).await;
+        told.extend(rest["history"].as_array().expect("a list").clone());
+        assert_eq!(told[0]["kind"], "run.started");
+        let kinds: Vec<&str> = told.iter().filter_map(|event| event["kind"].as_str()).collect();
+        for (kind, times) in
+            [("run.started", 1), ("run.finished", 1), ("command.issued", 6), ("run.manifest_ready", 1)]
+        {
+            assert_eq!(kinds.iter().filter(|k| **k == kind).count(), times, "{kind} in {kinds:?}");
+        }
+        assert_eq!(client.get("runs").await["runs"][0]["id"], run.as_str());
+        assert_eq!(client.ask("DELETE", "jobs/release", None).await.0, 200);
+        assert_eq!(client.ask("DELETE", "agents/nas-3", None).await.0, 200);
+        assert_eq!(client.get("agents/nas-3").await["state"], "removed");
+        assert_eq!(client.get("tokens").await["tokens"][0]["state"], "spent");
+        let log = client.get("log?stream=job/&limit=10").await;
+        assert_eq!(log["records"].as_array().map(Vec::len), Some(2));
+        let status = client.get("status").await;
+        assert_eq!(status["agents"]["removed"], 1);
+    })
+    .await;
+}
+
+/// The agents' side of a run, one destination of which has a problem.
+async fn play(running: &Running, agents: &mut [FakeAgent], run: &str) {
+    use event_schema::*;
+    let run: RunId = run.parse().expect("an id");
+    let service = &running.service;
+    let signed = |agent: &mut FakeAgent, body: ReportBody| agent.sign(body);
+    for agent in agents.iter_mut() {
+        let waiting = service.views().mailboxes.after(agent.id, 0, 1);
+        let (sequence, command) =
+            waiting.first().cloned().unwrap_or_else(|| panic!("no command for {}", agent.id));
+        let command = Command::decode(&command.bytes).expect("a command").id;
+        let mut reports = vec![signed(agent, CommandAccepted { command, sequence }.into())];
+        if agent.id == FakeAgent::new(1).id {
+            let manifest = ManifestSigned { run, root: [9; 32], entries: 2, bytes: 100, blocks: 3 };
+            reports.push(signed(agent, manifest.into()));
+        }
+        control::gateway::Fleet::reports(service, agent.id, reports).await.expect("taken");
+    }
+    for (n, agent) in agents.iter_mut().enumerate().skip(1) {
+        let mut reports = Vec::new();
+        let mut state = RunAgentState::Done;
+        if n == 1 {
+            let problem = Problem {
+                class: ProblemClass::DiskFull,
+                path: b"a\n\xff".to_vec(),
+                detail: "no room".into(),
+            };
+            reports.push(signed(agent, ProblemReported { run, problem }.into()));
+            state = RunAgentState::DoneWithErrors;
+        }
+        reports.push(signed(agent, RunCompleted { run, state, stats: TransferStats::default() }.into()));
+        control::gateway::Fleet::reports(service, agent.id, reports).await.expect("taken");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_stream_from_any_position() {
+    with_service(|running| async move {
+        let client = Client::of(&running);
+        for name in ["a", "b"] {
+            assert_eq!(client.ask("POST", "groups", Some(json!({"name": name}))).await.0, 201);
+        }
+        let open = |path: &str, header: &str| {
+            let mut stream = TcpStream::connect(running.http).expect("connects");
+            stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+            let request = format!(
+                "GET /api/v1/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{header}\r\n",
+                running.token
+            );
+            stream.write_all(request.as_bytes()).expect("sent");
+            BufReader::new(stream)
+        };
+        let next = |mut reader: BufReader<TcpStream>| {
+            tokio::task::spawn_blocking(move || {
+                let mut line = String::new();
+                loop {
+                    line.clear();
+                    assert!(reader.read_line(&mut line).expect("in time") > 0, "the stream ended");
+                    if let Some(data) = line.strip_prefix("data:") {
+                        let record: Value = serde_json::from_str(data.trim()).expect("JSON");
+                        return (reader, record);
+                    }
+                }
+            })
+        };
+        let (reader, record) = next(open("events?from=1", "")).await.expect("no panic");
+        assert_eq!((&record["position"], &record["events"][0]["kind"]), (&json!(1), &json!("fleet.founded")));
+        let (reader, record) = next(reader).await.expect("no panic");
+        assert_eq!(record["events"][0]["data"]["name"], "a");
+        drop(reader);
+        let (reader, record) = next(open("events?from=1", "Last-Event-ID: 2\r\n")).await.expect("no panic");
+        assert_eq!(record["events"][0]["data"]["name"], "b", "the header wins");
+        // What happens while one listens.
+        let waiting = next(reader);
+        assert_eq!(client.ask("POST", "groups", Some(json!({"name": "c"}))).await.0, 201);
+        let (_reader, record) = waiting.await.expect("no panic");
+        assert_eq!(record["events"][0]["data"]["name"], "c");
+        // An open stream does not keep the service from stopping: the end of this test.
+        let _open = open("events", "");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_has_one_service_and_keeps_its_fleet() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let first = serve::start(&config(dir.path())).await.expect("starts");
+    let refused = serve::start(&config(dir.path())).await.map(|_| ()).expect_err("in use");
+    assert!(refused.to_string().contains("another `flotilla serve`"), "{refused}");
+    let (token, authority) = (first.token.clone(), first.ca_fingerprint.clone());
+    let client = Client::of(&first);
+    assert_eq!(client.ask("POST", "groups", Some(json!({"name": "kept"}))).await.0, 201);
+    let hash = client.get("status").await["state_hash"].clone();
+    first.stop().await;
+    let second = serve::start(&config(dir.path())).await.expect("starts again");
+    assert_eq!((&second.token, &second.ca_fingerprint), (&token, &authority));
+    let client = Client::of(&second);
+    assert_eq!(client.get("groups").await["groups"][0]["name"], "kept");
+    assert_eq!(client.get("status").await["state_hash"], hash);
+    second.stop().await;
+    // Another fleet's keys with this log.
+    std::fs::remove_dir_all(dir.path().join("keys")).expect("removed");
+    let refused = serve::start(&config(dir.path())).await.map(|_| ()).expect_err("another fleet");
+    assert!(refused.to_string().contains("root key"), "{refused}");
+}
+
+#[test]
+fn the_committed_document_is_the_one_that_is_served() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
+    if std::env::var_os("OPENAPI_WRITE").is_some() {
+        std::fs::write(&path, control::api::document()).expect("written");
+    }
+    let committed = std::fs::read_to_string(&path).expect("openapi.json");
+    assert!(
+        committed == control::api::document(),
+        "the API changed: OPENAPI_WRITE=1 cargo test -p control --test api the_committed_document"
+    );
+    let document: Value = serde_json::from_str(&committed).expect("JSON");
+    for path in ["/api/v1/agents", "/api/v1/runs/{run}", "/api/v1/events", "/api/v1/jobs"] {
+        assert!(document["paths"][path].is_object(), "{path}");
+    }
+}
