@@ -144,7 +144,16 @@ impl Shared {
             let place = Place::Server { stream: self.options.stream.clone(), sequence: position.0 };
             ReadError::Damaged(Damage { position, place, what })
         };
-        match self.stream.raw_message_builder().sequence(position.0).send().await {
+        let mut found = self.stream.raw_message_builder().sequence(position.0).send().await;
+        if found.as_ref().is_err_and(|error| error.kind() == RawMessageErrorKind::NoMessageFound) {
+            // Another writer may append it between this question and the one about the log's end: what is there
+            // once the end is known is what counts.
+            if position > self.leader_last_position().await? {
+                return Ok(None);
+            }
+            found = self.stream.raw_message_builder().sequence(position.0).send().await;
+        }
+        match found {
             Ok(found) if found.sequence != position.0 => {
                 Err(damaged(format!("the server delivers {} instead", found.sequence)))
             }
