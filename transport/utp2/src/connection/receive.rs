@@ -15,7 +15,7 @@ use crate::{BlockSink, Event};
 
 impl Session {
     /// Returns whether the packet was authentic and new.
-    pub(super) fn receive(
+    pub(crate) fn receive(
         &mut self,
         now: Instant,
         from: SocketAddr,

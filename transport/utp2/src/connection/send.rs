@@ -21,7 +21,7 @@ const MIN_ROOM: usize = 48;
 
 impl Session {
     /// Fills `buf` with packets of one size, the last one perhaps shorter.
-    pub(super) fn transmit(
+    pub(crate) fn transmit(
         &mut self,
         now: Instant,
         max_segments: usize,

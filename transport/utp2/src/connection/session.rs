@@ -180,7 +180,7 @@ impl Session {
         self.ping = true;
     }
 
-    pub(super) fn send_message(&mut self, message: &[u8]) -> Result<(), SendError> {
+    pub(crate) fn send_message(&mut self, message: &[u8]) -> Result<(), SendError> {
         if message.len() > self.max_message {
             Err(SendError::TooLarge)
         } else if self.messages_out.push(message) {
@@ -190,7 +190,7 @@ impl Session {
         }
     }
 
-    pub(super) fn send_block(&mut self, tag: u64, len: u32, priority: u8) -> Result<(), SendError> {
+    pub(crate) fn send_block(&mut self, tag: u64, len: u32, priority: u8) -> Result<(), SendError> {
         if len == 0 {
             Err(SendError::TooLarge)
         } else if self.blocks.contains(tag) {

@@ -46,12 +46,12 @@ impl Session {
         }
     }
 
-    pub(super) fn next_timeout(&self) -> Option<Instant> {
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
         ALL.iter().filter_map(|t| self.deadline(*t)).min()
     }
 
     /// Acts on what is due. False when the connection has been idle for too long.
-    pub(super) fn on_timeout(&mut self, now: Instant) -> bool {
+    pub(crate) fn on_timeout(&mut self, now: Instant) -> bool {
         for timer in ALL {
             if self.deadline(timer).is_none_or(|d| d > now) {
                 continue;

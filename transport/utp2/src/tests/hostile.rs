@@ -4,10 +4,20 @@ use core::time::Duration;
 use std::vec;
 use std::vec::Vec;
 
-use rand_core::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+use timebase::Instant;
 
-use super::pair::{Link, Pair};
-use crate::{CloseReason, Config, Event};
+use super::pair::{Blocks, Link, Pair};
+use crate::connection::session::{Fault, Session};
+use crate::crypto::aead::PacketKey;
+use crate::crypto::kdf::Secret;
+use crate::handshake::Established;
+use crate::wire::ack::{self, Ack};
+use crate::wire::frame::{self, Frame};
+use crate::wire::handshake::Params;
+use crate::wire::{Reader, VARINT_MAX, header, put_varint};
+use crate::{CloseReason, Config, Event, Handle, PeerIdentity};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
@@ -68,39 +78,119 @@ fn memory_of_a_sender_is_bounded_while_nothing_is_acknowledged() {
     pair.run_until(SECONDS(200), |p| p.nodes[0].count(|e| matches!(e, Event::BlockSent { .. })) == 4000);
 }
 
-#[test]
-fn an_acknowledgement_of_what_was_never_sent_closes() {
-    use crate::connection::session::{Fault, Session};
-    use crate::crypto::kdf::Secret;
-    use crate::handshake::Established;
-    use crate::wire::Reader;
-    use crate::wire::ack::{self, Ack};
-    use crate::wire::handshake::Params;
-    use crate::{Handle, PeerIdentity};
-    use timebase::Instant;
-
+/// A session as if after a handshake; what it opens is sealed under [`PEER_SECRET`].
+fn session(now: Instant) -> Session {
     let params = Params {
         max_datagram: 1452,
         receive_window: 1 << 24,
-        message_limit: 1 << 20,
-        max_message: 1 << 20,
+        message_limit: 1 << 16,
+        max_message: 1 << 16,
         idle_timeout_ms: 30_000,
     };
     let established = Established {
         seal: Secret([1; 32]),
-        open: Secret([2; 32]),
+        open: PEER_SECRET,
         remote_cid: [3; 8],
         remote: "127.0.0.1:1".parse().unwrap(),
         peer: PeerIdentity { public_key: [0; 32], credential: vec![] },
         params,
         rtt: Duration::from_millis(10),
     };
-    let handle = Handle { slot: 0, generation: 0 };
-    let mut session = Session::new(Instant::ZERO, handle, &Config::default(), established, [5; 32]);
+    let config = Config { message_buffer: 1 << 16, max_message: 1 << 14, ..Config::default() };
+    Session::new(now, Handle { slot: 0, generation: 0 }, &config, established, [5; 32])
+}
+
+const PEER_SECRET: Secret = Secret([2; 32]);
+
+#[test]
+fn an_acknowledgement_of_what_was_never_sent_closes() {
+    let mut session = session(Instant::ZERO);
     let mut out = Vec::new();
     assert!(ack::emit(&mut out, 0, 0, [(0, 0)].into_iter(), 100));
     let ack = Ack::parse(&mut Reader::new(&out)).unwrap();
     assert!(matches!(session.on_ack(Instant::ZERO, &ack), Err(Fault::Violation(_))));
+}
+
+/// A number that is small, or at some edge.
+fn odd_number(random: &mut ChaCha8Rng) -> u64 {
+    match random.next_u32() % 6 {
+        0 => VARINT_MAX - u64::from(random.next_u32() % 3),
+        1 => 1 << (random.next_u32() % 62),
+        2 => u64::from(random.next_u32() % 70_000),
+        _ => u64::from(random.next_u32() % 60),
+    }
+}
+
+/// Frames that parse, with odd numbers in them.
+fn odd_frames(random: &mut ChaCha8Rng, out: &mut Vec<u8>) {
+    for _ in 0..1 + random.next_u32() % 3 {
+        let n = |r: &mut ChaCha8Rng| odd_number(r);
+        match random.next_u32() % 12 {
+            0..=4 => {
+                // Now and then one never sent.
+                let largest = if random.next_u32().is_multiple_of(64) { n(random) } else { n(random) % 8 };
+                out.push(frame::ACK);
+                for v in [largest, n(random), n(random), 0, largest.min(n(random))] {
+                    put_varint(out, v);
+                }
+            }
+            5 | 6 => {
+                let len = random.next_u32() as usize % 40;
+                let offset = if random.next_u32().is_multiple_of(64) { n(random) } else { n(random) % 500 };
+                frame::emit_message_head(out, offset, len);
+                out.extend((0..len).map(|i| if i < 3 { 0 } else { i as u8 }));
+            }
+            7 => Frame::Window { bytes: n(random), message_limit: n(random) }.emit_control(out),
+            8 => Frame::PathChallenge([7; 8]).emit_control(out),
+            9 => Frame::PathResponse([7; 8]).emit_control(out),
+            10 => Frame::Ping.emit_control(out),
+            _ => {
+                frame::emit_data_head(out, random.next_u64(), random.next_u32(), true, Some(3));
+                out.extend_from_slice(b"abc");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_authentic_peer_that_says_odd_things_causes_no_panic() {
+    let mut random = ChaCha8Rng::seed_from_u64(9);
+    let key = PacketKey::of_traffic(&PEER_SECRET);
+    let mut blocks = Blocks { count_only: true, ..Blocks::default() };
+    let (mut closed, mut survived) = (0, 0);
+    for _ in 0..1500 {
+        let mut now = Instant::from_micros(1_000_000);
+        let mut s = session(now);
+        for tag in 0..20 {
+            s.send_block(tag, 9000, 0).unwrap();
+        }
+        let mut number = 0;
+        for _ in 0..40 {
+            number += 1 + odd_number(&mut random) % 3;
+            let mut p = Vec::new();
+            header::emit_protected(&mut p, &[0; 8], false, number);
+            odd_frames(&mut random, &mut p);
+            let tag = key.seal(number, &mut p, header::PROTECTED_HEADER);
+            p.extend_from_slice(&tag);
+            let from = if random.next_u32() % 20 == 0 { "10.0.0.9:9" } else { "127.0.0.1:1" };
+            let packet = (false, number as u32);
+            if s.receive(now, from.parse().unwrap(), packet, &mut p, &mut blocks).is_err() {
+                closed += 1;
+                break;
+            }
+            let mut buf = Vec::new();
+            while let Ok(Some(_)) = s.transmit(now, 8, &mut buf, &mut blocks) {
+                buf.clear();
+            }
+            let next = s.next_timeout().unwrap();
+            now = if random.next_u32() & 1 == 0 { now.max(next) } else { now + Duration::from_micros(700) };
+            if !s.on_timeout(now) {
+                break;
+            }
+            survived += 1;
+        }
+    }
+    assert!(closed > 300 && survived > 1000, "{closed} {survived}");
 }
 
 #[test]
