@@ -11,6 +11,7 @@ use agent_proto::link::is_token_text;
 use agent_proto::{Bootstrap, ManagementServer, parse_fingerprint};
 use serde::Deserialize;
 
+use crate::discovery::{LanConfig, LanInterfaces};
 use crate::limits::{CONFIG_LEN_MAX, OUTBOX_MAX, RUNS_MAX};
 
 /// Why the configuration is no good.
@@ -60,6 +61,8 @@ struct FileConfig {
     advertise: Vec<SocketAddr>,
     /// Announce on the local network; default true.
     lan: Option<bool>,
+    /// Interfaces for that; default: all that can.
+    lan_interfaces: Option<Vec<String>>,
     /// Jobs may touch folders below these only; default: whatever this user may.
     #[serde(default)]
     allowed_paths: Vec<PathBuf>,
@@ -153,7 +156,7 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) listen: SocketAddr,
     pub(crate) advertise: Vec<SocketAddr>,
-    pub(crate) lan: bool,
+    pub(crate) lan: LanConfig,
     pub(crate) allowed_paths: Vec<PathBuf>,
     pub(crate) runs_max: usize,
     pub(crate) outbox_max: u64,
@@ -203,7 +206,11 @@ impl Settings {
             name: overrides.name.or(file.name).unwrap_or_else(host_name),
             listen: overrides.listen.or(file.listen).unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into()),
             advertise: file.advertise,
-            lan: file.lan.unwrap_or(true),
+            lan: LanConfig {
+                enabled: file.lan.unwrap_or(true),
+                interfaces: file.lan_interfaces.map_or(LanInterfaces::Auto, LanInterfaces::Named),
+                ..LanConfig::default()
+            },
             allowed_paths: file.allowed_paths,
             runs_max: file.limits.runs.unwrap_or(RUNS_MAX),
             outbox_max: file.limits.outbox.unwrap_or(OUTBOX_MAX),
@@ -306,10 +313,10 @@ mod tests {
         assert_eq!(invitation.gateway, Gateway { host: "control.example".into(), port: 7443 });
         assert_eq!(invitation.fingerprint, [0xab; 32]);
         assert_eq!(invitation.token.as_deref(), Some(TOKEN));
-        assert_eq!((s.name.as_str(), s.lan, s.runs_max), ("cam", false, 3));
+        assert_eq!((s.name.as_str(), s.lan.enabled, s.runs_max), ("cam", false, 3));
         assert_eq!(s.tags, [("ROLE".into(), "camera".into()), ("SITE".into(), "south".into())]);
         let s = settings("", "").expect("an enrolled agent needs nothing");
-        assert!(s.invitation.is_none() && !s.name.is_empty() && s.lan);
+        assert!(s.invitation.is_none() && !s.name.is_empty() && s.lan.enabled);
     }
 
     #[test]

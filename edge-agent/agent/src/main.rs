@@ -69,7 +69,7 @@ enum Command {
 /// The command line wins over the configuration file, which wins over the bootstrap file.
 #[derive(Args)]
 #[command(after_help = "\
-The configuration file (TOML) knows: data, bootstrap, name, listen, advertise, lan,
+The configuration file (TOML) knows: data, bootstrap, name, listen, advertise, lan, lan_interfaces,
 folders_storage_path, allowed_paths, [management_server] host, cert_authority_fingerprint,
 bootstrap_token, [tags], [limits] runs, outbox, upload.
 

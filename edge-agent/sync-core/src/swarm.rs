@@ -2,7 +2,7 @@
 //!
 //! From ordinary peers blocks are asked for by number, rarest first. An *origin* is given credit
 //! (`Want`) and chooses itself, so that each block leaves it about once for all destinations together; it
-//! is asked by number only for what nobody else gives and after a time without progress ([`progress`]).
+//! is asked by number only for what nobody else gives and after a time without progress (`patience.rs`).
 //! A block is asked of one peer at a time, but for the endgame.
 //!
 //! A block is missing, asked, being checked by the driver, verified, or lost; `taken` holds all but the

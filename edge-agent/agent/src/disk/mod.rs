@@ -16,10 +16,9 @@ mod tests;
 use event_schema::{Problem, ProblemClass};
 use rustix::io::Errno;
 
-pub(crate) use folder::Folder;
-pub(crate) use index::{IndexProgress, index_path};
+pub(crate) use index::index_path;
 pub(crate) use reader::{BlockReader, ReadError};
-pub(crate) use staging::{Opened, Staging, StoreError};
+pub(crate) use staging::{Staging, StoreError};
 
 /// The problem that a system error on an entry amounts to, with what to do about it.
 pub(crate) fn problem(errno: Errno, path: &[u8], doing: &str) -> Problem {

@@ -11,6 +11,7 @@ use event_schema::{ProblemClass, RunId};
 use sync_core::manifest::{Entry, Kind, Manifest, Mtime};
 use tempfile::{TempDir, tempdir};
 
+use super::staging::Opened;
 use super::*;
 
 const RUN: RunId = RunId([7; 16]);

@@ -27,7 +27,7 @@ pub(super) enum Content {
         /// What it is.
         manifest: Arc<Manifest>,
         /// Reads it.
-        reader: BlockReader,
+        reader: Box<BlockReader>,
     },
     /// Coming in.
     Staged {

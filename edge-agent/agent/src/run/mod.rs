@@ -34,7 +34,7 @@ use event_schema::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tracker_proto::SwarmKey;
+use tracker_proto::{SwarmId, SwarmKey};
 use utp2::{ContextId, Identity};
 use utp2_tokio::{Endpoint, EndpointConfig, Incoming};
 
@@ -74,7 +74,7 @@ pub(crate) struct RunDeps {
     /// Addresses under which others reach our socket from elsewhere.
     pub(crate) advertise: Vec<SocketAddr>,
     /// Announce on the local network.
-    pub(crate) lan: bool,
+    pub(crate) lan: LanConfig,
     /// Bytes a second that this agent sends at most, over all connections.
     pub(crate) upload_limit: Option<u64>,
     /// Lie about every content block. For tests.
@@ -95,6 +95,7 @@ struct Shared {
 
 struct Active {
     context: ContextId,
+    swarm: SwarmId,
     trackers: Vec<String>,
     wakeups: mpsc::Sender<Wakeup>,
     board: Board,
@@ -118,7 +119,7 @@ impl RunManager {
             listen: endpoint.local_addr(),
             advertise: deps.advertise,
             trackers: Vec::new(),
-            lan: LanConfig { enabled: deps.lan, ..LanConfig::default() },
+            lan: deps.lan,
             seed,
         })?;
         let host = Host {
@@ -182,7 +183,7 @@ impl RunManager {
             Task::new(host.clone(), join, source_key, context, board.clone(), wakeups.clone(), woken)
                 .map_err(|error| format!("the run's folder: {error}"))?;
         // Known before the context is, so that nobody connects to nothing.
-        self.shared.runs().insert(run, Active { context, trackers, wakeups, board });
+        self.shared.runs().insert(run, Active { context, swarm: swarm.swarm(), trackers, wakeups, board });
         host.endpoint.add_context(context, secret.utp2_secret(), blocks.clone(), blocks);
         self.shared.refresh_trackers().await;
         tokio::spawn(task.run(found, swarm));
@@ -217,10 +218,33 @@ impl RunManager {
         if wakeups.send(Wakeup::End(ending, done)).await.is_ok() {
             let _ = ended.await;
         }
-        self.shared.runs().remove(&run);
+        let active = self.shared.runs().remove(&run);
         if ending != Ending::Shutdown {
+            if let (Some(discovery), Some(active)) = (&*self.shared.discovery(), active) {
+                discovery.leave(active.swarm);
+            }
             self.shared.refresh_trackers().await;
         }
+    }
+
+    /// How discovery is doing, as JSON.
+    pub(crate) fn discovery(&self) -> serde_json::Value {
+        let Some(status) = self.shared.discovery().as_ref().map(Discovery::status) else {
+            return serde_json::Value::Null;
+        };
+        let tracker = |(address, up): &(SocketAddr, bool)| {
+            let seen = status.observed.get(address).map(ToString::to_string);
+            serde_json::json!({ "address": address.to_string(), "up": up, "sees_us_at": seen })
+        };
+        serde_json::json!({
+            "trackers": status.trackers.iter().map(tracker).collect::<Vec<_>>(),
+            "swarms": status.swarms,
+            "lan_interfaces": status.lan_interfaces,
+            "lan_error": status.lan_error,
+            "hints_dropped": status.hints_dropped,
+            "tracker_counters": format!("{:?}", status.client),
+            "lan_counters": format!("{:?}", status.lan),
+        })
     }
 
     /// Every run as it stands.

@@ -126,7 +126,7 @@ pub(super) fn reopen(path: &Path, encoded: &[u8]) -> Result<Prepared, Problem> {
     Ok(Prepared {
         have: BlockMap::full(manifest.blocks()),
         bytes: manifest.bytes(),
-        content: Content::Placed { manifest, reader },
+        content: Content::Placed { manifest, reader: Box::new(reader) },
         reused: 0,
         problems: Vec::new(),
         unwanted: Vec::new(),

@@ -101,7 +101,7 @@ impl Task {
         self.blocks.set_manifest(&encoded);
         let (run, entries) = (self.join.run, manifest.entries().len() as u64);
         let (bytes, blocks) = (manifest.bytes(), manifest.blocks());
-        self.blocks.set_content(Content::Placed { manifest, reader });
+        self.blocks.set_content(Content::Placed { manifest, reader: Box::new(reader) });
         if !self.start_workers() {
             return;
         }
