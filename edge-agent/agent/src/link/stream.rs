@@ -68,6 +68,8 @@ impl From<io::Error> for LinkError {
             TlsFault::Name => Self::Name(String::new()),
             TlsFault::Time => Self::Time,
             TlsFault::OurTime => Self::OurTime,
+            // A gateway that was killed says no farewell.
+            TlsFault::Other if error.kind() == io::ErrorKind::UnexpectedEof => Self::Closed,
             TlsFault::Other => Self::Io(error),
         }
     }
