@@ -15,8 +15,9 @@ fn approved(name: &str) -> Answer {
 fn a_token_lets_in_whom_it_is_meant_for() {
     let good = |n: u8| Some((TokenId(id(n)), [n; 32]));
     type Given = fn(&mut World);
+    type Shown = Option<(TokenId, [u8; 32])>;
     let none: Given = |_| ();
-    let cases: Vec<(&str, Given, Option<(TokenId, [u8; 32])>, Answer)> = vec![
+    let cases: Vec<(&str, Given, Shown, Answer)> = vec![
         ("no token", none, None, Answer::Pending),
         ("unknown", none, good(9), Answer::Refused(RefusalReason::UnknownToken)),
         ("good", none, good(1), approved("named-1")),

@@ -132,7 +132,8 @@ fn a_distribution_from_start_to_success() {
 
 #[test]
 fn outcomes() {
-    let cases: Vec<(&str, Vec<(u8, ReportBody)>, Option<Outcome>)> = vec![
+    type Said = Vec<(u8, ReportBody)>;
+    let cases: Vec<(&str, Said, Option<Outcome>)> = vec![
         ("one is missing", vec![(2, completed(1, Done))], None),
         ("a failure waits for the others", vec![(2, completed(1, Failed))], None),
         ("one failed", vec![(2, completed(1, Failed)), (3, completed(1, Done))], Some(Outcome::Failed)),

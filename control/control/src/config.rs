@@ -163,7 +163,8 @@ pub(crate) fn host_and_port(text: &str) -> Option<(String, u16)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let good = host.parse::<IpAddr>().is_ok()
         || (!host.is_empty() && host.len() <= 253 && host.chars().all(is_name));
-    (good && !(host.contains(':') && !text.starts_with('['))).then_some((host, port))
+    let bracketed = text.starts_with('[') || !host.contains(':');
+    (good && bracketed).then_some((host, port))
 }
 
 #[cfg(test)]

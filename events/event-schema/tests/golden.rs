@@ -13,12 +13,15 @@ use ed25519_dalek::SigningKey;
 use event_schema::*;
 use serde_json::{Value, json};
 
+/// Whether bytes decode to the value that is meant.
+type Check = Box<dyn Fn(&[u8]) -> bool>;
+
 /// One pinned value: its file name, its bytes, itself as JSON, and whether bytes decode to it.
 struct Golden {
     name: String,
     bytes: Vec<u8>,
     json: Value,
-    decodes: Box<dyn Fn(&[u8]) -> bool>,
+    decodes: Check,
 }
 
 fn agent(n: u8) -> AgentId {
@@ -271,7 +274,7 @@ fn records() -> Vec<Golden> {
 /// A command and a report under their signatures: Ed25519 is deterministic, so these are pinned too.
 fn envelopes() -> Vec<Golden> {
     let key = |n: u8| SigningKey::from_bytes(&[n; 32]);
-    let opens = |seed: u8, domain: Domain, is: Box<dyn Fn(&[u8]) -> bool>| {
+    let opens = |seed: u8, domain: Domain, is: Check| {
         move |bytes: &[u8]| {
             let public = key(seed).verifying_key().to_bytes();
             decode_exact::<Signed>("Signed", bytes)

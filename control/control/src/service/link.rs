@@ -141,7 +141,7 @@ impl Fleet for Service {
                 Event::ReportReceived(e) => Some(e.sequence),
                 _ => None,
             });
-            let (new, last) = (taken.clone().count() as u64, taken.last());
+            let (new, last) = (taken.clone().count() as u64, taken.max());
             Ok((events, (new, last.unwrap_or_else(|| state.reports_stored(agent)))))
         });
         match decided.await {

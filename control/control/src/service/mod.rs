@@ -1,8 +1,8 @@
 //! The service: the one owner of the fleet's state, between the log below and gateway and API above.
 //!
-//! [`writer`] decides and appends, one decision at a time; what is durable is folded into the
-//! projections ([`control_core::projection::Views`]) that everybody reads. [`link`] is what the gateway
-//! asks, [`telemetry`] holds what agents tell without it being a fact.
+//! `writer` decides and appends, one decision at a time; what is durable is folded into the
+//! projections ([`control_core::projection::Views`]) that everybody reads. `link` is what the gateway
+//! asks, `telemetry` holds what agents tell without it being a fact.
 
 mod clock;
 mod ids;

@@ -268,12 +268,12 @@ impl Writer {
         loop {
             if self.chain_max > 1 && !self.careful && batch.len() > 1 {
                 batch = self.commit_chain(batch).await;
-            } else if let Some(wish) = batch.pop_front() {
-                if let Err(reason) = self.commit_one(wish).await {
-                    // Not to make everybody wait for the same failure in turn.
-                    for wish in batch.drain(..).chain(self.follow_ups.drain(..)) {
-                        wish.answer(Err(SubmitError::Unavailable(reason.clone())));
-                    }
+            } else if let Some(wish) = batch.pop_front()
+                && let Err(reason) = self.commit_one(wish).await
+            {
+                // Not to make everybody wait for the same failure in turn.
+                for wish in batch.drain(..).chain(self.follow_ups.drain(..)) {
+                    wish.answer(Err(SubmitError::Unavailable(reason.clone())));
                 }
             }
             while let Some(wish) = self.follow_ups.pop_back() {

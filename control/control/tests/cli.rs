@@ -1,0 +1,201 @@
+//! The real `flotilla` binary: start, operate, kill, start again, and what it says when things are wrong.
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Serve {
+    child: Child,
+    data: PathBuf,
+    ready: Value,
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        // Gone already is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Serve {
+    fn start(data: &Path) -> Self {
+        let mut child = Command::new(FLOTILLA)
+            .args(["serve", "--http", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--json", "--data"])
+            .arg(data)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("piped");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let ready: Value = serde_json::from_str(&line).expect("one line of JSON");
+        assert_eq!(ready["ready"], true);
+        Self { child, data: data.into(), ready }
+    }
+
+    fn run(&self, line: &[&str]) -> Output {
+        run(&self.data, line)
+    }
+
+    fn json(&self, line: &[&str]) -> Value {
+        let output = self.run(&[line, &["--json"]].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line:?}: {error}");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{line:?}: {e}"))
+    }
+
+    /// SIGTERM, and waits for the end.
+    fn terminate(mut self) -> i32 {
+        let done = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        assert!(done.success());
+        let since = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status.code().expect("an exit code");
+            }
+            assert!(since.elapsed() < PATIENCE, "does not stop");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn run(data: &Path, line: &[&str]) -> Output {
+    let mut command = Command::new(FLOTILLA);
+    command.args(line).arg("--data").arg(data).stdin(Stdio::null());
+    for name in ["FLOTILLA_DATA", "FLOTILLA_SERVER", "FLOTILLA_TOKEN"] {
+        command.env_remove(name);
+    }
+    command.output().expect("runs")
+}
+
+fn error_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn started_operated_killed_and_started_again() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = dir.path().join("data");
+    let serve = Serve::start(&data);
+    for key in ["http", "gateway", "data", "ca_fingerprint"] {
+        assert!(serve.ready[key].is_string(), "{key}");
+    }
+    let api: Value =
+        serde_json::from_slice(&std::fs::read(data.join("api.json")).expect("api.json")).expect("JSON");
+    assert_eq!(api["url"], serve.ready["http"]);
+    #[cfg(unix)]
+    for file in ["api.json", "api-token"] {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::metadata(data.join(file)).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    let file = dir.path().join("agent.json");
+    let made = serve.json(&[
+        "token",
+        "create",
+        "--tag",
+        "AGENT_NAME=x",
+        "--uses",
+        "2",
+        "--expires",
+        "1h",
+        "--storage-path",
+        "/srv",
+        "--out",
+        file.to_str().expect("UTF-8"),
+    ]);
+    let text = std::fs::read_to_string(&file).expect("written");
+    let bootstrap: agent_proto::Bootstrap = serde_json::from_str(&text).expect("a bootstrap file");
+    assert_eq!(bootstrap.management_server.host, serve.ready["gateway"].as_str().expect("an address"));
+    assert_eq!(bootstrap.folders_storage_path.as_deref(), Some("/srv"));
+    let printed = serve.run(&["token", "create"]);
+    assert!(serde_json::from_slice::<agent_proto::Bootstrap>(&printed.stdout).is_ok());
+    assert_eq!(serve.json(&["token", "list"])["tokens"].as_array().map(Vec::len), Some(2));
+    let revoked = serve.json(&["token", "revoke", made["id"].as_str().expect("an id")]);
+    assert_eq!(revoked["state"], "revoked");
+    assert_eq!(serve.json(&["groups", "create", "all"])["name"], "all");
+    assert_eq!(serve.json(&["agents", "list"])["agents"].as_array().map(Vec::len), Some(0));
+    let log = serve.run(&["log", "show"]);
+    let log = String::from_utf8(log.stdout).expect("text");
+    let told = ["fleet.founded", "token.created", "token.created", "token.revoked", "group.created"];
+    let kinds: Vec<&str> = log.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
+    assert_eq!(kinds, told);
+    let before = serve.json(&["status"]);
+
+    drop(serve); // SIGKILL
+    assert!(data.join("api.json").exists());
+    let gone = run(&data, &["status"]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(error_of(&gone).contains("does not answer"), "{}", error_of(&gone));
+
+    let serve = Serve::start(&data);
+    let after = serve.json(&["status"]);
+    assert_eq!((&after["position"], &after["state_hash"]), (&before["position"], &before["state_hash"]));
+    assert_eq!(serve.terminate(), 0);
+    let gone = run(&data, &["status"]);
+    assert!(error_of(&gone).contains("flotilla serve --data"), "{}", error_of(&gone));
+}
+
+#[test]
+fn mistakes_are_told_apart_from_failures() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = dir.path().join("data");
+    let serve = Serve::start(&data);
+    let cases: Vec<(&[&str], i32, &str)> = vec![
+        (&["agents", "lst"], 2, "lst"),
+        (&["jobs", "create", "distribution", "--name", "x"], 2, "--source"),
+        (
+            &["jobs", "create", "distribution", "--name", "x", "--source", "a", "--destination", "b:c"],
+            2,
+            "AGENT:PATH",
+        ),
+        (
+            &["jobs", "create", "distribution", "--name", "x", "--source", "a:b", "--destination", "c:d"],
+            1,
+            "no agent a",
+        ),
+        (&["token", "create", "--expires", "soon"], 2, "soon"),
+        (&["token", "create", "--uses", "0"], 1, "uses"),
+        (&["token", "create", "--tag", "x"], 2, "NAME=VALUE"),
+        (&["token", "create", "--out", "/nonexistent/x"], 1, "cannot write"),
+        (&["agents", "show", "nobody"], 1, "nobody"),
+        (&["agents", "tag", "x"], 2, "NAME=VALUE"),
+        (&["runs", "watch"], 1, "no runs"),
+        (&["runs", "show", "latest"], 1, "no runs"),
+        (&["status", "--server", "http://127.0.0.1:1"], 2, "--token"),
+        (&["status", "--server", "127.0.0.1:1", "--token", "x"], 2, "http://"),
+        (&["serve", "--http", "0.0.0.0:0"], 2, "--http-plaintext"),
+        (&["serve", "--tracker", "nonsense"], 2, "HOST:PORT"),
+        (&["serve", "--config", "/nonexistent"], 1, "/nonexistent"),
+        (&["serve", "--http", "127.0.0.1:0"], 1, "another `flotilla serve`"),
+    ];
+    for (line, code, says) in cases {
+        let output = serve.run(line);
+        assert_eq!(output.status.code(), Some(code), "{line:?}: {}", error_of(&output));
+        assert!(error_of(&output).contains(says), "{line:?}: {}", error_of(&output));
+        assert!(output.stdout.is_empty(), "{line:?} says something on stdout");
+    }
+    // A wrong token.
+    let url = serve.ready["http"].as_str().expect("a URL");
+    let refused = serve.run(&["status", "--server", url, "--token", "wrong"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(error_of(&refused).contains("Bearer"));
+    let token = std::fs::read_to_string(data.join("api-token")).expect("a token");
+    assert!(serve.run(&["status", "--server", url, "--token", &token]).status.success());
+    // Help is no failure.
+    let help = serve.run(&["--help"]);
+    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Example"));
+    assert_eq!(serve.terminate(), 0);
+}
