@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::tools::{self, Tools};
-use crate::workspace::{Workspace, build_programs, cargo};
+use crate::workspace::{Workspace, build_programs, cargo, forget_package};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -159,6 +159,7 @@ impl Checks<'_> {
             Some(Tools { cargo_nextest: Some(path), .. }) => {
                 let mut command = Command::new(path);
                 command.current_dir(&self.workspace.root);
+                forget_package(&mut command);
                 command
             }
             _ => cargo(),

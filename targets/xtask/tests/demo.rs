@@ -65,6 +65,21 @@ fn it_copies_verifies_and_reports() {
 }
 
 #[test]
+fn what_could_not_be_sent_is_told_and_is_not_ok() {
+    let [source, temp] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    small_tree(source.path());
+    std::os::unix::fs::symlink("/etc/passwd", source.path().join("outside")).unwrap();
+    let output = demo(temp.path()).arg("--path").arg(source.path()).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["ok"], false);
+    assert!(report["error"].as_str().unwrap().contains("2 of 2 copies differ"), "{report}");
+    assert!(told.contains("unsafe_link \"outside\"") && told.contains("\"outside\" is missing"), "{told}");
+    assert!(is_empty(temp.path()));
+}
+
+#[test]
 fn it_leaves_nothing_when_interrupted() {
     let [source, temp] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     small_tree(source.path());

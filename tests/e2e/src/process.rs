@@ -9,19 +9,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Path of one of the workspace's binaries, built if it is missing or old.
+/// Path of one of the workspace's binaries: in the folder `FLOTILLA_BINARIES` names, as `cargo xtask
+/// test` does after building them, otherwise built if it is missing or old.
 pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let packages = ["-p", "control", "-p", "agent", "-p", "tracker", "-p", "utp2-tokio"];
-        let status = Command::new(cargo).args(["build", "--quiet", "--bins"]).args(packages).status();
-        assert!(status.is_ok_and(|s| s.success()), "the binaries do not build");
-        let exe = std::env::current_exe().expect("a test knows its own path");
-        // target/debug/deps/this-test
-        exe.ancestors().nth(2).expect("three levels").to_path_buf()
-    });
-    folder.join(name)
+    FOLDER
+        .get_or_init(|| match std::env::var_os("FLOTILLA_BINARIES") {
+            Some(folder) => folder.into(),
+            None => build(),
+        })
+        .join(name)
+}
+
+fn build() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let packages = ["-p", "control", "-p", "agent", "-p", "tracker", "-p", "utp2-tokio"];
+    let status = Command::new(cargo).args(["build", "--quiet", "--bins"]).args(packages).status();
+    assert!(status.is_ok_and(|s| s.success()), "the binaries do not build");
+    let exe = std::env::current_exe().expect("a test knows its own path");
+    // target/debug/deps/this-test
+    exe.ancestors().nth(2).expect("three levels").to_path_buf()
 }
 
 /// A running child. Dropping it kills it.

@@ -149,10 +149,11 @@ impl Story<'_> {
     ) -> Result<()> {
         self.gather(fleet, binaries, folder)?;
         let run = self.distribute(fleet, folder, report)?;
-        self.verify(report)?;
+        let wrong = self.verify(report)?;
         let (history, events) = fleet.operator.history(&run)?;
         report.events = events;
         self.say(&format!("\nhistory of run {run}, from the log:\n{}\n", history.trim_end()));
+        ensure!(wrong == 0, "{wrong} of {} copies differ from the source, see above", report.copies.len());
         Ok(())
     }
 
@@ -231,7 +232,9 @@ impl Story<'_> {
         let id = fleet.operator.distribute(&from, &format!("destinations:{COPY}"))?;
         let run = self.watch(fleet, &id, report)?;
         report.seconds = started.elapsed().as_secs_f64();
-        if let Err(error) = run.succeeded() {
+        // Told here, judged by the comparison.
+        run.problems.iter().for_each(|problem| self.say(&format!("problem at {problem}")));
+        if let Err(error) = run.finished() {
             let history = fleet.operator.history(&id).map_or_else(|e| e.to_string(), |(text, _)| text);
             self.say(&history);
             return Err(error);
@@ -271,7 +274,8 @@ impl Story<'_> {
         })
     }
 
-    fn verify(&self, report: &mut Report) -> Result<()> {
+    /// How many copies differ from the source; each difference is told.
+    fn verify(&self, report: &mut Report) -> Result<usize> {
         self.say("comparing every copy with the source: content, modes, times, links");
         let source = verify::read(&report.source, self.stop)?;
         report.rsync = tools::has_rsync();
@@ -304,8 +308,7 @@ impl Story<'_> {
                 self.say(&format!("{}: and {} more", copy.display(), found.len() - SHOWN));
             }
         }
-        ensure!(wrong == 0, "{wrong} of {} copies differ from the source", report.copies.len());
-        Ok(())
+        Ok(wrong)
     }
 
     /// What stays, and for how long.
@@ -313,8 +316,8 @@ impl Story<'_> {
         if self.options.keep {
             let data = folder.path().join("control");
             self.say(&format!(
-                "still running: console at {}, command line: {} --data {} agents list\nCtrl-C ends it",
-                fleet.operator.url(),
+                "still running: console at {}\ncommand line: {} --data {} agents list\nCtrl-C ends it",
+                fleet.operator.console(),
                 fleet.operator.program().display(),
                 data.display()
             ));

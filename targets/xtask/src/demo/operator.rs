@@ -29,7 +29,7 @@ pub(crate) struct Run {
     /// Once it has ended: `succeeded`, or what else came of it.
     outcome: Option<String>,
     /// Everything that went wrong, as `AGENT: what`.
-    problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
     pub(crate) eta_seconds: Option<f64>,
     pub(crate) agents: Vec<RunAgent>,
 }
@@ -62,9 +62,14 @@ impl Operator {
         })
     }
 
-    /// Where the console is.
+    /// Where the service listens.
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The console's address with its token, as `flotilla serve` itself prints it.
+    pub(crate) fn console(&self) -> String {
+        format!("{}/#token={}", self.url, self.token)
     }
 
     /// The command line that talks to the service.
@@ -187,10 +192,10 @@ impl Run {
         ["finished", "failed", "stopped"].contains(&self.state.as_str())
     }
 
-    /// An error unless it ended well.
-    pub(crate) fn succeeded(&self) -> Result<()> {
+    /// An error unless it came to its end. Entries that could not be carried are `problems`.
+    pub(crate) fn finished(&self) -> Result<()> {
         let outcome = self.outcome.as_deref().unwrap_or("has no outcome").replace('_', " ");
-        ensure!(outcome == "succeeded", "the run {} ({outcome}): {}", self.state, self.problems.join("; "));
+        ensure!(self.state == "finished", "the run {} ({outcome}): {}", self.state, self.problems.join("; "));
         Ok(())
     }
 
@@ -222,7 +227,7 @@ mod tests {
             ],
         }))
         .unwrap();
-        assert!(!run.ended() && run.succeeded().is_err());
+        assert!(!run.ended() && run.finished().is_err());
         assert_eq!((run.eta_seconds, run.source_bytes_sent()), (Some(1.5), Some(7)));
         assert_eq!(run.destinations().map(|a| a.bytes_done).collect::<Vec<_>>(), [4]);
         assert!(Run::parse(&json!({"agents": []})).is_err());
@@ -238,7 +243,7 @@ mod tests {
         .unwrap();
         assert!(run.ended());
         assert_eq!(
-            run.succeeded().unwrap_err().to_string(),
+            run.finished().unwrap_err().to_string(),
             "the run failed (failed): agent-1: disk_full \"a\" make room"
         );
         assert_eq!(run.source_bytes_sent(), None);
