@@ -77,7 +77,8 @@ fn conclusion(run: &RunView, outcome: &str) -> String {
     let size = run.bytes.map_or_else(|| "nothing".into(), output::bytes);
     let problems = match run.problems_total {
         0 => String::new(),
-        n => format!(", {n} problems (flotilla runs show {})", run.id),
+        1 => format!(", 1 problem: flotilla runs show {}", run.id),
+        n => format!(", {n} problems: flotilla runs show {}", run.id),
     };
     format!(
         "{}: {} ({done} of {all} destinations have all of {size}{problems})",
