@@ -71,31 +71,6 @@ pub(crate) fn forget_package(command: &mut Command) {
     }
 }
 
-/// `cargo build` of all programs. The end-to-end tests ask for the same packages: another choice could mean other
-/// features of what they depend on, and then everything is compiled twice.
-pub(crate) fn build_programs() -> Command {
-    let mut command = cargo();
-    command.args(["build", "-p", "control", "-p", "agent", "-p", "tracker", "-p", "utp2-tokio", "--bins"]);
-    command
-}
-
-/// The repository's root: two folders above this crate.
-pub(crate) fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
-}
-
-/// Cargo as the one who started us wishes it: `cargo run` tells its own path.
-pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root());
-    // Set by the `cargo run` that started us; a nested cargo must not take them for its own package's.
-    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
-        command.env_remove(name);
-    }
-    command
-}
-
 impl Workspace {
     pub(crate) fn load() -> Result<Self> {
         let output = cargo()
