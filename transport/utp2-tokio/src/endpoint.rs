@@ -136,6 +136,11 @@ impl Endpoint {
         self.local_addr
     }
 
+    /// Shows this identity in handshakes from now on: the same key with a renewed credential, say.
+    pub fn set_identity(&self, identity: Identity) {
+        self.shared.core().endpoint.set_identity(identity);
+    }
+
     /// Makes a context usable in both directions; blocks of its connections come from `source` and go to
     /// `sink`. Adding one again replaces the secret, and source and sink for connections made from now on.
     pub fn add_context(

@@ -45,25 +45,6 @@ pub(crate) struct RunStatus {
     pub(crate) last_problem: Option<String>,
 }
 
-/// The name of a state for people and scripts.
-pub(super) fn state_name(state: RunAgentState) -> &'static str {
-    match state {
-        RunAgentState::Waiting => "waiting",
-        RunAgentState::Accepted => "accepted",
-        RunAgentState::Indexing => "indexing",
-        RunAgentState::Serving => "serving",
-        RunAgentState::FindingPeers => "finding_peers",
-        RunAgentState::FetchingManifest => "fetching_manifest",
-        RunAgentState::Transferring => "transferring",
-        RunAgentState::Finalizing => "finalizing",
-        RunAgentState::Stalled => "stalled",
-        RunAgentState::Done => "done",
-        RunAgentState::DoneWithErrors => "done_with_errors",
-        RunAgentState::Failed => "failed",
-        RunAgentState::Stopped => "stopped",
-    }
-}
-
 /// A run's status, written by its task and read by whoever asks.
 #[derive(Clone)]
 pub(super) struct Board(Arc<Mutex<RunStatus>>);
@@ -78,7 +59,7 @@ impl Board {
             run,
             job,
             role,
-            state: state_name(RunAgentState::Accepted),
+            state: RunAgentState::Accepted.name(),
             entries: 0,
             blocks_done: 0,
             blocks_total: 0,

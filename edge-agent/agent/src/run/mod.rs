@@ -57,7 +57,7 @@ const TRACKERS_INTERVAL: Duration = Duration::from_secs(60);
 pub(crate) struct RunDeps {
     /// Seed of the agent's key.
     pub(crate) seed: [u8; 32],
-    /// What we show to other agents. A renewed one counts from the next start.
+    /// What we show to other agents.
     pub(crate) credential: watch::Receiver<Vec<u8>>,
     /// The fleet's keys.
     pub(crate) trust: watch::Receiver<TrustBundle>,
@@ -110,7 +110,8 @@ impl RunManager {
         let key = SigningKey::from_bytes(&deps.seed);
         let members = Members::new(deps.trust, deps.clock);
         let judge = members.clone();
-        let identity = Identity::new(deps.seed, deps.credential.borrow().clone());
+        let identity = identity(&key, &deps.credential.borrow())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the credential is too long"))?;
         let config = EndpointConfig::new(identity, move |context, peer| judge.may_connect(context, peer));
         let (endpoint, incoming) = Endpoint::bind(deps.listen, config)?;
         let mut seed = [0; 32];
@@ -138,7 +139,7 @@ impl RunManager {
         }
         let discovery = Mutex::new(Some(discovery));
         let shared = Arc::new(Shared { host, discovery, runs: Mutex::default() });
-        let accepting = tokio::spawn(accept(shared.clone(), incoming));
+        let accepting = tokio::spawn(accept(shared.clone(), incoming, deps.credential));
         Ok(Self { shared, accepting })
     }
 
@@ -299,8 +300,13 @@ impl Shared {
     }
 }
 
-/// Hands incoming connections to their runs, and keeps trackers' addresses fresh.
-async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
+/// Who we are to other agents.
+fn identity(key: &SigningKey, credential: &[u8]) -> Option<Identity> {
+    (credential.len() <= Identity::MAX_CREDENTIAL).then(|| Identity::new(key.to_bytes(), credential.to_vec()))
+}
+
+/// Hands incoming connections to their runs, and keeps trackers' addresses and our credential fresh.
+async fn accept(shared: Arc<Shared>, mut incoming: Incoming, mut credential: watch::Receiver<Vec<u8>>) {
     let mut again = tokio::time::interval(TRACKERS_INTERVAL);
     loop {
         tokio::select! {
@@ -314,6 +320,13 @@ async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
                 }
             }
             _ = again.tick() => shared.refresh_trackers().await,
+            Ok(()) = credential.changed() => {
+                let renewed = identity(&shared.host.key, &credential.borrow_and_update());
+                match renewed {
+                    Some(renewed) => shared.host.endpoint.set_identity(renewed),
+                    None => tracing::error!("the renewed credential is too long; keeping the old one"),
+                }
+            }
         }
     }
 }

@@ -1,9 +1,12 @@
 //! One run on one agent: the task that wakes for connections, messages, blocks, the disk and time, tells
 //! its machine, and carries out what the machine asks for.
 //!
-//! `role.rs` has what differs between source and destination: how a run begins, stalls and completes.
+//! `peers.rs` has connections, `transfer.rs` blocks on their ways, `role.rs` what differs between source and
+//! destination: how a run begins, stalls and completes.
 
+mod peers;
 mod role;
+mod transfer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -12,36 +15,30 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agent_proto::peer::{BlockAddress, UnavailableReason};
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, JoinRun, ProblemClass, Role, RunAgentState, RunCompleted, RunServed, RunStateReported,
-    TransferStats,
+    AgentId, JoinRun, Role, RunAgentState, RunCompleted, RunServed, RunStateReported, TransferStats,
 };
 use sync_core::config::UploadConfig;
-use sync_core::{Action, Arrival, Destination, Misbehaviour, Origin};
+use sync_core::{Action, Destination, Origin};
 use timebase::Instant as CoreInstant;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracker_proto::{PeerId, SwarmKey};
 use utp2::ContextId;
-use utp2_tokio::{Connection, Endpoint, Handle};
+use utp2_tokio::{Endpoint, Handle};
 
 use super::blocks::{Arrived, Blocks};
-use super::board::{Board, Reports, state_name};
-use super::dial::{Dialer, call};
-use super::event::{Ending, ReadJob, Wakeup, WriteJob};
+use super::board::{Board, Reports};
+use super::dial::Dialer;
+use super::event::{Ending, Wakeup};
 use super::limiter::{Limited, Limiter};
-use super::limits::{
-    CROSSING, PEERS_DIALLED, PEERS_MAX, RECORD_INTERVAL, RTT_INTERVAL, SENDING, STOP_PATIENCE, TELEMETRY,
-    TICK,
-};
+use super::limits::{RECORD_INTERVAL, RTT_INTERVAL, SENDING, STOP_PATIENCE, TELEMETRY, TICK};
 use super::link::{Link, code};
 use super::members::Members;
 use super::record::{Record, RunFolder};
-use super::work::{Indexing, Workers, place, problem};
+use super::work::{Indexing, Workers, place};
 use crate::discovery::Found;
-use crate::disk::{ReadError, StoreError};
 use crate::report::Reporter;
 
 /// What a task takes from its queues before it asks the machine what to do.
@@ -305,87 +302,6 @@ impl Task {
         }
     }
 
-    // --- peers ---
-
-    fn is_present(&self, agent: AgentId, handle: Handle) -> bool {
-        self.peers.get(&agent).is_some_and(|p| p.link.handle() == handle)
-    }
-
-    fn call_peers(&mut self, now: Instant) {
-        if self.state == RunAgentState::Failed {
-            return;
-        }
-        let room = PEERS_DIALLED.saturating_sub(self.peers.len());
-        let peers = &self.peers;
-        for (agent, addresses) in self.dialer.due(now, room, |agent| peers.contains_key(&agent)) {
-            let (endpoint, context, wakeups) =
-                (self.host.endpoint.clone(), self.context, self.wakeups.clone());
-            tokio::spawn(async move {
-                let conn = call(endpoint, context, agent, addresses).await;
-                // A run that ended meanwhile drops, and so closes, the connection.
-                let _ = wakeups.send(Wakeup::Called(agent, conn)).await;
-            });
-        }
-    }
-
-    /// Takes a connection, unless a better one is there.
-    fn adopt(&mut self, conn: Connection) {
-        let agent = AgentId::of_key(&conn.peer().public_key);
-        if agent == self.host.me || self.state == RunAgentState::Failed {
-            return conn.close(code::GOING, "not in this run");
-        }
-        if let Some(there) = self.peers.get(&agent) {
-            let crossing = there.link.opened.elapsed() < CROSSING
-                && there.link.conn.is_initiator() != conn.is_initiator();
-            // Of two that crossed, both sides keep the one made by the smaller id. Otherwise the peer made
-            // a new one because it lost the old one.
-            let by_smaller = conn.is_initiator() == (self.host.me < agent);
-            if crossing && !by_smaller {
-                return conn.close(code::DOUBLE, "connected already");
-            }
-            let old = there.link.handle();
-            there.link.close(code::DOUBLE, "another connection takes over");
-            self.drop_peer(agent, old);
-        } else if self.peers.len() >= PEERS_MAX {
-            return conn.close(code::CROWDED, "as many peers as there may be");
-        }
-        let limited = self.host.limiter.as_ref().map(|limiter| limiter.add(&conn));
-        self.blocks.admit(conn.handle());
-        self.handles.insert(conn.handle(), agent);
-        tracing::info!(run = %self.join.run, peer = %agent, remote = %conn.remote(), "peer connected");
-        let mut link = Link::new(agent, conn, &self.wakeups);
-        let now = self.now();
-        match &mut self.machine {
-            Machine::Origin(o) => o.handle_connected(now, agent),
-            Machine::Destination(d) => {
-                d.handle_connected(now, agent);
-                d.handle_rtt(agent, link.conn.stats().rtt);
-            }
-            Machine::None => {}
-        }
-        if !matches!(self.machine, Machine::None) {
-            link.activate(agent, &self.wakeups);
-        }
-        self.peers.insert(agent, Peer { link, _limited: limited });
-    }
-
-    fn drop_peer(&mut self, agent: AgentId, handle: Handle) {
-        self.blocks.forget(handle);
-        self.handles.remove(&handle);
-        if !self.is_present(agent, handle) {
-            return;
-        }
-        self.peers.remove(&agent);
-        tracing::info!(run = %self.join.run, peer = %agent, "peer gone");
-        let now = self.now();
-        match &mut self.machine {
-            Machine::Origin(o) => o.handle_disconnected(agent),
-            Machine::Destination(d) => d.handle_disconnected(now, agent),
-            Machine::None => {}
-        }
-        self.dialer.lost(Instant::now(), agent);
-    }
-
     // --- what the machine wants ---
 
     fn drive(&mut self) {
@@ -424,153 +340,6 @@ impl Task {
         }
     }
 
-    fn upload(&mut self, agent: AgentId, address: BlockAddress, priority: u8) {
-        let Some(peer) = self.peers.get_mut(&agent) else { return };
-        if !address.is_manifest() {
-            let job = ReadJob { agent, handle: peer.link.handle(), block: address.index(), priority };
-            return self.workers.iter().for_each(|w| w.read(job));
-        }
-        let len = self.blocks.len_of(address);
-        if len.is_none_or(|len| peer.link.conn.send_block(address.0, len, priority).is_err()) {
-            self.read_failed(agent, address, ReadError::NotHere);
-        }
-    }
-
-    fn block_looked_up(&mut self, agent: AgentId, block: u64, len: Result<u32, ReadError>, priority: u8) {
-        let address = BlockAddress::content(block);
-        match (len, self.peers.get_mut(&agent)) {
-            (Ok(len), Some(peer)) => {
-                // Refused only when the connection is over, which is told as well.
-                if peer.link.conn.send_block(address.0, len, priority).is_ok() {
-                    peer.link.sending.insert(address.0, len);
-                }
-            }
-            (Err(error), _) => self.read_failed(agent, address, error),
-            (Ok(_), None) => {}
-        }
-    }
-
-    fn block_sent(&mut self, agent: AgentId, address: BlockAddress, read: bool) {
-        let Some(peer) = self.peers.get_mut(&agent) else { return };
-        let len = peer.link.sending.remove(&address.0);
-        if !read {
-            return self.read_failed(agent, address, ReadError::Changed);
-        }
-        self.record.stats.bytes_sent += u64::from(len.unwrap_or(0));
-        let now = self.now();
-        match &mut self.machine {
-            Machine::Origin(o) => o.handle_sent(now, agent, address),
-            Machine::Destination(d) => d.handle_sent(agent, address),
-            Machine::None => {}
-        }
-    }
-
-    fn read_failed(&mut self, agent: AgentId, address: BlockAddress, error: ReadError) {
-        match &mut self.machine {
-            Machine::Origin(o) if !address.is_manifest() => {
-                let reason = match error {
-                    ReadError::Changed => UnavailableReason::Changed,
-                    ReadError::NotHere | ReadError::Io(_) => UnavailableReason::ReadError,
-                };
-                o.handle_read_failed(address.index(), reason);
-                self.source_unreadable(address.index(), error);
-            }
-            Machine::Destination(d) => d.handle_read_failed(agent, address),
-            Machine::Origin(_) | Machine::None => {}
-        }
-    }
-
-    // --- blocks coming in ---
-
-    fn take_block(&mut self, arrived: Arrived) {
-        let Some(&agent) = self.handles.get(&arrived.handle) else { return };
-        let (now, block) = (self.now(), arrived.address.index());
-        let Machine::Destination(d) = &mut self.machine else { return };
-        if arrived.address.is_manifest() {
-            if d.handle_manifest_block(now, agent, block, &arrived.data) {
-                self.blocks.keep_manifest_block(block, arrived.data.clone());
-            }
-            return;
-        }
-        match (d.handle_arrived(now, agent, block), &self.workers) {
-            (Arrival::Fresh, Some(workers)) => workers.write(WriteJob { agent, arrived }),
-            (Arrival::Fresh, None) => d.handle_not_kept(block),
-            (Arrival::Duplicate, _) => self.record.stats.blocks_duplicate += 1,
-            (Arrival::Unwanted, _) => {}
-        }
-    }
-
-    fn block_stored(
-        &mut self,
-        agent: AgentId,
-        handle: Handle,
-        block: u64,
-        len: u32,
-        result: Result<(), StoreError>,
-    ) {
-        let now = self.now();
-        let Machine::Destination(d) = &mut self.machine else { return };
-        let address = BlockAddress::content(block);
-        match result {
-            Ok(()) => {
-                d.handle_verified(now, block);
-                let stats = &mut self.record.stats;
-                if agent == self.join.source {
-                    stats.bytes_from_source += u64::from(len);
-                } else {
-                    stats.bytes_from_peers += u64::from(len);
-                }
-                self.board.lock().bytes_done += u64::from(len);
-                if self.full.is_none() {
-                    self.set_state(RunAgentState::Transferring);
-                }
-            }
-            Err(StoreError::Corrupt) => {
-                self.blocks.expect_again(handle, address);
-                d.handle_corrupt(agent, block);
-            }
-            Err(StoreError::Full(problem)) => {
-                self.blocks.expect_again(handle, address);
-                d.handle_not_kept(block);
-                self.disk_full(problem);
-            }
-            Err(StoreError::Entry(problem)) => {
-                self.forgo_entry_of(block);
-                self.reports.problem(problem);
-            }
-            Err(StoreError::GivenUp) => d.handle_not_kept(block),
-        }
-    }
-
-    fn misbehaved(&mut self, peer: AgentId, what: Misbehaviour) {
-        let (class, told) = match what {
-            Misbehaviour::CorruptBlock => {
-                self.record.stats.blocks_corrupt += 1;
-                (
-                    ProblemClass::CorruptBlock,
-                    "sent a block that does not match its hash; nothing more is taken from it",
-                )
-            }
-            Misbehaviour::BadHashes => (
-                ProblemClass::BadManifest,
-                "gave hashes that are not the manifest's; nothing more is taken from it",
-            ),
-            Misbehaviour::BadHead => (
-                ProblemClass::BadManifest,
-                "showed a manifest that the source did not sign; it is not believed",
-            ),
-            Misbehaviour::OtherHead => {
-                (ProblemClass::BadManifest, "has another manifest of this run than we; start the job again")
-            }
-        };
-        self.reports.problem(problem(class, format_args!("agent {peer} {told}")));
-        if matches!(what, Misbehaviour::BadHead | Misbehaviour::OtherHead)
-            && let Some(p) = self.peers.get(&peer)
-        {
-            p.link.close(code::BROKEN, "another manifest");
-        }
-    }
-
     // --- what is told ---
 
     /// Comes to another state and reports it; ends are reported by who brings them about.
@@ -579,8 +348,8 @@ impl Task {
             return;
         }
         self.state = state;
-        self.board.lock().state = state_name(state);
-        tracing::info!(run = %self.join.run, state = state_name(state), "run");
+        self.board.lock().state = state.name();
+        tracing::info!(run = %self.join.run, state = state.name(), "run");
         self.reports.report(RunStateReported { run: self.join.run, state });
     }
 
@@ -618,7 +387,7 @@ impl Task {
     /// Notes an end once it is reported.
     fn ended(&mut self, state: RunAgentState) {
         self.state = state;
-        self.board.lock().state = state_name(state);
+        self.board.lock().state = state.name();
         self.record.ended = Some(state);
         let (folder, record, run) = (self.folder.clone(), self.record.clone(), self.join.run);
         self.reports.then(move || {
@@ -628,7 +397,7 @@ impl Task {
         });
         self.refresh_board();
         self.host.reporter.progress(self.board.progress(state));
-        tracing::info!(%run, state = state_name(state), "run");
+        tracing::info!(%run, state = state.name(), "run");
     }
 
     async fn end(mut self, ending: Ending) {

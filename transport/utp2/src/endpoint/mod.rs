@@ -110,6 +110,11 @@ impl Endpoint {
         }
     }
 
+    /// Shows this identity in handshakes from now on: the same key with a renewed credential, say.
+    pub fn set_identity(&mut self, identity: Identity) {
+        self.identity = identity;
+    }
+
     /// Makes a secret usable in both directions; replaces the secret of a context that is there already.
     pub fn add_context(&mut self, context: ContextId, secret: &[u8; 32]) {
         self.contexts.insert(context, Context { secret: Secret(*secret), verifier: None });

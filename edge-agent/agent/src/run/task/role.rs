@@ -36,7 +36,7 @@ impl Task {
         }
         if let Some(ended) = self.record.ended {
             self.state = ended;
-            self.board.lock().state = super::state_name(ended);
+            self.board.lock().state = ended.name();
         }
         match self.join.role {
             Role::Source => self.index(),
@@ -187,6 +187,11 @@ impl Task {
         let prepared = match result {
             Ok(prepared) => *prepared,
             Err(problem) if problem.class == ProblemClass::DiskFull => return self.disk_full(problem),
+            Err(problem) if self.record.ended.is_some() => {
+                tracing::warn!(run = %self.join.run, "what was completed cannot be served: {}", problem.detail);
+                self.machine = Machine::None;
+                return;
+            }
             Err(problem) => return self.fail(problem),
         };
         let Prepared { content, have, bytes, reused, problems, unwanted } = prepared;

@@ -1,0 +1,166 @@
+//! Blocks of one run on their ways: from the disk to peers, from peers to the disk.
+
+use agent_proto::peer::{BlockAddress, UnavailableReason};
+use event_schema::{AgentId, ProblemClass, RunAgentState};
+use sync_core::{Arrival, Misbehaviour};
+use utp2_tokio::Handle;
+
+use super::{Machine, Task};
+use crate::disk::{ReadError, StoreError};
+use crate::run::blocks::Arrived;
+use crate::run::event::{ReadJob, WriteJob};
+use crate::run::link::code;
+use crate::run::work::problem;
+
+impl Task {
+    pub(super) fn upload(&mut self, agent: AgentId, address: BlockAddress, priority: u8) {
+        let Some(peer) = self.peers.get_mut(&agent) else { return };
+        if !address.is_manifest() {
+            let job = ReadJob { agent, handle: peer.link.handle(), block: address.index(), priority };
+            return self.workers.iter().for_each(|w| w.read(job));
+        }
+        let len = self.blocks.len_of(address);
+        if len.is_none_or(|len| peer.link.conn.send_block(address.0, len, priority).is_err()) {
+            self.read_failed(agent, address, ReadError::NotHere);
+        }
+    }
+
+    pub(super) fn block_looked_up(
+        &mut self,
+        agent: AgentId,
+        block: u64,
+        len: Result<u32, ReadError>,
+        priority: u8,
+    ) {
+        let address = BlockAddress::content(block);
+        match (len, self.peers.get_mut(&agent)) {
+            (Ok(len), Some(peer)) => {
+                // Refused only when the connection is over, which is told as well.
+                if peer.link.conn.send_block(address.0, len, priority).is_ok() {
+                    peer.link.sending.insert(address.0, len);
+                }
+            }
+            (Err(error), _) => self.read_failed(agent, address, error),
+            (Ok(_), None) => {}
+        }
+    }
+
+    pub(super) fn block_sent(&mut self, agent: AgentId, address: BlockAddress, read: bool) {
+        let Some(peer) = self.peers.get_mut(&agent) else { return };
+        let len = peer.link.sending.remove(&address.0);
+        if !read {
+            return self.read_failed(agent, address, ReadError::Changed);
+        }
+        self.record.stats.bytes_sent += u64::from(len.unwrap_or(0));
+        let now = self.now();
+        match &mut self.machine {
+            Machine::Origin(o) => o.handle_sent(now, agent, address),
+            Machine::Destination(d) => d.handle_sent(agent, address),
+            Machine::None => {}
+        }
+    }
+
+    fn read_failed(&mut self, agent: AgentId, address: BlockAddress, error: ReadError) {
+        match &mut self.machine {
+            Machine::Origin(o) if !address.is_manifest() => {
+                let reason = match error {
+                    ReadError::Changed => UnavailableReason::Changed,
+                    ReadError::NotHere | ReadError::Io(_) => UnavailableReason::ReadError,
+                };
+                o.handle_read_failed(address.index(), reason);
+                self.source_unreadable(address.index(), error);
+            }
+            Machine::Destination(d) => d.handle_read_failed(agent, address),
+            Machine::Origin(_) | Machine::None => {}
+        }
+    }
+
+    pub(super) fn take_block(&mut self, arrived: Arrived) {
+        let Some(&agent) = self.handles.get(&arrived.handle) else { return };
+        let (now, block) = (self.now(), arrived.address.index());
+        let Machine::Destination(d) = &mut self.machine else { return };
+        if arrived.address.is_manifest() {
+            if d.handle_manifest_block(now, agent, block, &arrived.data) {
+                self.blocks.keep_manifest_block(block, arrived.data.clone());
+            }
+            return;
+        }
+        match (d.handle_arrived(now, agent, block), &self.workers) {
+            (Arrival::Fresh, Some(workers)) => workers.write(WriteJob { agent, arrived }),
+            (Arrival::Fresh, None) => d.handle_not_kept(block),
+            (Arrival::Duplicate, _) => self.record.stats.blocks_duplicate += 1,
+            (Arrival::Unwanted, _) => {}
+        }
+    }
+
+    pub(super) fn block_stored(
+        &mut self,
+        agent: AgentId,
+        handle: Handle,
+        block: u64,
+        len: u32,
+        result: Result<(), StoreError>,
+    ) {
+        let now = self.now();
+        let Machine::Destination(d) = &mut self.machine else { return };
+        let address = BlockAddress::content(block);
+        match result {
+            Ok(()) => {
+                d.handle_verified(now, block);
+                let stats = &mut self.record.stats;
+                if agent == self.join.source {
+                    stats.bytes_from_source += u64::from(len);
+                } else {
+                    stats.bytes_from_peers += u64::from(len);
+                }
+                self.board.lock().bytes_done += u64::from(len);
+                if self.state == RunAgentState::Stalled && self.full.is_none() {
+                    self.set_state(RunAgentState::Transferring);
+                }
+            }
+            Err(StoreError::Corrupt) => {
+                self.blocks.expect_again(handle, address);
+                d.handle_corrupt(agent, block);
+            }
+            Err(StoreError::Full(problem)) => {
+                self.blocks.expect_again(handle, address);
+                d.handle_not_kept(block);
+                self.disk_full(problem);
+            }
+            Err(StoreError::Entry(problem)) => {
+                self.forgo_entry_of(block);
+                self.reports.problem(problem);
+            }
+            Err(StoreError::GivenUp) => d.handle_not_kept(block),
+        }
+    }
+
+    pub(super) fn misbehaved(&mut self, peer: AgentId, what: Misbehaviour) {
+        let (class, told) = match what {
+            Misbehaviour::CorruptBlock => {
+                self.record.stats.blocks_corrupt += 1;
+                (
+                    ProblemClass::CorruptBlock,
+                    "sent a block that does not match its hash; nothing more is taken from it",
+                )
+            }
+            Misbehaviour::BadHashes => (
+                ProblemClass::BadManifest,
+                "gave hashes that are not the manifest's; nothing more is taken from it",
+            ),
+            Misbehaviour::BadHead => (
+                ProblemClass::BadManifest,
+                "showed a manifest that the source did not sign; it is not believed",
+            ),
+            Misbehaviour::OtherHead => {
+                (ProblemClass::BadManifest, "has another manifest of this run than we; start the job again")
+            }
+        };
+        self.reports.problem(problem(class, format_args!("agent {peer} {told}")));
+        if matches!(what, Misbehaviour::BadHead | Misbehaviour::OtherHead)
+            && let Some(p) = self.peers.get(&peer)
+        {
+            p.link.close(code::BROKEN, "another manifest");
+        }
+    }
+}
