@@ -97,6 +97,25 @@ impl RunAgentState {
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Done | Self::DoneWithErrors | Self::Failed | Self::Stopped)
     }
+
+    /// The name for people and scripts, such as `finding_peers`; the API and the agent's status show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Accepted => "accepted",
+            Self::Indexing => "indexing",
+            Self::Serving => "serving",
+            Self::FindingPeers => "finding_peers",
+            Self::FetchingManifest => "fetching_manifest",
+            Self::Transferring => "transferring",
+            Self::Finalizing => "finalizing",
+            Self::Stalled => "stalled",
+            Self::Done => "done",
+            Self::DoneWithErrors => "done_with_errors",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// How a run ended.

@@ -186,24 +186,6 @@ fn role(role: Role) -> &'static str {
     }
 }
 
-fn run_agent_state(state: RunAgentState) -> &'static str {
-    match state {
-        RunAgentState::Waiting => "waiting",
-        RunAgentState::Accepted => "accepted",
-        RunAgentState::Indexing => "indexing",
-        RunAgentState::Serving => "serving",
-        RunAgentState::FindingPeers => "finding_peers",
-        RunAgentState::FetchingManifest => "fetching_manifest",
-        RunAgentState::Transferring => "transferring",
-        RunAgentState::Finalizing => "finalizing",
-        RunAgentState::Stalled => "stalled",
-        RunAgentState::Done => "done",
-        RunAgentState::DoneWithErrors => "done_with_errors",
-        RunAgentState::Failed => "failed",
-        RunAgentState::Stopped => "stopped",
-    }
-}
-
 fn problem_class(class: ProblemClass) -> &'static str {
     match class {
         ProblemClass::DiskFull => "disk_full",
@@ -334,7 +316,7 @@ fn run_agent(
         role: role(part.role).into(),
         path,
         path_hex,
-        state: run_agent_state(part.state).into(),
+        state: part.state.name().into(),
         since: part.since.to_string(),
         blocks_total: blocks.max(progress.map_or(0, |p| p.blocks_total)),
         blocks_done: done(blocks, progress.map(|p| p.blocks_done), fetched),
@@ -451,7 +433,7 @@ fn summary(views: &Views, event: &Event) -> String {
             format!("{} has {} entries, {} bytes, {} blocks", name(e.agent), e.entries, e.bytes, e.blocks)
         }
         Event::RunAgentProgressed(e) => {
-            let mut line = format!("{} is {}", name(e.agent), run_agent_state(e.state).replace('_', " "));
+            let mut line = format!("{} is {}", name(e.agent), e.state.name().replace('_', " "));
             if let Some(s) = &e.stats {
                 let _ = write!(
                     line,
@@ -482,8 +464,8 @@ fn summary(views: &Views, event: &Event) -> String {
         Event::ReportReceived(e) => match Report::decode(&e.signed.bytes) {
             Ok(report) => {
                 let more = match &report.body {
-                    ReportBody::RunStateReported(r) => format!(" {}", run_agent_state(r.state)),
-                    ReportBody::RunCompleted(r) => format!(" {}", run_agent_state(r.state)),
+                    ReportBody::RunStateReported(r) => format!(" {}", r.state.name()),
+                    ReportBody::RunCompleted(r) => format!(" {}", r.state.name()),
                     _ => String::new(),
                 };
                 format!("report {} of {}: {}{more}", e.sequence, name(e.agent), report.body.name())
@@ -551,7 +533,7 @@ fn data(event: &Event) -> Value {
             "blocks": e.blocks,
         }),
         Event::RunAgentProgressed(e) => json!({
-            "run": e.run, "agent": e.agent, "state": run_agent_state(e.state),
+            "run": e.run, "agent": e.agent, "state": e.state.name(),
             "stats": e.stats.as_ref().map(stats_view),
         }),
         Event::RunProblemReported(e) => {
