@@ -221,6 +221,13 @@ impl World {
         Ok(run)
     }
 
+    /// Wants the live state to equal one folded anew from the log's first record.
+    pub fn check_rebuild(&self) -> Result<()> {
+        let check = self.flotilla(&["log", "check"])?;
+        ensure!(check["equal"] == true && check["position"].as_u64() > Some(1), "{check}");
+        Ok(())
+    }
+
     /// What an agent says of itself, asked on its own machine.
     pub fn status(&self, agent: &Agent) -> Result<Value> {
         let data = agent.data.to_str().context("UTF-8")?;

@@ -60,6 +60,7 @@ impl Scene {
                 (run.stat(&agent.name, "blocks_fetched")?, run.stat(&agent.name, "blocks_total")?);
             ensure!(fetched == total, "{} fetched {fetched} blocks of {total}", agent.name);
         }
+        self.world.check_rebuild()?;
         Ok(run)
     }
 }
@@ -122,6 +123,37 @@ fn control_killed_and_restarted_in_the_middle() -> Result<()> {
     let mut scene = Scene::begin(&Options::default(), TREE, 2, SLOW)?;
     scene.wait_middle()?;
     scene.world.control.restart()?;
+    scene.check()?;
+    Ok(())
+}
+
+#[test]
+fn all_agents_away_and_control_restarted_loses_nothing() -> Result<()> {
+    let mut scene = Scene::begin(&Options::default(), TREE, 2, SLOW)?;
+    scene.wait_middle()?;
+    scene.source.process.kill();
+    for agent in &mut scene.destinations {
+        agent.process.kill();
+    }
+    scene.world.control.restart()?;
+    scene.world.check_rebuild()?;
+    scene.source.restart()?;
+    for agent in &mut scene.destinations {
+        agent.restart()?;
+    }
+    scene.check()?;
+    Ok(())
+}
+
+#[test]
+fn a_tracker_killed_in_the_middle_is_not_missed() -> Result<()> {
+    let mut scene = Scene::begin(&Options { tracker: true, nats: None }, TREE, 2, SLOW)?;
+    scene.wait_middle()?;
+    if let Some(tracker) = &mut scene.world.tracker {
+        tracker.kill();
+    }
+    // Somebody who comes back has to find the others without it.
+    scene.destinations[1].restart()?;
     scene.check()?;
     Ok(())
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::{Options, Tree, World, differences};
+use e2e::{Options, Run, Tree, World, differences};
 use event_log_nats::testing::{NatsServer, server_or_skip};
+use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -33,10 +34,21 @@ fn a_distribution_over_nats_survives_the_server_and_the_service() -> Result<()> 
         let found = differences(&folder, got)?;
         ensure!(found.is_empty(), "{found}");
     }
-    let before = world.flotilla(&["runs", "show", &run])?;
+    world.check_rebuild()?;
+    let figures = |run: &Run| -> Result<Vec<Value>> {
+        let names = ["source", "agent-0", "agent-1"];
+        names
+            .iter()
+            .map(|name| Ok(serde_json::json!([run.agent(name)?["state"], run.agent(name)?["stats"]])))
+            .collect()
+    };
+    // What the source sent is its last word, after the run has ended.
+    world.wait_run(&run, LIMIT, |run| run.agent("source").is_ok_and(|a| a["state"] == "done"))?;
+    let before = world.run(&run)?;
     world.control.restart()?;
     world.wait_online(&["source", "agent-0", "agent-1"])?;
-    let after = world.flotilla(&["runs", "show", &run])?;
-    ensure!(before["agents"] == after["agents"], "before {before:#}\nafter {after:#}");
+    let after = world.run(&run)?;
+    ensure!(figures(&before)? == figures(&after)?, "before {:#}\nafter {:#}", before.0, after.0);
+    world.check_rebuild()?;
     Ok(())
 }

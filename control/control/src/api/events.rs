@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event as Sse, KeepAlive};
 use axum::response::{IntoResponse, Response};
+use control_core::projection::Views;
 use event_log::{Position, ReadLimit};
 use event_schema::Record;
 use futures::Stream;
@@ -16,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::IntoParams;
 
 use super::error::{Json, Query};
-use super::view::{ErrorView, LogView, RecordView};
+use super::view::{ErrorView, LogCheckView, LogView, RecordView};
 use super::{Api, ApiError, PAGE_DEFAULT, PAGE_MAX, shape};
 
 /// Records read at once for one stream.
@@ -69,6 +70,42 @@ pub(super) async fn log(
         }
     }
     Ok(Json(LogView { records, next }))
+}
+
+/// Folds the log anew from its first record and compares with the live state.
+#[utoipa::path(get, path = "/api/v1/log/check", tag = "log",
+    responses((status = 200, body = LogCheckView), (status = 401, body = ErrorView), (status = 503, body = ErrorView)))]
+pub(super) async fn check(State(api): State<Api>) -> Result<Json<LogCheckView>, ApiError> {
+    let (position, live) = {
+        let views = api.service.views();
+        (views.position(), views.hash())
+    };
+    let mut rebuilt = Views::default();
+    while rebuilt.position() < position {
+        let next = rebuilt.position() + 1;
+        for (at, record) in read(&api, next, PAGE_MAX).await? {
+            if at > position {
+                break;
+            }
+            if at != rebuilt.position() + 1 {
+                return Err(ApiError::unavailable(format!(
+                    "the log has no record {}",
+                    rebuilt.position() + 1
+                )));
+            }
+            rebuilt.apply(at, &record);
+        }
+        if rebuilt.position() < next {
+            return Err(ApiError::unavailable(format!("the log ends before record {next}")));
+        }
+    }
+    let rebuilt = rebuilt.hash();
+    Ok(Json(LogCheckView {
+        position,
+        state_hash: shape::hex(&live),
+        rebuilt_hash: shape::hex(&rebuilt),
+        equal: live == rebuilt,
+    }))
 }
 
 async fn read(api: &Api, from: u64, limit: usize) -> Result<Vec<(u64, Record)>, ApiError> {

@@ -102,6 +102,7 @@ impl Api {
             .route("/runs/{run}/history", get(runs::history))
             .route("/runs/{run}/stop", post(runs::stop))
             .route("/log", get(events::log))
+            .route("/log/check", get(events::check))
             .route("/events", get(events::stream))
             .route_layer(middleware::from_fn_with_state(self.clone(), auth::check));
         let api = guarded.route("/openapi.json", get(openapi::show));

@@ -17,7 +17,7 @@ use super::{agents, events, groups, health, jobs, runs, tokens};
         groups::list, groups::create, groups::show, groups::add, groups::remove,
         jobs::list, jobs::create, jobs::show, jobs::start, jobs::remove,
         runs::list, runs::show, runs::history, runs::stop,
-        events::log, events::stream,
+        events::log, events::check, events::stream,
     ),
     security(("token" = [])),
     modifiers(&Token)

@@ -52,6 +52,17 @@ shapes! {
         /// Whether the log takes records.
         healthy: bool,
     }
+    /// The live state against one that was folded anew from the log's first record.
+    LogCheckView {
+        /// Position at which both were taken.
+        position: u64,
+        /// SHA-256 over all live projections (hex).
+        state_hash: String,
+        /// SHA-256 over the projections folded anew (hex).
+        rebuilt_hash: String,
+        /// Whether the two are the same.
+        equal: bool,
+    }
     /// A page of agents.
     AgentsView {
         /// In the order of their ids.

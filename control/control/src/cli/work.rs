@@ -9,8 +9,8 @@ use super::client::{Client, segment};
 use super::{Done, Failure, output, place, watch};
 use crate::api::bootstrap_place;
 use crate::api::view::{
-    HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView, LogView, ProblemView, RunSummary,
-    RunView, RunsView, StatusView, StopWish,
+    HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView, LogCheckView, LogView, ProblemView,
+    RunSummary, RunView, RunsView, StatusView, StopWish,
 };
 
 #[derive(Debug, Subcommand)]
@@ -116,6 +116,9 @@ pub(super) enum Log {
         #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
         limit: u64,
     },
+    /// Fold the whole log anew and compare with the live state; 1 if they differ
+    #[command(after_help = "Example: flotilla log check")]
+    Check,
 }
 
 pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
@@ -288,7 +291,10 @@ fn say_history(history: &[HistoryView]) -> Done {
 }
 
 pub(super) fn log(client: &Client, json: bool, command: &Log) -> Done {
-    let Log::Show { from, stream, limit } = command;
+    let (from, stream, limit) = match command {
+        Log::Show { from, stream, limit } => (from, stream, limit),
+        Log::Check => return check(client, json),
+    };
     let stream = stream.as_ref().map(|s| format!("&stream={}", segment(s))).unwrap_or_default();
     let (mut from, mut left) = (*from, *limit);
     loop {
@@ -312,6 +318,20 @@ pub(super) fn log(client: &Client, json: bool, command: &Log) -> Done {
         }
         from = page.next;
     }
+}
+
+fn check(client: &Client, json: bool) -> Done {
+    let check: LogCheckView = client.get("log/check")?;
+    let word = if check.equal { "equals" } else { "DIFFERS FROM" };
+    if json {
+        output::say_json(&check)?;
+    } else {
+        output::say(&format!(
+            "at position {} the live state {word} a rebuild from the first record\n  live     {}\n  rebuilt  {}",
+            check.position, check.state_hash, check.rebuilt_hash
+        ))?;
+    }
+    if check.equal { Ok(()) } else { Err(Failure::Quiet) }
 }
 
 pub(super) fn status(client: &Client, json: bool) -> Done {
