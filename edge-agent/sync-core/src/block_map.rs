@@ -159,6 +159,17 @@ impl BlockMap {
         self.runs(false)
     }
 
+    /// The blocks of a range that are not there, as ranges in ascending order.
+    pub(crate) fn gaps_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let (mut at, end) = (range.start, range.end.min(self.len));
+        core::iter::from_fn(move || {
+            let start = self.next(false, at).filter(|start| *start < end)?;
+            let stop = self.next(true, start).unwrap_or(end).min(end);
+            at = stop;
+            Some(start..stop)
+        })
+    }
+
     fn runs(&self, present: bool) -> impl Iterator<Item = Range<u64>> + '_ {
         let mut at = 0;
         core::iter::from_fn(move || {
@@ -434,6 +445,9 @@ mod tests {
             }
             assert_eq!(map.ranges().flatten().collect::<BTreeSet<_>>(), set);
             assert_eq!(map.gaps().flatten().count(), (len as usize) - set.len());
+            let (from, to) = (len / 3, len + 7);
+            let gaps: Vec<u64> = map.gaps_in(from..to).flatten().collect();
+            assert_eq!(gaps, (from..len).filter(|i| !set.contains(i)).collect::<Vec<_>>());
             assert!((0..len + 70).all(|i| map.contains(i) == set.contains(&i)));
             assert_eq!(BlockMap::from_ranges(len, map.ranges()), map);
             assert_eq!(BlockMap::from_summary(len, &map.to_summary()), Some(map));

@@ -316,7 +316,10 @@ impl ManifestHead {
             && head.run == run
             && head.source == AgentId::of_key(source_key)
             && (1..=MANIFEST_LEN_MAX).contains(&head.len)
-            && head.blocks < 1 << 48;
+            // Each block has its hash in the manifest: nobody is to make room for more than can be.
+            && head.blocks <= head.len / size_of::<Hash>() as u64
+            && head.bytes <= head.blocks.saturating_mul(u64::from(BLOCK_LEN))
+            && head.entries <= head.len;
         if fits { Ok(head) } else { Err(malformed) }
     }
 
@@ -548,5 +551,12 @@ mod tests {
         assert!(head.counts(&manifest));
         assert!(ManifestHead::open(&signed, RunId([3; 16]), &public).is_err());
         assert!(ManifestHead::open(&signed, run, &[4; 32]).is_err());
+        for wrong in [
+            ManifestHead { blocks: 1 << 32, ..head.clone() },
+            ManifestHead { bytes: head.blocks * u64::from(BLOCK_LEN) + 1, ..head.clone() },
+            ManifestHead { entries: head.len + 1, ..head },
+        ] {
+            assert!(ManifestHead::open(&wrong.sign(&key), run, &public).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::action::Action;
 use crate::block_map::BlockMap;
 use crate::config::{OriginConfig, UploadConfig};
 use crate::merkle::Hash;
-use crate::ranges::{Space, messages, of_space};
+use crate::ranges::{Space, disjoint, messages, of_space};
 use crate::upload::{CHOSEN, Cancelled, Uploads};
 use spread::{Spread, Stretch};
 
@@ -172,8 +172,10 @@ impl Origin {
 
     fn handle_have(&mut self, id: AgentId, ranges: &[BlockRange]) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        for block in of_space(ranges, Space::Content, self.blocks).flatten() {
-            if peer.have.insert(block) {
+        for range in disjoint(ranges, Space::Content, self.blocks) {
+            let news: Vec<_> = peer.have.gaps_in(range.clone()).collect();
+            peer.have.insert_range(range);
+            for block in news.into_iter().flatten() {
                 self.spread.claim(block);
                 peer.deferred.remove(&block);
                 if peer.promised.remove(&block).is_some() {

@@ -23,7 +23,7 @@ use crate::block_map::{BlockCounts, BlockMap};
 use crate::chance::Chance;
 use crate::config::FetchConfig;
 use crate::pace::Pace;
-use crate::ranges::{Space, merge, messages, of_space};
+use crate::ranges::{Space, disjoint, merge, messages};
 use patience::Patience;
 
 /// How often timeouts are looked at while something is missing.
@@ -231,28 +231,27 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let counted = peer.counts();
         let (mut news, mut spared) = (false, Vec::new());
-        for range in of_space(ranges, self.space, self.have.len()) {
-            if range.end - range.start <= 256 {
-                for block in range {
-                    if peer.have.insert(block) && counted && self.supply.add(block) == 1 {
+        // What comes in long ranges is counted at once: chunks that are all alike stay so.
+        let mut added: Option<BlockMap> = None;
+        for range in disjoint(ranges, self.space, self.have.len()) {
+            let gaps: Vec<_> = peer.have.gaps_in(range.clone()).collect();
+            peer.have.insert_range(range);
+            for gap in gaps.into_iter().filter(|_| counted) {
+                if gap.end - gap.start > 256 {
+                    added.get_or_insert_with(|| BlockMap::new(self.have.len())).insert_range(gap);
+                    continue;
+                }
+                for block in gap {
+                    if self.supply.add(block) == 1 {
                         news |= !self.taken.contains(block);
                         spared.push(block);
                     }
                 }
-            } else {
-                let mut added = BlockMap::from_ranges(self.have.len(), [range.clone()]);
-                for old in peer.have.ranges().skip_while(|r| r.end <= range.start) {
-                    if old.start >= range.end {
-                        break;
-                    }
-                    old.for_each(|block| _ = added.remove(block));
-                }
-                peer.have.insert_range(range);
-                if counted {
-                    self.supply.add_map(&added);
-                    news = true;
-                }
             }
+        }
+        if let Some(added) = added {
+            self.supply.add_map(&added);
+            news |= added.next_not_in(&self.taken, 0).is_some();
         }
         peer.dry = false;
         if news {

@@ -172,6 +172,45 @@ fn a_request_for_everything_is_bounded() {
     assert_eq!(uploads, 15);
 }
 
+/// A run of 128 GiB in which a peer says in one message, thousands of times over, that it has everything.
+#[test]
+fn having_everything_many_times_costs_no_more_than_once() {
+    let blocks = 1 << 22;
+    let all = |first, count| BlockRange { first: BlockAddress::content(first), count };
+    let (signed, hashes, _) = manifest();
+    let id = AgentId::of_key(&source().verifying_key().to_bytes());
+    let head = ManifestHead {
+        version: 1,
+        run: RUN,
+        source: id,
+        len: blocks * 32,
+        root: [0; 32],
+        entries: 1,
+        bytes: blocks * u64::from(BLOCK_LEN),
+        blocks,
+    };
+    let begun = std::time::Instant::now();
+    let (uploads, config) = (UploadConfig::default(), OriginConfig::default());
+    let mut origin = Origin::new("test".into(), signed, hashes, blocks, config, uploads);
+    let mut d = destination();
+    origin.handle_connected(at(0), peer(1));
+    d.handle_connected(at(0), peer(1));
+    let messages = [
+        hello(),
+        Head { signed: head.sign(&source()) }.into(),
+        Have { ranges: (0..8192).map(|i| all(i, u32::MAX)).collect() }.into(),
+        Have { ranges: (0..8192).map(|i| all(8192 - i, u32::MAX - 1)).collect() }.into(),
+        Have { ranges: vec![all(0, u32::MAX); 8192] }.into(),
+    ];
+    for message in messages {
+        origin.handle_message(at(0), peer(1), message.clone());
+        d.handle_message(at(0), peer(1), message);
+    }
+    assert_eq!(origin.complete_peers(), 1);
+    assert!(d.head().is_some() && !d.is_avoided(peer(1)));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
 fn any_message() -> impl Strategy<Value = PeerMessage> {
     let address = prop_oneof![
         (0..BLOCKS + 10).prop_map(BlockAddress::content),
