@@ -1,10 +1,11 @@
-//! Files with secrets: written beside and renamed, so that there is the old one or the new one, and
-//! readable by their owner alone.
+//! Files with secrets: written beside, synced and renamed, so that after a crash there is the old one or
+//! the new one, and readable by their owner alone.
 
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
+/// Replaces the file in one step; when this returns, the new one is on disk.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
@@ -21,7 +22,13 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = options.open(beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(beside, path)
+    fs::rename(beside, path)?;
+    sync_folder(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// Makes renames in a folder last.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
 }
 
 #[cfg(test)]

@@ -14,9 +14,11 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use event_schema::{AgentId, Timestamp};
+use event_schema::AgentId;
+#[cfg(test)]
+use event_schema::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, broadcast, watch};
@@ -24,6 +26,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use crate::pki::{Pki, PkiError};
+use crate::service::now;
 pub use fleet::{EnrolDecision, EnrolRequest, Fleet, ReportError, Session};
 use registry::{Kick, Registry};
 
@@ -257,10 +260,4 @@ impl Drop for Stranger {
             }
         }
     }
-}
-
-/// Wall time.
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

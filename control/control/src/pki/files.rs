@@ -4,14 +4,15 @@
 //! SHA-256 over purpose and key. Files are 0600, written beside and renamed, synced with their folder.
 
 use std::fs;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::PkiError;
+use crate::private_file;
 
 const HEADER: &str = "flotilla key v1";
 
@@ -73,18 +74,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
     })
 }
 
-/// Replaces the file in one step: after a crash there is the old one or the new one.
+/// Replaces the file in one step.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
-    let io = |source| PkiError::Io { path: path.to_owned(), source };
-    let beside: PathBuf = path.with_extension("tmp");
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&beside).map_err(io)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
-    fs::rename(&beside, path).map_err(io)?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
+    private_file::write(path, bytes).map_err(|source| PkiError::Io { path: path.to_owned(), source })
 }
 
 /// Makes a folder that only its owner can enter.
@@ -98,7 +90,5 @@ pub(super) fn make_folder(path: &Path) -> Result<(), PkiError> {
 
 /// Makes renames in a folder last.
 pub(super) fn sync_folder(path: &Path) -> Result<(), PkiError> {
-    fs::File::open(path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|source| PkiError::Io { path: path.to_owned(), source })
+    private_file::sync_folder(path).map_err(|source| PkiError::Io { path: path.to_owned(), source })
 }
