@@ -142,13 +142,17 @@ impl World {
 
     /// Runs an operator's command with `--json` and reads its answer.
     pub fn flotilla(&self, args: &[&str]) -> Result<Value> {
+        let lines = self.flotilla_lines(args)?;
+        lines.into_iter().next_back().with_context(|| format!("an answer to {args:?}"))
+    }
+
+    /// The same for a command that answers in JSON lines.
+    pub fn flotilla_lines(&self, args: &[&str]) -> Result<Vec<Value>> {
         let data = self.path().join("control");
         let mut all: Vec<&str> = args.to_vec();
         all.extend(["--json", "--data", data.to_str().context("UTF-8")?]);
-        let output = run(&binary("flotilla"), all)?;
-        let text = String::from_utf8(output.stdout)?;
-        let last = text.lines().last().unwrap_or("null");
-        serde_json::from_str(last).or_else(|_| serde_json::from_str(&text)).with_context(|| text.clone())
+        let text = String::from_utf8(run(&binary("flotilla"), all)?.stdout)?;
+        text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
     }
 
     /// Writes a bootstrap file whose token names the agent.
