@@ -5,6 +5,9 @@ use core::time::Duration;
 /// Content blocks of a run: 128 TiB, so that a block map never needs more than 16 MiB before anything is there.
 pub const BLOCKS_MAX: u64 = 1 << 32;
 
+/// Blocks of one request that are answered at all; our own requests name 1024 at most.
+pub(crate) const REQUEST_MAX: usize = 8192;
+
 /// How a destination fetches.
 #[derive(Clone, Debug)]
 pub struct FetchConfig {

@@ -23,7 +23,7 @@ use timebase::Instant;
 
 use crate::action::Action;
 use crate::block_map::BlockMap;
-use crate::config::{OriginConfig, UploadConfig};
+use crate::config::{OriginConfig, REQUEST_MAX, UploadConfig};
 use crate::merkle::Hash;
 use crate::ranges::{Space, disjoint, messages, of_space};
 use crate::upload::{CHOSEN, Cancelled, Uploads};
@@ -31,8 +31,6 @@ use spread::{Spread, Stretch};
 
 /// How often overdue promises and deferred requests are looked for.
 const TICK: Duration = Duration::from_millis(250);
-/// Blocks of one request that are answered at all; our own requests name 1024 at most.
-const REQUEST_MAX: usize = 8192;
 /// Blocks of choice handed out to one peer before it is the next one's turn.
 const TURN: u32 = 16;
 
