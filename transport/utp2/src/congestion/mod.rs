@@ -72,7 +72,7 @@ struct Shared {
     epoch: u32,
     delivery: Delivery,
     base_loss: BaseLoss,
-    /// Largest queue delay of the present and the previous half minute.
+    /// Largest queue delay of the present and the previous quarter of a minute.
     queue_peak: [Duration; 2],
     peak_began: Instant,
     /// Noise of the queue delay between neighbouring intervals.
