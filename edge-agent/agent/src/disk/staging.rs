@@ -8,12 +8,12 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass, RunId};
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Dir, DirEntry, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use sync_core::manifest::{Entry, Kind, Manifest, STAGING_FOLDER};
 use sync_core::merkle::block_hash;
@@ -59,7 +59,6 @@ pub(crate) struct Staging {
     /// Reads finished files for others.
     placed: BlockReader,
     staging_path: Vec<u8>,
-    root_path: PathBuf,
     inner: Mutex<Inner>,
 }
 
@@ -104,7 +103,6 @@ impl Staging {
         let staging = Self {
             placed: BlockReader::new(folder, manifest.clone()),
             staging_path,
-            root_path: root.to_path_buf(),
             inner: Mutex::new(Inner {
                 journal,
                 missing: HashMap::new(),
@@ -156,7 +154,15 @@ impl Staging {
         let mut missing = Missing { blocks: blocks.len() as u64, have: vec![false; blocks.len()] };
         let existing = self.folder().open_file(&e.path).ok();
         let existing_len = existing.as_ref().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len());
-        let partial = self.open_partial(entry, false).ok();
+        let partial = match self.open_partial(entry, false) {
+            Ok(file) => Some(file),
+            Err(Errno::NOENT) => None,
+            // Nothing that we made.
+            Err(_) => {
+                self.remove_partial(entry);
+                None
+            }
+        };
         let mut found = Vec::new();
         let mut only_existing = existing.is_some() && existing_len == *size;
         for (nth, block) in range.clone().enumerate() {
@@ -329,18 +335,25 @@ impl Staging {
     pub(crate) fn remove_staging(&self) {
         self.lock().files.clear();
         self.folder().forget();
-        let path = |rel: &[u8]| {
-            use std::os::unix::ffi::OsStrExt;
-            self.root_path.join(std::ffi::OsStr::from_bytes(rel))
-        };
-        // `remove_dir_all` of std does not follow symlinks, and the path is ours but for the root.
-        if let Err(e) = std::fs::remove_dir_all(path(&self.staging_path))
-            && e.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(error = %e, "cannot remove the staging folder");
+        match self.try_remove_staging() {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => tracing::warn!(%error, "cannot remove the staging folder"),
         }
+        self.folder().forget();
         // Other runs may be using theirs.
-        let _ = std::fs::remove_dir(path(STAGING_FOLDER));
+        let _ = fs::unlinkat(self.folder().root(), STAGING_FOLDER, AtFlags::REMOVEDIR);
+    }
+
+    /// Gets there name by name as everything else does: whoever may write to the destination must not
+    /// have us remove something elsewhere by laying a symlink.
+    fn try_remove_staging(&self) -> rustix::io::Result<()> {
+        let staging = self.staging_folder()?;
+        let names: Vec<_> = Dir::read_from(&staging)?.collect::<rustix::io::Result<_>>()?;
+        for name in names.iter().map(DirEntry::file_name).filter(|name| *name != c"." && *name != c"..") {
+            fs::unlinkat(&staging, name, AtFlags::empty())?;
+        }
+        let (parent, name) = self.folder().parent(&self.staging_path)?;
+        fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)
     }
 
     fn is_whole_but_not_placed(&self, entry: usize) -> bool {
@@ -413,7 +426,9 @@ impl Staging {
         }
         let staging = self.staging_folder()?;
         let fd = fs::openat(staging.as_fd(), partial_name(entry).as_bytes(), flags, Mode::RUSR | Mode::WUSR)?;
-        if file_type(&fs::fstat(&fd)?) != FileType::RegularFile {
+        let stat = fs::fstat(&fd)?;
+        // One with another name is somebody else's file, laid here to be written to.
+        if file_type(&stat) != FileType::RegularFile || stat.st_nlink != 1 {
             return Err(Errno::INVAL);
         }
         let file = Arc::new(File::from(fd));

@@ -248,6 +248,39 @@ fn nothing_outside_the_folder_is_touched() {
 }
 
 #[test]
+fn links_laid_in_the_staging_folder_lead_nowhere() {
+    let (src, dst, state, outside) =
+        (sample_tree(), tempdir().expect("room"), tempdir().expect("room"), tempdir().expect("room"));
+    let (manifest, _) = indexed(src.path());
+    let (hidden, victim) = (dst.path().join(".flotilla"), outside.path().join("victim"));
+    let staged = hidden.join(RUN.to_string());
+    fs::write(&victim, b"precious").expect("room");
+    fs::create_dir_all(&staged).expect("room");
+    for entry in 0..manifest.entries().len() {
+        let place = staged.join(entry.to_string());
+        if entry % 2 == 0 { fs::hard_link(&victim, place) } else { symlink(&victim, place) }.expect("room");
+    }
+    let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+    let opened = open(dst.path(), state.path(), &manifest);
+    assert_eq!(opened.problems, []);
+    carry(&source, &opened.staging, 0..manifest.blocks());
+    assert_eq!(opened.staging.finalize(), []);
+    assert_eq!(listing(src.path()), listing(dst.path()));
+    assert_eq!(fs::read(&victim).expect("there"), b"precious");
+
+    let (dst, state) = (tempdir().expect("room"), tempdir().expect("room"));
+    let staging = open(dst.path(), state.path(), &manifest).staging;
+    let inside = outside.path().join(RUN.to_string());
+    fs::create_dir(&inside).expect("room");
+    fs::write(inside.join("kept"), b"precious").expect("room");
+    let hidden = dst.path().join(".flotilla");
+    fs::rename(&hidden, dst.path().join("away")).expect("ours");
+    symlink(outside.path(), &hidden).expect("room");
+    staging.remove_staging();
+    assert_eq!(fs::read(inside.join("kept")).expect("there"), b"precious");
+}
+
+#[test]
 fn a_folder_with_content_in_place_of_a_file_is_left_alone() {
     let (src, dst, state) = (sample_tree(), tempdir().expect("room"), tempdir().expect("room"));
     let (manifest, _) = indexed(src.path());

@@ -17,7 +17,7 @@ use sync_core::manifest_block_len;
 use tokio::sync::mpsc;
 use utp2_tokio::{BlockSink, BlockSource, Handle};
 
-use super::limits::{BLOCKS_HELD, PIECES_PATIENCE, REPEATS};
+use super::limits::{BLOCKS_BEGUN, BLOCKS_HELD, PIECES_APART, PIECES_PATIENCE, REPEATS};
 use crate::disk::{BlockReader, ReadError, Staging};
 
 /// Where the content is.
@@ -203,6 +203,34 @@ impl Blocks {
         }
     }
 
+    /// Puts a piece in its place; gives the block if that makes it whole.
+    fn put(&self, inbox: &mut Inbox, address: BlockAddress, offset: u32, piece: &[u8]) -> Option<Assembly> {
+        let drop_it = || {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        };
+        if !inbox.open.contains_key(&address) {
+            if inbox.done.get(&address).is_some_and(|at| at.elapsed() < REPEATS) {
+                return None;
+            }
+            let begun = (inbox.open.len() < BLOCKS_BEGUN).then(|| self.begin(address)).flatten();
+            let Some(assembly) = begun else {
+                drop_it();
+                return None;
+            };
+            inbox.open.insert(address, assembly);
+        }
+        let assembly = inbox.open.get_mut(&address)?;
+        if !assembly.put(offset, piece) {
+            drop_it();
+            return None;
+        }
+        if !assembly.is_whole() {
+            return None;
+        }
+        inbox.note_done(address);
+        inbox.open.remove(&address)
+    }
+
     fn begin(&self, address: BlockAddress) -> Option<Assembly> {
         let len = self.len_of(address)? as usize;
         let held = Held(self.held.clone());
@@ -238,25 +266,7 @@ impl BlockSink for Blocks {
         let address = BlockAddress(tag);
         let mut inboxes = lock(&self.inboxes);
         let Some(inbox) = inboxes.get_mut(&handle) else { return };
-        if !inbox.open.contains_key(&address) {
-            if inbox.done.get(&address).is_some_and(|at| at.elapsed() < REPEATS) {
-                return;
-            }
-            let Some(assembly) = self.begin(address) else {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-                return;
-            };
-            inbox.open.insert(address, assembly);
-        }
-        let Some(assembly) = inbox.open.get_mut(&address) else { return };
-        if !assembly.put(offset, data) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        if assembly.is_whole()
-            && let Some(Assembly { data, held, .. }) = inbox.open.remove(&address)
-        {
-            inbox.note_done(address);
+        if let Some(Assembly { data, held, .. }) = self.put(inbox, address, offset, data) {
             // The receiver is gone only when the run is.
             let _ = self.arrivals.send(Arrived { handle, address, data, _held: held });
         }
@@ -283,6 +293,9 @@ impl Inbox {
 impl Assembly {
     /// Puts a piece in its place; false if it does not fit.
     fn put(&mut self, offset: u32, piece: &[u8]) -> bool {
+        if piece.is_empty() || self.have.len() >= PIECES_APART {
+            return false;
+        }
         let Some(data) = Arc::get_mut(&mut self.data) else { return false };
         let Some(place) = data.get_mut(offset as usize..).and_then(|d| d.get_mut(..piece.len())) else {
             return false;
@@ -338,11 +351,35 @@ mod tests {
     }
 
     #[test]
+    fn one_peer_does_not_take_the_room_of_all() {
+        let (blocks, _arrivals) = Blocks::new(false);
+        let len = 4000 * agent_proto::limits::BLOCK_LEN as u64;
+        blocks.set_manifest_len(len);
+        let (mut liar, mut honest) = (Inbox::default(), Inbox::default());
+        let begin = |inbox: &mut Inbox, block| {
+            assert!(blocks.put(inbox, BlockAddress::manifest(block), 0, &[1]).is_none());
+        };
+        (0..4000).for_each(|block| begin(&mut liar, block));
+        (0..1000).for_each(|block| begin(&mut honest, block));
+        assert_eq!((liar.open.len(), honest.open.len()), (BLOCKS_BEGUN, 1000));
+        drop(liar);
+        assert_eq!(blocks.held.load(Ordering::Relaxed), 1000);
+    }
+
+    #[test]
+    fn a_block_in_dust_is_not_kept() {
+        let mut a = assembly(32 * 1024);
+        let taken = (0..16 * 1024).filter(|i| a.put(2 * i, &[1])).count();
+        assert_eq!(taken, PIECES_APART);
+    }
+
+    #[test]
     fn pieces_that_do_not_fit_change_nothing() {
         let mut a = assembly(100);
         assert!(!a.put(90, &[1; 11]));
         assert!(!a.put(u32::MAX, &[1]));
         assert!(a.have.is_empty());
+        assert!(!a.put(50, &[]) && a.have.is_empty());
         assert!(a.put(0, &[1; 100]) && a.is_whole());
     }
 }

@@ -7,6 +7,13 @@ use std::time::Duration;
 /// it. 96 MiB at worst.
 pub(super) const BLOCKS_HELD: usize = 3072;
 
+/// Blocks of one connection that are there in part. Above what we ask of a peer (1024 by number and 512 of
+/// its choice) and below [`BLOCKS_HELD`]: one that sends unasked does not take the room of the others.
+pub(super) const BLOCKS_BEGUN: usize = 2048;
+
+/// Separate ranges of one block: honest peers make some 25 pieces of a block.
+pub(super) const PIECES_APART: usize = 256;
+
 /// Pieces of a block that was whole a moment ago are late repeats and not the beginning of another one.
 pub(super) const REPEATS: Duration = Duration::from_secs(2);
 
@@ -40,6 +47,13 @@ pub(super) const CROSSING: Duration = Duration::from_secs(3);
 
 /// Bytes of messages waiting for a peer that does not take them; then its connection is closed.
 pub(super) const MESSAGES_WAITING: usize = 32 << 20;
+
+/// What a message that waits costs beside its bytes.
+pub(super) const MESSAGE_COST: usize = 64;
+
+/// Blocks of one peer that wait to be looked up on the disk. Far above [`SENDING`]: only a peer that asks
+/// and takes back all the time gets there, and loses its connection.
+pub(super) const READS_WAITING: usize = 4096;
 
 /// Things that may wait for a run's task; who brings more waits.
 pub(super) const EVENTS_WAITING: usize = 4096;

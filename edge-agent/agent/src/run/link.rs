@@ -1,6 +1,6 @@
 //! One connection of a run: tasks that carry messages and news of blocks to and from the run's task.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use utp2_tokio::{BlockEvent, Connection, Handle};
 
 use super::event::Wakeup;
-use super::limits::MESSAGES_WAITING;
+use super::limits::{MESSAGE_COST, MESSAGES_WAITING};
 
 /// Close codes of the peer protocol.
 pub(super) mod code {
@@ -34,6 +34,10 @@ pub(super) struct Link {
     pub(super) opened: Instant,
     /// Content blocks given to the transport, and their lengths.
     pub(super) sending: HashMap<u64, u32>,
+    /// Content blocks that are being looked up and still wanted.
+    pub(super) reading: HashSet<u64>,
+    /// Content blocks that are being looked up at all.
+    pub(super) reads: usize,
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     waiting: Arc<AtomicUsize>,
     tasks: JoinSet<()>,
@@ -59,6 +63,8 @@ impl Link {
             conn,
             opened: Instant::now(),
             sending: HashMap::new(),
+            reading: HashSet::new(),
+            reads: 0,
             outgoing,
             waiting,
             tasks,
@@ -82,7 +88,8 @@ impl Link {
     /// Queues a message; a peer that does not take them loses the connection.
     pub(super) fn send(&self, message: &PeerMessage) {
         let bytes = message.encode();
-        let waiting = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        let cost = bytes.len() + MESSAGE_COST;
+        let waiting = self.waiting.fetch_add(cost, Ordering::Relaxed) + cost;
         if waiting > MESSAGES_WAITING {
             self.close(code::SLOW, "messages are not taken");
         }
@@ -101,7 +108,7 @@ async fn send(conn: Connection, mut queue: mpsc::UnboundedReceiver<Vec<u8>>, wai
             tracing::debug!(%error, "message not sent");
             return;
         }
-        waiting.fetch_sub(message.len(), Ordering::Relaxed);
+        waiting.fetch_sub(message.len() + MESSAGE_COST, Ordering::Relaxed);
     }
 }
 

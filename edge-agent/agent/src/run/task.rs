@@ -331,6 +331,7 @@ impl Task {
                 if let Some(p) = self.peers.get_mut(&peer) {
                     p.link.conn.cancel_block(block.0);
                     p.link.sending.remove(&block.0);
+                    p.link.reading.remove(&block.0);
                 }
             }
             Action::ManifestComplete => self.prepare(),

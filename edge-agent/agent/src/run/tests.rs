@@ -451,7 +451,8 @@ async fn who_is_not_in_the_run_or_lacks_its_secret_gets_nothing() {
     scene.agents[0].runs().join(join).await;
     let source = &scene.agents[0];
     source.wait("the failure", || (source.status().state == "failed").then_some(())).await;
-    assert!(source.problems().iter().any(|p| p.class == ProblemClass::NotFound));
+    let told = || source.problems().iter().any(|p| p.class == ProblemClass::NotFound).then_some(());
+    source.wait("why", told).await;
     scene.shut_down().await;
 }
 

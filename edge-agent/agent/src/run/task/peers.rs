@@ -54,7 +54,9 @@ impl Task {
             return conn.close(code::CROWDED, "as many peers as there may be");
         }
         let limited = self.host.limiter.as_ref().map(|limiter| limiter.add(&conn));
-        self.blocks.admit(conn.handle());
+        if !self.is_avoided(agent) {
+            self.blocks.admit(conn.handle());
+        }
         self.handles.insert(conn.handle(), agent);
         tracing::info!(run = %self.join.run, peer = %agent, remote = %conn.remote(), "peer connected");
         let mut link = Link::new(agent, conn, &self.wakeups);

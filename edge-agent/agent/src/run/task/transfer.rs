@@ -9,6 +9,7 @@ use super::{Machine, Task};
 use crate::disk::{ReadError, StoreError};
 use crate::run::blocks::Arrived;
 use crate::run::event::{ReadJob, WriteJob};
+use crate::run::limits::READS_WAITING;
 use crate::run::link::code;
 use crate::run::work::problem;
 
@@ -16,8 +17,14 @@ impl Task {
     pub(super) fn upload(&mut self, agent: AgentId, address: BlockAddress, priority: u8) {
         let Some(peer) = self.peers.get_mut(&agent) else { return };
         if !address.is_manifest() {
+            let Some(workers) = &self.workers else { return };
+            if peer.link.reads >= READS_WAITING {
+                return peer.link.close(code::BROKEN, "asks for blocks and takes that back all the time");
+            }
+            peer.link.reads += 1;
+            peer.link.reading.insert(address.0);
             let job = ReadJob { agent, handle: peer.link.handle(), block: address.index(), priority };
-            return self.workers.iter().for_each(|w| w.read(job));
+            return workers.read(job);
         }
         let len = self.blocks.len_of(address);
         if len.is_none_or(|len| peer.link.conn.send_block(address.0, len, priority).is_err()) {
@@ -33,15 +40,19 @@ impl Task {
         priority: u8,
     ) {
         let address = BlockAddress::content(block);
-        match (len, self.peers.get_mut(&agent)) {
-            (Ok(len), Some(peer)) => {
+        let Some(peer) = self.peers.get_mut(&agent) else { return };
+        peer.link.reads = peer.link.reads.saturating_sub(1);
+        let wanted = peer.link.reading.remove(&address.0);
+        match len {
+            Ok(len) if wanted => {
                 // Refused only when the connection is over, which is told as well.
                 if peer.link.conn.send_block(address.0, len, priority).is_ok() {
                     peer.link.sending.insert(address.0, len);
                 }
             }
-            (Err(error), _) => self.read_failed(agent, address, error),
-            (Ok(_), None) => {}
+            // Cancelled meanwhile.
+            Ok(_) => {}
+            Err(error) => self.read_failed(agent, address, error),
         }
     }
 
@@ -135,6 +146,11 @@ impl Task {
         }
     }
 
+    /// Whether nothing is taken from a peer any more: then its blocks are not even put together.
+    pub(super) fn is_avoided(&self, peer: AgentId) -> bool {
+        matches!(&self.machine, Machine::Destination(d) if d.is_avoided(peer))
+    }
+
     pub(super) fn misbehaved(&mut self, peer: AgentId, what: Misbehaviour) {
         let (class, told) = match what {
             Misbehaviour::CorruptBlock => {
@@ -157,6 +173,11 @@ impl Task {
             }
         };
         self.reports.problem(problem(class, format_args!("agent {peer} {told}")));
+        if self.is_avoided(peer)
+            && let Some(p) = self.peers.get(&peer)
+        {
+            self.blocks.forget(p.link.handle());
+        }
         if matches!(what, Misbehaviour::BadHead | Misbehaviour::OtherHead)
             && let Some(p) = self.peers.get(&peer)
         {
