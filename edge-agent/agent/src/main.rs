@@ -81,7 +81,7 @@ Examples:
   flotilla-agent run --data ~/agent                      (once it is enrolled)
   flotilla-agent run --config /etc/flotilla-agent.toml --name camera-7")]
 struct RunArgs {
-    /// Bootstrap file, from `flotilla token create --out FILE`; ignored once the agent is enrolled.
+    /// Bootstrap file, from `flotilla token create --out FILE`; once enrolled only for a gateway that moved.
     #[arg(long, value_name = "FILE")]
     bootstrap: Option<PathBuf>,
     /// Folder for identity and state, one per agent.

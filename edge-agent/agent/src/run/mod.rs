@@ -237,14 +237,22 @@ impl RunManager {
             let seen = status.observed.get(address).map(ToString::to_string);
             serde_json::json!({ "address": address.to_string(), "up": up, "sees_us_at": seen })
         };
+        let (client, lan) = (status.client, status.lan);
         serde_json::json!({
             "trackers": status.trackers.iter().map(tracker).collect::<Vec<_>>(),
             "swarms": status.swarms,
             "lan_interfaces": status.lan_interfaces,
             "lan_error": status.lan_error,
             "hints_dropped": status.hints_dropped,
-            "tracker_counters": format!("{:?}", status.client),
-            "lan_counters": format!("{:?}", status.lan),
+            "tracker_counters": {
+                "sent": client.sent, "answers": client.answers, "timeouts": client.timeouts,
+                "ignored": client.ignored, "forged": client.forged, "stale": client.stale,
+                "events_dropped": client.events_dropped,
+            },
+            "lan_counters": {
+                "sent": lan.sent, "heard": lan.heard, "ignored": lan.ignored, "forged": lan.forged,
+                "stale": lan.stale,
+            },
         })
     }
 
