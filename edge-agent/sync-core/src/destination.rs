@@ -35,6 +35,10 @@ const HASHES_TIMEOUT: Duration = Duration::from_secs(8);
 /// Blocks of one request that are answered at all; our own requests name 1024 at most.
 const REQUEST_MAX: usize = 8192;
 
+/// Actions that wait to be taken, beyond which a peer is not told what is not here: it may ask for thousands
+/// of blocks in a message of a few bytes. 64 times what our own requests name.
+const WAITING_MAX: usize = 1 << 16;
+
 /// Which run, and who may speak for it.
 #[derive(Clone, Debug)]
 pub struct RunInfo {
@@ -564,7 +568,7 @@ impl Destination {
                 self.known.as_mut().is_some_and(|k| k.swarm(Space::of(block)).have().contains(block.index()));
             if here {
                 self.uploads.push(peer, block);
-            } else {
+            } else if self.out.len() < WAITING_MAX {
                 self.send(peer, Unavailable { block, reason: UnavailableReason::NotHere });
             }
         }

@@ -172,6 +172,20 @@ fn a_request_for_everything_is_bounded() {
     assert_eq!(uploads, 15);
 }
 
+#[test]
+fn asking_for_what_is_not_here_fills_no_memory() {
+    let (signed, _, encoded) = manifest();
+    let mut d = destination();
+    assert!(d.restore_manifest(at(0), signed, &encoded));
+    d.handle_connected(at(0), peer(1));
+    d.handle_message(at(0), peer(1), hello());
+    let all = BlockRange { first: BlockAddress::content(0), count: u32::MAX };
+    for _ in 0..256 {
+        d.handle_message(at(0), peer(1), Request { ranges: vec![all; 2] }.into());
+    }
+    assert!(actions(&mut d, at(0)).len() < 70_000);
+}
+
 /// A run of 128 GiB in which a peer says in one message, thousands of times over, that it has everything.
 #[test]
 fn having_everything_many_times_costs_no_more_than_once() {
