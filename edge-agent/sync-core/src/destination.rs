@@ -23,7 +23,7 @@ use timebase::Instant;
 
 use crate::action::{Action, Misbehaviour};
 use crate::block_map::BlockMap;
-use crate::config::{BLOCKS_MAX, FetchConfig, UploadConfig};
+use crate::config::{BLOCKS_MAX, FetchConfig, REQUEST_MAX, UploadConfig};
 use crate::manifest::{ManifestHead, blocks_of, manifest_block_hashes};
 use crate::merkle::{Hash, block_hash, tree_root};
 use crate::ranges::{Space, of_space};
@@ -32,8 +32,6 @@ use crate::upload::{Cancelled, Uploads};
 
 /// A peer that does not answer with hashes for so long is passed over.
 const HASHES_TIMEOUT: Duration = Duration::from_secs(8);
-/// Blocks of one request that are answered at all; our own requests name 1024 at most.
-const REQUEST_MAX: usize = 8192;
 
 /// Actions that wait to be taken, beyond which a peer is not told what is not here: it may ask for thousands
 /// of blocks in a message of a few bytes. 64 times what our own requests name.
