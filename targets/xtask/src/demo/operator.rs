@@ -120,7 +120,7 @@ impl Operator {
     /// The names of the agents that are online.
     pub(crate) fn online(&self) -> Result<Vec<String>> {
         let answer = self.get("agents")?;
-        let list = answer["agents"].as_array().or(answer.as_array()).context("no list of agents")?;
+        let list = answer["agents"].as_array().context("no list of agents")?;
         let online = list.iter().filter(|a| a["state"] == "online");
         Ok(online.filter_map(|a| a["name"].as_str().map(str::to_owned)).collect())
     }
