@@ -39,7 +39,7 @@ pub fn agent_name(wish: &str) -> String {
 
 /// Cuts a text for people to [`REASON_LEN_MAX`] bytes and one line.
 pub fn one_line(text: &str) -> String {
-    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut line: String = text.chars().map(|c| if is_unseen(c) { ' ' } else { c }).collect();
     truncate(&mut line, REASON_LEN_MAX);
     line
 }
@@ -69,7 +69,7 @@ pub fn tags(given: impl IntoIterator<Item = (String, String)>) -> Result<Vec<(St
                 "a tag's name has 1 to {TAG_LEN_MAX} bytes, its value at most {TAG_LEN_MAX}"
             )));
         }
-        if name.contains('=') || name.chars().chain(value.chars()).any(char::is_control) {
+        if name.contains('=') || name.chars().chain(value.chars()).any(is_unseen) {
             return Err(Rejection::Invalid(
                 "tags have no control characters, and their names no '='".to_string(),
             ));
@@ -83,7 +83,13 @@ pub fn tags(given: impl IntoIterator<Item = (String, String)>) -> Result<Vec<(St
 }
 
 fn is_bad(c: char) -> bool {
-    c.is_control() || c == ':' || c == '/' || c == '\u{2028}' || c == '\u{2029}'
+    is_unseen(c) || c == ':' || c == '/'
+}
+
+/// Control characters, and marks of lines and directions, which make a text look like another one.
+fn is_unseen(c: char) -> bool {
+    let is_mark = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || is_mark
 }
 
 fn looks_like_id(name: &str) -> bool {
@@ -112,6 +118,7 @@ mod tests {
             assert_eq!(check_name("an agent", &agent_name(bad)), Ok(()), "{bad:?}");
         }
         assert_eq!(agent_name(" nas:1/x\n "), "nas-1-x");
+        assert_eq!(agent_name("a\u{202e}b\u{1b}[2J\u{2066}"), "a-b-[2J-");
         assert!(agent_name(&"ä".repeat(100)).len() <= 116);
     }
 
@@ -124,6 +131,7 @@ mod tests {
         );
         assert!(tags([pair("", "a")]).is_err());
         assert!(tags([pair("a", &"v".repeat(257))]).is_err());
+        assert!(tags([pair("a", "\u{202e}")]).is_err());
         assert!(tags([pair("a\n", "v"), pair("b=", "v")]).is_err());
         assert!(tags((0..65).map(|i| pair(&i.to_string(), ""))).is_err());
     }
@@ -133,7 +141,7 @@ mod tests {
         let mut text = "aää".to_string();
         truncate(&mut text, 4);
         assert_eq!(text, "aä");
-        assert_eq!(one_line("a\nb"), "a b");
+        assert_eq!(one_line("a\nb\u{1b}[2J\u{202e}\u{9b}"), "a b [2J  ");
         assert!(check_path(b"/x").is_ok());
         for bad in [&b""[..], b"a\0b", &[b'a'; 4097]] {
             assert!(check_path(bad).is_err());

@@ -281,11 +281,16 @@ pub(super) fn run(views: &Views, telemetry: &Telemetry, id: RunId, run: &core::R
         problems_total: run.agents.values().map(|agent| agent.problems).sum(),
         problems: problems.into_iter().map(|(_, problem)| problem).take(PROBLEMS_MAX).collect(),
         eta_seconds: eta_seconds.and_then(|etas| etas.into_iter().max()),
-        rate_bytes_s: agents.iter().filter(remaining).map(|agent| agent.rate_bytes_s).sum(),
+        rate_bytes_s: total(agents.iter().filter(remaining).map(|agent| agent.rate_bytes_s)),
         agents,
         as_of: views.position(),
         history: None,
     }
+}
+
+/// A sum of numbers that agents told, which may be any.
+pub(crate) fn total(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
 }
 
 fn run_agent(
@@ -304,8 +309,8 @@ fn run_agent(
         if in_place { all } else { live.or(ended).unwrap_or(0).min(if all == 0 { u64::MAX } else { all }) }
     };
     let stats = part.stats;
-    let fetched = stats.map(|stats| stats.blocks_fetched + stats.blocks_reused);
-    let bytes_fetched = stats.map(|stats| stats.bytes_from_source + stats.bytes_from_peers);
+    let fetched = stats.map(|stats| stats.blocks_fetched.saturating_add(stats.blocks_reused));
+    let bytes_fetched = stats.map(|stats| stats.bytes_from_source.saturating_add(stats.bytes_from_peers));
     let (path, path_hex) = path(&part.path);
     let failing = matches!(part.state, RunAgentState::Failed | RunAgentState::Stalled);
     let error = problems.last().filter(|_| failing).map(|problem| problem.detail.clone());
@@ -562,6 +567,60 @@ fn data(event: &Event) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_number_an_agent_tells_can_be_shown() {
+        let most = TransferStats {
+            blocks_fetched: u64::MAX,
+            blocks_reused: u64::MAX,
+            bytes_from_source: u64::MAX,
+            bytes_from_peers: u64::MAX,
+            ..TransferStats::default()
+        };
+        let part = core::RunAgentView {
+            role: Role::Destination,
+            path: b"/x".to_vec(),
+            state: RunAgentState::Transferring,
+            since: Timestamp(0),
+            stats: Some(most),
+            problems: 0,
+        };
+        let (id, start) = (RunId([1; 16]), Instant::now());
+        let agents: BTreeMap<AgentId, _> = (1..=3).map(|n| (AgentId([n; 16]), part.clone())).collect();
+        let telemetry = Telemetry::default();
+        for (agent, bytes_done) in agents.keys().flat_map(|agent| [(*agent, 0), (*agent, u64::MAX)]) {
+            let progress = agent_proto::link::Progress {
+                run: id,
+                state: RunAgentState::Transferring,
+                blocks_done: u64::MAX,
+                blocks_total: u64::MAX,
+                bytes_done,
+                bytes_total: u64::MAX,
+                bytes_sent: u64::MAX,
+                peers: u32::MAX,
+                entries: u64::MAX,
+            };
+            telemetry.take(
+                agent,
+                progress,
+                start - std::time::Duration::from_millis(u64::from(bytes_done == 0)),
+            );
+        }
+        let view = core::RunView {
+            job: JobId([1; 16]),
+            job_name: "nightly".into(),
+            started: Timestamp(0),
+            finished: None,
+            outcome: None,
+            stop_reason: None,
+            manifest: None,
+            agents,
+            problems: Vec::new(),
+            history: Vec::new(),
+        };
+        let shown = run(&Views::default(), &telemetry, id, &view);
+        assert_eq!(shown.rate_bytes_s, u64::MAX);
+    }
 
     #[test]
     fn paths_are_told_without_loss() {

@@ -9,6 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::client::{Client, RequestError, segment};
 use super::work::problem_line;
 use super::{Done, Failure, output};
+use crate::api::total;
 use crate::api::view::{RunAgentView, RunView};
 
 /// How often the service is asked.
@@ -145,8 +146,8 @@ impl Screen {
 /// The run on one line.
 fn overview(run: &RunView) -> String {
     let destinations = || run.agents.iter().filter(|agent| agent.role == "destination");
-    let done: u64 = destinations().map(|agent| agent.bytes_done).sum();
-    let all: u64 = destinations().map(|agent| agent.bytes_total).sum();
+    let done = total(destinations().map(|agent| agent.bytes_done));
+    let all = total(destinations().map(|agent| agent.bytes_total));
     let ended = destinations().filter(|agent| agent.state.starts_with("done")).count();
     let mut line = format!("{}: {}", run.job_name, run.state);
     if run.state == "preparing"
