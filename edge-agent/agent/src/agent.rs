@@ -162,6 +162,7 @@ async fn serve(
         lan: settings.lan.clone(),
         advertise: settings.advertise.clone(),
         upload_limit: settings.upload_limit,
+        datagram: settings.datagram,
         corrupt_blocks: settings.corrupt_blocks,
         clock: clock.clone(),
         reporter: reporter.clone(),

@@ -12,7 +12,7 @@ use agent_proto::{Bootstrap, ManagementServer, parse_fingerprint};
 use serde::Deserialize;
 
 use crate::discovery::{LanConfig, LanInterfaces};
-use crate::limits::{CONFIG_LEN_MAX, OUTBOX_MAX, RUNS_MAX};
+use crate::limits::{CONFIG_LEN_MAX, DATAGRAM_ANYWHERE, DATAGRAM_LOOPBACK, DATAGRAMS, OUTBOX_MAX, RUNS_MAX};
 
 /// Why the configuration is no good.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,8 @@ struct FileLimits {
     outbox: Option<u64>,
     /// Bytes a second, as `"6MB"`.
     upload: Option<Rate>,
+    /// Bytes of a µTP2 datagram's UDP payload; default [`DATAGRAM_ANYWHERE`].
+    datagram: Option<u16>,
 }
 
 /// Bytes a second in a file: text as on the command line.
@@ -162,6 +164,8 @@ pub(crate) struct Settings {
     pub(crate) outbox_max: u64,
     /// Bytes a second that are sent to other agents at most.
     pub(crate) upload_limit: Option<u64>,
+    /// Bytes of the UDP payload of the largest µTP2 datagrams.
+    pub(crate) datagram: u16,
     /// Send false blocks, for tests.
     pub(crate) corrupt_blocks: bool,
 }
@@ -198,13 +202,16 @@ impl Settings {
             None => (None, None, BTreeMap::new()),
         };
         tags.extend(file.tags);
+        let listen = overrides.listen.or(file.listen).unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
+        let datagram = if listen.ip().is_loopback() { DATAGRAM_LOOPBACK } else { DATAGRAM_ANYWHERE };
         let settings = Self {
             data: overrides.data.or(file.data).ok_or(ConfigError::NoData)?,
             invitation: file.management_server.or(server).map(invitation).transpose()?,
             folders_storage_path: file.folders_storage_path.or(storage),
             tags: tags.into_iter().collect(),
             name: overrides.name.or(file.name).unwrap_or_else(host_name),
-            listen: overrides.listen.or(file.listen).unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into()),
+            listen,
+            datagram: file.limits.datagram.unwrap_or(datagram),
             advertise: file.advertise,
             lan: LanConfig {
                 enabled: file.lan.unwrap_or(true),
@@ -223,6 +230,9 @@ impl Settings {
 
     fn check(&self) -> Result<(), ConfigError> {
         let beyond = |what: String| Err(ConfigError::Beyond(what));
+        if !DATAGRAMS.contains(&self.datagram) {
+            return beyond(format!("limits.datagram is {} to {}", DATAGRAMS.start(), DATAGRAMS.end()));
+        }
         if self.name.is_empty() || self.name.len() > NAME_LEN_MAX || self.name.chars().any(char::is_control) {
             return beyond(format!("the name must have 1 to {NAME_LEN_MAX} bytes and no control characters"));
         }

@@ -56,3 +56,13 @@ pub(crate) const STATUS_FILE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Cache of the state file, bytes: the agent shares a small NAS with others.
 pub(crate) const STORE_CACHE: usize = 1 << 20;
+
+/// UDP payload that µTP2 takes (`transport/PROTOCOL.md`).
+pub(crate) const DATAGRAMS: std::ops::RangeInclusive<u16> = 1200..=65_000;
+
+/// UDP payload that passes wherever IPv6 does (MTU 1280), so that tunnels and mobile networks carry it:
+/// µTP2 does not probe the path's MTU yet, and a larger datagram would be lost there without a word.
+pub(crate) const DATAGRAM_ANYWHERE: u16 = 1232;
+
+/// UDP payload between agents of one machine: that of Ethernet, to be like the usual network.
+pub(crate) const DATAGRAM_LOOPBACK: u16 = 1452;
