@@ -70,7 +70,9 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
+            // It leaves the cursor behind the bar.
             bar.abandon();
+            let _ = writeln!(std::io::stderr());
         }
     }
 }
