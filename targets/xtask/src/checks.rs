@@ -170,8 +170,10 @@ impl Checks<'_> {
         passes(self.testing(&mut command))
     }
 
-    /// What the tests learn by their environment: where the message server is, and that none may skip itself.
+    /// What the tests learn by their environment: where the programs just built and the message server are,
+    /// and that none may skip itself.
     fn testing<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command.env("FLOTILLA_BINARIES", self.workspace.target.join("debug"));
         if let Some(tools) = self.tools {
             command.env("FLOTILLA_NATS_SERVER", &tools.nats_server).env("FLOTILLA_REQUIRE_ALL", "1");
         }
