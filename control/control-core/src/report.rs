@@ -169,7 +169,7 @@ fn problem_of(reason: RefusalReason) -> Problem {
     let (class, why) = match reason {
         RefusalReason::NotAllowed => (
             ProblemClass::PermissionDenied,
-            "its owner does not allow this folder: see the agent's configuration",
+            "it does not allow this folder: `..` leads out of its storage folder, or its allowed_paths leave it out",
         ),
         RefusalReason::Expired => (ProblemClass::Internal, "it came too late: start the job again"),
         RefusalReason::TooEarly => (ProblemClass::Internal, "it is not valid yet: check the agent's clock"),

@@ -191,7 +191,7 @@ fn mistakes_are_told_apart_from_failures() {
     let url = serve.ready["http"].as_str().expect("a URL");
     let refused = serve.run(&["status", "--server", url, "--token", "wrong"]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(error_of(&refused).contains("Bearer"));
+    assert!(error_of(&refused).contains("does not know this token"));
     let token = std::fs::read_to_string(data.join("api-token")).expect("a token");
     assert!(serve.run(&["status", "--server", url, "--token", &token]).status.success());
     // Help is no failure.

@@ -141,7 +141,8 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("flotilla-agent: {error:#}");
+            // The agent's errors name their causes themselves: the chain would say them twice.
+            eprintln!("flotilla-agent: {error}");
             ExitCode::FAILURE
         }
     }

@@ -419,7 +419,10 @@ fn summary(views: &Views, event: &Event) -> String {
         Event::AgentOffline(e) => format!("{} is offline: {}", name(e.agent), e.reason),
         Event::AgentRemoved(e) => format!("{} was removed", name(e.agent)),
         Event::AgentTagged(e) => format!("{} has {} tags now", name(e.agent), e.tags.len()),
-        Event::TokenCreated(e) => format!("a token for {} agents, until {}", e.uses, e.expires),
+        Event::TokenCreated(e) => {
+            let agents = if e.uses == 1 { "agent" } else { "agents" };
+            format!("a token for {} {agents}, until {}", e.uses, e.expires)
+        }
         Event::TokenUsed(e) => format!("{} used a token", name(e.agent)),
         Event::TokenRevoked(e) => format!("the token {} was revoked", e.token),
         Event::EnrolmentRefused(e) => format!("{} was turned away: {}", e.address, refusal(e.reason)),

@@ -56,7 +56,9 @@ impl Client {
         let place = match (global.server, global.token) {
             (Some(url), Some(token)) => {
                 if !url.starts_with("http://") {
-                    return Err(Failure::Usage(format!("--server {url}: the address begins with http://")));
+                    return Err(Failure::Usage(format!(
+                        "--server {url}: the address must begin with http:// (the API speaks plain HTTP)"
+                    )));
                 }
                 Place::Named(ApiFile { url: url.trim_end_matches('/').into(), token })
             }
@@ -172,6 +174,14 @@ fn answer<T: DeserializeOwned>(
         });
     }
     Err(match serde_json::from_slice::<ErrorView>(&body) {
+        // What the service says is meant for those who write requests.
+        Ok(ErrorView { error }) if status.as_u16() == 401 => RequestError::Refused {
+            code: error.code,
+            message: format!(
+                "the control service at {} does not know this token: its own is in its data folder's api.json",
+                api.url
+            ),
+        },
         Ok(ErrorView { error }) => RequestError::Refused { code: error.code, message: error.message },
         Err(_) => RequestError::Refused {
             code: "unexpected".into(),

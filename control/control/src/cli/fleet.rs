@@ -29,10 +29,10 @@ pub(super) enum Token {
         /// How many agents may use it
         #[arg(long, default_value_t = 1)]
         uses: u32,
-        /// How long it counts
-        #[arg(long, default_value = "24h", value_parser = humantime::parse_duration, value_name = "TIME")]
+        /// How long it counts, such as 30min, 24h or 7d
+        #[arg(long, default_value = "24h", value_parser = place::time, value_name = "TIME")]
         expires: Duration,
-        /// Folder at the agent below which relative paths of jobs lie
+        /// Folder at the agent below which relative paths of jobs lie [default: `folders` in its data folder]
         #[arg(long, value_name = "DIR")]
         storage_path: Option<String>,
         /// Where to write the bootstrap file (0600) [default: stdout]
@@ -242,6 +242,10 @@ pub(super) fn groups(client: &Client, json: bool, command: Groups) -> Done {
     let path = |group: &str| format!("groups/{}", segment(group));
     let group: GroupView = match command {
         Groups::Create { name, agents } => {
+            // A wrong name among the agents is found before there is a group.
+            for agent in &agents {
+                client.get::<AgentView>(&format!("agents/{}", segment(agent)))?;
+            }
             let group: GroupView = client.post("groups", &GroupWish { name })?;
             if agents.is_empty() {
                 group

@@ -1,6 +1,7 @@
 //! `AGENT:PATH`, `group:GROUP:PATH` as people write them; paths are bytes.
 
 use std::ffi::{OsStr, OsString};
+use std::time::Duration;
 
 use crate::api::view::PlaceWish;
 
@@ -39,6 +40,11 @@ fn path_bytes(text: &OsStr, from: usize) -> Vec<u8> {
     text.to_string_lossy().as_bytes()[from..].to_vec()
 }
 
+/// How long: `30min`, `24h`, `7d`.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| format!("{text} is no time such as 30min, 24h or 7d"))
+}
+
 /// `K=V`.
 pub(super) fn tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -67,6 +73,8 @@ mod tests {
             assert!(parse(bad.into()).is_err(), "{bad}");
         }
         assert_eq!(tag("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert_eq!(time("2d"), Ok(Duration::from_secs(172_800)));
+        assert!(time("soon").is_err());
         assert!(tag("A").is_err() && tag("=x").is_err());
     }
 

@@ -13,8 +13,8 @@ use crate::serve;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example: flotilla serve --data ./flotilla-data --public-gateway fleet.example.com:7701\n\n\
-    Agents connect to the gateway (TLS 1.3, both sides with certificates). The API speaks plain HTTP and listens\n\
-    on this machine only; for access from elsewhere put a TLS proxy in front of it.\n\
+    Agents connect to the gateway (TLS 1.3, both sides with certificates). The API speaks plain HTTP and \
+    listens on this machine only; for access from elsewhere put a TLS proxy in front of it.\n\
     Stop it with Ctrl-C or SIGTERM. Everything it has to keep is in the data folder."
 )]
 pub(super) struct Serve {

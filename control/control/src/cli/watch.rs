@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::client::{Client, RequestError, segment};
-use super::work::problem_line;
+use super::work::{more, problem_line};
 use super::{Done, Failure, output};
 use crate::api::total;
 use crate::api::view::{RunAgentView, RunView};
@@ -17,6 +17,9 @@ const INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a service may be away (restarted, say) before the watcher gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Problems told while watching: more would push everything else off the screen.
+const PROBLEMS_TOLD_MAX: usize = 10;
 
 /// How often a line is printed where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -34,16 +37,20 @@ pub(super) fn watch(client: &Client, json: bool, wanted: &str) -> Done {
     };
     let mut problems_told = 0;
     loop {
-        for problem in run.problems.iter().skip(problems_told) {
+        for problem in run.problems.iter().take(PROBLEMS_TOLD_MAX).skip(problems_told) {
             if !json {
                 screen.line(&problem_line(problem))?;
             }
         }
-        problems_told = problems_told.max(run.problems.len());
+        problems_told = problems_told.max(run.problems.len().min(PROBLEMS_TOLD_MAX));
         screen.show(&run)?;
         if let Some(outcome) = run.outcome.clone() {
             screen.end();
             if !json {
+                let hidden = run.problems_total.saturating_sub(problems_told as u64);
+                if hidden > 0 {
+                    output::say(&more(hidden, &format!("flotilla runs show {}", run.id)))?;
+                }
                 output::say(&conclusion(&run, &outcome))?;
             }
             return if outcome == "succeeded" { Ok(()) } else { Err(Failure::Quiet) };
@@ -75,14 +82,14 @@ fn ask_patiently(client: &Client, path: &str) -> Result<RunView, Failure> {
 fn conclusion(run: &RunView, outcome: &str) -> String {
     let done = run.agents.iter().filter(|agent| agent.role == "destination" && agent.state == "done").count();
     let all = run.agents.iter().filter(|agent| agent.role == "destination").count();
-    let size = run.bytes.map_or_else(|| "nothing".into(), output::bytes);
+    let size = run.bytes.map_or_else(|| "it".into(), |bytes| format!("all of {}", output::bytes(bytes)));
     let problems = match run.problems_total {
         0 => String::new(),
-        1 => format!(", 1 problem: flotilla runs show {}", run.id),
-        n => format!(", {n} problems: flotilla runs show {}", run.id),
+        1 => ", 1 problem".into(),
+        n => format!(", {n} problems"),
     };
     format!(
-        "{}: {} ({done} of {all} destinations have all of {size}{problems})",
+        "{}: {} ({done} of {all} destinations have {size}{problems})",
         run.job_name,
         outcome.replace('_', " ")
     )

@@ -47,7 +47,8 @@ pub(super) enum Create {
     #[command(
         after_help = "Example: flotilla jobs create distribution --name release-7 --source base:/srv/release-7 \
         --destination nas-1:releases/7 --destination group:harbour:releases/7\n\n\
-        A PATH is absolute, or below the agent's storage path. Where an agent and a group have the same name,\n\
+        A PATH is absolute, or below the agent's storage path (`token create --storage-path`; without it \
+        `folders` in the agent's data folder). Where an agent and a group have the same name, \
         agent:NAME:PATH and group:NAME:PATH tell them apart."
     )]
     Distribution(Distribution),
@@ -203,7 +204,7 @@ pub(super) fn runs(client: &Client, json: bool, command: Runs) -> Done {
                 let state = r.outcome.unwrap_or(r.state).replace('_', " ");
                 vec![r.id, r.job_name, state, ended, size, r.problems.to_string(), r.started]
             };
-            let heads = ["ID", "JOB", "STATE", "DESTINATIONS", "SIZE", "PROBLEMS", "STARTED"];
+            let heads = ["ID", "JOB", "STATE", "ENDED", "SIZE", "PROBLEMS", "STARTED"];
             output::table(&heads, runs.into_iter().map(row))
         }
         Runs::Show { run, history } => {
@@ -228,7 +229,7 @@ pub(super) fn runs(client: &Client, json: bool, command: Runs) -> Done {
 
 fn show(run: &RunView) -> Done {
     let mut text = format!("{} of {}: {}", run.id, run.job_name, run.state);
-    if let Some(outcome) = &run.outcome {
+    if let Some(outcome) = run.outcome.as_ref().filter(|outcome| **outcome != run.state) {
         text.push_str(&format!(" ({})", outcome.replace('_', " ")));
     }
     if let Some(reason) = &run.stop_reason {
@@ -268,7 +269,16 @@ fn show(run: &RunView) -> Done {
         output::say(&problem_line(problem))?;
     }
     let hidden = run.problems_total.saturating_sub(run.problems.len() as u64);
-    if hidden > 0 { output::say(&format!("… and {hidden} more problems on the log")) } else { Ok(()) }
+    if hidden > 0 {
+        output::say(&more(hidden, &format!("flotilla runs show {} --history", run.id)))
+    } else {
+        Ok(())
+    }
+}
+
+/// That there are problems beyond those shown, and what shows them.
+pub(super) fn more(hidden: u64, command: &str) -> String {
+    format!("… and {hidden} more {}; {command} lists them", if hidden == 1 { "problem" } else { "problems" })
 }
 
 /// A problem on one line, whatever its path contains.

@@ -152,7 +152,7 @@ impl Story<'_> {
         let wrong = self.verify(report)?;
         let (history, events) = fleet.operator.history(&run)?;
         report.events = events;
-        self.say(&format!("\nhistory of run {run}, from the log:\n{}\n", history.trim_end()));
+        self.say(&format!("\nthe run:\n{}\n", history.trim_end()));
         ensure!(wrong == 0, "{wrong} of {} copies differ from the source, see above", report.copies.len());
         Ok(())
     }

@@ -188,7 +188,7 @@ struct Sender {
 pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bool> {
     let remote = tokio::net::lookup_host(&args.to)
         .await
-        .with_context(|| format!("{} is no address", args.to))?
+        .with_context(|| format!("--to {} is no HOST:PORT that can be found", args.to))?
         .next()
         .ok_or_else(|| anyhow!("{} has no address", args.to))?;
     let local: SocketAddr = match remote {
