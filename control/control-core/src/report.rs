@@ -83,7 +83,9 @@ impl Batch<'_> {
             ReportBody::ManifestSigned(r) => {
                 let agent = self.agent;
                 self.in_run(r.run, |run, events| {
-                    if run.source == agent && run.manifest != Some(r.root) && run.outcome.is_none() {
+                    // The first manifest counts even if the destinations were faster than the source's report.
+                    let open = run.outcome.is_none() || run.manifest.is_none();
+                    if run.source == agent && run.manifest != Some(r.root) && open {
                         let (root, entries, bytes, blocks) = (r.root, r.entries, r.bytes, r.blocks);
                         let event = RunManifestReady { run: r.run, agent, root, entries, bytes, blocks };
                         run.happen(event, events);

@@ -131,6 +131,15 @@ fn a_distribution_from_start_to_success() {
 }
 
 #[test]
+fn the_source_may_tell_of_its_manifest_after_the_end() {
+    let mut world = World::with_run(2);
+    assert_eq!(outcome(&world.says(2, vec![completed(1, Done)])), Some(Outcome::Succeeded));
+    assert_eq!(kinds(&world.says(1, vec![manifest(1)])), ["run.manifest_ready"]);
+    assert!(kinds(&world.says(1, vec![manifest(1)])).is_empty(), "once is enough");
+    assert_eq!(world.views.runs.runs[&RUN].manifest.expect("a manifest").bytes, 300);
+}
+
+#[test]
 fn outcomes() {
     type Said = Vec<(u8, ReportBody)>;
     let cases: Vec<(&str, Said, Option<Outcome>)> = vec![
