@@ -41,7 +41,7 @@ pub(crate) enum Kind {
 /// features of what they depend on, and then everything is compiled twice.
 pub(crate) fn build_programs() -> Command {
     let mut command = cargo();
-    command.args(["build", "-p", "control", "-p", "agent", "-p", "tracker", "-p", "utp2-tokio", "--bins"]);
+    command.args(["build", "-p", "control", "-p", "agent", "-p", "tracker", "-p", "utp2-tool", "--bins"]);
     command
 }
 

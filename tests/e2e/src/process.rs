@@ -23,7 +23,7 @@ pub fn binary(name: &str) -> PathBuf {
 
 fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = ["-p", "control", "-p", "agent", "-p", "tracker", "-p", "utp2-tokio"];
+    let packages = ["-p", "control", "-p", "agent", "-p", "tracker", "-p", "utp2-tool"];
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--bins"]).args(packages);
     // What cargo tells this test about its own package would make build scripts run again.

@@ -14,14 +14,15 @@ const LAYERS: &[&[&str]] = &[
     &["utp2", "tracker-proto", "agent-proto", "sync-core", "control-core"],
     &["utp2-tokio", "utp2-sim", "event-log", "event-log-nats"],
     PROGRAMS,
-    &["e2e"],
+    &["e2e", "wan"],
 ];
 
 /// Programs talk over the network, not through each other's types.
-const PROGRAMS: &[&str] = &["agent", "tracker", "control"];
+const PROGRAMS: &[&str] = &["agent", "tracker", "control", "utp2-tool"];
 
-/// Crates for tests only: any crate may have them under `[dev-dependencies]`, only tests may ship them.
-const FOR_TESTS: &[&str] = &["utp2-sim", "e2e"];
+/// Crates for tests only: any crate may have them under `[dev-dependencies]`, only tests may ship them. The `utp2`
+/// tool may too: simulating is one of the things it does.
+const FOR_TESTS: &[&str] = &["utp2-sim", "utp2-tool", "e2e", "wan"];
 
 /// Outside the layers: it drives the binaries from outside.
 const OUTSIDE: &[&str] = &["xtask"];
