@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 
 use timebase::Instant;
 use utp2::{
-    Authorizer, BlockSink, BlockSource, CloseReason, Config, ContextId, Endpoint, Event, Handle, Identity,
-    PeerIdentity, SendError, SourceError, Stats,
+    Arrival, Authorizer, BlockSink, BlockSource, CloseReason, Config, ContextId, Ecn, Endpoint, Event,
+    Handle, Identity, PeerIdentity, SendError, SourceError, Stats,
 };
 
 use crate::network::{Node, Transmission};
@@ -262,11 +262,12 @@ impl FlowNode {
 
 impl Node for FlowNode {
     fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+        let arrival = Arrival { remote: from, at: now, ecn: Ecn::NotEct };
         match &mut self.end {
-            End::Sender { .. } => self.endpoint.handle_datagram(now, from, datagram, &mut Nowhere),
+            End::Sender { .. } => self.endpoint.handle_datagram(now, arrival, datagram, &mut Nowhere),
             End::Receiver(arrivals) => {
                 arrivals.now = now;
-                self.endpoint.handle_datagram(now, from, datagram, &mut **arrivals);
+                self.endpoint.handle_datagram(now, arrival, datagram, &mut **arrivals);
             }
         }
         self.drain_events(now);

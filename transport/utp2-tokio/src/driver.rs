@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use timebase::Instant;
+use utp2::{Arrival, Ecn};
 
 use crate::fault::{BadPath, LossInjector};
 use crate::shared::{BadPaths, Shared, code};
@@ -185,8 +186,9 @@ impl Driver {
                 }
                 let mut core = self.shared.core();
                 let now = core.advance_to(now);
+                let arrival = Arrival { remote, at: now, ecn: Ecn::NotEct };
                 for datagram in run.chunks_mut(stride) {
-                    core.handle_datagram(now, remote, datagram);
+                    core.handle_datagram(now, arrival, datagram);
                     core.dispatch_events(&self.shared);
                 }
             }
@@ -208,7 +210,8 @@ impl Driver {
             }
             if let Some(bad) = &mut self.bad {
                 while let Some((remote, mut datagram)) = bad.inward.pop(now) {
-                    core.handle_datagram(now, remote, &mut datagram);
+                    let arrival = Arrival { remote, at: now, ecn: Ecn::NotEct };
+                    core.handle_datagram(now, arrival, &mut datagram);
                     core.dispatch_events(&self.shared);
                 }
             }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use timebase::Instant;
 use tokio::sync::{Notify, mpsc, oneshot};
-use utp2::{CloseReason, ContextId, Event, Handle, PeerIdentity, SourceError, Stats};
+use utp2::{Arrival, CloseReason, ContextId, Event, Handle, PeerIdentity, SourceError, Stats};
 
 use crate::connection::{BlockEvent, Connection};
 use crate::fault::BadPath;
@@ -178,9 +178,9 @@ impl Core {
         self.now
     }
 
-    pub(crate) fn handle_datagram(&mut self, now: Instant, remote: SocketAddr, data: &mut [u8]) {
+    pub(crate) fn handle_datagram(&mut self, now: Instant, arrival: Arrival, data: &mut [u8]) {
         let mut route = Route { conns: &self.conns, last: None };
-        self.endpoint.handle_datagram(now, remote, data, &mut route);
+        self.endpoint.handle_datagram(now, arrival, data, &mut route);
     }
 
     pub(crate) fn poll_transmit(

@@ -10,7 +10,7 @@
 //! 3. After either, and after any call on a [`Connection`]: [`Endpoint::poll_transmit`] until it returns
 //!    `None`, [`Endpoint::poll_event`] until it returns `None`, then [`Endpoint::poll_timeout`] once.
 //!
-//! The one rule: `now` never goes backwards.
+//! The one rule: `now` never goes backwards. (Only [`Arrival::at`] may.)
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ mod config;
 mod congestion;
 mod connection;
 mod crypto;
+mod datagram;
 mod endpoint;
 mod error;
 mod event;
@@ -34,6 +35,7 @@ mod wire;
 
 pub use config::{Config, ConfigError, Mode};
 pub use connection::{Connection, State, Stats};
+pub use datagram::{Arrival, Ecn};
 pub use endpoint::{Endpoint, Transmit};
 pub use error::{ConnectError, SendError, SourceError};
 pub use event::{CloseReason, Event, Handle, HandshakeFailure};

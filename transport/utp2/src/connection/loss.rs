@@ -14,7 +14,8 @@ use crate::wire::ack::Ack;
 const REORDERING_FADES: Duration = Duration::from_secs(1);
 
 impl Session {
-    pub(crate) fn on_ack(&mut self, now: Instant, ack: &Ack<'_>) -> Result<(), Fault> {
+    /// `at`: when the datagram with the ACK reached this host, at or before `now`.
+    pub(crate) fn on_ack(&mut self, now: Instant, at: Instant, ack: &Ack<'_>) -> Result<(), Fault> {
         if ack.largest >= self.sent.next_number() {
             return Err(Fault::Violation("acknowledged a packet that was never sent"));
         }
@@ -50,7 +51,9 @@ impl Session {
                         acked_bytes += u64::from(sent.size);
                         if number == ack.largest {
                             let hold = Duration::from_micros(ack.hold_us);
-                            let rtt = now.saturating_since(sent.at).saturating_sub(hold);
+                            // A receive time before the sending is a clock's fault.
+                            let at = if at > sent.at { at } else { now };
+                            let rtt = at.saturating_since(sent.at).saturating_sub(hold);
                             self.rtt.sample(now, rtt);
                             sample = Some((rtt.max(Duration::from_micros(1)), sent.interval));
                         }

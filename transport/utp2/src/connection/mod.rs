@@ -36,8 +36,8 @@ use crate::wire::Cid;
 use crate::wire::frame::{Frame, MAX_REASON};
 use crate::wire::handshake::Alert;
 use crate::wire::header::{Header, Kind, PROTECTED_HEADER, emit_protected};
+use crate::{Arrival, Ecn, PeerIdentity, SendError, Transmit};
 use crate::{BlockSink, BlockSource, CloseReason, ContextId, Event, Handle, HandshakeFailure, Mode};
-use crate::{PeerIdentity, SendError, Transmit};
 
 /// Where the congestion controller stands (§9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -422,7 +422,7 @@ impl Connection {
     pub(crate) fn handle_datagram(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        arrival: Arrival,
         header: &Header,
         data: &mut [u8],
         local: &Local<'_>,
@@ -431,9 +431,9 @@ impl Connection {
     ) {
         match *header {
             Header::Protected { phase, number, .. } => {
-                self.on_protected(now, from, (phase, number), data, sink)
+                self.on_protected(now, arrival, (phase, number), data, sink)
             }
-            Header::Handshake { kind, .. } => self.on_handshake(now, from, kind, data, local, seed),
+            Header::Handshake { kind, .. } => self.on_handshake(now, arrival.remote, kind, data, local, seed),
             Header::OtherVersion => {}
         }
     }
@@ -441,7 +441,7 @@ impl Connection {
     fn on_protected(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        arrival: Arrival,
         packet: (bool, u32),
         data: &mut [u8],
         sink: &mut dyn BlockSink,
@@ -457,7 +457,7 @@ impl Connection {
             }
             Phase::Initiating(_) | Phase::Responding(_) | Phase::Dead => return,
         };
-        let result = session.receive(now, from, packet, data, sink);
+        let result = session.receive(now, arrival, packet, data, sink);
         if let (Phase::Confirming { .. }, Ok(true) | Err(_)) = (&self.phase, &result)
             && let Phase::Confirming { session, .. } = core::mem::replace(&mut self.phase, Phase::Dead)
         {
@@ -594,7 +594,12 @@ impl Connection {
         }
         if let Some(datagram) = self.outbox.pop_front() {
             buf.extend_from_slice(&datagram);
-            return Some(Transmit { remote: self.remote, len: buf.len(), segment_size: None });
+            return Some(Transmit {
+                remote: self.remote,
+                len: buf.len(),
+                segment_size: None,
+                ecn: Ecn::NotEct,
+            });
         }
         if let Phase::Established(s) = &mut self.phase {
             match s.transmit(now, max_segments, buf, source) {
@@ -608,7 +613,12 @@ impl Connection {
         match &mut self.phase {
             Phase::Closing(c) => {
                 let remote = self.remote;
-                c.emit(now, buf).then_some(Transmit { remote, len: buf.len(), segment_size: None })
+                c.emit(now, buf).then_some(Transmit {
+                    remote,
+                    len: buf.len(),
+                    segment_size: None,
+                    ecn: Ecn::NotEct,
+                })
             }
             _ => None,
         }

@@ -11,18 +11,19 @@ use super::session::{Fault, Session};
 use crate::wire::frame::Frame;
 use crate::wire::header::{PROTECTED_HEADER, expand_number};
 use crate::wire::{Reader, VARINT_MAX};
-use crate::{BlockSink, Event};
+use crate::{Arrival, BlockSink, Event};
 
 impl Session {
     /// Returns whether the packet was authentic and new.
     pub(crate) fn receive(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        arrival: Arrival,
         (phase, low): (bool, u32),
         data: &mut [u8],
         sink: &mut dyn BlockSink,
     ) -> Result<bool, Fault> {
+        let from = arrival.remote;
         let largest = self.replay.largest();
         let number = expand_number(low, largest);
         // Tested before the packet is opened, noted after (§7.2).
@@ -40,7 +41,7 @@ impl Session {
             };
         };
         self.replay.insert(number);
-        self.received.insert(number, now);
+        self.received.insert(number, arrival.at);
         self.stats.received_packets += 1;
         self.stats.received_bytes += size as u64;
         self.last_received = now;
@@ -58,7 +59,7 @@ impl Session {
             let frame = Frame::parse(&mut r).map_err(|_| Fault::Violation("malformed frame"))?;
             eliciting |= frame.is_eliciting();
             urgent |= matches!(frame, Frame::Ping);
-            self.on_frame(now, number, &frame, sink)?;
+            self.on_frame(now, arrival.at, number, &frame, sink)?;
         }
         if eliciting {
             let interval = self.rtt.ack_interval();
@@ -70,6 +71,7 @@ impl Session {
     fn on_frame(
         &mut self,
         now: Instant,
+        at: Instant,
         number: u64,
         frame: &Frame<'_>,
         sink: &mut dyn BlockSink,
@@ -80,7 +82,7 @@ impl Session {
                 self.stats.data_bytes_received += data.len() as u64;
                 sink.write(self.handle, tag, offset, fin, data);
             }
-            Frame::Ack(ack) => self.on_ack(now, &ack)?,
+            Frame::Ack(ack) => self.on_ack(now, at, &ack)?,
             Frame::Message { offset, data } => {
                 let fault = |e| match e {
                     MessageError::BeyondLimit => Fault::FlowControl,

@@ -11,7 +11,7 @@ use super::scoreboard::{Chunk, Fate, MAX_CHUNKS};
 use super::session::{Fault, Session};
 use crate::wire::frame::{self, Frame};
 use crate::wire::header::{self, PROTECTED_HEADER, TAG};
-use crate::{BlockSource, Event, Transmit};
+use crate::{BlockSource, Ecn, Event, Transmit};
 
 /// Records of settled packets that may lie between those in flight, beside half as many as may be in flight.
 const SETTLED_ALLOWANCE: usize = 4096;
@@ -55,6 +55,7 @@ impl Session {
             remote: self.path.remote(),
             len: buf.len(),
             segment_size: (count > 1).then_some(segment),
+            ecn: Ecn::NotEct,
         }))
     }
 

@@ -22,7 +22,8 @@ use crate::wire::Cid;
 use crate::wire::handshake::{Alert, Init, Retry, SUITE};
 use crate::wire::header::{Header, Kind};
 use crate::{
-    Authorizer, BlockSink, BlockSource, Config, ConnectError, Connection, ContextId, Event, Handle, Identity,
+    Arrival, Authorizer, BlockSink, BlockSource, Config, ConnectError, Connection, ContextId, Ecn, Event,
+    Handle, Identity,
 };
 
 /// What to send: the first `len` bytes of the buffer, to one place.
@@ -34,6 +35,8 @@ pub struct Transmit {
     pub len: usize,
     /// Set when the buffer holds several packets: each is of this size, the last may be shorter.
     pub segment_size: Option<usize>,
+    /// The mark all of them should carry; a driver that cannot set it may ignore it (§8.9).
+    pub ecn: Ecn,
 }
 
 /// A secret, and what a responder needs of it.
@@ -181,10 +184,12 @@ impl Endpoint {
     pub fn handle_datagram(
         &mut self,
         now: Instant,
-        remote: SocketAddr,
+        arrival: Arrival,
         data: &mut [u8],
         sink: &mut dyn BlockSink,
     ) {
+        let arrival = Arrival { at: arrival.at.min(now), ..arrival };
+        let remote = arrival.remote;
         let Ok(header) = Header::parse(data) else { return };
         let cid = match header {
             Header::Handshake { kind: Kind::Init, .. } => return self.on_init(now, remote, data),
@@ -199,7 +204,7 @@ impl Endpoint {
         let local =
             Local { config: &self.config, identity: &self.identity, authorizer: self.authorizer.as_ref() };
         if let Some(c) = self.slots.get_mut(slot) {
-            c.handle_datagram(now, remote, &header, data, &local, seed, sink);
+            c.handle_datagram(now, arrival, &header, data, &local, seed, sink);
             self.after(slot);
         }
     }
@@ -352,7 +357,7 @@ impl Endpoint {
         buf.clear();
         if let Some((remote, datagram)) = self.answers.pop_front() {
             buf.extend_from_slice(&datagram);
-            return Some(Transmit { remote, len: buf.len(), segment_size: None });
+            return Some(Transmit { remote, len: buf.len(), segment_size: None, ecn: Ecn::NotEct });
         }
         while let Some(slot) = self.slots.next_ready() {
             let Some(c) = self.slots.get_mut(slot) else { continue };

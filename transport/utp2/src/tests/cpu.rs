@@ -8,7 +8,7 @@ use std::vec::Vec;
 use timebase::Instant;
 
 use super::pair::{Link, Pair};
-use crate::{Config, Event};
+use crate::{Arrival, Config, Ecn, Event};
 
 #[test]
 #[ignore = "measures; for people"]
@@ -34,7 +34,8 @@ fn bytes_per_second() {
                 a.endpoint.handle_timeout(now);
                 while let Some(t) = a.endpoint.poll_transmit(now, 16, &mut buf, &mut a.blocks) {
                     for p in buf[..t.len].chunks_mut(t.segment_size.unwrap_or(t.len)) {
-                        b.endpoint.handle_datagram(now, a.address, p, &mut b.blocks);
+                        let arrival = Arrival { remote: a.address, at: now, ecn: Ecn::NotEct };
+                        b.endpoint.handle_datagram(now, arrival, p, &mut b.blocks);
                     }
                 }
                 while let Some((_, e)) = a.endpoint.poll_event() {

@@ -17,7 +17,7 @@ use crate::wire::ack::{self, Ack};
 use crate::wire::frame::{self, Frame};
 use crate::wire::handshake::Params;
 use crate::wire::{Reader, VARINT_MAX, header, put_varint};
-use crate::{CloseReason, Config, Event, Handle, PeerIdentity};
+use crate::{Arrival, CloseReason, Config, Ecn, Event, Handle, PeerIdentity};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
@@ -108,7 +108,7 @@ fn an_acknowledgement_of_what_was_never_sent_closes() {
     let mut out = Vec::new();
     assert!(ack::emit(&mut out, 0, 0, [(0, 0)].into_iter(), 100));
     let ack = Ack::parse(&mut Reader::new(&out)).unwrap();
-    assert!(matches!(session.on_ack(Instant::ZERO, &ack), Err(Fault::Violation(_))));
+    assert!(matches!(session.on_ack(Instant::ZERO, Instant::ZERO, &ack), Err(Fault::Violation(_))));
 }
 
 /// A number that is small, or at some edge.
@@ -174,7 +174,8 @@ fn an_authentic_peer_that_says_odd_things_causes_no_panic() {
             p.extend_from_slice(&tag);
             let from = if random.next_u32() % 20 == 0 { "10.0.0.9:9" } else { "127.0.0.1:1" };
             let packet = (false, number as u32);
-            if s.receive(now, from.parse().unwrap(), packet, &mut p, &mut blocks).is_err() {
+            let arrival = Arrival { remote: from.parse().unwrap(), at: now, ecn: Ecn::NotEct };
+            if s.receive(now, arrival, packet, &mut p, &mut blocks).is_err() {
                 closed += 1;
                 break;
             }

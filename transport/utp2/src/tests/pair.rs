@@ -13,8 +13,8 @@ use rand_core::{Rng, SeedableRng};
 use timebase::Instant;
 
 use crate::{
-    Authorizer, BlockSink, BlockSource, Config, ContextId, Endpoint, Event, Handle, Identity, PeerIdentity,
-    SourceError,
+    Arrival, Authorizer, BlockSink, BlockSource, Config, ContextId, Ecn, Endpoint, Event, Handle, Identity,
+    PeerIdentity, SourceError,
 };
 
 pub(super) const CONTEXT: ContextId = ContextId(*b"context number 1");
@@ -382,7 +382,8 @@ impl Pair {
                     continue;
                 }
                 let n = &mut self.nodes[to];
-                n.endpoint.handle_datagram(self.now, from, &mut datagram, &mut n.blocks);
+                let arrival = Arrival { remote: from, at: self.now, ecn: Ecn::NotEct };
+                n.endpoint.handle_datagram(self.now, arrival, &mut datagram, &mut n.blocks);
             }
             for i in 0..2 {
                 if !self.is_asleep(i) {
