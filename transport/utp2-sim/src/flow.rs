@@ -2,17 +2,17 @@
 //!
 //! Leaves out what is measured over several flows; that is [`crate::scenario`].
 
-use core::time::Duration;
 use std::net::SocketAddr;
 
 use timebase::Instant;
 use utp2::{
-    Arrival, Authorizer, BlockSink, BlockSource, CloseReason, Config, ContextId, Ecn, Endpoint, Event,
-    Handle, Identity, PeerIdentity, SendError, SourceError, Stats,
+    Arrival, Authorizer, BlockSink, BlockSource, CloseReason, Config, ContextId, Endpoint, Event, Handle,
+    Identity, PeerIdentity, SendError, SourceError, Stats,
 };
 
 use crate::network::{Node, Transmission};
 use crate::pattern::{self, Ledger};
+use crate::progress::{Counters, Load, Progress};
 
 /// The context of every simulated flow.
 pub const CONTEXT: ContextId = ContextId(*b"simulated flows.");
@@ -38,30 +38,20 @@ impl BlockSource for Pattern {
     }
 }
 
+/// Datagrams between two looks at a connection's counters.
+const LOOK_EVERY: u32 = 64;
+
 /// Where a flow's blocks arrive, and when.
 struct Arrivals {
     ledger: Ledger,
+    progress: Progress,
     now: Instant,
-    started: Instant,
-    bucket: Duration,
-    /// New bytes in each bucket of time since the start.
-    timeline: Vec<u64>,
-    completed_at: Option<Instant>,
 }
 
 impl BlockSink for Arrivals {
     fn write(&mut self, _: Handle, tag: u64, offset: u32, fin: bool, data: &[u8]) {
-        let before = self.ledger.received();
         self.ledger.write(tag, offset, fin, data);
-        let bucket = (self.now - self.started).as_micros() / self.bucket.as_micros().max(1);
-        let bucket = usize::try_from(bucket).expect("simulated time is short");
-        if self.timeline.len() <= bucket {
-            self.timeline.resize(bucket + 1, 0);
-        }
-        self.timeline[bucket] += self.ledger.received() - before;
-        if self.completed_at.is_none() && self.ledger.is_complete() {
-            self.completed_at = Some(self.now);
-        }
+        self.progress.reached(self.now, self.ledger.received());
     }
 }
 
@@ -94,17 +84,8 @@ pub struct FlowNode {
     connected_at: Option<Instant>,
     closed: Option<CloseReason>,
     last_stats: Stats,
-}
-
-/// What a flow moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Load {
-    /// Bytes in all.
-    pub bytes: u64,
-    /// Length of a block; the last one is shorter.
-    pub block_len: u32,
-    /// When the sender begins to connect.
-    pub start: Instant,
+    /// Datagrams until the counters are looked at again.
+    look_in: u32,
 }
 
 impl FlowNode {
@@ -113,13 +94,13 @@ impl FlowNode {
             Endpoint::new(config, Identity::new(seed, Vec::new()), Box::new(Anybody), seed.map(|b| !b));
         endpoint.add_context(CONTEXT, secret);
         let last_stats = Stats::default();
-        Self { endpoint, end, conn: None, connected_at: None, closed: None, last_stats }
+        Self { endpoint, end, conn: None, connected_at: None, closed: None, last_stats, look_in: 0 }
     }
 
     /// The end that connects to `to` and sends.
     #[must_use]
     pub fn sender(config: Config, secret: &[u8; 32], seed: [u8; 32], to: SocketAddr, load: Load) -> Self {
-        let Load { bytes, block_len, start } = load;
+        let Load { bytes, block_len, start, .. } = load;
         Self::new(
             config,
             secret,
@@ -128,16 +109,13 @@ impl FlowNode {
         )
     }
 
-    /// The end that accepts and checks. Its timeline counts in steps of `bucket` from `load.start`.
+    /// The end that accepts and checks.
     #[must_use]
-    pub fn receiver(config: Config, secret: &[u8; 32], seed: [u8; 32], load: Load, bucket: Duration) -> Self {
+    pub fn receiver(config: Config, secret: &[u8; 32], seed: [u8; 32], load: Load) -> Self {
         let arrivals = Arrivals {
             ledger: Ledger::new(load.bytes, load.block_len),
+            progress: Progress::new(load),
             now: Instant::ZERO,
-            started: load.start,
-            bucket,
-            timeline: Vec::new(),
-            completed_at: None,
         };
         Self::new(config, secret, seed, End::Receiver(Box::new(arrivals)))
     }
@@ -151,21 +129,12 @@ impl FlowNode {
         }
     }
 
-    /// When the last byte arrived; `None` for a sender and before.
+    /// When it arrived; `None` for a sender.
     #[must_use]
-    pub fn completed_at(&self) -> Option<Instant> {
+    pub fn progress(&self) -> Option<&Progress> {
         match &self.end {
             End::Sender { .. } => None,
-            End::Receiver(arrivals) => arrivals.completed_at,
-        }
-    }
-
-    /// New bytes in each bucket of time; empty for a sender.
-    #[must_use]
-    pub fn timeline(&self) -> &[u64] {
-        match &self.end {
-            End::Sender { .. } => &[],
-            End::Receiver(arrivals) => &arrivals.timeline,
+            End::Receiver(arrivals) => Some(&arrivals.progress),
         }
     }
 
@@ -194,6 +163,27 @@ impl FlowNode {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.conn.and_then(|h| self.endpoint.connection(h)).map_or(self.last_stats, |c| c.stats())
+    }
+
+    /// What the simulation compares between protocols.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let s = self.stats();
+        Counters {
+            state: format!("{:?}", s.state),
+            sent_packets: s.sent_packets,
+            data_bytes_sent: s.data_bytes_sent,
+            retransmitted_bytes: s.retransmitted_bytes,
+            lost_packets: s.lost_packets,
+            spurious_losses: s.spurious_losses,
+            probe_timeouts: s.probe_timeouts,
+            rtt: s.rtt,
+            rtt_min: s.rtt_min,
+            rate: s.rate,
+            delivered_rate: s.delivered_rate,
+            bytes_in_flight: s.bytes_in_flight,
+            base_loss_ppm: s.base_loss_ppm,
+        }
     }
 
     /// The endpoint, to be acted on between two runs.
@@ -236,6 +226,11 @@ impl FlowNode {
         if hungry {
             self.feed();
         }
+        self.look_in = self.look_in.saturating_sub(1);
+        if self.look_in > 0 {
+            return;
+        }
+        self.look_in = LOOK_EVERY;
         if let Some(conn) = self.conn.and_then(|h| self.endpoint.connection(h)) {
             self.last_stats = conn.stats();
         }
@@ -261,8 +256,7 @@ impl FlowNode {
 }
 
 impl Node for FlowNode {
-    fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
-        let arrival = Arrival { remote: from, at: now, ecn: Ecn::NotEct };
+    fn handle_datagram(&mut self, now: Instant, arrival: Arrival, datagram: &mut [u8]) {
         match &mut self.end {
             End::Sender { .. } => self.endpoint.handle_datagram(now, arrival, datagram, &mut Nowhere),
             End::Receiver(arrivals) => {
@@ -289,6 +283,6 @@ impl Node for FlowNode {
 
     fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmission> {
         let t = self.endpoint.poll_transmit(now, SEGMENTS_MAX, buf, &mut Pattern)?;
-        Some(Transmission { to: t.remote, len: t.len, segment_size: t.segment_size })
+        Some(Transmission { to: t.remote, len: t.len, segment_size: t.segment_size, ecn: t.ecn })
     }
 }

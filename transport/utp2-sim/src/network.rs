@@ -2,38 +2,44 @@
 //!
 //! Any protocol that takes datagrams and time in and gives datagrams and deadlines out can be a
 //! [`Node`]; [`crate::flow`] makes one of `utp2::Endpoint`. Links are shared by the routes that name them,
-//! so two senders meet in one bottleneck. Nothing here asks for the time, and the order of everything is
-//! decided by the input and the seeds.
+//! so two senders meet in one bottleneck, and a route may go through several. Nothing here asks for the
+//! time, and the order of everything is decided by the input and the seeds.
 
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use timebase::Instant;
+use utp2::{Arrival, Ecn};
 
-use crate::link::{Fate, Link};
+use crate::link::{Link, LinkConfig, Packet, Pool};
 
 /// A run that makes this many steps without time moving on is stuck in a loop.
 const STEPS_PER_INSTANT_MAX: u32 = 100_000;
 
+/// The port of a node that has not changed it.
+const PORT: u16 = 4433;
+
 /// One transmission of a node: `len` bytes at the front of the buffer, cut into segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmission {
-    /// Where it goes, an address given by [`address_of`].
+    /// Where it goes, an address given by [`address_of`] or that of a datagram received.
     pub to: SocketAddr,
     /// Bytes in the buffer.
     pub len: usize,
     /// The size of each datagram but the last; `None` if it is a single one.
     pub segment_size: Option<usize>,
+    /// The mark of each datagram.
+    pub ecn: Ecn,
 }
 
 /// A protocol endpoint and its application, driven by [`Network`].
 ///
 /// The drive order is that of the sans-IO cores: datagrams and due timeouts in, then
-/// [`Node::poll_transmit`] until it answers `None`, then [`Node::poll_timeout`].
+/// [`Node::poll_transmit`] until it answers `None`, then [`Node::poll_timeout`], whose answer holds until
+/// the next of these calls.
 pub trait Node {
     /// A datagram has arrived.
-    fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]);
+    fn handle_datagram(&mut self, now: Instant, arrival: Arrival, datagram: &mut [u8]);
     /// The time given by [`Node::poll_timeout`] has come.
     fn handle_timeout(&mut self, now: Instant);
     /// When the node wants to be called next, or `None` to wait for datagrams alone.
@@ -42,20 +48,30 @@ pub trait Node {
     fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmission>;
 }
 
-/// The address of the node with this index (below 2^16).
+/// The first address of the node with this index (below 2^16).
 #[must_use]
 pub fn address_of(node: usize) -> SocketAddr {
     let [hi, lo] = u16::try_from(node).expect("a network has fewer than 2^16 nodes").to_be_bytes();
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, hi, lo)), 4433)
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, hi, lo)), PORT)
 }
 
+/// The node that has or had this address.
 fn node_at(addr: SocketAddr) -> Option<usize> {
     match addr.ip() {
-        IpAddr::V4(ip) if addr.port() == 4433 && ip.octets()[..2] == [10, 0] => {
+        IpAddr::V4(ip) if addr.port() >= PORT && ip.octets()[0] == 10 => {
             Some(usize::from(u16::from_be_bytes([ip.octets()[2], ip.octets()[3]])))
         }
         _ => None,
     }
+}
+
+/// What of a node's address becomes another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// The port: a NAT on the way forgot the old one.
+    Port,
+    /// The IP address: another network.
+    Address,
 }
 
 /// Why [`Network::run`] came back.
@@ -71,42 +87,34 @@ pub enum Stop {
     Stuck,
 }
 
-struct Arrival {
-    at: Instant,
-    /// Breaks ties in the order of sending.
-    number: u64,
-    from: usize,
-    to: usize,
-    data: Vec<u8>,
+/// Whence a packet comes and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Label {
+    from: SocketAddr,
+    to: SocketAddr,
+    node: u32,
+    route: u32,
+    /// How many links of the route are behind it.
+    hop: u32,
 }
 
-impl PartialEq for Arrival {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl Eq for Arrival {}
-impl PartialOrd for Arrival {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Arrival {
-    /// Reversed: the heap gives the greatest, and the earliest is wanted.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.number).cmp(&(self.at, self.number))
-    }
+/// What the network knows of a node.
+struct Place {
+    address: SocketAddr,
+    timeout: Option<Instant>,
+    touched: bool,
+    /// Index of the route to each other node.
+    routes: Vec<Option<u32>>,
 }
 
 /// Nodes, links and what is under way between them.
 pub struct Network<N> {
     now: Instant,
     nodes: Vec<N>,
-    links: Vec<Link>,
-    routes: BTreeMap<(usize, usize), usize>,
-    arrivals: BinaryHeap<Arrival>,
-    sent: u64,
-    spare: Vec<Vec<u8>>,
+    places: Vec<Place>,
+    links: Vec<Link<Label>>,
+    routes: Vec<Vec<usize>>,
+    pool: Pool,
     buf: Vec<u8>,
 }
 
@@ -123,30 +131,72 @@ impl<N: Node> Network<N> {
         Self {
             now: Instant::ZERO,
             nodes: Vec::new(),
+            places: Vec::new(),
             links: Vec::new(),
-            routes: BTreeMap::new(),
-            arrivals: BinaryHeap::new(),
-            sent: 0,
-            spare: Vec::new(),
+            routes: Vec::new(),
+            pool: Pool::default(),
             buf: Vec::new(),
         }
     }
 
     /// Adds a node; its address is [`address_of`] the index given back.
     pub fn add_node(&mut self, node: N) -> usize {
+        let index = self.nodes.len();
         self.nodes.push(node);
-        self.nodes.len() - 1
+        self.places.push(Place {
+            address: address_of(index),
+            timeout: None,
+            touched: true,
+            routes: Vec::new(),
+        });
+        index
     }
 
-    /// Adds a link and gives its index.
-    pub fn add_link(&mut self, link: Link) -> usize {
-        self.links.push(link);
+    /// Adds a link and gives its index. `seed` decides its chances, its timeline counts in steps of `step`.
+    pub fn add_link(&mut self, config: LinkConfig, seed: [u8; 32], step: Duration) -> usize {
+        self.links.push(Link::new(config, seed).with_timeline(step));
         self.links.len() - 1
     }
 
-    /// Lets datagrams from one node to another take a link. Without a route they vanish.
-    pub fn add_route(&mut self, from: usize, to: usize, link: usize) {
-        self.routes.insert((from, to), link);
+    /// Lets datagrams from one node to another take these links, one after the other. Without a route they
+    /// vanish.
+    ///
+    /// # Panics
+    /// If there is no such node, or no link is named.
+    pub fn add_route(&mut self, from: usize, to: usize, links: &[usize]) {
+        assert!(!links.is_empty() && links.iter().all(|&l| l < self.links.len()), "a route has links");
+        let routes = &mut self.places[from].routes;
+        if routes.len() <= to {
+            routes.resize(to + 1, None);
+        }
+        routes[to] = Some(u32::try_from(self.routes.len()).expect("few routes"));
+        self.routes.push(links.to_vec());
+    }
+
+    /// Gives a node another address from now on. Its datagrams come from there, and what is sent to the old
+    /// one, or under way to it, vanishes.
+    ///
+    /// # Panics
+    /// If there is no such node, or it moved more than 200 times.
+    pub fn move_node(&mut self, node: usize, what: Move) {
+        let address = &mut self.places[node].address;
+        match (what, address.ip()) {
+            (Move::Address, IpAddr::V4(ip)) => {
+                let [a, network, c, d] = ip.octets();
+                assert!(network < 200, "a node moves seldom");
+                address.set_ip(IpAddr::V4(Ipv4Addr::new(a, network + 1, c, d)));
+            }
+            _ => address.set_port(address.port() + 1),
+        }
+    }
+
+    /// The present address of a node.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    #[must_use]
+    pub fn address(&self, node: usize) -> SocketAddr {
+        self.places[node].address
     }
 
     /// The virtual time.
@@ -166,42 +216,36 @@ impl<N: Node> Network<N> {
     /// # Panics
     /// If there is no such node.
     pub fn node_mut(&mut self, node: usize) -> &mut N {
+        self.places[node].touched = true;
         &mut self.nodes[node]
     }
 
     /// The links, by index.
     #[must_use]
-    pub fn links(&self) -> &[Link] {
+    pub fn links(&self) -> &[Link<Label>] {
         &self.links
-    }
-
-    /// A link, to be changed between two runs.
-    ///
-    /// # Panics
-    /// If there is no such link.
-    pub fn link_mut(&mut self, link: usize) -> &mut Link {
-        &mut self.links[link]
     }
 
     /// Moves time on until `done` says so or `deadline` passes. Ends at the time of the last event, or at
     /// `deadline`, so that runs can follow each other with changes between them.
     pub fn run(&mut self, deadline: Instant, mut done: impl FnMut(Instant, &[N]) -> bool) -> Stop {
-        let mut touched = vec![true; self.nodes.len()];
         let mut steps = 0;
         loop {
-            for (node, touched) in touched.iter_mut().enumerate() {
-                if core::mem::take(touched) {
+            for node in 0..self.nodes.len() {
+                if core::mem::take(&mut self.places[node].touched) {
                     self.transmit(node);
+                    self.places[node].timeout = self.nodes[node].poll_timeout();
                 }
             }
             if done(self.now, &self.nodes) {
                 return Stop::Done;
             }
-            let arrival = self.arrivals.peek().map(|a| a.at);
-            let timeout = self.nodes.iter_mut().filter_map(Node::poll_timeout).min();
-            let Some(next) = arrival.into_iter().chain(timeout).min() else { return Stop::Quiet };
+            let timeouts = self.places.iter().filter_map(|p| p.timeout);
+            let Some(next) = timeouts.chain(self.links.iter().filter_map(Link::next_event)).min() else {
+                return Stop::Quiet;
+            };
             if next > deadline {
-                self.now = deadline;
+                self.now = self.now.max(deadline);
                 return Stop::Deadline;
             }
             steps = if next > self.now { 0 } else { steps + 1 };
@@ -209,22 +253,37 @@ impl<N: Node> Network<N> {
                 return Stop::Stuck;
             }
             self.now = self.now.max(next);
-            self.deliver(&mut touched);
-            for (node, touched) in self.nodes.iter_mut().zip(&mut touched) {
-                if node.poll_timeout().is_some_and(|t| t <= self.now) {
+            self.deliver();
+            for (node, place) in self.nodes.iter_mut().zip(&mut self.places) {
+                if place.timeout.is_some_and(|t| t <= self.now) {
                     node.handle_timeout(self.now);
-                    *touched = true;
+                    place.touched = true;
                 }
             }
         }
     }
 
-    fn deliver(&mut self, touched: &mut [bool]) {
-        while self.arrivals.peek().is_some_and(|a| a.at <= self.now) {
-            let mut arrival = self.arrivals.pop().expect("just seen");
-            self.nodes[arrival.to].handle_datagram(self.now, address_of(arrival.from), &mut arrival.data);
-            touched[arrival.to] = true;
-            self.spare.push(arrival.data);
+    fn deliver(&mut self) {
+        for link in 0..self.links.len() {
+            if self.links[link].next_event().is_none_or(|t| t > self.now) {
+                continue;
+            }
+            while let Some(mut packet) = self.links[link].pop(self.now, &mut self.pool) {
+                let label = &mut packet.label;
+                label.hop += 1;
+                let next = self.routes[label.route as usize].get(label.hop as usize);
+                if let Some(&next) = next {
+                    self.links[next].send(self.now, packet, &mut self.pool);
+                    continue;
+                }
+                let place = &mut self.places[label.node as usize];
+                if place.address == label.to {
+                    let arrival = Arrival { remote: label.from, at: self.now, ecn: packet.ecn };
+                    self.nodes[label.node as usize].handle_datagram(self.now, arrival, &mut packet.data);
+                    place.touched = true;
+                }
+                self.pool.recycle(packet.data);
+            }
         }
     }
 
@@ -233,32 +292,23 @@ impl<N: Node> Network<N> {
         loop {
             buf.clear();
             let Some(t) = self.nodes[node].poll_transmit(self.now, &mut buf) else { break };
-            let data = &buf[..t.len];
-            let to = node_at(t.to).filter(|&to| to < self.nodes.len());
-            let route = to.and_then(|to| Some((to, *self.routes.get(&(node, to))?)));
-            if let Some((to, link)) = route {
-                for segment in data.chunks(t.segment_size.unwrap_or(t.len).max(1)) {
-                    self.send(node, to, link, segment);
-                }
+            let Some(to) = node_at(t.to) else { continue };
+            let place = &self.places[node];
+            let Some(&Some(route)) = place.routes.get(to) else { continue };
+            let label = Label {
+                from: place.address,
+                to: t.to,
+                node: u32::try_from(to).expect("few nodes"),
+                route,
+                hop: 0,
+            };
+            let link = self.routes[route as usize][0];
+            for segment in buf[..t.len].chunks(t.segment_size.unwrap_or(t.len).max(1)) {
+                let packet = Packet { data: self.pool.copy(segment), ecn: t.ecn, label };
+                self.links[link].send(self.now, packet, &mut self.pool);
             }
         }
         self.buf = buf;
-    }
-
-    fn send(&mut self, from: usize, to: usize, link: usize, datagram: &[u8]) {
-        let Fate::Delivered { at, again, corrupted } = self.links[link].send(self.now, datagram.len()) else {
-            return;
-        };
-        for at in [Some(at), again].into_iter().flatten() {
-            let mut data = self.spare.pop().unwrap_or_default();
-            data.clear();
-            data.extend_from_slice(datagram);
-            if corrupted {
-                self.links[link].corrupt(&mut data);
-            }
-            self.sent += 1;
-            self.arrivals.push(Arrival { at, number: self.sent, from, to, data });
-        }
     }
 }
 
@@ -267,7 +317,6 @@ mod tests {
     use core::time::Duration;
 
     use super::*;
-    use crate::link::LinkConfig;
 
     /// Sends `left` numbered datagrams, one a millisecond, and notes what it receives.
     struct Beeper {
@@ -276,17 +325,26 @@ mod tests {
         next: Instant,
         got: Vec<(u64, u8)>,
         eager: bool,
+        last_from: Option<SocketAddr>,
     }
 
     impl Beeper {
         fn new(to: usize, left: u8) -> Self {
-            Self { to: address_of(to), left, next: Instant::ZERO, got: Vec::new(), eager: false }
+            Self {
+                to: address_of(to),
+                left,
+                next: Instant::ZERO,
+                got: Vec::new(),
+                eager: false,
+                last_from: None,
+            }
         }
     }
 
     impl Node for Beeper {
-        fn handle_datagram(&mut self, now: Instant, _: SocketAddr, datagram: &mut [u8]) {
+        fn handle_datagram(&mut self, now: Instant, arrival: Arrival, datagram: &mut [u8]) {
             self.got.push((now.as_micros(), datagram[0]));
+            self.last_from = Some(arrival.remote);
         }
         fn handle_timeout(&mut self, _: Instant) {}
         fn poll_timeout(&mut self) -> Option<Instant> {
@@ -299,7 +357,7 @@ mod tests {
             buf.push(self.left);
             self.left -= 1;
             self.next = now + Duration::from_millis(1);
-            Some(Transmission { to: self.to, len: 1, segment_size: None })
+            Some(Transmission { to: self.to, len: 1, segment_size: None, ecn: Ecn::NotEct })
         }
     }
 
@@ -307,9 +365,9 @@ mod tests {
         let mut net = Network::new();
         net.add_node(Beeper::new(1, 3));
         net.add_node(Beeper::new(0, 0));
-        let link =
-            net.add_link(Link::new(LinkConfig::new(0, Duration::from_millis(delay_ms)), Default::default()));
-        net.add_route(0, 1, link);
+        let config = LinkConfig::new(0, Duration::from_millis(delay_ms));
+        let link = net.add_link(config, Default::default(), Duration::from_millis(10));
+        net.add_route(0, 1, &[link]);
         net
     }
 
@@ -318,6 +376,31 @@ mod tests {
         let mut net = pair(10);
         assert_eq!(net.run(Instant::from_micros(u64::MAX), |_, _| false), Stop::Quiet);
         assert_eq!(net.nodes()[1].got, [(10_000, 3), (11_000, 2), (12_000, 1)]);
+    }
+
+    #[test]
+    fn a_route_may_go_through_several_links() {
+        let mut net = pair(10);
+        let config = LinkConfig::new(0, Duration::from_millis(7));
+        let second = net.add_link(config, Default::default(), Duration::from_millis(10));
+        net.add_route(0, 1, &[0, second, 0]);
+        net.run(Instant::from_micros(u64::MAX), |_, _| false);
+        assert_eq!(net.nodes()[1].got, [(27_000, 3), (28_000, 2), (29_000, 1)]);
+    }
+
+    #[test]
+    fn who_moves_is_no_longer_found_at_the_old_address() {
+        let mut net = pair(10);
+        net.move_node(0, Move::Port);
+        net.run(Instant::from_micros(10_500), |_, _| false);
+        assert_eq!(net.nodes()[1].last_from, Some("10.0.0.0:4434".parse().unwrap()));
+        net.move_node(1, Move::Address);
+        net.run(Instant::from_micros(u64::MAX), |_, _| false);
+        assert_eq!(net.nodes()[1].got, [(10_000, 3)]);
+        net.node_mut(0).to = net.address(1);
+        net.node_mut(0).left = 1;
+        net.run(Instant::from_micros(u64::MAX), |_, _| false);
+        assert_eq!(net.nodes()[1].got.len(), 2);
     }
 
     #[test]
@@ -341,6 +424,7 @@ mod tests {
         for node in [0, 1, 255, 256, 65_535] {
             assert_eq!(node_at(address_of(node)), Some(node));
         }
-        assert_eq!(node_at("10.1.0.0:4433".parse().unwrap()), None);
+        assert_eq!(node_at("10.1.0.7:4434".parse().unwrap()), Some(7));
+        assert_eq!(node_at("192.0.2.7:4433".parse().unwrap()), None);
     }
 }

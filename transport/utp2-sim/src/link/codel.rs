@@ -1,0 +1,84 @@
+//! The decision of CoDel (RFC 8289 §5): whether the datagram at the head of the queue has to go.
+
+/// State of one queue. Times are picoseconds.
+#[derive(Debug, Default)]
+pub(super) struct CoDel {
+    /// When the wait will have stood above the target for an interval; 0 if it is below.
+    first_above: u64,
+    dropping: bool,
+    drop_next: u64,
+    count: u32,
+    last_count: u32,
+}
+
+impl CoDel {
+    /// Told of each datagram that comes to the head at `now` after `wait`; `waiting` bytes are behind it.
+    pub(super) fn should_drop(
+        &mut self,
+        now: u64,
+        wait: u64,
+        waiting: u64,
+        target: u64,
+        interval: u64,
+    ) -> bool {
+        /// A queue of less than a datagram does not stand.
+        const MTU: u64 = 1514;
+        let mut ok_to_drop = false;
+        if wait < target || waiting <= MTU {
+            self.first_above = 0;
+        } else if self.first_above == 0 {
+            self.first_above = now + interval;
+        } else {
+            ok_to_drop = now >= self.first_above;
+        }
+        if self.dropping {
+            if !ok_to_drop {
+                self.dropping = false;
+            } else if now >= self.drop_next {
+                self.count += 1;
+                self.drop_next = control_law(self.drop_next, interval, self.count);
+                return true;
+            }
+            return false;
+        }
+        if !ok_to_drop {
+            return false;
+        }
+        self.dropping = true;
+        // Goes on where it stopped if that is not long ago.
+        let delta = self.count.saturating_sub(self.last_count);
+        let recent = now.saturating_sub(self.drop_next) < 16 * interval;
+        self.count = if delta > 1 && recent { delta } else { 1 };
+        self.last_count = self.count;
+        self.drop_next = control_law(now, interval, self.count);
+        true
+    }
+}
+
+fn control_law(at: u64, interval: u64, count: u32) -> u64 {
+    at + (interval as f64 / f64::from(count).sqrt()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_short_burst_is_let_through_and_a_standing_queue_is_not() {
+        let mut codel = CoDel::default();
+        let mut at = |ms: u64, wait: u64| codel.should_drop(ms * MS, wait * MS, 30_000, 5 * MS, 100 * MS);
+        assert!((0..99).all(|ms| !at(ms, 50)));
+        assert!(!at(99, 4), "the queue went below the target");
+        assert!((100..200).all(|ms| !at(ms, 50)));
+        let dropped: Vec<u64> = (200..600).filter(|&ms| at(ms, 50)).collect();
+        assert_eq!(dropped[..4], [200, 300, 371, 429], "ever faster");
+    }
+
+    #[test]
+    fn nothing_is_dropped_below_a_datagram() {
+        let mut codel = CoDel::default();
+        assert!((0..1000).all(|ms| !codel.should_drop(ms * MS, 50 * MS, 1500, 5 * MS, 100 * MS)));
+    }
+}

@@ -1,0 +1,111 @@
+//! Which protocol a flow speaks, and any end of any of them as one [`Node`].
+
+use timebase::Instant;
+use utp2::Arrival;
+
+use crate::flow::FlowNode;
+use crate::network::{Node, Transmission};
+use crate::progress::{Counters, Progress};
+
+/// What a flow speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// µTP2, the real endpoint.
+    #[default]
+    Utp2,
+}
+
+impl Protocol {
+    /// Its name on command lines and in tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Utp2 => "utp2",
+        }
+    }
+}
+
+/// One end of a flow of any protocol.
+pub enum AnyNode {
+    /// µTP2.
+    Utp2(Box<FlowNode>),
+}
+
+impl AnyNode {
+    /// How the flow's data arrived; `None` for a sender.
+    #[must_use]
+    pub fn progress(&self) -> Option<&Progress> {
+        match self {
+            Self::Utp2(n) => n.progress(),
+        }
+    }
+
+    /// A sender's counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        match self {
+            Self::Utp2(n) => n.counters(),
+        }
+    }
+
+    /// Bytes that arrived again; 0 for a sender.
+    #[must_use]
+    pub fn duplicate(&self) -> u64 {
+        match self {
+            Self::Utp2(n) => n.ledger().map_or(0, |l| l.duplicate()),
+        }
+    }
+
+    /// When the handshake was done.
+    #[must_use]
+    pub fn connected_at(&self) -> Option<Instant> {
+        match self {
+            Self::Utp2(n) => n.connected_at(),
+        }
+    }
+
+    /// Whether the connection has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Utp2(n) => n.closed().is_some(),
+        }
+    }
+
+    /// What is wrong with this end, if anything. That a connection ended is wrong unless everything arrived.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        match self {
+            Self::Utp2(n) => {
+                let data = n.ledger().and_then(|l| l.fault()).map(str::to_owned);
+                data.or_else(|| n.closed().map(|why| format!("closed before the end: {why}")))
+            }
+        }
+    }
+}
+
+impl Node for AnyNode {
+    fn handle_datagram(&mut self, now: Instant, arrival: Arrival, datagram: &mut [u8]) {
+        match self {
+            Self::Utp2(n) => n.handle_datagram(now, arrival, datagram),
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        match self {
+            Self::Utp2(n) => n.handle_timeout(now),
+        }
+    }
+
+    fn poll_timeout(&mut self) -> Option<Instant> {
+        match self {
+            Self::Utp2(n) => n.poll_timeout(),
+        }
+    }
+
+    fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmission> {
+        match self {
+            Self::Utp2(n) => n.poll_transmit(now, buf),
+        }
+    }
+}
