@@ -15,6 +15,9 @@ use crate::shared::{BadPaths, Shared, code};
 use crate::socket::{ReceiveBatch, WouldBlock};
 use crate::timer::Timer;
 
+/// The core bounds a batch by its bytes; counted in the smallest full datagrams, no batch is cut short.
+const MIN_DATAGRAM: usize = 1200;
+
 /// Receive calls in a row before sending gets its turn: 4 MiB at most.
 const RECEIVES_PER_TURN: usize = 4;
 
@@ -244,7 +247,7 @@ impl Driver {
             return;
         }
         for _ in 0..SENDS_PER_TURN {
-            let segments = self.shared.socket.max_segments(self.max_datagram);
+            let segments = self.shared.socket.max_segments(MIN_DATAGRAM);
             let transmit = {
                 let mut core = self.shared.core();
                 let now = core.advance_to(self.shared.now());

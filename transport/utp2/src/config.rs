@@ -18,9 +18,13 @@ pub enum Mode {
 /// Settings of an endpoint and limits of its connections.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Largest UDP payload we send, bytes; 1200–65000. Default 1452: an Ethernet path with IPv6. The smaller of
-    /// both sides' values is used.
+    /// Largest UDP payload we send or accept, bytes; 1200–65000. Default 8972: Ethernet's jumbo frames. It is but the
+    /// end of the search: a connection begins with 1200 bytes and finds out what its path carries (§3.1). The smaller
+    /// of both sides' values is used, so a device with small buffers says so here.
     pub max_datagram: u16,
+    /// Most bytes of one [`crate::Endpoint::poll_transmit`], if they are several packets; 1200–65507. Default 65,000:
+    /// what segmentation by the kernel takes. A millisecond of the sending rate bounds it as well (§8.7).
+    pub max_burst: usize,
     /// Bytes the peer may have in flight to us. Default 16 MiB: 1 Gbit/s at 130 ms. It bounds nothing held here
     /// (pieces go straight to the sink) but what a socket and a disk must swallow.
     pub receive_window: u32,
@@ -61,7 +65,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            max_datagram: 1452,
+            max_datagram: 8972,
+            max_burst: 65_000,
             receive_window: 16 << 20,
             max_message: 1 << 20,
             message_buffer: 4 << 20,
@@ -93,6 +98,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = |ok: bool, what| if ok { Ok(()) } else { Err(ConfigError(what)) };
         check((MIN_DATAGRAM..=65_000).contains(&self.max_datagram), "max_datagram must be 1200 to 65000")?;
+        check((1200..=65_507).contains(&self.max_burst), "max_burst must be 1200 to 65507")?;
         check(self.max_message >= 1, "max_message must be at least 1")?;
         check(self.max_message <= 1 << 30, "max_message must be at most 1 GiB")?;
         check(

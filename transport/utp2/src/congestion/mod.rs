@@ -440,6 +440,22 @@ impl Controller {
         self.phase = Phase::SpeedProbe(SpeedProbe::new(now, false));
     }
 
+    /// The path ceased to carry packets of the size sent (§3.1): what was not delivered meanwhile is no measure.
+    pub(crate) fn on_black_hole(&mut self, now: Instant) {
+        let s = &mut self.shared;
+        s.delivery.clear_points();
+        s.best = [0.0; 4];
+        s.purpose = Purpose::Normal;
+        if matches!(self.phase, Phase::FastStart(_)) {
+            let rate = s.rate * 0.5;
+            s.cut(now, rate);
+        } else {
+            let rate = s.rate * 0.9;
+            s.cut(now, rate);
+            self.phase = Phase::SpeedProbe(SpeedProbe::new(now, false));
+        }
+    }
+
     /// The peer has another address: what was learned is about another path.
     pub(crate) fn on_new_path(&mut self, now: Instant) {
         let s = &mut self.shared;

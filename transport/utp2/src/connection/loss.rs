@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use timebase::Instant;
 
+use super::mtu;
 use super::rtt::MAX_ACK_INTERVAL;
 use super::scoreboard::{Chunk, Fate, Sent};
 use super::session::{Fault, Session};
@@ -26,6 +27,9 @@ impl Session {
         let mut told = false;
         for (low, high) in ack.ranges() {
             self.seal.on_acked(high);
+            if self.mtu.on_probe_acked(low, high) {
+                self.resize(now);
+            }
             if !told && let Some(number) = self.received.pending_within(low, high) {
                 self.received.on_ack_of(number);
                 told = true;
@@ -48,6 +52,7 @@ impl Session {
                     }
                     Fate::Outstanding => {
                         self.controller.on_acked(sent.interval, u64::from(sent.size));
+                        self.mtu.on_acked(number, sent.size);
                         acked_bytes += u64::from(sent.size);
                         if number == ack.largest {
                             let hold = Duration::from_micros(ack.hold_us);
@@ -59,6 +64,7 @@ impl Session {
                         }
                         if self.newest_acked.is_none_or(|(n, _)| number > n) {
                             self.newest_acked = Some((number, sent.at));
+                            self.newest_acked_size = sent.size;
                         }
                     }
                 }
@@ -146,7 +152,7 @@ impl Session {
                     self.loss_deadline = Some(sent.at + patience);
                     break;
                 }
-                self.on_lost(number, &sent);
+                self.on_lost(now, number, &sent);
             }
             number += 1;
         }
@@ -155,10 +161,19 @@ impl Session {
         self.sent.trim(now - self.rtt.smoothed() * 3 - Duration::from_millis(20));
     }
 
-    fn on_lost(&mut self, number: u64, sent: &Sent) {
+    fn on_lost(&mut self, now: Instant, number: u64, sent: &Sent) {
         self.sent.settle(number, Fate::Lost);
         self.stats.lost_packets += 1;
-        self.controller.on_lost(sent.interval);
+        match self.mtu.on_lost(number, sent.size, self.newest_acked_size, self.sent.next_number()) {
+            mtu::Loss::Usual => self.controller.on_lost(sent.interval),
+            mtu::Loss::HoleFound => {
+                // Where the size changes, the route did; and what did not arrive meanwhile is no measure of the rate.
+                self.controller.on_black_hole(now);
+                self.resize(now);
+            }
+            // Settled, and no congestion.
+            mtu::Loss::InHole => self.controller.on_acked(sent.interval, 0),
+        }
         if self.window_told_in == Some(number) {
             self.tell_window = true;
         }
@@ -173,6 +188,11 @@ impl Session {
     pub(super) fn probe_timeout(&self) -> Duration {
         let wait = self.rtt.patience() + self.rtt.ack_interval() * 2 + Duration::from_millis(5);
         wait.max(Duration::from_millis(10))
+    }
+
+    /// How long an MTU probe may take to be acknowledged.
+    pub(super) fn mtu_patience(&self) -> Duration {
+        self.rtt.patience() + MAX_ACK_INTERVAL
     }
 
     pub(super) fn probe_deadline(&self) -> Option<Instant> {

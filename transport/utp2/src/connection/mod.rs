@@ -6,6 +6,7 @@ mod blocks;
 mod keys;
 mod loss;
 mod messages;
+mod mtu;
 mod pacing;
 mod path;
 mod ranges;
@@ -93,6 +94,8 @@ pub struct Stats {
     pub probe_timeouts: u64,
     /// Bytes sent and neither acknowledged nor lost.
     pub bytes_in_flight: u64,
+    /// Largest datagram the path is known to carry, UDP payload bytes.
+    pub datagram: u16,
     /// Learned loss that does not come from congestion, parts per million.
     pub base_loss_ppm: u32,
 }
@@ -301,6 +304,14 @@ impl Connection {
     pub fn set_rate_limit(&mut self, limit: Option<u64>) {
         if let Some(s) = self.session_mut() {
             s.rate_limit = limit;
+        }
+    }
+
+    /// The host refused to send a datagram of `len` bytes of UDP payload to the peer (`EMSGSIZE`). A hint that spares
+    /// the path MTU search its time-outs (§3.1).
+    pub fn on_too_large(&mut self, now: Instant, len: usize) {
+        if let Some(s) = self.session_mut() {
+            s.on_too_large(now, len);
         }
     }
 

@@ -121,6 +121,8 @@ impl Session {
         self.challenge = Some(challenge);
         if from.ip() != to.ip() {
             self.rtt.reset(now);
+            self.mtu.reset();
+            self.resize(now);
             self.controller.on_new_path(now);
             self.update_pacer(now);
         }

@@ -9,6 +9,7 @@ use super::blocks::Piece;
 use super::keys::KEY_LIMIT;
 use super::scoreboard::{Chunk, Fate, MAX_CHUNKS};
 use super::session::{Fault, Session};
+use crate::config::MIN_DATAGRAM;
 use crate::wire::frame::{self, Frame};
 use crate::wire::header::{self, PROTECTED_HEADER, TAG};
 use crate::{BlockSource, Ecn, Event, Transmit};
@@ -28,11 +29,16 @@ impl Session {
         buf: &mut Vec<u8>,
         source: &mut dyn BlockSource,
     ) -> Result<Option<Transmit>, Fault> {
+        if let Some(transmit) = self.mtu_probe(now, buf)? {
+            return Ok(Some(transmit));
+        }
         let mut segment = 0;
         let mut count = 0;
         self.pacing = None;
         self.update_pacer(now);
-        while count < max_segments.max(1) {
+        // No more than a millisecond of the rate at a time (§8.7).
+        let burst = self.max_burst.min(usize::try_from(self.rate() / 1000).unwrap_or(usize::MAX));
+        while count < max_segments.max(1) && (count == 0 || buf.len() + self.datagram <= burst) {
             let start = buf.len();
             if !self.packet(now, buf, source)? {
                 break;
@@ -57,6 +63,43 @@ impl Session {
             segment_size: (count > 1).then_some(segment),
             ecn: Ecn::NotEct,
         }))
+    }
+
+    /// Appends a packet that only finds out whether its size passes (§3.1), if one is due.
+    fn mtu_probe(&mut self, now: Instant, buf: &mut Vec<u8>) -> Result<Option<Transmit>, Fault> {
+        // While nothing is to be moved, nothing is gained by it; while nothing is acknowledged, nothing is learned.
+        if self.probe_backoff > 0 || !self.has_data() {
+            return Ok(None);
+        }
+        let Some(size) = self.mtu.next_probe(now).filter(|s| self.path.may_send(*s)) else { return Ok(None) };
+        let number = self.number(now)?;
+        header::emit_protected(buf, &self.remote_cid, self.seal.phase, number);
+        Frame::Ping.emit_control(buf);
+        buf.resize(size - TAG, frame::PADDING);
+        let tag = self.seal.key.seal(number, buf, PROTECTED_HEADER);
+        buf.extend_from_slice(&tag);
+        self.mtu.on_sent(now, number, size);
+        self.stats.sent_packets += 1;
+        self.stats.sent_bytes += size as u64;
+        self.pacer.on_sent(size);
+        self.sent.push(now, size, 0, Fate::Quiet, 0);
+        self.path.on_sent(size);
+        Ok(Some(Transmit { remote: self.path.remote(), len: size, segment_size: None, ecn: Ecn::NotEct }))
+    }
+
+    /// The number of the next packet, which must now be sent.
+    fn number(&mut self, now: Instant) -> Result<u64, Fault> {
+        self.skip_in -= 1;
+        if self.skip_in == 0 {
+            self.skip_in = self.skip_interval();
+            self.sent.push(now, 0, 0, Fate::Skipped, 0);
+        }
+        let number = self.sent.next_number();
+        if !self.seal.advance(number) {
+            return Err(Fault::KeyLimit);
+        }
+        debug_assert!(number < u64::MAX - KEY_LIMIT);
+        Ok(number)
     }
 
     fn has_data(&self) -> bool {
@@ -109,24 +152,17 @@ impl Session {
             // A peer that takes our acknowledgements but never tells of our probes would make us remember for ever.
             return Err(Fault::Violation("acknowledged nothing for too long"));
         }
-        self.skip_in -= 1;
-        if self.skip_in == 0 {
-            self.skip_in = self.skip_interval();
-            self.sent.push(now, 0, 0, Fate::Skipped, 0);
-        }
-        let number = self.sent.next_number();
-        if !self.seal.advance(number) {
-            return Err(Fault::KeyLimit);
-        }
-        debug_assert!(number < u64::MAX - KEY_LIMIT);
+        let number = self.number(now)?;
         let start = buf.len();
-        let end = start + self.datagram - TAG;
+        // Probes also tell a path that lost its larger packets from one that is down (§3.1).
+        let most = if self.probes > 0 { usize::from(MIN_DATAGRAM) } else { self.datagram };
+        let end = start + most - TAG;
         header::emit_protected(buf, &self.remote_cid, self.seal.phase, number);
 
         let interval = self.rtt.ack_interval();
         if ack_due || self.received.wants_ride(now, interval) {
             // Where data follows, it gets half of the packet at least.
-            let room = if data { self.datagram / 2 } else { end - buf.len() - 64 };
+            let room = if data { most / 2 } else { end - buf.len() - 64 };
             if self.received.emit(buf, room, number, now) {
                 self.stats.acks_sent += 1;
                 let quiet = now.saturating_since(self.last_eliciting);

@@ -12,6 +12,7 @@ use super::Stats;
 use super::blocks::BlockQueue;
 use super::keys::{OpenKeys, SealKeys};
 use super::messages::{MessageReceiver, MessageSender, PREFIX};
+use super::mtu::Mtu;
 use super::pacing::Pacer;
 use super::path::Path;
 use super::received::Received;
@@ -48,8 +49,11 @@ pub(crate) struct Session {
     pub(super) handle: Handle,
     pub(super) peer: PeerIdentity,
     pub(super) remote_cid: Cid,
-    /// Largest packet we send.
+    /// Largest packet we send now; follows `mtu`.
     pub(super) datagram: usize,
+    pub(super) mtu: Mtu,
+    /// Most bytes handed out at a time.
+    pub(super) max_burst: usize,
     pub(super) max_message: usize,
     pub(super) max_in_flight: usize,
     pub(super) max_blocks: usize,
@@ -65,6 +69,7 @@ pub(crate) struct Session {
     pub(super) loss_scan: u64,
     /// The acknowledged packet sent last: its number and when it left.
     pub(super) newest_acked: Option<(u64, Instant)>,
+    pub(super) newest_acked_size: u16,
     pub(super) reordering: Reordering,
     pub(super) lost_chunks: VecDeque<Chunk>,
     /// Packets until a number is left out (§8.8).
@@ -111,14 +116,18 @@ pub(crate) struct Session {
 /// Numbers between two left out on purpose: this and up to as many more.
 const SKIP_EVERY: u32 = 2048;
 
+/// What the controller's first rate counts in, bytes; the path's own size is not known by then.
+const USUAL_DATAGRAM: usize = 1452;
+
 impl Session {
     pub(crate) fn new(now: Instant, handle: Handle, config: &Config, e: Established, seed: [u8; 32]) -> Self {
-        let datagram = usize::from(config.max_datagram.min(e.params.max_datagram));
+        let mtu = Mtu::new(config.max_datagram.min(e.params.max_datagram));
+        let datagram = mtu.current();
         let own_idle = config.idle_timeout;
         // Zero would be "at once"; a peer that says so gets the smallest we accept ourselves.
         let peer_idle = Duration::from_millis(u64::from(e.params.idle_timeout_ms.max(100)));
         let rtt = Rtt::new(now, e.rtt.max(Duration::from_micros(1)));
-        let controller = Controller::new(now, rtt.smoothed(), datagram, config.mode);
+        let controller = Controller::new(now, rtt.smoothed(), USUAL_DATAGRAM, config.mode);
         let mut random = ChaCha8Rng::from_seed(seed);
         let skip_in = SKIP_EVERY + random.next_u32() % SKIP_EVERY;
         let peer_message = usize::try_from(e.params.max_message).unwrap_or(usize::MAX);
@@ -127,6 +136,8 @@ impl Session {
             peer: e.peer,
             remote_cid: e.remote_cid,
             datagram,
+            mtu,
+            max_burst: config.max_burst,
             max_message: config.max_message.min(peer_message).min(config.message_buffer - PREFIX),
             max_in_flight: config.max_in_flight_packets,
             max_blocks: config.max_queued_blocks,
@@ -138,6 +149,7 @@ impl Session {
             sent: Scoreboard::default(),
             loss_scan: 0,
             newest_acked: None,
+            newest_acked_size: 0,
             reordering: Reordering { seen: Duration::ZERO, faded: now },
             lost_chunks: VecDeque::new(),
             skip_in,
@@ -220,6 +232,18 @@ impl Session {
         self.pacer.set_rate(now, rate, self.datagram);
     }
 
+    /// To be called when `mtu` changed its mind.
+    pub(super) fn resize(&mut self, now: Instant) {
+        self.datagram = self.mtu.current();
+        self.update_pacer(now);
+    }
+
+    pub(super) fn on_too_large(&mut self, now: Instant, len: usize) {
+        if self.mtu.on_refused(now, len) {
+            self.resize(now);
+        }
+    }
+
     pub(super) fn skip_interval(&mut self) -> u32 {
         SKIP_EVERY + self.random.next_u32() % SKIP_EVERY
     }
@@ -232,6 +256,7 @@ impl Session {
             delivered_rate: self.controller.delivered_rate(),
             state: self.controller.state(),
             bytes_in_flight: self.sent.in_flight_bytes(),
+            datagram: self.datagram as u16,
             base_loss_ppm: self.controller.base_loss_ppm(),
             ..self.stats
         }

@@ -13,17 +13,19 @@ enum Timer {
     Probe,
     Silence,
     Path,
+    Mtu,
     KeepAlive,
     Idle,
 }
 
-const ALL: [Timer; 8] = [
+const ALL: [Timer; 9] = [
     Timer::Acknowledge,
     Timer::Pace,
     Timer::Loss,
     Timer::Probe,
     Timer::Silence,
     Timer::Path,
+    Timer::Mtu,
     Timer::KeepAlive,
     Timer::Idle,
 ];
@@ -39,6 +41,7 @@ impl Session {
             Timer::Probe => self.probe_deadline(),
             Timer::Silence => in_flight.then(|| self.controller.silence_deadline()),
             Timer::Path => self.path.deadline(),
+            Timer::Mtu => self.mtu.deadline(self.mtu_patience()),
             Timer::KeepAlive => {
                 self.keep_alive.map(|after| self.last_received.max(self.last_keep_alive) + after)
             }
@@ -67,6 +70,10 @@ impl Session {
                 }
                 Timer::Path => {
                     self.path.give_up(now);
+                }
+                Timer::Mtu => {
+                    let patience = self.mtu_patience();
+                    self.mtu.on_timeout(now, patience);
                 }
                 Timer::KeepAlive => {
                     self.ping = true;

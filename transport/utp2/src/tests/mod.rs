@@ -3,6 +3,7 @@
 mod cpu;
 mod handshake;
 mod hostile;
+mod mtu;
 mod pair;
 mod rates;
 mod transfer;

@@ -32,6 +32,8 @@ pub(super) struct Link {
     /// Bytes/s and the queue's length in bytes.
     pub(super) bottleneck: Option<(f64, f64)>,
     pub(super) busy_until: f64,
+    /// Larger datagrams vanish.
+    pub(super) max_datagram: usize,
     pub(super) dropped: u64,
     pub(super) passed: u64,
 }
@@ -46,6 +48,7 @@ impl Default for Link {
             corrupt: 0.0,
             bottleneck: None,
             busy_until: 0.0,
+            max_datagram: usize::MAX,
             dropped: 0,
             passed: 0,
         }
@@ -275,6 +278,9 @@ impl Pair {
             }
         }
         let link = self.nodes[from].link.clone();
+        if datagram.len() > link.max_datagram {
+            return;
+        }
         let now = self.now.as_micros() as f64;
         let mut at = now;
         if let Some((rate, queue)) = link.bottleneck {

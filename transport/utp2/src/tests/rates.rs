@@ -18,7 +18,12 @@ fn steady(mbit: f64, rtt_ms: u64, loss: f64, bdp: f64, seconds: u64) -> f64 {
 fn steady_on(link: Link, stall: Duration, seconds: u64) -> f64 {
     let (rate, queue) = link.bottleneck.unwrap();
     let loss = link.loss;
-    let config = Config { receive_window: 1 << 28, max_queued_blocks: 1 << 20, ..Config::default() };
+    let config = Config {
+        max_datagram: 1452,
+        receive_window: 1 << 28,
+        max_queued_blocks: 1 << 20,
+        ..Config::default()
+    };
     let mut pair = Pair::connected(&config, &link.clone(), 1);
     pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = true);
     pair.stall = stall;
@@ -146,7 +151,12 @@ fn a_fast_local_path_between_machines_that_stall() {
 /// Bytes each of several connections between the same two nodes got through in the last third; they start one
 /// after the other.
 fn shares(link: &Link, modes: &[Mode], seconds: u64) -> std::vec::Vec<f64> {
-    let config = Config { receive_window: 1 << 28, max_queued_blocks: 1 << 20, ..Config::default() };
+    let config = Config {
+        max_datagram: 1452,
+        receive_window: 1 << 28,
+        max_queued_blocks: 1 << 20,
+        ..Config::default()
+    };
     let mut pair = Pair::connected(&config, link, 1);
     pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = true);
     let mut handles = std::vec![pair.nodes[0].handle()];

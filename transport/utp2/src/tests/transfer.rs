@@ -96,7 +96,7 @@ fn datagrams_of_every_size_work() {
 
 #[test]
 fn keys_are_updated_on_the_way() {
-    let config = Config { key_update_after: 200, ..Config::default() };
+    let config = Config { key_update_after: 200, max_datagram: 1452, ..Config::default() };
     let link = Link { loss: 0.05, jitter: Duration::from_millis(5), ..Link::default() };
     let mut pair = exchange(&config, &link, 200, 1);
     let stats = pair.nodes[0].connection().stats();
