@@ -10,6 +10,7 @@ use timebase::Instant;
 
 use super::interval::{Interval, Purpose};
 use super::math::{fourth_root, sqrt};
+use super::trial::{Trial, Verdict};
 use super::{Change, REFERENCE, Shared};
 use crate::Mode;
 
@@ -51,16 +52,8 @@ struct Pool {
     began: Option<Instant>,
     sent: f64,
     lost: f64,
-}
-
-/// Whether cutting helps against the loss seen.
-#[derive(Debug)]
-struct Trial {
-    rate: f64,
-    loss: f64,
-    sent: f64,
-    lost: f64,
-    empty_seen: bool,
+    /// Longest and shortest delay beyond the minimum.
+    delay_max: Duration,
 }
 
 impl Avoid {
@@ -81,7 +74,7 @@ impl Avoid {
 
     pub(super) fn judge(&mut self, now: Instant, s: &mut Shared, i: &Interval, queue: Duration) -> Change {
         if i.purpose == Purpose::DeepProbe {
-            self.learn_from_probe(s, i);
+            s.base_loss.add_probe(f64::from(i.sent), f64::from(i.lost));
         }
         if let Episode::Drain { until, share } | Episode::Probe { until, share } = self.episode {
             return self.continue_episode(now, s, i, queue, until, share);
@@ -154,16 +147,6 @@ impl Avoid {
         Change::Stay
     }
 
-    fn learn_from_probe(&mut self, s: &mut Shared, i: &Interval) {
-        let n = f64::from(i.sent);
-        if n >= 150.0 {
-            let seen = i.loss() + 1.5 * s.base_loss.sigma(i.loss(), n);
-            if seen < s.base_loss.estimate() {
-                s.base_loss.set(seen);
-            }
-        }
-    }
-
     fn probe_is_due(&self, now: Instant, s: &Shared) -> bool {
         let period = (s.rtt() * 75).clamp(Duration::from_secs(5), Duration::from_secs(20));
         let since_probe = now.saturating_since(self.last_probe);
@@ -186,6 +169,7 @@ impl Avoid {
             lasts = lasts.max(packets);
         }
         s.purpose = Purpose::DeepProbe;
+        s.base_loss.begin_probe();
         s.cut(now, slow);
         self.last_probe = now;
         self.episode = Episode::Probe { until: now + lasts, share };
@@ -203,30 +187,27 @@ impl Avoid {
         }
         self.pool.sent += f64::from(i.sent);
         self.pool.lost += f64::from(i.lost);
-        let empty = i.rtt_min.is_some() && queue < s.empty_below();
-        if let Some(t) = &mut self.trial {
-            t.empty_seen |= empty;
-            if s.rate < 0.9 * t.rate {
-                t.sent += f64::from(i.sent);
-                t.lost += f64::from(i.lost);
-            }
-            if t.sent >= 1500.0 {
-                let pooled = t.lost / t.sent;
-                let sigma = s.base_loss.sigma(pooled, t.sent);
-                let verifiable = s.mode != Mode::Background || s.peak() <= Duration::from_millis(2);
-                if t.empty_seen && verifiable && pooled - 2.0 * sigma > 0.75 * t.loss {
-                    s.base_loss.set(1.03 * pooled.min(t.loss));
-                    let back = 0.98 * t.rate;
+        if i.lost > 0 && i.rtt_min.is_some() {
+            let longest = i.rtt_max.saturating_sub(s.rtt_min);
+            // Where delays vary by themselves, the longest is no queue's.
+            let longest = if s.jitter > Duration::from_millis(1) { longest.min(queue * 4) } else { longest };
+            self.pool.delay_max = self.pool.delay_max.max(longest);
+        }
+        if let Some(trial) = &mut self.trial {
+            match trial.judge(s, i, queue) {
+                Verdict::Waiting => return Some(Change::Stay),
+                Verdict::Queue => {}
+                Verdict::Own => s.remembered = s.remembered.min(trial.rate),
+                Verdict::Chance(loss) => {
+                    s.base_loss.replace(1.03 * loss);
+                    let back = 0.98 * trial.rate;
                     s.cut(now, back);
-                    self.trial = None;
                     self.cuts = 0;
-                    self.pool = Pool::default();
-                    return Some(Change::Stay);
-                }
-                if t.sent >= 6000.0 || pooled < 0.5 * t.loss {
-                    self.trial = None;
                 }
             }
+            self.trial = None;
+            self.pool = Pool::default();
+            return Some(Change::Stay);
         }
         let enough =
             self.pool.sent >= 200.0 || i.began.saturating_since(began) >= rtt * 2 && self.pool.sent >= 20.0;
@@ -239,20 +220,21 @@ impl Avoid {
             }
             return None;
         }
-        if self.trial.as_ref().is_some_and(|t| s.rate < 0.8 * t.rate && t.empty_seen && t.sent < 6000.0) {
-            // Far enough down to tell: wait for the proof instead of cutting on.
-            return Some(Change::Stay);
-        }
         self.cuts += 1;
         self.last_event = Some(now);
         self.leniency = 1.0 + (self.leniency - 1.0) / 2.0;
         self.acceleration = 1.0;
-        if self.trial.is_none() {
-            self.trial = Some(Trial { rate: s.rate, loss, sent: 0.0, lost: 0.0, empty_seen: empty });
-        }
+        let full = s.buffer.on_excess_loss(now, self.pool.delay_max);
+        let loss_before = s.base_loss.estimate();
         self.pool = Pool::default();
         let r = if s.is_limited(now) { None } else { s.sustainable() }.unwrap_or(s.rate);
         let base = r.min(s.rate);
+        if !full {
+            let trial = Trial::new(s.rate, loss, loss_before);
+            s.cut(now, trial.slower());
+            self.trial = Some(trial);
+            return Some(Change::Stay);
+        }
         let near = s.rate > 0.85 * s.remembered;
         let rate = if s.mode == Mode::Background {
             s.remembered = base;

@@ -33,6 +33,18 @@ impl FastStart {
         Self { past: Vec::new(), before: (Duration::ZERO, false) }
     }
 
+    /// The least loss of the slowest intervals together: chance loses as much at any rate, and so no more than this.
+    fn least_loss(&self, most: f64) -> f64 {
+        let (mut sent, mut lost, mut least) = (0.0, 0.0, most);
+        for p in &self.past {
+            (sent, lost) = (sent + p.sent, lost + p.lost);
+            if sent >= 150.0 {
+                least = f64::min(least, lost / sent);
+            }
+        }
+        least
+    }
+
     /// Every acknowledged byte adds to the rate, so that it doubles per round trip.
     pub(super) fn grow(&mut self, now: Instant, s: &mut Shared, acked: u64) {
         // An application that sends little must not drive the rate beyond what the path was seen to carry.
@@ -95,7 +107,8 @@ impl FastStart {
             // The best of the last three intervals is what the path carries.
             let last = self.past.iter().rev().take(2).map(|p| p.delivered).fold(d, f64::max);
             let seen = last.max(s.delivered().unwrap_or(0.0));
-            s.base_loss.set(p0 + if p0 > 0.0 { sigma } else { 0.0 });
+            let p = self.least_loss(p0);
+            s.base_loss.set(p + if p > 0.0 { sigma } else { 0.0 });
             s.remembered = (seen / (1.0 - p0)).max(8.0 * s.packet / s.rtt().as_secs_f64());
             let rate = 0.5 * s.remembered;
             s.cut(now, rate);

@@ -6,11 +6,13 @@
 
 mod avoid;
 mod base_loss;
+mod buffer;
 mod delivery;
 mod fast_start;
 mod interval;
 mod math;
 mod speed_probe;
+mod trial;
 
 use core::time::Duration;
 
@@ -18,6 +20,7 @@ use timebase::Instant;
 
 use self::avoid::Avoid;
 use self::base_loss::BaseLoss;
+use self::buffer::Buffer;
 use self::delivery::Delivery;
 use self::fast_start::FastStart;
 use self::interval::{Interval, Intervals, Purpose};
@@ -75,6 +78,8 @@ struct Shared {
     /// Largest queue delay of the present and the previous quarter of a minute.
     queue_peak: [Duration; 2],
     peak_began: Instant,
+    /// How much delay the path's queue can hold.
+    buffer: Buffer,
     /// Noise of the queue delay between neighbouring intervals.
     jitter: Duration,
     last_queue: Duration,
@@ -133,7 +138,14 @@ impl Shared {
         } else if self.mode == Mode::Fair {
             base /= 2;
         }
-        base + (self.jitter * 3 / 2).min(Duration::from_millis(60))
+        let base = base + (self.jitter * 3 / 2).min(Duration::from_millis(60));
+        if let Some(room) = self.buffer.room() {
+            // Where the queue overflows before it is as long as we should like: below that, and still the shorter the
+            // faster.
+            let room = room.mul_f64(0.8).as_secs_f64();
+            return Duration::from_secs_f64(room * base.as_secs_f64() / (room + base.as_secs_f64()));
+        }
+        base
     }
 
     /// d̄: bytes/s the peer lately received.
@@ -209,6 +221,7 @@ impl Controller {
             base_loss: BaseLoss::new(),
             queue_peak: [Duration::ZERO; 2],
             peak_began: now,
+            buffer: Buffer::default(),
             jitter: Duration::ZERO,
             last_queue: Duration::ZERO,
             last_limited: None,
@@ -319,6 +332,10 @@ impl Controller {
         }
         let s = &mut self.shared;
         s.rtt = ack.smoothed;
+        if ack.min + (s.rtt_min / 20).max(Duration::from_millis(2)) < s.rtt_min {
+            // What was taken for an empty queue was none: what was lost in it tells nothing.
+            s.base_loss.replace(0.0);
+        }
         s.rtt_min = ack.min;
         let keep = s.rtt.max(Duration::from_millis(100)) * 2;
         s.delivery.mark(ack.arrival_us, keep.as_micros() as u64);
@@ -361,6 +378,7 @@ impl Controller {
                 s.peak_began = now;
             }
             s.queue_peak[0] = s.queue_peak[0].max(queue);
+            s.buffer.observe(now, i.rtt_max.saturating_sub(s.rtt_min));
         }
         let (sent, lost) = (f64::from(i.sent), f64::from(i.lost));
         if i.lost == 0 {
@@ -371,15 +389,23 @@ impl Controller {
         }
         let empty = i.rtt_min.is_some() && queue < s.empty_below();
         if !matches!(self.phase, Phase::FastStart(_)) {
-            s.base_loss.observe_dispersion(sent, lost);
+            if empty {
+                s.base_loss.observe_dispersion(sent, lost);
+            }
             let noisy = s.jitter > Duration::from_millis(1);
-            s.base_loss.add(now, s.rtt(), (sent, lost), empty, noisy);
+            let longest = i.rtt_max.saturating_sub(s.rtt_min);
+            let empty = empty && (noisy || longest < s.empty_below() * 2);
+            s.base_loss.add(now, s.rtt(), (sent, lost, i.send_rate()), empty, noisy);
         }
         // Delivered rate between the first ACK of this interval and the first of the next.
         let delivered = match (i.first_ack, next) {
             (Some(a), Some(b)) if b.0 > a.0 => Some((b.1 - a.1) as f64 * 1e6 / (b.0 - a.0) as f64),
             _ => None,
         };
+        if matches!(self.phase, Phase::FastStart(_)) && i.loss() > 0.02 {
+            let longest = i.rtt_max.saturating_sub(s.rtt_min);
+            s.buffer.on_excess_loss(now, longest);
+        }
         let change = match &mut self.phase {
             Phase::FastStart(f) => f.judge(now, s, i, queue, delivered),
             Phase::SpeedProbe(p) => p.judge(now, s, i, queue),
@@ -463,6 +489,7 @@ impl Controller {
         s.delivery.clear_points();
         s.best = [0.0; 4];
         s.queue_peak = [Duration::ZERO; 2];
+        s.buffer = Buffer::default();
         s.purpose = Purpose::Normal;
         let rate = s.rate * 0.5;
         s.remembered = rate;
