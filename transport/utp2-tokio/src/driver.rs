@@ -10,9 +10,10 @@ use std::time::Duration;
 use timebase::Instant;
 use utp2::{Arrival, Ecn};
 
+use crate::arrival::Ages;
 use crate::fault::{BadPath, LossInjector};
 use crate::shared::{BadPaths, Shared, code};
-use crate::socket::{ReceiveBatch, WouldBlock};
+use crate::socket::{NotSent, ReceiveBatch};
 use crate::timer::Timer;
 
 /// The core bounds a batch by its bytes; counted in the smallest full datagrams, no batch is cut short.
@@ -45,6 +46,7 @@ enum Wakeup {
 /// A transmission the socket had no room for.
 struct Refused {
     remote: SocketAddr,
+    ecn: Ecn,
     segment_size: Option<usize>,
 }
 
@@ -54,6 +56,7 @@ pub(crate) struct Driver {
     /// What the timer is set to.
     armed: Option<Instant>,
     batch: ReceiveBatch,
+    ages: Ages,
     /// The transmission under way, kept while the socket refuses it.
     buf: Vec<u8>,
     refused: Option<Refused>,
@@ -83,6 +86,7 @@ impl Driver {
             timer: Timer::new()?,
             armed: None,
             batch: ReceiveBatch::new(),
+            ages: Ages::default(),
             buf: Vec::new(),
             refused: None,
             more: false,
@@ -181,16 +185,18 @@ impl Driver {
                 }
             }
             let is_full = self.batch.is_full();
-            for (remote, run, stride) in self.batch.runs() {
-                let now = self.shared.now();
+            let (now, reading) = self.ages.look(|| self.shared.now());
+            for run in self.batch.runs() {
                 if let Some(bad) = &mut self.bad {
-                    run.chunks(stride).for_each(|datagram| bad.inward.push(now, remote, datagram));
+                    run.data.chunks(run.stride).for_each(|d| bad.inward.push(now, run.remote, d));
                     continue;
                 }
+                let at = reading.received(now, run.stamp);
+                // Locked for a run, 64 KiB at most, so that others get their turn.
                 let mut core = self.shared.core();
-                let now = core.advance_to(now);
-                let arrival = Arrival { remote, at: now, ecn: Ecn::NotEct };
-                for datagram in run.chunks_mut(stride) {
+                let now = core.advance_to(self.shared.now());
+                let arrival = Arrival { remote: run.remote, at, ecn: run.ecn };
+                for datagram in run.data.chunks_mut(run.stride) {
                     core.handle_datagram(now, arrival, datagram);
                     core.dispatch_events(&self.shared);
                 }
@@ -239,7 +245,7 @@ impl Driver {
 
     fn transmit(&mut self) {
         if let Some(refused) = self.refused.take()
-            && !self.send(refused.remote, refused.segment_size)
+            && !self.send(refused.remote, refused.ecn, refused.segment_size)
         {
             return;
         }
@@ -262,7 +268,7 @@ impl Driver {
                 if !self.send_delayed() {
                     return;
                 }
-            } else if !self.send(t.remote, t.segment_size) {
+            } else if !self.send(t.remote, t.ecn, t.segment_size) {
                 return;
             }
         }
@@ -270,11 +276,16 @@ impl Driver {
     }
 
     /// Sends the buffer; false if the socket has no room, and then it is kept.
-    fn send(&mut self, remote: SocketAddr, segment_size: Option<usize>) -> bool {
-        match self.shared.socket.try_send(remote, &self.buf, segment_size) {
+    fn send(&mut self, remote: SocketAddr, ecn: Ecn, segment_size: Option<usize>) -> bool {
+        match self.shared.socket.try_send(remote, ecn, &self.buf, segment_size) {
             Ok(()) => true,
-            Err(WouldBlock) => {
-                self.refused = Some(Refused { remote, segment_size });
+            Err(NotSent::TooLarge(size)) => {
+                // A loss, which the core finds by itself.
+                tracing::debug!(%remote, size, "the host's way there does not take datagrams of this size");
+                true
+            }
+            Err(NotSent::WouldBlock) => {
+                self.refused = Some(Refused { remote, ecn, segment_size });
                 false
             }
         }
@@ -289,7 +300,7 @@ impl Driver {
             let Some((remote, size)) = bad.out.pop_run(self.shared.now(), segments, &mut self.buf) else {
                 return true;
             };
-            if !self.send(remote, Some(size)) {
+            if !self.send(remote, Ecn::NotEct, Some(size)) {
                 return false;
             }
         }

@@ -45,6 +45,7 @@
 //!
 //! Nothing here decides protocol matters; see `utp2` and `transport/PROTOCOL.md` for those.
 
+mod arrival;
 mod connection;
 mod driver;
 mod endpoint;

@@ -126,6 +126,8 @@ pub(crate) struct Core {
     pub(crate) endpoint: utp2::Endpoint,
     contexts: HashMap<ContextId, Blocks>,
     conns: HashMap<Handle, Arc<ConnState>>,
+    /// The connection whose pieces moved last; handles are never used again.
+    last: Option<Arc<ConnState>>,
     connecting: HashMap<Handle, Connecting>,
     /// Gone once the driver has ended.
     incoming: Option<mpsc::Sender<Connection>>,
@@ -137,16 +139,16 @@ pub(crate) struct Core {
 /// A source and a sink for the core that find the connection's own.
 struct Route<'a> {
     conns: &'a HashMap<Handle, Arc<ConnState>>,
-    /// Pieces come in runs of one connection.
-    last: Option<&'a ConnState>,
+    /// The one asked for last: pieces come in runs of one connection.
+    last: &'a mut Option<Arc<ConnState>>,
 }
 
-impl<'a> Route<'a> {
-    fn find(&mut self, conn: Handle) -> Option<&'a ConnState> {
-        if self.last.is_none_or(|last| last.handle != conn) {
-            self.last = self.conns.get(&conn).map(|c| &**c);
+impl Route<'_> {
+    fn find(&mut self, conn: Handle) -> Option<&ConnState> {
+        if self.last.as_ref().is_none_or(|last| last.handle != conn) {
+            *self.last = self.conns.get(&conn).cloned();
         }
-        self.last
+        self.last.as_deref()
     }
 }
 
@@ -179,7 +181,7 @@ impl Core {
     }
 
     pub(crate) fn handle_datagram(&mut self, now: Instant, arrival: Arrival, data: &mut [u8]) {
-        let mut route = Route { conns: &self.conns, last: None };
+        let mut route = Route { conns: &self.conns, last: &mut self.last };
         self.endpoint.handle_datagram(now, arrival, data, &mut route);
     }
 
@@ -189,7 +191,7 @@ impl Core {
         segments: usize,
         buf: &mut Vec<u8>,
     ) -> Option<utp2::Transmit> {
-        let mut route = Route { conns: &self.conns, last: None };
+        let mut route = Route { conns: &self.conns, last: &mut self.last };
         self.endpoint.poll_transmit(now, segments, buf, &mut route)
     }
 
@@ -310,6 +312,7 @@ impl Core {
         if let Some(told) = self.connecting.remove(&handle) {
             let _ = told.send(Err(reason.clone()));
         }
+        self.last = None;
         if let Some(state) = self.conns.remove(&handle) {
             state.end(reason);
         }
@@ -328,6 +331,7 @@ impl Core {
     fn abandon(&mut self) {
         self.incoming = None;
         self.connecting.clear();
+        self.last = None;
         for (_, state) in self.conns.drain() {
             state.end(CloseReason::Local);
         }
@@ -379,6 +383,7 @@ impl Shared {
             endpoint,
             contexts: HashMap::new(),
             conns: HashMap::new(),
+            last: None,
             connecting: HashMap::new(),
             incoming: Some(incoming),
             unread_max,

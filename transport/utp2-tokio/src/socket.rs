@@ -5,11 +5,13 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::time::Duration;
 
-use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+use utp2::Ecn;
 
 /// Bytes asked for the kernel's receive and send buffers: 10 ms at 5 Gbit/s, so that a driver that is not
 /// scheduled for a while loses nothing. Linux grants at most `net.core.rmem_max` and `wmem_max`.
@@ -72,27 +74,37 @@ impl Socket {
         self.io.writable().await
     }
 
-    /// Sends `data`, one datagram or several of `segment_size`. `Err` only if the socket has no room now;
+    /// Sends `data`, one datagram or several of `segment_size`. `Err` only for what the caller can act on;
     /// anything else the network or the system does to a datagram is a loss, which µTP2 mends.
     pub(crate) fn try_send(
         &self,
         remote: SocketAddr,
+        ecn: Ecn,
         data: &[u8],
         segment_size: Option<usize>,
-    ) -> Result<(), WouldBlock> {
+    ) -> Result<(), NotSent> {
         let destination = self.outgoing(remote);
-        let transmit = Transmit { destination, ecn: None, contents: data, segment_size, src_ip: None };
+        let ecn = EcnCodepoint::from_bits(ecn.bits());
+        let transmit = Transmit { destination, ecn, contents: data, segment_size, src_ip: None };
         let Err(error) = self.send_once(&transmit) else { return Ok(()) };
         if error.kind() == io::ErrorKind::WouldBlock {
-            return Err(WouldBlock);
+            return Err(NotSent::WouldBlock);
+        }
+        if quinn_udp::is_msg_size_err(&error) {
+            return Err(NotSent::TooLarge(segment_size.unwrap_or(data.len()).min(data.len())));
         }
         match segment_size {
             // The device refused segmentation; `quinn-udp` has noted it and will report one segment.
             Some(size) if self.state.max_gso_segments() == 1 && size < data.len() => {
                 for segment in data.chunks(size) {
                     let single = Transmit { contents: segment, segment_size: None, ..transmit.clone() };
-                    if let Err(error) = self.send_once(&single) {
-                        self.tell(&error, remote);
+                    match self.send_once(&single) {
+                        // It was the size all the while, said in the words of an older kernel.
+                        Err(error) if quinn_udp::is_msg_size_err(&error) => {
+                            return Err(NotSent::TooLarge(segment.len()));
+                        }
+                        Err(error) => self.tell(&error, remote),
+                        Ok(()) => {}
                     }
                 }
             }
@@ -147,9 +159,25 @@ impl Socket {
     }
 }
 
-/// The socket's send buffer is full.
-#[derive(Debug)]
-pub(crate) struct WouldBlock;
+/// Why nothing was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotSent {
+    /// The socket's send buffer is full.
+    WouldBlock,
+    /// The host knows that the way does not take datagrams of so many bytes: they are never fragmented.
+    TooLarge(usize),
+}
+
+/// Datagrams of one sender that the kernel received together.
+pub(crate) struct Run<'a> {
+    pub(crate) remote: SocketAddr,
+    pub(crate) ecn: Ecn,
+    /// The kernel's receive time, wall clock, since 1970; where it tells (Linux).
+    pub(crate) stamp: Option<Duration>,
+    pub(crate) data: &'a mut [u8],
+    /// Bytes of each datagram but the last.
+    pub(crate) stride: usize,
+}
 
 /// Received datagrams, as the kernel batched them.
 pub(crate) struct ReceiveBatch {
@@ -172,12 +200,15 @@ impl ReceiveBatch {
         self.filled == RECEIVE_BATCH
     }
 
-    /// The runs of datagrams received: sender, bytes, length of each datagram but the last.
-    pub(crate) fn runs(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8], usize)> {
-        self.buffers[..self.filled]
-            .iter_mut()
-            .zip(&self.metas)
-            .map(|(buffer, meta)| (canonical(meta.addr), &mut buffer[..meta.len], meta.stride.max(1)))
+    /// What was received.
+    pub(crate) fn runs(&mut self) -> impl Iterator<Item = Run<'_>> {
+        self.buffers[..self.filled].iter_mut().zip(&self.metas).map(|(buffer, meta)| Run {
+            remote: canonical(meta.addr),
+            ecn: Ecn::from_bits(meta.ecn.map_or(0, |e| e as u8)),
+            stamp: meta.timestamp,
+            data: &mut buffer[..meta.len],
+            stride: meta.stride.max(1),
+        })
     }
 }
 
@@ -223,13 +254,12 @@ fn drops_of_inode(table: &str, inode: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::timeout;
 
     use super::*;
+    use crate::arrival::Ages;
 
-    async fn receive(socket: &Socket, batch: &mut ReceiveBatch) -> Vec<(SocketAddr, Vec<u8>)> {
+    async fn fill(socket: &Socket, batch: &mut ReceiveBatch) {
         timeout(Duration::from_secs(10), async {
             loop {
                 socket.readable().await.unwrap();
@@ -242,9 +272,13 @@ mod tests {
         })
         .await
         .expect("a datagram comes");
+    }
+
+    async fn receive(socket: &Socket, batch: &mut ReceiveBatch) -> Vec<(SocketAddr, Vec<u8>)> {
+        fill(socket, batch).await;
         let mut got = Vec::new();
-        for (from, data, stride) in batch.runs() {
-            got.extend(data.chunks(stride).map(|d| (from, d.to_vec())));
+        for run in batch.runs() {
+            got.extend(run.data.chunks(run.stride).map(|d| (run.remote, d.to_vec())));
         }
         got
     }
@@ -257,7 +291,7 @@ mod tests {
         assert!((1..=64).contains(&n));
         let data: Vec<u8> = (0..n * 1000 - 300).map(|i| (i / 1000) as u8).collect();
         a.writable().await.unwrap();
-        a.try_send(b.local_addr().unwrap(), &data, Some(1000)).unwrap();
+        a.try_send(b.local_addr().unwrap(), Ecn::NotEct, &data, Some(1000)).unwrap();
         let (mut got, mut batch) = (Vec::new(), ReceiveBatch::new());
         while got.len() < n {
             got.extend(receive(&b, &mut batch).await);
@@ -277,13 +311,59 @@ mod tests {
         };
         let four = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         six.writable().await.unwrap();
-        six.try_send(four.local_addr().unwrap(), b"over", None).unwrap();
+        six.try_send(four.local_addr().unwrap(), Ecn::NotEct, b"over", None).unwrap();
         let got = receive(&four, &mut ReceiveBatch::new()).await;
         assert_eq!(got[0].1, b"over");
         four.writable().await.unwrap();
-        four.try_send(got[0].0, b"and back", None).unwrap();
+        four.try_send(got[0].0, Ecn::NotEct, b"and back", None).unwrap();
         let got = receive(&six, &mut ReceiveBatch::new()).await;
         assert_eq!(got[0], (four.local_addr().unwrap(), b"and back".to_vec()));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn marks_and_receive_times_come_with_the_datagrams() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(a) = Socket::bind(address.parse().unwrap()) else {
+                eprintln!("skipped: no IPv6 here");
+                continue;
+            };
+            let b = Socket::bind(address.parse().unwrap()).unwrap();
+            let (mut batch, mut ages) = (ReceiveBatch::new(), Ages::default());
+            let epoch = std::time::Instant::now();
+            let clock = || timebase::Instant::from_micros(epoch.elapsed().as_micros() as u64);
+            ages.look(clock);
+            // The kernel begins to stamp some time after the first socket asked for it; until then it gives the
+            // time of reading.
+            let mut stamped = false;
+            for round in 0..100 {
+                let ecn = [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce][round % 4];
+                a.writable().await.unwrap();
+                let before = clock();
+                a.try_send(b.local_addr().unwrap(), ecn, b"marked", None).unwrap();
+                // The reader is late, which the time of receipt must not show.
+                std::thread::sleep(Duration::from_millis(20));
+                fill(&b, &mut batch).await;
+                let (now, reading) = ages.look(clock);
+                let run = batch.runs().next().unwrap();
+                assert_eq!(run.ecn, ecn);
+                let at = reading.received(now, run.stamp);
+                assert!(before <= at + Duration::from_millis(1) && at <= now, "{before:?} {at:?} {now:?}");
+                stamped |= now.saturating_since(at) >= Duration::from_millis(15);
+                if stamped && round >= 3 {
+                    break;
+                }
+            }
+            assert!(stamped, "{address}: never received before it was read");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_datagram_that_no_way_takes_is_told_apart() {
+        let a = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        a.writable().await.unwrap();
+        let sent = a.try_send(a.local_addr().unwrap(), Ecn::NotEct, &[0; SEND_MAX + 1], None);
+        assert_eq!(sent, Err(NotSent::TooLarge(SEND_MAX + 1)));
     }
 
     #[cfg(target_os = "linux")]
