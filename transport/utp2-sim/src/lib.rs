@@ -16,6 +16,7 @@ pub mod pattern;
 pub mod progress;
 pub mod protocol;
 pub mod scenario;
+pub mod tcp;
 
 pub use link::{Change, Discipline, Jitter, Link, LinkConfig, LinkStats, Loss, Policer};
 pub use measure::{FlowOutcome, Outcome, Recovery, Steady, jain};

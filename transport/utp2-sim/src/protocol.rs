@@ -6,6 +6,7 @@ use utp2::Arrival;
 use crate::flow::FlowNode;
 use crate::network::{Node, Transmission};
 use crate::progress::{Counters, Progress};
+use crate::tcp::TcpNode;
 
 /// What a flow speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub enum Protocol {
     /// µTP2, the real endpoint.
     #[default]
     Utp2,
+    /// TCP with CUBIC, as [`crate::tcp`] has it.
+    Cubic,
 }
 
 impl Protocol {
@@ -21,6 +24,7 @@ impl Protocol {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Utp2 => "utp2",
+            Self::Cubic => "cubic",
         }
     }
 }
@@ -29,6 +33,8 @@ impl Protocol {
 pub enum AnyNode {
     /// µTP2.
     Utp2(Box<FlowNode>),
+    /// TCP.
+    Tcp(TcpNode),
 }
 
 impl AnyNode {
@@ -37,6 +43,7 @@ impl AnyNode {
     pub fn progress(&self) -> Option<&Progress> {
         match self {
             Self::Utp2(n) => n.progress(),
+            Self::Tcp(n) => n.progress(),
         }
     }
 
@@ -45,6 +52,7 @@ impl AnyNode {
     pub fn counters(&self) -> Counters {
         match self {
             Self::Utp2(n) => n.counters(),
+            Self::Tcp(n) => n.counters(),
         }
     }
 
@@ -53,6 +61,7 @@ impl AnyNode {
     pub fn duplicate(&self) -> u64 {
         match self {
             Self::Utp2(n) => n.ledger().map_or(0, |l| l.duplicate()),
+            Self::Tcp(n) => n.duplicate(),
         }
     }
 
@@ -61,6 +70,7 @@ impl AnyNode {
     pub fn connected_at(&self) -> Option<Instant> {
         match self {
             Self::Utp2(n) => n.connected_at(),
+            Self::Tcp(n) => n.connected_at(),
         }
     }
 
@@ -69,6 +79,7 @@ impl AnyNode {
     pub fn is_closed(&self) -> bool {
         match self {
             Self::Utp2(n) => n.closed().is_some(),
+            Self::Tcp(_) => false,
         }
     }
 
@@ -80,6 +91,7 @@ impl AnyNode {
                 let data = n.ledger().and_then(|l| l.fault()).map(str::to_owned);
                 data.or_else(|| n.closed().map(|why| format!("closed before the end: {why}")))
             }
+            Self::Tcp(_) => None,
         }
     }
 }
@@ -88,24 +100,28 @@ impl Node for AnyNode {
     fn handle_datagram(&mut self, now: Instant, arrival: Arrival, datagram: &mut [u8]) {
         match self {
             Self::Utp2(n) => n.handle_datagram(now, arrival, datagram),
+            Self::Tcp(n) => n.handle_datagram(now, arrival, datagram),
         }
     }
 
     fn handle_timeout(&mut self, now: Instant) {
         match self {
             Self::Utp2(n) => n.handle_timeout(now),
+            Self::Tcp(n) => n.handle_timeout(now),
         }
     }
 
     fn poll_timeout(&mut self) -> Option<Instant> {
         match self {
             Self::Utp2(n) => n.poll_timeout(),
+            Self::Tcp(n) => n.poll_timeout(),
         }
     }
 
     fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmission> {
         match self {
             Self::Utp2(n) => n.poll_transmit(now, buf),
+            Self::Tcp(n) => n.poll_transmit(now, buf),
         }
     }
 }

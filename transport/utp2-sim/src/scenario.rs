@@ -18,6 +18,7 @@ use crate::network::{Move, Network, Stop, address_of};
 use crate::pattern::ENDLESS;
 use crate::progress::{Counters, Load};
 use crate::protocol::{AnyNode, Protocol};
+use crate::tcp::{TcpConfig, TcpNode};
 
 /// Bytes of a full data packet that are not block data, as the ceiling counts them: header and tag of the
 /// article that described µTP2's rates. Kept apart from what the implementation needs, so that a larger
@@ -60,6 +61,12 @@ impl FlowConfig {
             protocol: Protocol::Utp2,
             extra_rtt: Duration::ZERO,
         }
+    }
+
+    /// A CUBIC flow that never ends, from `start` on.
+    #[must_use]
+    pub fn cubic(start: Duration) -> Self {
+        Self { start, protocol: Protocol::Cubic, ..Self::endless() }
     }
 
     /// A µTP2 flow in full mode that never ends, for runs of a given time.
@@ -114,6 +121,8 @@ pub struct Scenario {
     pub steady_from: Option<Duration>,
     /// Changes of address.
     pub moves: Vec<AddressChange>,
+    /// Whether CUBIC flows let themselves be marked. Default no.
+    pub cubic_ecn: bool,
 }
 
 /// How things stand at one moment of a run.
@@ -158,6 +167,7 @@ impl Scenario {
             seconds: None,
             steady_from: None,
             moves: Vec::new(),
+            cubic_ecn: false,
         }
     }
 
@@ -308,6 +318,11 @@ impl Scenario {
                     let sender = FlowNode::sender(config.clone(), &secret, a, address_of(to), load);
                     let receiver = FlowNode::receiver(config, &secret, b, load);
                     (AnyNode::Utp2(Box::new(sender)), AnyNode::Utp2(Box::new(receiver)))
+                }
+                Protocol::Cubic => {
+                    let config = TcpConfig { max_datagram: self.config.max_datagram, ecn: self.cubic_ecn };
+                    let sender = TcpNode::sender(config, address_of(to), load);
+                    (AnyNode::Tcp(sender), AnyNode::Tcp(TcpNode::receiver(config, address_of(from), load)))
                 }
             };
             net.add_node(sender);
