@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use timebase::Instant;
 
+use super::compete::Compete;
 use super::interval::{Interval, Purpose};
 use super::math::{fourth_root, sqrt};
 use super::trial::{Trial, Verdict};
@@ -30,6 +31,11 @@ pub(super) struct Avoid {
     leniency: f64,
     crowded_since: Option<Instant>,
     best: f64,
+    /// Beside a sender that only loss stops; with the rate held when the queue began to stand.
+    compete: Option<Compete>,
+    share: f64,
+    /// When competition ended, and how long it went without listening.
+    competed: Option<(Instant, Duration)>,
 }
 
 #[derive(Debug)]
@@ -69,6 +75,9 @@ impl Avoid {
             leniency: 1.0,
             crowded_since: None,
             best: 0.0,
+            compete: None,
+            share: 0.0,
+            competed: None,
         }
     }
 
@@ -82,6 +91,13 @@ impl Avoid {
         if i.epoch != s.epoch || i.sent == 0 {
             return Change::Stay;
         }
+        if s.mode != Mode::Fair {
+            self.compete = None;
+        }
+        if self.compete.is_some() {
+            self.compete(now, s, i, queue);
+            return Change::Stay;
+        }
         let rtt = s.rtt();
         let target = s.target().mul_f64(self.leniency);
         let x = if i.rtt_min.is_some() { queue.as_secs_f64() / target.as_secs_f64() } else { 1.0 };
@@ -93,6 +109,10 @@ impl Avoid {
         }
         if let Some(change) = self.on_loss(now, s, i, queue) {
             return change;
+        }
+        if s.mode == Mode::Fair && self.is_crowded(now, s, x, rtt) {
+            self.enter(now, s, self.share);
+            return Change::Stay;
         }
         self.update_leniency(now, s, x, rtt, target);
         if self.probe_is_due(now, s) {
@@ -129,7 +149,9 @@ impl Avoid {
                 let drained = i.epoch == s.epoch
                     && i.rtt_min.is_some()
                     && queue < (s.target() / 4).max(s.empty_below());
-                if drained || over {
+                if (drained || over) && s.mode == Mode::Fair && (self.compete.is_some() || !drained) {
+                    self.listened(now, s, share, drained);
+                } else if drained || over {
                     let back = if drained { share } else { share * 0.85 };
                     s.cut(now, back);
                     self.episode = Episode::None;
@@ -145,6 +167,74 @@ impl Avoid {
             _ => {}
         }
         Change::Stay
+    }
+
+    /// Whether others have held the queue up for long.
+    fn is_crowded(&mut self, now: Instant, s: &Shared, x: f64, rtt: Duration) -> bool {
+        if x <= 1.25 {
+            self.crowded_since = None;
+            return false;
+        }
+        if self.crowded_since.is_none() {
+            self.crowded_since = Some(now);
+            self.share = s.rate;
+        }
+        let long = (rtt * 8).max(Duration::from_millis(800));
+        self.crowded_since.is_some_and(|t| now.saturating_since(t) >= long) && !s.is_limited(now)
+    }
+
+    fn enter(&mut self, now: Instant, s: &mut Shared, rate: f64) {
+        let lately = self.competed.filter(|c| now.saturating_since(c.0) < Duration::from_secs(20));
+        let c = Compete::new(now, s, rate.max(s.rate), lately.map(|c| c.1));
+        let rate = c.rate(s);
+        s.cut(now, rate);
+        self.crowded_since = None;
+        self.trial = None;
+        self.compete = Some(c);
+    }
+
+    fn compete(&mut self, now: Instant, s: &mut Shared, i: &Interval, queue: Duration) {
+        let Some(c) = &mut self.compete else { return };
+        let cut = c.judge(now, s, i);
+        let rate = c.rate(s);
+        s.remembered = s.remembered.max(rate);
+        if cut {
+            let longest = i.rtt_max.saturating_sub(s.rtt_min);
+            s.buffer.on_excess_loss(now, longest);
+            s.cut(now, rate);
+        } else {
+            s.rate = rate;
+        }
+        if now >= c.listen_at {
+            c.listen_at = now + c.period;
+            self.listen(now, s, queue);
+        }
+    }
+
+    /// Drains, to see whether the queue is ours.
+    fn listen(&mut self, now: Instant, s: &mut Shared, queue: Duration) {
+        let share = s.rate;
+        let until = now + queue.mul_f64(1.0 / 0.3) + s.rtt() * 2;
+        s.cut(now, 0.7 * share);
+        self.episode = Episode::Drain { until, share };
+    }
+
+    fn listened(&mut self, now: Instant, s: &mut Shared, share: f64, drained: bool) {
+        self.episode = Episode::None;
+        self.pool = Pool::default();
+        if drained {
+            if let Some(c) = self.compete.take() {
+                self.competed = Some((now, c.period));
+            }
+            s.remembered = share;
+            s.cut(now, share);
+        } else if let Some(c) = &mut self.compete {
+            c.resume(now);
+            let rate = c.rate(s);
+            s.cut(now, rate);
+        } else {
+            self.enter(now, s, share);
+        }
     }
 
     fn probe_is_due(&self, now: Instant, s: &Shared) -> bool {
@@ -233,6 +323,16 @@ impl Avoid {
             let trial = Trial::new(s.rate, loss, loss_before);
             s.cut(now, trial.slower());
             self.trial = Some(trial);
+            return Some(Change::Stay);
+        }
+        if s.mode == Mode::Fair && s.base_loss.estimate() < 0.003 {
+            s.remembered = base;
+            self.enter(now, s, base);
+            if let Some(c) = &mut self.compete {
+                c.judge(now, s, i);
+                let rate = c.rate(s);
+                s.cut(now, rate);
+            }
             return Some(Change::Stay);
         }
         let near = s.rate > 0.85 * s.remembered;

@@ -7,6 +7,7 @@
 mod avoid;
 mod base_loss;
 mod buffer;
+mod compete;
 mod delivery;
 mod fast_start;
 mod interval;
