@@ -35,9 +35,12 @@ pub struct Config {
     pub message_buffer: usize,
     /// Blocks queued and not yet wholly acknowledged. Default 4096: 128 MiB of 32 KiB blocks, about 100 bytes each.
     pub max_queued_blocks: usize,
-    /// Close when nothing authentic arrived for so long; the smaller of both sides' values. Default 30 s.
+    /// Close when nothing authentic arrived for so long; the smaller of both sides' values. Default 120 s:
+    /// an outage of a minute (a tunnel, a modem that registers anew) is survived without a new handshake, and a
+    /// peer that restarted is noticed by its reset (§10.5), not by this.
     pub idle_timeout: Duration,
-    /// Probe after so long a silence, to hold NAT state; `None` lets the session die. Default 15 s.
+    /// Probe after so long a silence, to hold NAT state: mappings of UDP are kept for 30 s at least by nearly all of
+    /// them. `None` lets a silent session die; may be changed per connection. Default 20 s.
     pub keep_alive: Option<Duration>,
     /// Give up connecting, or a half-open handshake, after so long. Default 10 s.
     pub handshake_timeout: Duration,
@@ -71,8 +74,8 @@ impl Default for Config {
             max_message: 1 << 20,
             message_buffer: 4 << 20,
             max_queued_blocks: 4096,
-            idle_timeout: Duration::from_secs(30),
-            keep_alive: Some(Duration::from_secs(15)),
+            idle_timeout: Duration::from_secs(120),
+            keep_alive: Some(Duration::from_secs(20)),
             handshake_timeout: Duration::from_secs(10),
             mode: Mode::Full,
             rate_limit: None,

@@ -313,6 +313,14 @@ impl Controller {
         }
     }
 
+    /// A packet went to an address where the peer no longer is: as if never sent.
+    pub(crate) fn on_withdrawn(&mut self, interval: u32, bytes: u64) {
+        if let Some(i) = self.intervals.get_mut(interval) {
+            i.sent = i.sent.saturating_sub(1);
+            i.sent_bytes = i.sent_bytes.saturating_sub(bytes);
+        }
+    }
+
     /// A packet declared lost arrived after all.
     pub(crate) fn on_spurious(&mut self, interval: u32, bytes: u64) {
         self.shared.delivery.add(bytes);

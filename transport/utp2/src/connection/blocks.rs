@@ -96,6 +96,14 @@ impl BlockQueue {
         Some(Piece { block, tag: b.tag, offset: b.next, left: b.len - b.next })
     }
 
+    /// Whether the next piece never sent is of a higher priority than `block`.
+    pub(crate) fn is_next_above(&self, block: BlockRef) -> bool {
+        match (self.unsent.first_key_value(), self.get(block)) {
+            (Some((next, _)), Some(b)) => next.0 < b.order.0,
+            _ => false,
+        }
+    }
+
     /// `len` bytes of the piece [`BlockQueue::peek`] gave were sent.
     pub(crate) fn advance(&mut self, piece: &Piece, len: u32) {
         let b = &mut self.slots[piece.block.slot as usize];

@@ -14,6 +14,12 @@ use crate::wire::ack::Ack;
 
 const REORDERING_FADES: Duration = Duration::from_secs(1);
 
+/// Probes that carry data; those after them are PINGs.
+const DATA_PROBES: u32 = 3;
+/// Longest time between probes of an outage: with half a second of RTT the first packet after it is still
+/// acknowledged within a second. 30-byte packets at this pace are 100 bytes/s.
+const OUTAGE_PROBE: Duration = Duration::from_millis(300);
+
 impl Session {
     /// `at`: when the datagram with the ACK reached this host, at or before `now`.
     pub(crate) fn on_ack(&mut self, now: Instant, at: Instant, ack: &Ack<'_>) -> Result<(), Fault> {
@@ -164,23 +170,42 @@ impl Session {
     fn on_lost(&mut self, now: Instant, number: u64, sent: &Sent) {
         self.sent.settle(number, Fate::Lost);
         self.stats.lost_packets += 1;
-        match self.mtu.on_lost(number, sent.size, self.newest_acked_size, self.sent.next_number()) {
-            mtu::Loss::Usual => self.controller.on_lost(sent.interval),
-            mtu::Loss::HoleFound => {
-                // Where the size changes, the route did; and what did not arrive meanwhile is no measure of the rate.
-                self.controller.on_black_hole(now);
-                self.resize(now);
+        if number < self.path.former_below() {
+            // Settled, and neither congestion nor a matter of size.
+            self.controller.on_withdrawn(sent.interval, u64::from(sent.size));
+        } else {
+            match self.mtu.on_lost(number, sent.size, self.newest_acked_size, self.sent.next_number()) {
+                mtu::Loss::Usual => self.controller.on_lost(sent.interval),
+                mtu::Loss::HoleFound => {
+                    // Where the size changes, the route did; and what did not arrive meanwhile is no measure of the
+                    // rate.
+                    self.controller.on_black_hole(now);
+                    self.resize(now);
+                }
+                // Settled, and no congestion.
+                mtu::Loss::InHole => self.controller.on_acked(sent.interval, 0),
             }
-            // Settled, and no congestion.
-            mtu::Loss::InHole => self.controller.on_acked(sent.interval, 0),
         }
         if self.window_told_in == Some(number) {
             self.tell_window = true;
         }
         let mut i = 0;
         while let Some(chunk) = self.sent.chunk(sent, i) {
-            self.lost_chunks.push_back(chunk);
+            self.resend(chunk, false);
             i += 1;
+        }
+    }
+
+    /// A new address of the peer is proven: what was sent before it was used went elsewhere, and is no sign of
+    /// congestion (§10.3). By now the acknowledgement of all that arrived has come along with the RESPONSE.
+    pub(super) fn withdraw_below(&mut self, now: Instant, first_number: u64) {
+        let mut number = self.loss_scan.max(self.sent.base());
+        while number < first_number {
+            let Some(sent) = self.sent.get(number).copied() else { break };
+            if sent.fate == Fate::Outstanding {
+                self.on_lost(now, number, &sent);
+            }
+            number += 1;
         }
     }
 
@@ -196,10 +221,17 @@ impl Session {
     }
 
     pub(super) fn probe_deadline(&self) -> Option<Instant> {
-        (self.sent.in_flight_packets() > 0).then(|| {
-            self.probe_from.max(self.last_eliciting)
-                + self.probe_timeout() * (1 << self.probe_backoff.min(10))
-        })
+        (self.sent.in_flight_packets() > 0)
+            .then(|| self.probe_from.max(self.last_eliciting) + self.probe_interval())
+    }
+
+    /// PTO, doubled each time, but never so long that the end of an outage goes unnoticed for long (§8.6).
+    fn probe_interval(&self) -> Duration {
+        let pto = self.probe_timeout();
+        let doubled = pto * (1 << self.probe_backoff.min(10));
+        // The first ones carry data: on a slow path they wait for their answer.
+        let most = if self.probe_backoff < DATA_PROBES { pto.max(OUTAGE_PROBE) } else { OUTAGE_PROBE };
+        doubled.min(most)
     }
 
     /// Nothing was acknowledged for too long: send the oldest pieces again, whatever windows say.
@@ -207,8 +239,13 @@ impl Session {
         self.stats.probe_timeouts += 1;
         self.probe_backoff += 1;
         self.probe_from = now;
-        self.probes = 2;
         self.ping = true;
+        if self.probe_backoff > DATA_PROBES {
+            // An outage: a PING finds out when it ends as well as data does, in 30 bytes.
+            self.probes = 0;
+            return;
+        }
+        self.probes = 2;
         let mut number = self.loss_scan.max(self.sent.base());
         let mut found = 0;
         while let Some(sent) = self.sent.get(number).copied()
@@ -224,7 +261,7 @@ impl Session {
             }
             let mut i = 0;
             while let Some(chunk) = self.sent.chunk(&sent, i) {
-                self.lost_chunks.push_front(chunk);
+                self.resend(chunk, true);
                 i += 1;
             }
         }

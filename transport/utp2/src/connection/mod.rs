@@ -293,6 +293,14 @@ impl Connection {
         }
     }
 
+    /// Changes how long a silence is broken by a probe, to hold the state of NATs and firewalls on the way; `None`
+    /// stops it. [`crate::Config::keep_alive`] is what a connection begins with.
+    pub fn set_keep_alive(&mut self, after: Option<Duration>) {
+        if let Some(s) = self.session_mut() {
+            s.keep_alive = after;
+        }
+    }
+
     /// Changes how hard the connection competes.
     pub fn set_mode(&mut self, mode: Mode) {
         if let Some(s) = self.session_mut() {

@@ -1,6 +1,7 @@
 //! Where the peer is, and how much may go to a place it has not proved to be at (PROTOCOL.md §10).
 
 use core::net::SocketAddr;
+use core::time::Duration;
 
 use timebase::Instant;
 
@@ -9,6 +10,10 @@ pub(crate) struct Path {
     remote: SocketAddr,
     /// Set while the present address is not proven.
     trial: Option<Trial>,
+    /// Packets with smaller numbers went to an address before the last one proven.
+    former_below: u64,
+    /// Until then no other address is believed.
+    settled_until: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -18,26 +23,84 @@ struct Trial {
     received: u64,
     sent: u64,
     until: Instant,
+    /// When the challenge leaves next, and the time between two of them.
+    challenge_at: Instant,
+    challenge_every: Duration,
+    /// What had been sent before the address was used: it went elsewhere.
+    first_number: u64,
+    /// The packet that came from here first.
+    trigger: u64,
 }
 
+/// What a proven address tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Proven {
+    /// Only the port changed.
+    pub(crate) same_host: bool,
+    /// Packets with smaller numbers went to the address before.
+    pub(crate) first_number: u64,
+}
+
+/// How long no move is believed after a copied packet pretended one.
+const DISTRUST: Duration = Duration::from_secs(1);
 /// Bytes that may be sent per byte received before the address is proven.
 const AMPLIFICATION: u64 = 3;
+/// Challenges of one trial are apart by half a round trip within these bounds.
+const CHALLENGE_EVERY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(200)];
 
 impl Path {
     pub(crate) fn new(remote: SocketAddr) -> Self {
-        Self { remote, trial: None }
+        Self { remote, trial: None, former_below: 0, settled_until: None }
     }
 
     pub(crate) fn remote(&self) -> SocketAddr {
         self.remote
     }
 
-    /// The peer's newest packet came from a new address.
-    pub(crate) fn moved(&mut self, to: SocketAddr, challenge: [u8; 8], until: Instant) {
-        // While one address is on trial, its proven predecessor stays the one to return to.
+    /// The peer's newest packet came from another address; `next_number` is the one we send next.
+    pub(crate) fn moved(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        challenge: [u8; 8],
+        rtt: Duration,
+        until: Instant,
+        next_number: u64,
+        trigger: u64,
+    ) {
+        // While one address is on trial, its proven predecessor stays the one to return to, and what went to the
+        // one on trial counts as gone with the rest.
         let previous = self.trial.as_ref().map_or(self.remote, |t| t.previous);
         self.remote = to;
-        self.trial = (previous != to).then_some(Trial { previous, challenge, received: 0, sent: 0, until });
+        self.trial = (previous != to).then_some(Trial {
+            previous,
+            challenge,
+            received: 0,
+            sent: 0,
+            until,
+            challenge_at: now,
+            challenge_every: (rtt / 2).clamp(CHALLENGE_EVERY[0], CHALLENGE_EVERY[1]),
+            first_number: next_number,
+            trigger,
+        });
+    }
+
+    /// Packets with smaller numbers went to where the peer no longer is, or may not be: their loss says nothing of
+    /// the path to where it is.
+    pub(crate) fn former_below(&self) -> u64 {
+        self.trial.as_ref().map_or(self.former_below, |t| t.first_number)
+    }
+
+    /// When the challenge is due.
+    pub(crate) fn challenge_due(&self) -> Option<Instant> {
+        self.trial.as_ref().map(|t| t.challenge_at.min(t.until))
+    }
+
+    /// The challenge, if it is time to send it (again).
+    pub(crate) fn take_challenge(&mut self, now: Instant) -> Option<[u8; 8]> {
+        let t = self.trial.as_mut().filter(|t| t.challenge_at <= now)?;
+        t.challenge_at = now + t.challenge_every;
+        Some(t.challenge)
     }
 
     pub(crate) fn on_received(&mut self, from: SocketAddr, bytes: usize) {
@@ -52,18 +115,36 @@ impl Path {
         }
     }
 
-    /// Whether `bytes` more may go to the present address.
-    pub(crate) fn may_send(&self, bytes: usize) -> bool {
-        self.trial.as_ref().is_none_or(|t| t.sent + bytes as u64 <= AMPLIFICATION * t.received)
+    /// Bytes that may go to the present address now.
+    pub(crate) fn allowance(&self) -> usize {
+        let left = |t: &Trial| (AMPLIFICATION * t.received).saturating_sub(t.sent);
+        self.trial.as_ref().map_or(usize::MAX, |t| usize::try_from(left(t)).unwrap_or(usize::MAX))
     }
 
-    /// Returns whether the address is now proven.
-    pub(crate) fn on_response(&mut self, response: [u8; 8]) -> bool {
-        let proven = self.trial.as_ref().is_some_and(|t| t.challenge == response);
-        if proven {
-            self.trial = None;
-        }
-        proven
+    /// The packet that made us move came once more, from the address before: it was copied on its way, and the peer
+    /// is where it was. Returns whether that is so.
+    pub(crate) fn on_copy(&mut self, now: Instant, from: SocketAddr, number: u64) -> bool {
+        let Some(t) = self.trial.take_if(|t| t.previous == from && t.trigger == number) else { return false };
+        self.remote = t.previous;
+        self.settled_until = Some(now + DISTRUST);
+        true
+    }
+
+    /// Whether an authentic second copy of this packet would mean something.
+    pub(crate) fn is_copy_of_interest(&self, from: SocketAddr, number: u64) -> bool {
+        self.trial.as_ref().is_some_and(|t| t.previous == from && t.trigger == number)
+    }
+
+    /// Whether a packet from another address is to be followed.
+    pub(crate) fn may_move(&self, now: Instant) -> bool {
+        self.settled_until.is_none_or(|t| t <= now)
+    }
+
+    /// Tells what is proven if this answers the challenge.
+    pub(crate) fn on_response(&mut self, response: [u8; 8]) -> Option<Proven> {
+        let t = self.trial.take_if(|t| t.challenge == response)?;
+        self.former_below = t.first_number;
+        Some(Proven { same_host: t.previous.ip() == self.remote.ip(), first_number: t.first_number })
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -94,19 +175,29 @@ mod tests {
         let (a, b) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
         let t = Instant::from_micros;
         let mut p = Path::new(a);
-        assert!(p.may_send(1 << 20));
-        p.moved(b, [1; 8], t(100));
-        assert!(!p.may_send(1));
+        assert_eq!(p.allowance(), usize::MAX);
+        let ms = Duration::from_millis;
+        p.moved(t(0), b, [1; 8], ms(100), t(100), 7, 1);
+        assert_eq!(p.allowance(), 0);
         p.on_received(b, 100);
         p.on_received(a, 1000);
-        assert!(p.may_send(300) && !p.may_send(301));
+        assert_eq!(p.allowance(), 300);
         p.on_sent(300);
-        assert!(!p.may_send(1));
-        assert!(!p.on_response([2; 8]) && !p.give_up(t(99)));
+        assert_eq!(p.allowance(), 0);
+        assert!(p.on_response([2; 8]).is_none() && !p.give_up(t(99)));
         assert!(p.give_up(t(100)));
         assert_eq!(p.remote(), a);
-        p.moved(b, [1; 8], t(200));
-        assert!(p.on_response([1; 8]) && p.may_send(1 << 20));
-        assert_eq!((p.remote(), p.deadline()), (b, None));
+        p.moved(t(100), b, [1; 8], ms(100), t(200_000), 9, 2);
+        assert_eq!((p.take_challenge(t(100)), p.take_challenge(t(50_099))), (Some([1; 8]), None));
+        assert_eq!(p.take_challenge(t(50_100)), Some([1; 8]), "repeated");
+        assert_eq!(p.on_response([1; 8]), Some(Proven { same_host: true, first_number: 9 }));
+        assert_eq!((p.remote(), p.deadline(), p.allowance()), (b, None, usize::MAX));
+        p.moved(t(300_000), a, [3; 8], ms(100), t(400_000), 20, 3);
+        p.moved(t(300_001), b, [4; 8], ms(100), t(400_000), 21, 4);
+        assert_eq!(p.deadline(), None, "back where it was proven");
+        p.moved(t(500_000), a, [3; 8], ms(100), t(600_000), 20, 5);
+        assert!(!p.on_copy(t(500_100), b, 4) && !p.on_copy(t(500_100), a, 5) && p.may_move(t(500_100)));
+        assert!(p.is_copy_of_interest(b, 5) && p.on_copy(t(500_100), b, 5));
+        assert_eq!((p.remote(), p.may_move(t(1_500_099)), p.may_move(t(1_500_100))), (b, false, true));
     }
 }

@@ -2,16 +2,21 @@
 
 use alloc::string::String;
 use core::net::SocketAddr;
+use core::time::Duration;
 
 use rand_core::Rng;
 use timebase::Instant;
 
 use super::messages::MessageError;
+use super::path::Proven;
 use super::session::{Fault, Session};
 use crate::wire::frame::Frame;
 use crate::wire::header::{PROTECTED_HEADER, expand_number};
 use crate::wire::{Reader, VARINT_MAX};
 use crate::{Arrival, BlockSink, Event};
+
+/// Shortest time an address is on trial.
+const TRIAL: Duration = Duration::from_secs(1);
 
 impl Session {
     /// Returns whether the packet was authentic and new.
@@ -29,6 +34,12 @@ impl Session {
         // Tested before the packet is opened, noted after (§7.2).
         if number > VARINT_MAX || self.replay.is_replay(number) {
             self.stats.rejected_packets += 1;
+            if self.path.is_copy_of_interest(from, number)
+                && self.open.open(phase, number, largest, data, PROTECTED_HEADER).is_some()
+                && self.path.on_copy(now, from, number)
+            {
+                self.update_pacer(now);
+            }
             return Ok(false);
         }
         let size = data.len();
@@ -45,8 +56,8 @@ impl Session {
         self.stats.received_packets += 1;
         self.stats.received_bytes += size as u64;
         self.last_received = now;
-        if from != self.path.remote() && largest.is_none_or(|l| number > l) {
-            self.on_moved(now, from);
+        if from != self.path.remote() && largest.is_none_or(|l| number > l) && self.path.may_move(now) {
+            self.on_moved(now, from, number);
         }
         self.path.on_received(from, size);
 
@@ -63,6 +74,8 @@ impl Session {
         }
         if eliciting {
             let interval = self.rtt.ack_interval();
+            self.data_run = self.data_run.saturating_add(1);
+            self.last_data = now;
             self.received.elicit(now, size, interval, u64::from(self.own_window), urgent);
         }
         Ok(true)
@@ -106,26 +119,34 @@ impl Session {
             }
             Frame::PathChallenge(bytes) => self.response = Some(bytes),
             Frame::PathResponse(bytes) => {
-                self.path.on_response(bytes);
+                if let Some(proven) = self.path.on_response(bytes) {
+                    self.on_path_proven(now, &proven);
+                }
             }
         }
         Ok(())
     }
 
     /// The peer's newest packet came from elsewhere (§10).
-    fn on_moved(&mut self, now: Instant, to: SocketAddr) {
-        let from = self.path.remote();
+    fn on_moved(&mut self, now: Instant, to: SocketAddr, trigger: u64) {
         let mut challenge = [0; 8];
         self.random.fill_bytes(&mut challenge);
-        self.path.moved(to, challenge, now + self.probe_timeout() * 3);
-        self.challenge = Some(challenge);
-        if from.ip() != to.ip() {
+        let until = now + (self.probe_timeout() * 3).max(TRIAL);
+        let (rtt, next) = (self.rtt.smoothed(), self.sent.next_number());
+        self.path.moved(now, to, challenge, rtt, until, next, trigger);
+    }
+
+    /// Only now, and not when a packet merely came from elsewhere: who can replay packets could halve our rate.
+    fn on_path_proven(&mut self, now: Instant, proven: &Proven) {
+        self.withdraw_below(now, proven.first_number);
+        self.probe_backoff = 0;
+        if !proven.same_host {
             self.rtt.reset(now);
             self.mtu.reset();
             self.resize(now);
             self.controller.on_new_path(now);
-            self.update_pacer(now);
         }
+        self.update_pacer(now);
     }
 
     /// The application took a message.

@@ -8,7 +8,7 @@ use timebase::Instant;
 use super::blocks::Piece;
 use super::keys::KEY_LIMIT;
 use super::scoreboard::{Chunk, Fate, MAX_CHUNKS};
-use super::session::{Fault, Session};
+use super::session::{Fault, LostPiece, Session};
 use crate::config::MIN_DATAGRAM;
 use crate::wire::frame::{self, Frame};
 use crate::wire::header::{self, PROTECTED_HEADER, TAG};
@@ -19,6 +19,12 @@ const SETTLED_ALLOWANCE: usize = 4096;
 
 /// With less room than this left, a packet is closed rather than given another piece.
 const MIN_ROOM: usize = 48;
+
+/// Towards an address on trial (§10.2): what the smallest packet needs, what one with an ACK needs, and what is kept
+/// from data for repeated challenges.
+pub(super) const TRIAL_LEAST: usize = 80;
+pub(super) const TRIAL_ACK: usize = 160;
+pub(super) const TRIAL_RESERVE: usize = 128;
 
 impl Session {
     /// Fills `buf` with packets of one size, the last one perhaps shorter.
@@ -56,7 +62,6 @@ impl Session {
         if count == 0 {
             return Ok(None);
         }
-        self.path.on_sent(buf.len());
         Ok(Some(Transmit {
             remote: self.path.remote(),
             len: buf.len(),
@@ -71,7 +76,9 @@ impl Session {
         if self.probe_backoff > 0 || !self.has_data() {
             return Ok(None);
         }
-        let Some(size) = self.mtu.next_probe(now).filter(|s| self.path.may_send(*s)) else { return Ok(None) };
+        let Some(size) = self.mtu.next_probe(now).filter(|s| *s <= self.path.allowance()) else {
+            return Ok(None);
+        };
         let number = self.number(now)?;
         header::emit_protected(buf, &self.remote_cid, self.seal.phase, number);
         Frame::Ping.emit_control(buf);
@@ -103,11 +110,17 @@ impl Session {
     }
 
     fn has_data(&self) -> bool {
-        !self.lost_chunks.is_empty() || self.messages_out.peek().is_some() || self.blocks.has_unsent()
+        !self.lost_messages.is_empty()
+            || self.messages_out.peek().is_some()
+            || !self.lost_chunks.is_empty()
+            || self.blocks.has_unsent()
     }
 
     /// Whether data may leave now; if not, arms the pacing timer or tells the controller that it is not the reason.
     fn may_send_data(&mut self, now: Instant) -> bool {
+        if self.path.allowance() < self.datagram + TRIAL_RESERVE {
+            return false;
+        }
         if self.probes > 0 {
             return self.has_data();
         }
@@ -139,11 +152,13 @@ impl Session {
         buf: &mut Vec<u8>,
         source: &mut dyn BlockSource,
     ) -> Result<bool, Fault> {
-        if !self.path.may_send(self.datagram) {
+        let allowance = self.path.allowance();
+        if allowance < TRIAL_LEAST {
             return Ok(false);
         }
-        let ack_due = self.received.due().is_some_and(|d| d <= now);
-        let control = self.tell_window || self.ping || self.challenge.is_some() || self.response.is_some();
+        let ack_due = allowance >= TRIAL_ACK && self.received.due().is_some_and(|d| d <= now);
+        let challenge = self.path.challenge_due().is_some_and(|d| d <= now);
+        let control = self.tell_window || self.ping || challenge || self.response.is_some();
         let data = self.may_send_data(now);
         if !(ack_due || control || data) {
             return Ok(false);
@@ -156,20 +171,22 @@ impl Session {
         let start = buf.len();
         // Probes also tell a path that lost its larger packets from one that is down (§3.1).
         let most = if self.probes > 0 { usize::from(MIN_DATAGRAM) } else { self.datagram };
-        let end = start + most - TAG;
+        let end = start + most.min(allowance) - TAG;
         header::emit_protected(buf, &self.remote_cid, self.seal.phase, number);
 
         let interval = self.rtt.ack_interval();
-        if ack_due || self.received.wants_ride(now, interval) {
+        // With a RESPONSE, all that arrived is told: what went elsewhere can be told from what is under way.
+        let ride = if self.response.is_some() { Duration::ZERO } else { interval };
+        if ack_due || self.received.wants_ride(now, ride) {
             // Where data follows, it gets half of the packet at least.
-            let room = if data { most / 2 } else { end - buf.len() - 64 };
+            let room = if data { most / 2 } else { (end - buf.len()).saturating_sub(64) };
             if self.received.emit(buf, room, number, now) {
                 self.stats.acks_sent += 1;
                 let quiet = now.saturating_since(self.last_eliciting);
                 self.ping |= !data && quiet >= (self.rtt.smoothed() * 4).max(Duration::from_millis(500));
             }
         }
-        let mut eliciting = self.control_frames(buf, number);
+        let mut eliciting = self.control_frames(now, buf, number);
         let mut chunks = 0;
         if data {
             while chunks < MAX_CHUNKS && end - buf.len() >= MIN_ROOM && self.piece(buf, end, source) {
@@ -194,6 +211,7 @@ impl Session {
         }
         let tag = self.seal.key.seal(number, &mut buf[start..], PROTECTED_HEADER);
         buf.extend_from_slice(&tag);
+        self.path.on_sent(buf.len() - start);
         self.record(now, buf.len() - start, chunks, eliciting);
         Ok(true)
     }
@@ -221,12 +239,12 @@ impl Session {
     }
 
     /// Appends what is owed beside data; returns whether any of it wants an acknowledgement.
-    fn control_frames(&mut self, buf: &mut Vec<u8>, number: u64) -> bool {
+    fn control_frames(&mut self, now: Instant, buf: &mut Vec<u8>, number: u64) -> bool {
         let start = buf.len();
         if let Some(bytes) = self.response.take() {
             Frame::PathResponse(bytes).emit_control(buf);
         }
-        if let Some(bytes) = self.challenge.take() {
+        if let Some(bytes) = self.path.take_challenge(now) {
             Frame::PathChallenge(bytes).emit_control(buf);
         }
         if core::mem::take(&mut self.tell_window) {
@@ -240,43 +258,44 @@ impl Session {
         buf.len() > start
     }
 
-    /// Appends one piece: what was lost first, then messages, then blocks (§6).
+    /// Appends one piece: messages first, lost ones before new ones; then blocks by priority, lost pieces before new
+    /// ones of the same (§6.3).
     fn piece(&mut self, buf: &mut Vec<u8>, end: usize, source: &mut dyn BlockSource) -> bool {
-        while let Some(chunk) = self.lost_chunks.pop_front() {
-            match chunk {
-                Chunk::Message { offset, len } => {
-                    let len = usize::from(len);
-                    if !self.messages_out.is_wanted(offset, len) {
-                        continue;
-                    }
-                    let sent = self.message_piece(buf, end, offset, len);
-                    self.stats.retransmitted_bytes += sent as u64;
-                    if sent < len {
-                        let rest = Chunk::Message { offset: offset + sent as u64, len: (len - sent) as u16 };
-                        self.lost_chunks.push_front(rest);
-                    }
-                    return true;
-                }
-                Chunk::Block { block, offset, len } => {
-                    let Some((tag, whole)) = self.blocks.wanted(block, offset, u32::from(len)) else {
-                        continue;
-                    };
-                    let piece = Piece { block, tag, offset, left: whole - offset };
-                    let Some(sent) = self.block_piece(buf, end, &piece, usize::from(len), source) else {
-                        continue;
-                    };
-                    self.stats.retransmitted_bytes += sent as u64;
-                    if sent < usize::from(len) {
-                        let (offset, len) = (offset + sent as u32, len - sent as u16);
-                        self.lost_chunks.push_front(Chunk::Block { block, offset, len });
-                    }
-                    return true;
-                }
+        while let Some((offset, len)) = self.lost_messages.pop_front() {
+            let len = usize::from(len);
+            if !self.messages_out.is_wanted(offset, len) {
+                continue;
             }
+            let sent = self.message_piece(buf, end, offset, len);
+            self.stats.retransmitted_bytes += sent as u64;
+            if sent < len {
+                self.lost_messages.push_front((offset + sent as u64, (len - sent) as u16));
+            }
+            return true;
         }
         if let Some((offset, len)) = self.messages_out.peek() {
             let sent = self.message_piece(buf, end, offset, len);
             self.messages_out.advance(sent);
+            return true;
+        }
+        while let Some(&LostPiece { block, offset, len }) = self.lost_chunks.front() {
+            // After an outage thousands of these may wait: what is more urgent goes before them.
+            if self.blocks.is_next_above(block) {
+                break;
+            }
+            self.lost_chunks.pop_front();
+            let Some((tag, whole)) = self.blocks.wanted(block, offset, u32::from(len)) else {
+                continue;
+            };
+            let piece = Piece { block, tag, offset, left: whole - offset };
+            let Some(sent) = self.block_piece(buf, end, &piece, usize::from(len), source) else {
+                continue;
+            };
+            self.stats.retransmitted_bytes += sent as u64;
+            if sent < usize::from(len) {
+                let (offset, len) = (offset + sent as u32, len - sent as u16);
+                self.lost_chunks.push_front(LostPiece { block, offset, len });
+            }
             return true;
         }
         while let Some(piece) = self.blocks.peek() {

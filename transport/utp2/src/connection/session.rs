@@ -9,7 +9,7 @@ use rand_core::{Rng, SeedableRng};
 use timebase::Instant;
 
 use super::Stats;
-use super::blocks::BlockQueue;
+use super::blocks::{BlockQueue, BlockRef};
 use super::keys::{OpenKeys, SealKeys};
 use super::messages::{MessageReceiver, MessageSender, PREFIX};
 use super::mtu::Mtu;
@@ -36,6 +36,14 @@ pub(crate) enum Fault {
         code: u16,
         reason: alloc::string::String,
     },
+}
+
+/// A piece of a block to send again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LostPiece {
+    pub(super) block: BlockRef,
+    pub(super) offset: u32,
+    pub(super) len: u16,
 }
 
 /// The largest amount by which packets were seen out of order, fading.
@@ -71,7 +79,9 @@ pub(crate) struct Session {
     pub(super) newest_acked: Option<(u64, Instant)>,
     pub(super) newest_acked_size: u16,
     pub(super) reordering: Reordering,
-    pub(super) lost_chunks: VecDeque<Chunk>,
+    /// Pieces of blocks to send again, and of messages (offset, length).
+    pub(super) lost_chunks: VecDeque<LostPiece>,
+    pub(super) lost_messages: VecDeque<(u64, u16)>,
     /// Packets until a number is left out (§8.8).
     pub(super) skip_in: u32,
 
@@ -87,7 +97,6 @@ pub(crate) struct Session {
     pub(super) tell_window: bool,
     pub(super) window_told_in: Option<u64>,
     pub(super) ping: bool,
-    pub(super) challenge: Option<[u8; 8]>,
     pub(super) response: Option<[u8; 8]>,
 
     pub(super) rtt: Rtt,
@@ -108,6 +117,9 @@ pub(crate) struct Session {
     pub(super) keep_alive: Option<Duration>,
     pub(super) last_received: Instant,
     pub(super) last_keep_alive: Instant,
+    /// Packets with data since the last quiet, and when the newest came (§10.4).
+    pub(super) data_run: u32,
+    pub(super) last_data: Instant,
 
     pub(super) stats: Stats,
     pub(super) events: VecDeque<Event>,
@@ -152,6 +164,7 @@ impl Session {
             newest_acked_size: 0,
             reordering: Reordering { seen: Duration::ZERO, faded: now },
             lost_chunks: VecDeque::new(),
+            lost_messages: VecDeque::new(),
             skip_in,
             blocks: BlockQueue::default(),
             messages_out: MessageSender::new(config.message_buffer, u64::from(e.params.message_limit)),
@@ -165,7 +178,6 @@ impl Session {
             tell_window: false,
             window_told_in: None,
             ping: false,
-            challenge: None,
             response: None,
             pacer: Pacer::new(now, controller.rate().min(config.rate_limit.unwrap_or(u64::MAX)).max(1)),
             rtt,
@@ -182,8 +194,24 @@ impl Session {
             keep_alive: config.keep_alive,
             last_received: now,
             last_keep_alive: now,
+            data_run: 0,
+            last_data: now,
             stats: Stats::default(),
             events: VecDeque::new(),
+        }
+    }
+
+    /// Queues what a lost packet carried: behind what waits, or before it.
+    pub(super) fn resend(&mut self, chunk: Chunk, first: bool) {
+        match (chunk, first) {
+            (Chunk::Message { offset, len }, true) => self.lost_messages.push_front((offset, len)),
+            (Chunk::Message { offset, len }, false) => self.lost_messages.push_back((offset, len)),
+            (Chunk::Block { block, offset, len }, true) => {
+                self.lost_chunks.push_front(LostPiece { block, offset, len });
+            }
+            (Chunk::Block { block, offset, len }, false) => {
+                self.lost_chunks.push_back(LostPiece { block, offset, len });
+            }
         }
     }
 

@@ -2,7 +2,13 @@
 
 use timebase::Instant;
 
+use super::send::{TRIAL_ACK, TRIAL_LEAST};
 use super::session::Session;
+
+/// A flow of at least so many packets that stops for so long makes its receiver ask whether the peer still finds it:
+/// its own address may have changed, and acknowledgements alone would never tell (§10.4).
+const QUIET_AFTER: u32 = 32;
+const QUIET: core::time::Duration = core::time::Duration::from_millis(100);
 
 /// Why a connection has to act at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +20,13 @@ enum Timer {
     Silence,
     Path,
     Mtu,
+    Challenge,
+    Quiet,
     KeepAlive,
     Idle,
 }
 
-const ALL: [Timer; 9] = [
+const ALL: [Timer; 11] = [
     Timer::Acknowledge,
     Timer::Pace,
     Timer::Loss,
@@ -26,6 +34,8 @@ const ALL: [Timer; 9] = [
     Timer::Silence,
     Timer::Path,
     Timer::Mtu,
+    Timer::Challenge,
+    Timer::Quiet,
     Timer::KeepAlive,
     Timer::Idle,
 ];
@@ -34,14 +44,18 @@ impl Session {
     fn deadline(&self, timer: Timer) -> Option<Instant> {
         let in_flight = self.sent.in_flight_packets() > 0;
         match timer {
-            // While the address is on trial and nothing may be sent, these two cannot act.
-            Timer::Acknowledge => self.received.due().filter(|_| self.path.may_send(self.datagram)),
-            Timer::Pace => self.pacing.filter(|_| self.path.may_send(self.datagram)),
+            // While the address is on trial and too little may be sent, these cannot act.
+            Timer::Acknowledge => self.received.due().filter(|_| self.path.allowance() >= TRIAL_ACK),
+            Timer::Pace => {
+                self.pacing.filter(|_| self.path.allowance() >= self.datagram + super::send::TRIAL_RESERVE)
+            }
+            Timer::Challenge => self.path.challenge_due().filter(|_| self.path.allowance() >= TRIAL_LEAST),
             Timer::Loss => self.loss_deadline,
             Timer::Probe => self.probe_deadline(),
             Timer::Silence => in_flight.then(|| self.controller.silence_deadline()),
             Timer::Path => self.path.deadline(),
             Timer::Mtu => self.mtu.deadline(self.mtu_patience()),
+            Timer::Quiet => (self.data_run >= QUIET_AFTER && !in_flight).then(|| self.last_data + QUIET),
             Timer::KeepAlive => {
                 self.keep_alive.map(|after| self.last_received.max(self.last_keep_alive) + after)
             }
@@ -61,7 +75,7 @@ impl Session {
             }
             match timer {
                 // Sending looks at these itself.
-                Timer::Acknowledge | Timer::Pace => {}
+                Timer::Acknowledge | Timer::Pace | Timer::Challenge => {}
                 Timer::Loss => self.detect_losses(now),
                 Timer::Probe => self.on_probe_timeout(now),
                 Timer::Silence => {
@@ -74,6 +88,10 @@ impl Session {
                 Timer::Mtu => {
                     let patience = self.mtu_patience();
                     self.mtu.on_timeout(now, patience);
+                }
+                Timer::Quiet => {
+                    self.data_run = 0;
+                    self.ping = true;
                 }
                 Timer::KeepAlive => {
                     self.ping = true;

@@ -66,7 +66,7 @@ impl Role {
     }
 
     const fn signature_label(self) -> &'static str {
-        self.pick("utp2 proof 1 initiator", "utp2 proof 1 responder")
+        self.pick("utp2 proof 2 initiator", "utp2 proof 2 responder")
     }
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Schedule {
 }
 
 pub(crate) fn transcript(init: &[u8], reply: &[u8]) -> [u8; 32] {
-    hash(&[b"utp2 transcript 1", &init[..TRANSCRIPT_PART], &reply[..TRANSCRIPT_PART]])
+    hash(&[b"utp2 transcript 2", &init[..TRANSCRIPT_PART], &reply[..TRANSCRIPT_PART]])
 }
 
 impl Schedule {

@@ -5,5 +5,6 @@ mod handshake;
 mod hostile;
 mod mtu;
 mod pair;
+mod paths;
 mod rates;
 mod transfer;

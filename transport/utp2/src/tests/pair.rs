@@ -164,8 +164,9 @@ impl Node {
     }
 }
 
-/// A datagram under way: when it arrives, a number to keep the order, to which node, from where.
-type Flying = Reverse<(Instant, u64, usize, SocketAddr, Vec<u8>)>;
+/// A datagram under way: when it arrives, a number to keep the order, to which node, from where and to which address (any
+/// of the node's, if none is given).
+type Flying = Reverse<(Instant, u64, usize, (SocketAddr, Option<SocketAddr>), Vec<u8>)>;
 type Tamper = Box<dyn FnMut(usize, &mut Vec<u8>) -> bool>;
 
 pub(super) struct Pair {
@@ -180,6 +181,8 @@ pub(super) struct Pair {
     pub(super) max_queue_delay: Duration,
     /// A busy machine: now and then a node does not run for up to so long; its socket holds 4 MB meanwhile.
     pub(super) stall: Duration,
+    /// Datagrams that came where nobody is: address and length.
+    pub(super) astray: Vec<(SocketAddr, usize)>,
     asleep_until: [Instant; 2],
     waiting: [usize; 2],
 }
@@ -212,6 +215,7 @@ impl Pair {
             tamper: None,
             max_queue_delay: Duration::ZERO,
             stall: Duration::ZERO,
+            astray: Vec::new(),
             asleep_until: [Instant::ZERO; 2],
             waiting: [0; 2],
         }
@@ -263,10 +267,10 @@ impl Pair {
 
     pub(super) fn inject(&mut self, to: usize, from: SocketAddr, datagram: Vec<u8>) {
         self.sequence += 1;
-        self.flying.push(Reverse((self.now, self.sequence, to, from, datagram)));
+        self.flying.push(Reverse((self.now, self.sequence, to, (from, None), datagram)));
     }
 
-    fn launch(&mut self, from: usize, mut datagram: Vec<u8>) {
+    fn launch(&mut self, from: usize, to: SocketAddr, mut datagram: Vec<u8>) {
         if let Some(c) = &mut self.nodes[from].captured {
             c.push(datagram.clone());
         }
@@ -310,7 +314,8 @@ impl Pair {
             let at = Instant::from_micros(at as u64 + jitter) + link.delay;
             self.sequence += 1;
             let address = self.nodes[from].address;
-            self.flying.push(Reverse((at, self.sequence, 1 - from, address, datagram.clone())));
+            let addresses = (address, Some(to));
+            self.flying.push(Reverse((at, self.sequence, 1 - from, addresses, datagram.clone())));
         }
     }
 
@@ -330,7 +335,7 @@ impl Pair {
             let packets: Vec<Vec<u8>> = buf[..t.len].chunks(size).map(<[u8]>::to_vec).collect();
             assert!(packets.len() <= self.segments);
             for p in packets {
-                self.launch(i, p);
+                self.launch(i, t.remote, p);
             }
         }
         let n = &mut self.nodes[i];
@@ -377,6 +382,10 @@ impl Pair {
             self.maybe_stall(elapsed);
             while self.flying.peek().is_some_and(|f| f.0.0 <= self.now) {
                 let Some(Reverse((_, _, to, from, mut datagram))) = self.flying.pop() else { break };
+                if from.1.is_some_and(|a| a != self.nodes[to].address) {
+                    self.astray.push((from.1.unwrap(), datagram.len()));
+                    continue;
+                }
                 if self.is_asleep(to) {
                     self.waiting[to] += datagram.len();
                     if self.waiting[to] <= SOCKET_BUFFER {
@@ -388,7 +397,7 @@ impl Pair {
                     continue;
                 }
                 let n = &mut self.nodes[to];
-                let arrival = Arrival { remote: from, at: self.now, ecn: Ecn::NotEct };
+                let arrival = Arrival { remote: from.0, at: self.now, ecn: Ecn::NotEct };
                 n.endpoint.handle_datagram(self.now, arrival, &mut datagram, &mut n.blocks);
             }
             for i in 0..2 {

@@ -201,7 +201,8 @@ fn close_tells_the_peer_and_silence_ends_in_a_timeout() {
     pair.run(SECONDS(2), |_| false);
     assert_eq!(pair.nodes.each_ref().map(|n| n.endpoint.connection_count()), [0, 0]);
 
-    let mut pair = Pair::connected(&Config::default(), &Link::default(), 1);
+    let config = Config { idle_timeout: SECONDS(30), ..Config::default() };
+    let mut pair = Pair::connected(&config, &Link::default(), 1);
     pair.run(SECONDS(100), |_| false);
     assert!(pair.nodes.iter().all(|n| n.events.len() == 1), "kept alive");
     pair.nodes.iter_mut().for_each(|n| n.link.loss = 1.0);

@@ -4,8 +4,8 @@ use alloc::vec::Vec;
 
 use super::{Cid, Malformed, Reader};
 
-/// Version 1 of the protocol, as on the wire.
-pub(crate) const VERSION: u32 = 0x7570_3201;
+/// Version 2 of the protocol, as on the wire.
+pub(crate) const VERSION: u32 = 0x7570_3202;
 /// Length of the handshake header (§3.2).
 pub(crate) const HANDSHAKE_HEADER: usize = 13;
 /// Length of the header of a protected packet (§3.8).

@@ -1,0 +1,186 @@
+//! Addresses that change, links that fail, windows that close, and who goes first.
+
+use core::net::SocketAddr;
+use core::time::Duration;
+use std::vec::Vec;
+
+use super::pair::{Link, Pair};
+use crate::{Config, Event};
+
+const SECONDS: fn(u64) -> Duration = Duration::from_secs;
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const BLOCK: u32 = 32 * 1024;
+
+/// 100 Mbit/s with a queue of half a round trip.
+fn link(delay_ms: u64) -> Link {
+    Link { bottleneck: Some((12.5e6, 12.5e3 * delay_ms as f64)), ..Link::with_delay(delay_ms) }
+}
+
+/// A transfer from 0 to 1 at full speed.
+fn busy(delay_ms: u64, seed: u64, blocks: u64) -> Pair {
+    let config = Config { max_queued_blocks: 100_000, ..Config::default() };
+    let mut pair = Pair::connected(&config, &link(delay_ms), seed);
+    pair.nodes[1].blocks.count_only = true;
+    pair.nodes[0].blocks.count_only = true;
+    for tag in 0..blocks {
+        pair.nodes[0].connection().send_block(tag, BLOCK, 0).unwrap();
+    }
+    pair.run(SECONDS(3), |_| false);
+    pair
+}
+
+/// Time until data flows again: 100 packets more than were there.
+#[track_caller]
+fn until_it_flows(pair: &mut Pair, limit: Duration) -> Duration {
+    let before = pair.nodes[1].blocks.fresh;
+    pair.run_until(limit, |p| p.nodes[1].blocks.fresh > before + 150_000)
+}
+
+fn elsewhere(i: u8, port: u16) -> SocketAddr {
+    ([10, 0, 1, i], port).into()
+}
+
+#[test]
+fn an_address_change_costs_two_round_trips_and_a_fifth_of_a_second() {
+    for delay in [5, 50, 150] {
+        for mover in [0, 1] {
+            for same_host in [false, true] {
+                let mut pair = busy(delay, 1, 8000);
+                let old = pair.nodes[mover].address;
+                // What was under way reaches the old address, where nobody is.
+                let new = if same_host { (old.ip(), 77).into() } else { elsewhere(mover as u8, 2000) };
+                pair.nodes[mover].address = new;
+                let took = until_it_flows(&mut pair, SECONDS(20));
+                let budget = MS(delay) * 4 + MS(200);
+                assert!(took <= budget, "{mover} moved at {delay} ms, same host {same_host}: {took:?}");
+                let s = pair.nodes[0].connection().stats();
+                std::println!("{} ms RTT, {mover} moves: {took:?}, lost {}", delay * 2, s.lost_packets);
+                pair.run(SECONDS(1), |_| false);
+                assert_eq!(pair.nodes[1 - mover].connection().remote(), new);
+            }
+        }
+    }
+}
+
+#[test]
+fn challenges_are_repeated_when_they_get_lost() {
+    for seed in 0..8 {
+        let mut pair = busy(50, seed, 8000);
+        pair.nodes.iter_mut().for_each(|n| n.link.loss = 0.3);
+        pair.nodes[1].address = elsewhere(1, 2000);
+        let before = pair.nodes[1].blocks.fresh;
+        pair.run_until(SECONDS(3), |p| p.nodes[1].blocks.fresh > before + 20_000);
+    }
+}
+
+#[test]
+fn who_replays_packets_from_elsewhere_gets_thrice_their_bytes_and_no_more() {
+    let mut pair = busy(50, 1, 8000);
+    let (home, thief) = (pair.nodes[1].address, elsewhere(9, 9));
+    let rate = pair.nodes[0].connection().stats().rate;
+    pair.nodes[1].captured = Some(Vec::new());
+    let mut forwarded = 0;
+    for _ in 0..500 {
+        // The thief's copy is faster than the packet itself.
+        for d in pair.nodes[1].captured.as_mut().unwrap().split_off(0) {
+            forwarded += d.len();
+            pair.inject(0, thief, d);
+        }
+        pair.run(MS(1), |_| false);
+    }
+    let stolen: usize = pair.astray.iter().filter(|a| a.0 == thief).map(|a| a.1).sum();
+    assert!(forwarded > 1000 && stolen <= 3 * forwarded, "{stolen} of {forwarded}");
+    pair.nodes[1].captured = None;
+    pair.run(MS(200), |_| false);
+    assert_eq!(pair.nodes[0].connection().remote(), home);
+    let after = pair.nodes[0].connection().stats().rate;
+    assert!(after > rate / 4, "{after} after {rate}");
+    until_it_flows(&mut pair, SECONDS(1));
+}
+
+#[test]
+fn a_spoofed_address_that_never_answers_is_left_again() {
+    let mut pair = busy(50, 1, 0);
+    let home = pair.nodes[1].address;
+    // One newest packet comes from elsewhere, and then nothing does: the peer is quiet.
+    pair.nodes[1].captured = Some(Vec::new());
+    pair.nodes[1].connection().send_message(b"hello").unwrap();
+    pair.run(MS(1), |_| false);
+    let d = pair.nodes[1].captured.take().unwrap().remove(0);
+    pair.inject(0, elsewhere(9, 9), d);
+    pair.run(MS(10), |_| false);
+    assert_eq!(pair.nodes[0].connection().remote(), elsewhere(9, 9));
+    pair.run_until(SECONDS(3), |p| {
+        p.nodes[0].endpoint.connection(p.nodes[0].handle()).unwrap().remote() == home
+    });
+    pair.nodes[0].connection().send_message(b"still here?").unwrap();
+    pair.run_until(SECONDS(3), |p| p.nodes[1].messages() == [b"still here?"]);
+}
+
+#[test]
+fn after_thirty_seconds_of_outage_it_goes_on_within_a_second() {
+    for delay in [10, 100, 250] {
+        let mut pair = busy(delay, 1, 20_000);
+        pair.nodes[0].captured = Some(Vec::new());
+        pair.nodes.iter_mut().for_each(|n| n.link.loss = 1.0);
+        pair.run(SECONDS(15), |_| false);
+        pair.nodes[0].connection().send_message(b"urgent").unwrap();
+        pair.run(SECONDS(15), |_| false);
+        let sent: usize = pair.nodes[0].captured.as_ref().unwrap().iter().map(Vec::len).sum();
+        // Beside what was under way: some probes with data, then 30 bytes twice or thrice a second.
+        let probes = pair.nodes[0].connection().stats().probe_timeouts;
+        assert!((80..120).contains(&probes), "{probes} probes, {sent} bytes");
+        pair.nodes.iter_mut().for_each(|n| n.link.loss = 0.0);
+        let took = until_it_flows(&mut pair, SECONDS(20));
+        std::println!("{} ms RTT: {took:?} after the outage", 2 * delay);
+        assert!(took <= SECONDS(1), "{took:?} at {delay} ms");
+        pair.run_until(SECONDS(1), |p| p.nodes[1].messages() == [b"urgent"]);
+        let handshakes = pair.nodes[0].captured.take().unwrap().iter().filter(|d| d[0] & 0x80 != 0).count();
+        assert_eq!(handshakes, 0, "no new handshake");
+    }
+}
+
+#[test]
+fn an_urgent_block_overtakes_thousands_within_a_round_trip() {
+    let mut pair = busy(50, 1, 0);
+    pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = false);
+    for tag in 0..6000 {
+        pair.nodes[0].connection().send_block(tag, BLOCK, 0).unwrap();
+    }
+    pair.run(SECONDS(2), |_| false);
+    pair.nodes[0].connection().send_block(1 << 40, BLOCK, 9).unwrap();
+    let took = pair.run_until(SECONDS(2), |p| p.nodes[1].blocks.is_whole(1 << 40, BLOCK));
+    assert!(took <= MS(100), "{took:?}");
+    assert!(pair.nodes[0].connection().queued_blocks() > 3000, "others wait");
+    // A message does not wait for blocks either.
+    pair.nodes[0].connection().send_message(b"now").unwrap();
+    let took = pair.run_until(SECONDS(2), |p| p.nodes[1].messages() == [b"now"]);
+    assert!(took <= MS(100), "{took:?}");
+}
+
+#[test]
+fn a_receiver_of_four_kibibytes_works_and_reopening_needs_no_timer() {
+    let mut pair = Pair::with(&Config::default(), &Link::default(), 1);
+    let small = Config { receive_window: 4096, max_message: 1000, message_buffer: 2048, ..Config::default() };
+    pair.nodes[1] = super::pair::node(small, 2, super::pair::everybody());
+    pair.connect();
+    pair.run_until(SECONDS(3), |p| p.nodes.iter().all(|n| !n.events.is_empty()));
+    for tag in 0..6 {
+        pair.nodes[0].connection().send_block(tag, BLOCK, 0).unwrap();
+    }
+    for _ in 0..20 {
+        pair.run(MS(20), |_| false);
+        assert!(pair.nodes[0].connection().stats().bytes_in_flight <= 4096);
+    }
+    assert!(pair.nodes[1].blocks.fresh > 3 * u64::from(BLOCK) / 2, "{}", pair.nodes[1].blocks.fresh);
+    pair.nodes[1].connection().set_receive_window(0);
+    pair.run(SECONDS(1), |_| false);
+    let (before, probes) = (pair.nodes[1].blocks.fresh, pair.nodes[0].connection().stats().probe_timeouts);
+    pair.run(SECONDS(5), |_| false);
+    assert_eq!(pair.nodes[1].blocks.fresh, before, "halted");
+    pair.nodes[1].connection().set_receive_window(4096);
+    let took = pair.run_until(SECONDS(1), |p| p.nodes[1].blocks.fresh > before);
+    assert!(took <= MS(22), "{took:?}");
+    assert_eq!(pair.nodes[0].connection().stats().probe_timeouts, probes);
+    pair.run_until(SECONDS(10), |p| p.nodes[0].count(|e| matches!(e, Event::BlockSent { .. })) == 6);
+}
