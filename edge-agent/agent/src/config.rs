@@ -12,7 +12,7 @@ use agent_proto::{Bootstrap, ManagementServer, parse_fingerprint};
 use serde::Deserialize;
 
 use crate::discovery::{LanConfig, LanInterfaces};
-use crate::limits::{CONFIG_LEN_MAX, DATAGRAM_ANYWHERE, DATAGRAM_LOOPBACK, DATAGRAMS, OUTBOX_MAX, RUNS_MAX};
+use crate::limits::{CONFIG_LEN_MAX, DATAGRAM_MAX, DATAGRAMS, OUTBOX_MAX, RUNS_MAX};
 
 /// Why the configuration is no good.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ struct FileLimits {
     outbox: Option<u64>,
     /// Bytes a second, as `"6MB"`.
     upload: Option<Rate>,
-    /// Bytes of a µTP2 datagram's UDP payload; default [`DATAGRAM_ANYWHERE`].
+    /// Bytes of the UDP payload of the largest µTP2 datagrams; default [`DATAGRAM_MAX`].
     datagram: Option<u16>,
 }
 
@@ -203,7 +203,6 @@ impl Settings {
         };
         tags.extend(file.tags);
         let listen = overrides.listen.or(file.listen).unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
-        let datagram = if listen.ip().is_loopback() { DATAGRAM_LOOPBACK } else { DATAGRAM_ANYWHERE };
         let settings = Self {
             data: overrides.data.or(file.data).ok_or(ConfigError::NoData)?,
             invitation: file.management_server.or(server).map(invitation).transpose()?,
@@ -211,7 +210,7 @@ impl Settings {
             tags: tags.into_iter().collect(),
             name: overrides.name.or(file.name).unwrap_or_else(host_name),
             listen,
-            datagram: file.limits.datagram.unwrap_or(datagram),
+            datagram: file.limits.datagram.unwrap_or(DATAGRAM_MAX),
             advertise: file.advertise,
             lan: LanConfig {
                 enabled: file.lan.unwrap_or(true),

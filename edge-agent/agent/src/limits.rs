@@ -60,9 +60,6 @@ pub(crate) const STORE_CACHE: usize = 1 << 20;
 /// UDP payload that µTP2 takes (`transport/PROTOCOL.md`).
 pub(crate) const DATAGRAMS: std::ops::RangeInclusive<u16> = 1200..=65_000;
 
-/// UDP payload that passes wherever IPv6 does (MTU 1280), so that tunnels and mobile networks carry it:
-/// µTP2 does not probe the path's MTU yet, and a larger datagram would be lost there without a word.
-pub(crate) const DATAGRAM_ANYWHERE: u16 = 1232;
-
-/// UDP payload between agents of one machine: that of Ethernet, to be like the usual network.
-pub(crate) const DATAGRAM_LOOPBACK: u16 = 1452;
+/// Where the search for what a path carries ends: jumbo frames of Ethernet. It begins with 1200 bytes, so that
+/// tunnels and mobile networks are served without a setting.
+pub(crate) const DATAGRAM_MAX: u16 = 8972;

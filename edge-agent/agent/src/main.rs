@@ -72,8 +72,8 @@ enum Command {
 The configuration file (TOML) knows: data, bootstrap, name, listen, advertise, lan, lan_interfaces,
 folders_storage_path, allowed_paths, [management_server] host, cert_authority_fingerprint,
 bootstrap_token, [tags], [limits] runs, outbox, upload,
-datagram (UDP payload of µTP2, 1200 to 65000; default 1232, which passes tunnels and mobile
-networks; 1452 is faster where every link has an MTU of 1500).
+datagram (most bytes of UDP payload of a µTP2 datagram, 1200 to 65000; default 8972: what the path
+carries is found out, this is where the search ends).
 
 allowed_paths = [\"/srv/media\"] lets jobs touch folders below these only, whatever the console says;
 without it they may touch whatever this user may.
