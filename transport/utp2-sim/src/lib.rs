@@ -15,6 +15,8 @@ pub mod network;
 pub mod pattern;
 pub mod progress;
 pub mod protocol;
+#[cfg(feature = "quinn")]
+pub mod quic;
 pub mod scenario;
 pub mod tcp;
 

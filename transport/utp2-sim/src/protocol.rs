@@ -16,6 +16,15 @@ pub enum Protocol {
     Utp2,
     /// TCP with CUBIC, as [`crate::tcp`] has it.
     Cubic,
+    /// quinn-proto with CUBIC.
+    #[cfg(feature = "quinn")]
+    QuinnCubic,
+    /// quinn-proto with BBR.
+    #[cfg(feature = "quinn")]
+    QuinnBbr,
+    /// quinn-proto with NewReno.
+    #[cfg(feature = "quinn")]
+    QuinnNewReno,
 }
 
 impl Protocol {
@@ -25,6 +34,12 @@ impl Protocol {
         match self {
             Self::Utp2 => "utp2",
             Self::Cubic => "cubic",
+            #[cfg(feature = "quinn")]
+            Self::QuinnCubic => "quinn-cubic",
+            #[cfg(feature = "quinn")]
+            Self::QuinnBbr => "quinn-bbr",
+            #[cfg(feature = "quinn")]
+            Self::QuinnNewReno => "quinn-newreno",
         }
     }
 }
@@ -35,6 +50,9 @@ pub enum AnyNode {
     Utp2(Box<FlowNode>),
     /// TCP.
     Tcp(TcpNode),
+    /// QUIC.
+    #[cfg(feature = "quinn")]
+    Quic(Box<crate::quic::QuicNode>),
 }
 
 impl AnyNode {
@@ -44,6 +62,8 @@ impl AnyNode {
         match self {
             Self::Utp2(n) => n.progress(),
             Self::Tcp(n) => n.progress(),
+            #[cfg(feature = "quinn")]
+            Self::Quic(n) => n.progress(),
         }
     }
 
@@ -53,6 +73,8 @@ impl AnyNode {
         match self {
             Self::Utp2(n) => n.counters(),
             Self::Tcp(n) => n.counters(),
+            #[cfg(feature = "quinn")]
+            Self::Quic(n) => n.counters(),
         }
     }
 
@@ -62,6 +84,8 @@ impl AnyNode {
         match self {
             Self::Utp2(n) => n.ledger().map_or(0, |l| l.duplicate()),
             Self::Tcp(n) => n.duplicate(),
+            #[cfg(feature = "quinn")]
+            Self::Quic(_) => 0,
         }
     }
 
@@ -71,6 +95,8 @@ impl AnyNode {
         match self {
             Self::Utp2(n) => n.connected_at(),
             Self::Tcp(n) => n.connected_at(),
+            #[cfg(feature = "quinn")]
+            Self::Quic(n) => n.connected_at(),
         }
     }
 
@@ -80,6 +106,8 @@ impl AnyNode {
         match self {
             Self::Utp2(n) => n.closed().is_some(),
             Self::Tcp(_) => false,
+            #[cfg(feature = "quinn")]
+            Self::Quic(n) => n.closed().is_some(),
         }
     }
 
@@ -92,6 +120,8 @@ impl AnyNode {
                 data.or_else(|| n.closed().map(|why| format!("closed before the end: {why}")))
             }
             Self::Tcp(_) => None,
+            #[cfg(feature = "quinn")]
+            Self::Quic(n) => n.closed().map(|why| format!("closed before the end: {why}")),
         }
     }
 }
@@ -101,6 +131,8 @@ impl Node for AnyNode {
         match self {
             Self::Utp2(n) => n.handle_datagram(now, arrival, datagram),
             Self::Tcp(n) => n.handle_datagram(now, arrival, datagram),
+            #[cfg(feature = "quinn")]
+            Self::Quic(n) => n.handle_datagram(now, arrival, datagram),
         }
     }
 
@@ -108,6 +140,8 @@ impl Node for AnyNode {
         match self {
             Self::Utp2(n) => n.handle_timeout(now),
             Self::Tcp(n) => n.handle_timeout(now),
+            #[cfg(feature = "quinn")]
+            Self::Quic(n) => n.handle_timeout(now),
         }
     }
 
@@ -115,6 +149,8 @@ impl Node for AnyNode {
         match self {
             Self::Utp2(n) => n.poll_timeout(),
             Self::Tcp(n) => n.poll_timeout(),
+            #[cfg(feature = "quinn")]
+            Self::Quic(n) => n.poll_timeout(),
         }
     }
 
@@ -122,6 +158,8 @@ impl Node for AnyNode {
         match self {
             Self::Utp2(n) => n.poll_transmit(now, buf),
             Self::Tcp(n) => n.poll_transmit(now, buf),
+            #[cfg(feature = "quinn")]
+            Self::Quic(n) => n.poll_transmit(now, buf),
         }
     }
 }

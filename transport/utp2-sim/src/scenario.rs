@@ -18,6 +18,8 @@ use crate::network::{Move, Network, Stop, address_of};
 use crate::pattern::ENDLESS;
 use crate::progress::{Counters, Load};
 use crate::protocol::{AnyNode, Protocol};
+#[cfg(feature = "quinn")]
+use crate::quic::{Controller, QuicConfig, QuicNode};
 use crate::tcp::{TcpConfig, TcpNode};
 
 /// Bytes of a full data packet that are not block data, as the ceiling counts them: header and tag of the
@@ -290,6 +292,19 @@ impl Scenario {
         Outcome::measure(self, &net, stop, &warm.unwrap_or_default())
     }
 
+    #[cfg(feature = "quinn")]
+    fn quic_config(&self, protocol: Protocol) -> QuicConfig {
+        let controller = match protocol {
+            Protocol::QuinnBbr => Controller::Bbr,
+            Protocol::QuinnNewReno => Controller::NewReno,
+            _ => Controller::Cubic,
+        };
+        // Four times what fits on the way and in the queue.
+        let on_the_way = self.forward.rate_bps as f64 / 8.0 * self.rtt_max().as_secs_f64();
+        let window = 4 * (on_the_way as u64 + self.forward.queue_bytes) + (4 << 20);
+        QuicConfig { controller, max_datagram: self.config.max_datagram, window }
+    }
+
     fn build(&self) -> Network<AnyNode> {
         let mut seeds = ChaCha8Rng::seed_from_u64(self.seed);
         let mut seed = || {
@@ -323,6 +338,13 @@ impl Scenario {
                     let config = TcpConfig { max_datagram: self.config.max_datagram, ecn: self.cubic_ecn };
                     let sender = TcpNode::sender(config, address_of(to), load);
                     (AnyNode::Tcp(sender), AnyNode::Tcp(TcpNode::receiver(config, address_of(from), load)))
+                }
+                #[cfg(feature = "quinn")]
+                Protocol::QuinnCubic | Protocol::QuinnBbr | Protocol::QuinnNewReno => {
+                    let config = self.quic_config(flow.protocol);
+                    let sender = QuicNode::sender(config, a, address_of(to), load);
+                    let receiver = QuicNode::receiver(config, b, load);
+                    (AnyNode::Quic(Box::new(sender)), AnyNode::Quic(Box::new(receiver)))
                 }
             };
             net.add_node(sender);
