@@ -25,6 +25,8 @@ pub(super) struct Interval {
     pub(super) acked: u32,
     pub(super) acked_bytes: u64,
     pub(super) lost: u32,
+    /// Packets the network marked (ECN CE), by the ACKs whose newest packet lies in it.
+    pub(super) marked: u32,
     pub(super) rtt_min: Option<Duration>,
     pub(super) rtt_max: Duration,
     /// The application or a window, not the controller, held sending back.
@@ -103,6 +105,7 @@ impl Intervals {
                 acked: 0,
                 acked_bytes: 0,
                 lost: 0,
+                marked: 0,
                 rtt_min: None,
                 rtt_max: Duration::ZERO,
                 limited: false,

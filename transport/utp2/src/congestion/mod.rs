@@ -299,6 +299,13 @@ impl Controller {
         }
     }
 
+    /// The network marked packets (ECN CE); the newest of those acknowledged along with that belongs to the interval.
+    pub(crate) fn on_marked(&mut self, interval: u32, packets: u32) {
+        if let Some(i) = self.intervals.get_mut(interval) {
+            i.marked = i.marked.saturating_add(packets);
+        }
+    }
+
     pub(crate) fn on_acked(&mut self, interval: u32, bytes: u64) {
         self.shared.delivery.add(bytes);
         if let Some(i) = self.intervals.get_mut(interval) {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::ranges::RangeSet;
 
 /// Names a block of the queue; goes stale when the block leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BlockRef {
     slot: u32,
     generation: u32,

@@ -4,8 +4,9 @@ use core::time::Duration;
 
 use timebase::Instant;
 
+use super::State;
 use super::mtu;
-use super::rtt::MAX_ACK_INTERVAL;
+use super::received::{FIRST_PACKETS, MAX_ACK_INTERVAL, Rhythm, STEADY_PACKETS};
 use super::scoreboard::{Chunk, Fate, Sent};
 use super::session::{Fault, Session};
 use crate::Event;
@@ -20,6 +21,18 @@ const DATA_PROBES: u32 = 3;
 /// acknowledged within a second. 30-byte packets at this pace are 100 bytes/s.
 const OUTAGE_PROBE: Duration = Duration::from_millis(300);
 
+/// What an ACK told that was not known.
+#[derive(Debug, Default)]
+struct News {
+    bytes: u64,
+    /// Round trip time by the largest number, and the controller's interval it belongs to.
+    sample: Option<(Duration, u32)>,
+    /// Interval and number of the newest packet.
+    newest: Option<(u32, u64)>,
+    /// Packets sent with an ECN mark.
+    marked: u64,
+}
+
 impl Session {
     /// `at`: when the datagram with the ACK reached this host, at or before `now`.
     pub(crate) fn on_ack(&mut self, now: Instant, at: Instant, ack: &Ack<'_>) -> Result<(), Fault> {
@@ -27,9 +40,8 @@ impl Session {
             return Err(Fault::Violation("acknowledged a packet that was never sent"));
         }
         self.stats.acks_received += 1;
-        let base = self.sent.base();
-        let mut acked_bytes = 0;
-        let mut sample = None;
+        let before = self.newest_acked;
+        let mut news = News::default();
         let mut told = false;
         for (low, high) in ack.ranges() {
             self.seal.on_acked(high);
@@ -40,64 +52,122 @@ impl Session {
                 self.received.on_ack_of(number);
                 told = true;
             }
-            if high < base {
-                break;
-            }
-            for number in low.max(base)..=high {
-                let Some(sent) = self.sent.get(number).copied() else { continue };
-                match sent.fate {
-                    Fate::Acked => continue,
-                    Fate::Skipped => return Err(Fault::Violation("acknowledged a number that was left out")),
-                    Fate::Quiet => {}
-                    Fate::Lost => {
-                        self.stats.spurious_losses += 1;
-                        self.stats.lost_packets = self.stats.lost_packets.saturating_sub(1);
-                        self.on_reordered(now, &sent);
-                        self.controller.on_spurious(sent.interval, u64::from(sent.size));
-                        acked_bytes += u64::from(sent.size);
-                    }
-                    Fate::Outstanding => {
-                        self.controller.on_acked(sent.interval, u64::from(sent.size));
-                        self.mtu.on_acked(number, sent.size);
-                        acked_bytes += u64::from(sent.size);
-                        if number == ack.largest {
-                            let hold = Duration::from_micros(ack.hold_us);
-                            // A receive time before the sending is a clock's fault.
-                            let at = if at > sent.at { at } else { now };
-                            let rtt = at.saturating_since(sent.at).saturating_sub(hold);
-                            self.rtt.sample(now, rtt);
-                            sample = Some((rtt.max(Duration::from_micros(1)), sent.interval));
-                        }
-                        if self.newest_acked.is_none_or(|(n, _)| number > n) {
-                            self.newest_acked = Some((number, sent.at));
-                            self.newest_acked_size = sent.size;
-                        }
-                    }
+            let base = self.sent.base();
+            if low < base {
+                while let Some(sent) = self.sent.take_ghost(low, high.min(base - 1)) {
+                    self.on_acked_after_all(now, &sent, before, &mut news);
+                    self.on_delivered(&sent);
                 }
-                self.sent.settle(number, Fate::Acked);
-                self.on_delivered(&sent);
+                if high < base {
+                    continue;
+                }
             }
+            // Ranges are repeated many times (§8.3): only what is new in them is walked.
+            let mut number = low.max(base);
+            while number <= high {
+                let stop = match self.known.end_of(number) {
+                    Ok(end) => {
+                        number = end;
+                        continue;
+                    }
+                    Err(next) => next.map_or(high, |n| high.min(n - 1)),
+                };
+                while number <= stop {
+                    self.on_newly_acked(now, at, number, ack, before, &mut news)?;
+                    number += 1;
+                }
+            }
+            self.known.insert(low.max(base), high + 1);
         }
-        if acked_bytes > 0 {
+        if news.bytes > 0 {
             (self.probe_backoff, self.probes) = (0, 0);
             self.probe_from = now;
+        }
+        let marked = self.ecn.on_ack(ack.largest, news.marked, ack.counts);
+        if marked > 0
+            && let Some((interval, _)) = news.newest
+        {
+            self.stats.marked_packets += marked;
+            self.controller.on_marked(interval, u32::try_from(marked).unwrap_or(u32::MAX));
         }
         self.detect_losses(now);
         self.controller.on_ack(
             now,
             &AckSample {
-                rtt: sample,
+                rtt: news.sample,
                 smoothed: self.rtt.smoothed(),
                 min: self.rtt.min(),
                 arrival_us: ack.arrival_us,
-                acked_bytes,
+                acked_bytes: news.bytes,
             },
         );
         self.update_pacer(now);
+        self.update_rhythm();
         while let Some(tag) = self.blocks.pop_done() {
             self.events.push_back(Event::BlockSent { tag });
         }
         Ok(())
+    }
+
+    fn on_newly_acked(
+        &mut self,
+        now: Instant,
+        at: Instant,
+        number: u64,
+        ack: &Ack<'_>,
+        before: Option<(u64, Instant)>,
+        news: &mut News,
+    ) -> Result<(), Fault> {
+        let Some(sent) = self.sent.get(number) else { return Ok(()) };
+        match sent.fate {
+            Fate::Acked => return Ok(()),
+            Fate::Skipped => return Err(Fault::Violation("acknowledged a number that was left out")),
+            Fate::Quiet => {}
+            Fate::Lost => self.on_acked_after_all(now, &sent, before, news),
+            Fate::Outstanding => {
+                self.controller.on_acked(sent.interval, u64::from(sent.size));
+                self.mtu.on_acked(number, sent.size);
+                news.bytes += u64::from(sent.size);
+                if number == ack.largest {
+                    let hold = Duration::from_micros(ack.hold_us);
+                    // A receive time before the sending is a clock's fault.
+                    let at = if at > sent.at { at } else { now };
+                    let rtt = at.saturating_since(sent.at).saturating_sub(hold);
+                    self.rtt.sample(now, rtt);
+                    news.sample = Some((rtt.max(Duration::from_micros(1)), sent.interval));
+                }
+                if news.newest.is_none_or(|(_, n)| number > n) {
+                    news.newest = Some((sent.interval, number));
+                }
+                if self.newest_acked.is_none_or(|(n, _)| number > n) {
+                    self.newest_acked = Some((number, sent.at));
+                    self.newest_acked_size = sent.size;
+                }
+                // Overtaken by what an earlier ACK told of: how far says how patient to be with others.
+                if before.is_some_and(|(n, _)| number < n) {
+                    self.on_reordered(now, &sent, before);
+                }
+            }
+        }
+        news.marked += u64::from(self.ecn.counts_packet(number));
+        self.sent.settle(number, Fate::Acked);
+        self.on_delivered(&sent);
+        Ok(())
+    }
+
+    /// A packet declared lost arrived.
+    fn on_acked_after_all(
+        &mut self,
+        now: Instant,
+        sent: &Sent,
+        before: Option<(u64, Instant)>,
+        news: &mut News,
+    ) {
+        self.stats.spurious_losses += 1;
+        self.stats.lost_packets = self.stats.lost_packets.saturating_sub(1);
+        self.on_reordered(now, sent, before);
+        self.controller.on_spurious(sent.interval, u64::from(sent.size));
+        news.bytes += u64::from(sent.size);
     }
 
     fn on_delivered(&mut self, sent: &Sent) {
@@ -115,9 +185,10 @@ impl Session {
         }
     }
 
-    /// A packet declared lost arrived: be more patient from now on.
-    fn on_reordered(&mut self, now: Instant, sent: &Sent) {
-        if let Some((_, newest)) = self.newest_acked {
+    /// A packet arrived after ones sent later: be more patient from now on. `before` is the newest that an earlier ACK
+    /// told of; what came along with the packet itself may have been behind it.
+    fn on_reordered(&mut self, now: Instant, sent: &Sent, before: Option<(u64, Instant)>) {
+        if let Some((_, newest)) = before {
             let by = newest.saturating_since(sent.at).min(self.rtt.smoothed() + Duration::from_millis(10));
             if by > self.reordering.seen {
                 self.reordering.seen = by;
@@ -151,7 +222,7 @@ impl Session {
         let patience = self.rtt.patience() + w + MAX_ACK_INTERVAL;
         let mut number = self.loss_scan.max(self.sent.base());
         while number < newest {
-            let Some(sent) = self.sent.get(number).copied() else { break };
+            let Some(sent) = self.sent.get(number) else { break };
             if sent.fate == Fate::Outstanding {
                 // Packets left in the order of their numbers: once one is not lost, none after it is.
                 if sent.at > overdue && sent.at + patience > now {
@@ -165,6 +236,20 @@ impl Session {
         self.loss_scan = number;
         // A lost packet's record is kept for two round trips, to notice that it was not lost.
         self.sent.trim(now - self.rtt.smoothed() * 3 - Duration::from_millis(20));
+        self.known.remove_below(self.sent.base());
+    }
+
+    /// Asks the peer for the acknowledgements that this side's sending needs, when it needs others (§8.1).
+    fn update_rhythm(&mut self) {
+        // A beginner's first packets want an answer each; a steady flow pays with 1 % of its rate for one in ten.
+        let packets =
+            if self.controller.state() == State::FastStart { FIRST_PACKETS } else { STEADY_PACKETS };
+        let wanted = Rhythm { interval: self.rtt.ack_interval(), packets };
+        let (told, _) = self.rhythm_told;
+        let other = told.packets != packets || told.interval.abs_diff(wanted.interval) > told.interval / 4;
+        if other && self.stats.data_bytes_sent > 0 {
+            self.tell_rhythm = true;
+        }
     }
 
     fn on_lost(&mut self, now: Instant, number: u64, sent: &Sent) {
@@ -189,6 +274,9 @@ impl Session {
         if self.window_told_in == Some(number) {
             self.tell_window = true;
         }
+        if self.rhythm_told.1 == number {
+            self.tell_rhythm = true;
+        }
         let mut i = 0;
         while let Some(chunk) = self.sent.chunk(sent, i) {
             self.resend(chunk, false);
@@ -201,7 +289,7 @@ impl Session {
     pub(super) fn withdraw_below(&mut self, now: Instant, first_number: u64) {
         let mut number = self.loss_scan.max(self.sent.base());
         while number < first_number {
-            let Some(sent) = self.sent.get(number).copied() else { break };
+            let Some(sent) = self.sent.get(number) else { break };
             if sent.fate == Fate::Outstanding {
                 self.on_lost(now, number, &sent);
             }
@@ -238,6 +326,7 @@ impl Session {
     pub(super) fn on_probe_timeout(&mut self, now: Instant) {
         self.stats.probe_timeouts += 1;
         self.probe_backoff += 1;
+        self.ecn.on_probe_timeout(self.probe_backoff);
         self.probe_from = now;
         self.ping = true;
         if self.probe_backoff > DATA_PROBES {
@@ -248,7 +337,7 @@ impl Session {
         self.probes = 2;
         let mut number = self.loss_scan.max(self.sent.base());
         let mut found = 0;
-        while let Some(sent) = self.sent.get(number).copied()
+        while let Some(sent) = self.sent.get(number)
             && found < 2
         {
             number += 1;

@@ -3,6 +3,7 @@
 //! The established state is [`session::Session`]; start there to see how bytes move, then [`send`] and [`receive`].
 
 mod blocks;
+pub(crate) mod ecn;
 mod keys;
 mod loss;
 mod messages;
@@ -13,6 +14,7 @@ mod ranges;
 mod receive;
 mod received;
 mod replay;
+mod ring;
 mod rtt;
 mod scoreboard;
 mod send;
@@ -96,6 +98,10 @@ pub struct Stats {
     pub bytes_in_flight: u64,
     /// Largest datagram the path is known to carry, UDP payload bytes.
     pub datagram: u16,
+    /// Packets the network marked instead of dropping (ECN CE).
+    pub marked_packets: u64,
+    /// Whether the path carries ECN marks truthfully.
+    pub ecn: bool,
     /// Learned loss that does not come from congestion, parts per million.
     pub base_loss_ppm: u32,
 }

@@ -76,10 +76,18 @@ impl RangeSet {
         &self.0
     }
 
-    /// Drops the smallest range.
-    pub(crate) fn drop_first(&mut self) {
-        if !self.0.is_empty() {
-            self.0.remove(0);
+    /// Drops the `n` smallest ranges.
+    pub(crate) fn drop_first(&mut self, n: usize) {
+        self.0.drain(..n.min(self.0.len()));
+    }
+
+    /// The end of the range that holds `at`, or `Err` with the start of the next range.
+    pub(crate) fn end_of(&self, at: u64) -> Result<u64, Option<u64>> {
+        let i = self.0.partition_point(|r| r.1 <= at);
+        match self.0.get(i) {
+            Some(r) if r.0 <= at => Ok(r.1),
+            Some(r) => Err(Some(r.0)),
+            None => Err(None),
         }
     }
 }
@@ -106,6 +114,12 @@ mod tests {
                 assert!(ranges.0.windows(2).all(|w| w[0].1 < w[1].0), "{ranges:?}");
                 let (a, b) = (u64::from(rng.next_u32() % 100), u64::from(rng.next_u32() % 100));
                 assert_eq!(ranges.contains(a, b), (a..b).all(|n| plain.contains(&n)), "{ranges:?} {a} {b}");
+            }
+            for at in 0..112 {
+                let run = |is: bool| (at..).find(|n| plain.contains(n) == is);
+                let next = plain.range(at..).next().copied();
+                let want = if plain.contains(&at) { Ok(run(false).unwrap()) } else { Err(next) };
+                assert_eq!(ranges.end_of(at), want);
             }
             ranges.remove_below(50);
             plain.retain(|n| *n >= 50);

@@ -9,6 +9,7 @@ use timebase::Instant;
 
 use super::messages::MessageError;
 use super::path::Proven;
+use super::received::Rhythm;
 use super::session::{Fault, Session};
 use crate::wire::frame::Frame;
 use crate::wire::header::{PROTECTED_HEADER, expand_number};
@@ -52,7 +53,7 @@ impl Session {
             };
         };
         self.replay.insert(number);
-        self.received.insert(number, arrival.at);
+        self.received.insert(number, arrival.at, arrival.ecn);
         self.stats.received_packets += 1;
         self.stats.received_bytes += size as u64;
         self.last_received = now;
@@ -73,10 +74,10 @@ impl Session {
             self.on_frame(now, arrival.at, number, &frame, sink)?;
         }
         if eliciting {
-            let interval = self.rtt.ack_interval();
             self.data_run = self.data_run.saturating_add(1);
             self.last_data = now;
-            self.received.elicit(now, size, interval, u64::from(self.own_window), urgent);
+            let (rhythm, window, room) = (self.rhythm(), u64::from(self.own_window), self.datagram);
+            self.received.elicit(now, size, rhythm, window, room, urgent);
         }
         Ok(true)
     }
@@ -117,6 +118,11 @@ impl Session {
                 let reason = String::from_utf8_lossy(reason).into_owned();
                 return Err(Fault::Peer { code, reason });
             }
+            Frame::AckRhythm { interval_us, packets } => {
+                if self.rhythm_asked.is_none_or(|(_, n)| number >= n) {
+                    self.rhythm_asked = Some((Rhythm::clamped(interval_us, packets), number));
+                }
+            }
             Frame::PathChallenge(bytes) => self.response = Some(bytes),
             Frame::PathResponse(bytes) => {
                 if let Some(proven) = self.path.on_response(bytes) {
@@ -143,6 +149,7 @@ impl Session {
         if !proven.same_host {
             self.rtt.reset(now);
             self.mtu.reset();
+            self.ecn.reset(self.sent.next_number());
             self.resize(now);
             self.controller.on_new_path(now);
         }

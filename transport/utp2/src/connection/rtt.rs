@@ -4,6 +4,8 @@ use core::time::Duration;
 
 use timebase::Instant;
 
+use super::received::{MAX_ACK_INTERVAL, MIN_ACK_INTERVAL};
+
 /// Buckets of the minimum filter; each lasts [`BUCKET`].
 const BUCKETS: usize = 12;
 const BUCKET: Duration = Duration::from_secs(5);
@@ -58,14 +60,11 @@ impl Rtt {
         self.smoothed.max(self.latest) + (self.deviation * 4).max(Duration::from_millis(1))
     }
 
-    /// How often this side acknowledges (§8.1).
+    /// How often either side should acknowledge (§8.1).
     pub(crate) fn ack_interval(&self) -> Duration {
-        (self.smoothed / 8).clamp(Duration::from_millis(1), MAX_ACK_INTERVAL)
+        (self.smoothed / 8).clamp(MIN_ACK_INTERVAL, MAX_ACK_INTERVAL)
     }
 }
-
-/// Longest time either side holds an acknowledgement.
-pub(crate) const MAX_ACK_INTERVAL: Duration = Duration::from_millis(25);
 
 #[cfg(test)]
 mod tests {

@@ -5,17 +5,26 @@ use core::time::Duration;
 
 use timebase::Instant;
 
+use super::State;
 use super::blocks::Piece;
 use super::keys::KEY_LIMIT;
+use super::received::{FIRST_PACKETS, Rhythm, STEADY_PACKETS};
 use super::scoreboard::{Chunk, Fate, MAX_CHUNKS};
 use super::session::{Fault, LostPiece, Session};
 use crate::config::MIN_DATAGRAM;
 use crate::wire::frame::{self, Frame};
 use crate::wire::header::{self, PROTECTED_HEADER, TAG};
-use crate::{BlockSource, Ecn, Event, Transmit};
+use crate::{BlockSource, Event, Transmit};
 
 /// Records of settled packets that may lie between those in flight, beside half as many as may be in flight.
 const SETTLED_ALLOWANCE: usize = 4096;
+
+/// A side that only acknowledges asks for an acknowledgement of its own about once a round trip, at least so long after
+/// the last: to know the round trip time, and which ranges need not be repeated (§8.3).
+const QUIET_PING: Duration = Duration::from_millis(100);
+
+/// Most pieces remembered to be sent once more at the end.
+const MAX_TAIL_COPIES: usize = 4096;
 
 /// With less room than this left, a packet is closed rather than given another piece.
 const MIN_ROOM: usize = 48;
@@ -62,11 +71,13 @@ impl Session {
         if count == 0 {
             return Ok(None);
         }
+        let ecn = self.ecn.mark();
+        self.ecn.on_sent(count);
         Ok(Some(Transmit {
             remote: self.path.remote(),
             len: buf.len(),
             segment_size: (count > 1).then_some(segment),
-            ecn: Ecn::NotEct,
+            ecn,
         }))
     }
 
@@ -91,7 +102,9 @@ impl Session {
         self.pacer.on_sent(size);
         self.sent.push(now, size, 0, Fate::Quiet, 0);
         self.path.on_sent(size);
-        Ok(Some(Transmit { remote: self.path.remote(), len: size, segment_size: None, ecn: Ecn::NotEct }))
+        let ecn = self.ecn.mark();
+        self.ecn.on_sent(1);
+        Ok(Some(Transmit { remote: self.path.remote(), len: size, segment_size: None, ecn }))
     }
 
     /// The number of the next packet, which must now be sent.
@@ -111,9 +124,14 @@ impl Session {
 
     fn has_data(&self) -> bool {
         !self.lost_messages.is_empty()
-            || self.messages_out.peek().is_some()
             || !self.lost_chunks.is_empty()
-            || self.blocks.has_unsent()
+            || !self.tail_copies.is_empty()
+            || self.has_fresh_data()
+    }
+
+    /// Whether anything waits that was never sent.
+    fn has_fresh_data(&self) -> bool {
+        self.messages_out.peek().is_some() || self.blocks.has_unsent()
     }
 
     /// Whether data may leave now; if not, arms the pacing timer or tells the controller that it is not the reason.
@@ -174,19 +192,24 @@ impl Session {
         let end = start + most.min(allowance) - TAG;
         header::emit_protected(buf, &self.remote_cid, self.seal.phase, number);
 
-        let interval = self.rtt.ack_interval();
+        let rhythm = self.rhythm();
         // With a RESPONSE, all that arrived is told: what went elsewhere can be told from what is under way.
-        let ride = if self.response.is_some() { Duration::ZERO } else { interval };
+        let all = Rhythm { interval: Duration::ZERO, ..rhythm };
+        let ride = if self.response.is_some() { all } else { rhythm };
         if ack_due || self.received.wants_ride(now, ride) {
             // Where data follows, it gets half of the packet at least.
             let room = if data { most / 2 } else { (end - buf.len()).saturating_sub(64) };
             if self.received.emit(buf, room, number, now) {
                 self.stats.acks_sent += 1;
                 let quiet = now.saturating_since(self.last_eliciting);
-                self.ping |= !data && quiet >= (self.rtt.smoothed() * 4).max(Duration::from_millis(500));
+                self.ping |= !data && quiet >= self.rtt.smoothed().max(QUIET_PING);
             }
         }
         let mut eliciting = self.control_frames(now, buf, number);
+        if data && core::mem::take(&mut self.tell_rhythm) {
+            self.rhythm_frame(buf, number);
+            eliciting = true;
+        }
         let mut chunks = 0;
         if data {
             while chunks < MAX_CHUNKS && end - buf.len() >= MIN_ROOM && self.piece(buf, end, source) {
@@ -197,7 +220,7 @@ impl Session {
                 if self.has_data() {
                     // More follows: a full packet keeps the batch going.
                     buf.resize(end, frame::PADDING);
-                } else if now.saturating_since(self.last_tail_ping) >= interval {
+                } else if now.saturating_since(self.last_tail_ping) >= rhythm.interval {
                     // The last for now: its acknowledgement should not wait for the interval.
                     Frame::Ping.emit_control(buf);
                     self.last_tail_ping = now;
@@ -258,8 +281,17 @@ impl Session {
         buf.len() > start
     }
 
+    fn rhythm_frame(&mut self, buf: &mut Vec<u8>, number: u64) {
+        let interval = self.rtt.ack_interval();
+        let packets =
+            if self.controller.state() == State::FastStart { FIRST_PACKETS } else { STEADY_PACKETS };
+        let interval_us = interval.as_micros() as u64;
+        Frame::AckRhythm { interval_us, packets: u64::from(packets) }.emit_control(buf);
+        self.rhythm_told = (Rhythm { interval, packets }, number);
+    }
+
     /// Appends one piece: messages first, lost ones before new ones; then blocks by priority, lost pieces before new
-    /// ones of the same (§6.3).
+    /// ones of the same (§6.3). At the very end, once more what was sent again (§8.5).
     fn piece(&mut self, buf: &mut Vec<u8>, end: usize, source: &mut dyn BlockSource) -> bool {
         while let Some((offset, len)) = self.lost_messages.pop_front() {
             let len = usize::from(len);
@@ -278,25 +310,18 @@ impl Session {
             self.messages_out.advance(sent);
             return true;
         }
-        while let Some(&LostPiece { block, offset, len }) = self.lost_chunks.front() {
+        while let Some(&lost) = self.lost_chunks.front() {
             // After an outage thousands of these may wait: what is more urgent goes before them.
-            if self.blocks.is_next_above(block) {
+            if self.blocks.is_next_above(lost.block) {
                 break;
             }
             self.lost_chunks.pop_front();
-            let Some((tag, whole)) = self.blocks.wanted(block, offset, u32::from(len)) else {
-                continue;
-            };
-            let piece = Piece { block, tag, offset, left: whole - offset };
-            let Some(sent) = self.block_piece(buf, end, &piece, usize::from(len), source) else {
-                continue;
-            };
-            self.stats.retransmitted_bytes += sent as u64;
-            if sent < usize::from(len) {
-                let (offset, len) = (offset + sent as u32, len - sent as u16);
-                self.lost_chunks.push_front(LostPiece { block, offset, len });
+            if self.piece_again(buf, end, lost, source) {
+                if !self.has_fresh_data() && self.tail_copies.len() < MAX_TAIL_COPIES {
+                    self.tail_copies.push_back(lost);
+                }
+                return true;
             }
-            return true;
         }
         while let Some(piece) = self.blocks.peek() {
             if let Some(sent) = self.block_piece(buf, end, &piece, piece.left as usize, source) {
@@ -304,7 +329,32 @@ impl Session {
                 return true;
             }
         }
+        while let Some(copy) = self.tail_copies.pop_front() {
+            if self.piece_again(buf, end, copy, source) {
+                return true;
+            }
+        }
         false
+    }
+
+    /// Appends what fits of a piece that was sent before, unless it arrived or nobody wants it any more; the rest of it
+    /// is next.
+    fn piece_again(
+        &mut self,
+        buf: &mut Vec<u8>,
+        end: usize,
+        LostPiece { block, offset, len }: LostPiece,
+        source: &mut dyn BlockSource,
+    ) -> bool {
+        let Some((tag, whole)) = self.blocks.wanted(block, offset, u32::from(len)) else { return false };
+        let piece = Piece { block, tag, offset, left: whole - offset };
+        let Some(sent) = self.block_piece(buf, end, &piece, usize::from(len), source) else { return false };
+        self.stats.retransmitted_bytes += sent as u64;
+        if sent < usize::from(len) {
+            let (offset, len) = (offset + sent as u32, len - sent as u16);
+            self.lost_chunks.push_front(LostPiece { block, offset, len });
+        }
+        true
     }
 
     fn message_piece(&mut self, buf: &mut Vec<u8>, end: usize, offset: u64, len: usize) -> usize {

@@ -10,13 +10,16 @@ use timebase::Instant;
 
 use super::Stats;
 use super::blocks::{BlockQueue, BlockRef};
+use super::ecn::EcnSender;
 use super::keys::{OpenKeys, SealKeys};
 use super::messages::{MessageReceiver, MessageSender, PREFIX};
 use super::mtu::Mtu;
 use super::pacing::Pacer;
 use super::path::Path;
-use super::received::Received;
+use super::ranges::RangeSet;
+use super::received::{FIRST_PACKETS, Received, Rhythm};
 use super::replay::ReplayWindow;
+use super::ring::Ring;
 use super::rtt::Rtt;
 use super::scoreboard::{Chunk, Scoreboard};
 use crate::congestion::Controller;
@@ -39,7 +42,7 @@ pub(crate) enum Fault {
 }
 
 /// A piece of a block to send again.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LostPiece {
     pub(super) block: BlockRef,
     pub(super) offset: u32,
@@ -80,8 +83,13 @@ pub(crate) struct Session {
     pub(super) newest_acked_size: u16,
     pub(super) reordering: Reordering,
     /// Pieces of blocks to send again, and of messages (offset, length).
-    pub(super) lost_chunks: VecDeque<LostPiece>,
+    pub(super) lost_chunks: Ring<LostPiece>,
     pub(super) lost_messages: VecDeque<(u64, u16)>,
+    /// Numbers from `sent.base()` on that are known to have arrived.
+    pub(super) known: RangeSet,
+    /// Pieces of blocks sent again at the end of a transfer, to be sent once more when there is nothing else (§8.5).
+    pub(super) tail_copies: Ring<LostPiece>,
+    pub(super) ecn: EcnSender,
     /// Packets until a number is left out (§8.8).
     pub(super) skip_in: u32,
 
@@ -89,6 +97,11 @@ pub(crate) struct Session {
     pub(super) messages_out: MessageSender,
     pub(super) messages_in: MessageReceiver,
     pub(super) received: Received,
+    /// When the peer wants acknowledgements, and the number of the packet that told.
+    pub(super) rhythm_asked: Option<(Rhythm, u64)>,
+    /// What we told it, and in which packet.
+    pub(super) rhythm_told: (Rhythm, u64),
+    pub(super) tell_rhythm: bool,
     /// Bytes the peer lets us have in flight, and the number of the packet that told.
     pub(super) peer_window: (u64, u64),
     /// Bytes we let the peer have in flight.
@@ -163,8 +176,14 @@ impl Session {
             newest_acked: None,
             newest_acked_size: 0,
             reordering: Reordering { seen: Duration::ZERO, faded: now },
-            lost_chunks: VecDeque::new(),
+            lost_chunks: Ring::default(),
             lost_messages: VecDeque::new(),
+            known: RangeSet::default(),
+            tail_copies: Ring::default(),
+            ecn: EcnSender::new(0),
+            rhythm_asked: None,
+            rhythm_told: (Rhythm { interval: rtt.ack_interval(), packets: FIRST_PACKETS }, u64::MAX),
+            tell_rhythm: false,
             skip_in,
             blocks: BlockQueue::default(),
             messages_out: MessageSender::new(config.message_buffer, u64::from(e.params.message_limit)),
@@ -272,6 +291,12 @@ impl Session {
         }
     }
 
+    /// When acknowledgements are sent (§8.1).
+    pub(super) fn rhythm(&self) -> Rhythm {
+        let own = Rhythm { interval: self.rtt.ack_interval(), packets: FIRST_PACKETS };
+        self.rhythm_asked.map_or(own, |(r, _)| r)
+    }
+
     pub(super) fn skip_interval(&mut self) -> u32 {
         SKIP_EVERY + self.random.next_u32() % SKIP_EVERY
     }
@@ -285,6 +310,7 @@ impl Session {
             state: self.controller.state(),
             bytes_in_flight: self.sent.in_flight_bytes(),
             datagram: self.datagram as u16,
+            ecn: self.ecn.is_capable(),
             base_loss_ppm: self.controller.base_loss_ppm(),
             ..self.stats
         }

@@ -2,17 +2,18 @@
 
 use alloc::vec::Vec;
 
-use super::ack::Ack;
+use super::ack::{self, Ack};
 use super::{Malformed, Reader, VARINT_MAX, put_varint, varint_len};
 
 pub(crate) const PADDING: u8 = 0x00;
 pub(crate) const PING: u8 = 0x01;
-pub(crate) const ACK: u8 = 0x02;
 const MESSAGE: u8 = 0x03;
 const WINDOW: u8 = 0x04;
 const CLOSE: u8 = 0x05;
 const PATH_CHALLENGE: u8 = 0x06;
 const PATH_RESPONSE: u8 = 0x07;
+pub(crate) const ACK: u8 = 0x0c;
+const ACK_RHYTHM: u8 = 0x18;
 const DATA: u8 = 0x10;
 const FIN: u8 = 0x01;
 const LENGTH: u8 = 0x02;
@@ -31,6 +32,7 @@ pub(crate) enum Frame<'a> {
     Close { code: u16, reason: &'a [u8] },
     PathChallenge([u8; 8]),
     PathResponse([u8; 8]),
+    AckRhythm { interval_us: u64, packets: u64 },
     Data { tag: u64, offset: u32, fin: bool, data: &'a [u8] },
 }
 
@@ -42,7 +44,8 @@ impl<'a> Frame<'a> {
         Ok(match kind {
             PADDING => Self::Padding,
             PING => Self::Ping,
-            ACK => Self::Ack(Ack::parse(r)?),
+            _ if kind & !(ack::COUNTS | ack::BITS) == ACK => Self::Ack(Ack::parse(kind, r)?),
+            ACK_RHYTHM => Self::AckRhythm { interval_us: r.varint()?, packets: r.varint()? },
             MESSAGE => {
                 let offset = r.varint()?;
                 let len = usize::try_from(r.varint()?).map_err(|_| Malformed)?;
@@ -92,6 +95,11 @@ impl<'a> Frame<'a> {
                 out.push(WINDOW);
                 put_varint(out, bytes);
                 put_varint(out, message_limit);
+            }
+            Self::AckRhythm { interval_us, packets } => {
+                out.push(ACK_RHYTHM);
+                put_varint(out, interval_us);
+                put_varint(out, packets);
             }
             Self::Close { code, reason } => {
                 out.push(CLOSE);
@@ -189,6 +197,7 @@ mod tests {
             Frame::Close { code: 0xff01, reason: b"why" },
             Frame::PathChallenge(*b"12345678"),
             Frame::PathResponse(*b"12345678"),
+            Frame::AckRhythm { interval_us: 25_000, packets: 10 },
         ];
         for f in frames {
             let mut out = Vec::new();
@@ -214,7 +223,7 @@ mod tests {
             let n = rng.next_u32() as usize % buf.len();
             rng.fill_bytes(&mut buf[..n]);
             if n > 0 && rng.next_u32() & 1 == 0 {
-                buf[0] &= 0x17; // mostly known types
+                buf[0] &= 0x1f; // mostly known types
             }
             let mut r = Reader::new(&buf[..n]);
             while !r.is_empty() {
