@@ -38,6 +38,9 @@ pub(super) struct Avoid {
     competed: Option<(Instant, Duration)>,
 }
 
+/// Runs of losses that make an event: one burst is an accident, a queue that overflows drops again and again.
+const RUNS_MIN: f64 = 4.0;
+
 #[derive(Debug)]
 enum Episode {
     None,
@@ -58,6 +61,8 @@ struct Pool {
     began: Option<Instant>,
     sent: f64,
     lost: f64,
+    /// Runs of lost packets: what is lost together is one accident.
+    runs: f64,
     /// Longest and shortest delay beyond the minimum.
     delay_max: Duration,
 }
@@ -79,6 +84,11 @@ impl Avoid {
             share: 0.0,
             competed: None,
         }
+    }
+
+    /// Whether the loss seen at present may be of our own making.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.trial.is_some() || self.compete.is_some()
     }
 
     pub(super) fn judge(&mut self, now: Instant, s: &mut Shared, i: &Interval, queue: Duration) -> Change {
@@ -240,8 +250,10 @@ impl Avoid {
     fn probe_is_due(&self, now: Instant, s: &Shared) -> bool {
         let period = (s.rtt() * 75).clamp(Duration::from_secs(5), Duration::from_secs(20));
         let since_probe = now.saturating_since(self.last_probe);
+        let unknown = s.base_loss.is_unproven() && since_probe >= (s.rtt() * 10).max(Duration::from_secs(1));
         let stale = now.saturating_since(s.last_near_minimum.max(self.last_probe)) >= period;
-        let lossy = s.base_loss.estimate() > 0.003 && since_probe >= period.max(Duration::from_secs(10));
+        let lossy =
+            s.base_loss.estimate() > 0.003 && (unknown || since_probe >= period.max(Duration::from_secs(10)));
         (stale || lossy) && !s.is_limited(now)
     }
 
@@ -273,10 +285,12 @@ impl Avoid {
             // Older intervals of the pool weigh half, so that it follows.
             self.pool.sent /= 2.0;
             self.pool.lost /= 2.0;
+            self.pool.runs /= 2.0;
             self.pool.began = Some(i.began);
         }
         self.pool.sent += f64::from(i.sent);
         self.pool.lost += f64::from(i.lost);
+        self.pool.runs += f64::from(i.loss_runs);
         if i.lost > 0 && i.rtt_min.is_some() {
             let longest = i.rtt_max.saturating_sub(s.rtt_min);
             // Where delays vary by themselves, the longest is no queue's.
@@ -304,7 +318,8 @@ impl Avoid {
         let loss = self.pool.lost / self.pool.sent.max(1.0);
         let recent =
             self.last_event.is_some_and(|t| now.saturating_since(t) < rtt.max(Duration::from_millis(50)));
-        if !enough || recent || loss - s.base_loss.estimate() <= s.base_loss.noise(self.pool.sent) {
+        let seldom = self.pool.runs < RUNS_MIN && loss < 0.5;
+        if !enough || recent || seldom || loss - s.base_loss.estimate() <= s.base_loss.noise(self.pool.sent) {
             if self.last_event.is_some_and(|t| now.saturating_since(t) > rtt * 10) {
                 self.cuts = 0;
             }
@@ -321,7 +336,8 @@ impl Avoid {
         let base = r.min(s.rate);
         if !full {
             let trial = Trial::new(s.rate, loss, loss_before);
-            s.cut(now, trial.slower());
+            let slower = trial.slower().min(0.98 * base);
+            s.cut(now, slower);
             self.trial = Some(trial);
             return Some(Change::Stay);
         }

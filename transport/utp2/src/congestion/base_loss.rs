@@ -85,6 +85,11 @@ impl BaseLoss {
         self.set(self.estimate);
     }
 
+    /// Whether no deep probe has confirmed it yet.
+    pub(super) fn is_unproven(&self) -> bool {
+        self.probed.0 < 300.0
+    }
+
     /// A deep probe begins.
     pub(super) fn begin_probe(&mut self) {
         self.probed.0 /= 2.0;
@@ -96,6 +101,11 @@ impl BaseLoss {
         self.windows.clear();
         self.probed = (0.0, 0.0);
         self.set(loss);
+    }
+
+    /// About how many packets are lost together.
+    pub(super) fn burst(&self) -> f64 {
+        (self.dispersion + 1.0) / 2.0
     }
 
     /// Standard deviation of the loss of `n` packets when the true loss is `p`.

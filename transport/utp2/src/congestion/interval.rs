@@ -27,6 +27,9 @@ pub(super) struct Interval {
     pub(super) lost: u32,
     /// Packets the network marked (ECN CE), by the ACKs whose newest packet lies in it.
     pub(super) marked: u32,
+    /// Runs of lost packets without one between them that arrived.
+    pub(super) loss_runs: u32,
+    pub(super) last_lost: Option<u64>,
     pub(super) rtt_min: Option<Duration>,
     pub(super) rtt_max: Duration,
     /// The application or a window, not the controller, held sending back.
@@ -106,6 +109,8 @@ impl Intervals {
                 acked_bytes: 0,
                 lost: 0,
                 marked: 0,
+                loss_runs: 0,
+                last_lost: None,
                 rtt_min: None,
                 rtt_max: Duration::ZERO,
                 limited: false,

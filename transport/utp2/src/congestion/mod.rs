@@ -59,7 +59,7 @@ pub(crate) struct AckSample {
 enum Phase {
     FastStart(FastStart),
     SpeedProbe(SpeedProbe),
-    Avoid(Avoid),
+    Avoid(alloc::boxed::Box<Avoid>),
 }
 
 /// What the phases share: the rate and the measurements.
@@ -314,9 +314,12 @@ impl Controller {
         }
     }
 
-    pub(crate) fn on_lost(&mut self, interval: u32) {
+    /// Packets are told lost in the order of their numbers.
+    pub(crate) fn on_lost(&mut self, interval: u32, number: u64) {
         if let Some(i) = self.intervals.get_mut(interval) {
             i.lost += 1;
+            i.loss_runs += u32::from(i.last_lost != Some(number.wrapping_sub(1)));
+            i.last_lost = Some(number);
         }
     }
 
@@ -411,6 +414,8 @@ impl Controller {
             let noisy = s.jitter > Duration::from_millis(1);
             let longest = i.rtt_max.saturating_sub(s.rtt_min);
             let empty = empty && (noisy || longest < s.empty_below() * 2);
+            let in_doubt = matches!(&self.phase, Phase::Avoid(a) if a.is_in_doubt());
+            let empty = empty && !in_doubt;
             s.base_loss.add(now, s.rtt(), (sent, lost, i.send_rate()), empty, noisy);
         }
         // Delivered rate between the first ACK of this interval and the first of the next.
@@ -430,7 +435,7 @@ impl Controller {
         match change {
             Change::Stay => {}
             Change::SpeedProbe { drain } => self.phase = Phase::SpeedProbe(SpeedProbe::new(now, drain)),
-            Change::Avoid => self.phase = Phase::Avoid(Avoid::new(now)),
+            Change::Avoid => self.phase = Phase::Avoid(alloc::boxed::Box::new(Avoid::new(now))),
         }
     }
 

@@ -59,7 +59,8 @@ impl Trial {
         let sigma = s.base_loss.sigma(p, 1.0);
         let wanted = (36.0 * sigma * sigma / (excess * excess)).clamp(300.0, 20_000.0);
         let age = i.ended.unwrap_or(i.began).saturating_since(began);
-        if self.sent < wanted && age < s.rtt() * 20 || age < s.rtt() / 2 {
+        let gone = self.lost == 0.0 && self.sent * excess > 8.0 * s.base_loss.burst();
+        if !gone && self.sent < wanted && age < s.rtt() * 20 || age < s.rtt() / 2 {
             return Verdict::Waiting;
         }
         let seen = self.lost / self.sent.max(1.0);

@@ -260,7 +260,7 @@ impl Session {
             self.controller.on_withdrawn(sent.interval, u64::from(sent.size));
         } else {
             match self.mtu.on_lost(number, sent.size, self.newest_acked_size, self.sent.next_number()) {
-                mtu::Loss::Usual => self.controller.on_lost(sent.interval),
+                mtu::Loss::Usual => self.controller.on_lost(sent.interval, number),
                 mtu::Loss::HoleFound => {
                     // Where the size changes, the route did; and what did not arrive meanwhile is no measure of the
                     // rate.
