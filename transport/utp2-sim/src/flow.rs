@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use timebase::Instant;
 use utp2::{
-    Arrival, Authorizer, BlockSink, BlockSource, CloseReason, Config, ContextId, Endpoint, Event, Handle,
-    Identity, PeerIdentity, SendError, SourceError, Stats,
+    Arrival, Authorizer, BlockSink, BlockSource, CloseReason, Config, Connection, ContextId, Endpoint, Event,
+    Handle, Identity, PeerIdentity, SendError, SourceError, Stats,
 };
 
 use crate::network::{Node, Transmission};
@@ -189,6 +189,11 @@ impl FlowNode {
     /// The endpoint, to be acted on between two runs.
     pub fn endpoint_mut(&mut self) -> &mut Endpoint {
         &mut self.endpoint
+    }
+
+    /// The connection, once the sender has begun or the receiver was reached, until it ends.
+    pub fn connection_mut(&mut self) -> Option<&mut Connection> {
+        self.conn.and_then(|h| self.endpoint.connection_mut(h))
     }
 
     fn start_if_due(&mut self, now: Instant) {

@@ -34,6 +34,7 @@ mod tests;
 mod wire;
 
 pub use config::{Config, ConfigError, Mode};
+pub use congestion::PathMemory;
 pub use connection::{Connection, State, Stats};
 pub use datagram::{Arrival, Ecn};
 pub use endpoint::{Endpoint, Transmit};

@@ -369,7 +369,7 @@ impl Avoid {
         };
         s.cut(now, rate);
         if !near && self.cuts >= 4 {
-            return Some(Change::SpeedProbe { drain: false });
+            return Some(Change::SpeedProbe { drain: None });
         }
         Some(Change::Stay)
     }

@@ -45,6 +45,13 @@ impl Delivery {
         (span * 2 >= window_us && span > 0).then(|| (last.1 - first.1) as f64 * 1e6 / span as f64)
     }
 
+    /// Bytes per second from a point seen before to the newest, if `least_us` lie between.
+    pub(super) fn rate_since(&self, point: (u64, u64), least_us: u64) -> Option<f64> {
+        let last = self.points.back()?;
+        let span = last.0.checked_sub(point.0).filter(|&span| span >= least_us.max(1))?;
+        Some(last.1.saturating_sub(point.1) as f64 * 1e6 / span as f64)
+    }
+
     pub(super) fn clear_points(&mut self) {
         self.points.clear();
     }
@@ -65,6 +72,9 @@ mod tests {
             d.mark(t, 400_000);
         }
         assert!((d.rate(100_000).unwrap() - 1e7).abs() < 1.0);
+        let before = (t - 50_000, d.total() - 500_000);
+        assert!((d.rate_since(before, 50_000).unwrap() - 1e7).abs() < 1.0);
+        assert_eq!(d.rate_since(before, 50_001), None, "not yet long enough");
         d.mark(t - 1000, 400_000);
         assert!((d.rate(100_000).unwrap() - 1e7).abs() < 1.0, "a late ACK changes nothing");
         d.clear_points();

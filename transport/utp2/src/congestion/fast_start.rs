@@ -1,4 +1,8 @@
-//! FastStart: double per round trip until the path stops following (PROTOCOL.md §9).
+//! FastStart: grow as fast as the evidence allows until the path stops following (PROTOCOL.md §9.5).
+//!
+//! Packet trains ([`super::train`]) and a remembered path say roughly where the path's rate lies: far below it the
+//! rate grows eightfold per round trip, near it by a quarter. Nobody's word but the path's ends the growth: a queue
+//! that grows ([`super::onset`]), loss beyond that of slower intervals, or arrivals that no longer follow.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -6,7 +10,10 @@ use core::time::Duration;
 use timebase::Instant;
 
 use super::interval::Interval;
-use super::{Change, Shared};
+use super::onset::Onset;
+use super::speed_probe::Drain;
+use super::train::Trains;
+use super::{AckSample, Change, PathMemory, Shared};
 
 /// What an earlier, slower interval showed.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +30,14 @@ pub(super) struct FastStart {
     past: Vec<Past>,
     /// Largest round trip of the interval before, and whether a queue showed in it.
     before: (Duration, bool),
+    /// More was lost in the interval before than in slower ones.
+    high_before: bool,
+    pub(super) trains: Trains,
+    onset: Onset,
+    /// The rate of a path met before, and its base loss.
+    known: Option<(f64, f64)>,
+    /// More arrived than trains and memory promised.
+    surpassed: bool,
 }
 
 /// Intervals remembered; older ones are far slower than what matters.
@@ -30,7 +45,41 @@ const MAX_PAST: usize = 32;
 
 impl FastStart {
     pub(super) fn new() -> Self {
-        Self { past: Vec::new(), before: (Duration::ZERO, false) }
+        Self {
+            past: Vec::new(),
+            before: (Duration::ZERO, false),
+            high_before: false,
+            trains: Trains::default(),
+            onset: Onset::default(),
+            known: None,
+            surpassed: false,
+        }
+    }
+
+    /// The path is taken to be the remembered one: begin at `share` of its rate.
+    pub(super) fn resume(now: Instant, s: &mut Shared, memory: &PathMemory, share: f64) -> Self {
+        let rate = memory.rate as f64;
+        s.base_loss.set(memory.base_loss());
+        s.remembered = rate;
+        let begin = s.rate.max(share * rate);
+        s.cut(now, begin);
+        Self { known: Some((rate, memory.base_loss())), ..Self::new() }
+    }
+
+    /// Where the path's rate is thought to lie.
+    fn expected(&self) -> Option<f64> {
+        if self.surpassed {
+            return None;
+        }
+        self.known.map(|k| k.0).or_else(|| self.trains.rate())
+    }
+
+    /// Whether another train would tell something.
+    pub(super) fn wants_train(&self, s: &Shared) -> bool {
+        !s.is_local()
+            && !self.surpassed
+            && self.known.is_none()
+            && self.trains.rate().is_none_or(|r| s.rate < r / 2.0)
     }
 
     /// The least loss of the slowest intervals together: chance loses as much at any rate, and so no more than this.
@@ -45,24 +94,56 @@ impl FastStart {
         least
     }
 
-    /// Every acknowledged byte adds to the rate, so that it doubles per round trip.
-    pub(super) fn grow(&mut self, now: Instant, s: &mut Shared, acked: u64) {
+    /// Every acknowledged byte adds to the rate.
+    fn grow(&mut self, now: Instant, s: &mut Shared, acked: u64) {
         // An application that sends little must not drive the rate beyond what the path was seen to carry.
         let limited =
             s.last_limited.is_some_and(|t| now.saturating_since(t) < s.rtt + Duration::from_millis(2));
         if limited && s.delivered().is_none_or(|d| s.rate > 2.0 * d) {
             return;
         }
-        // Doubling runs ahead of what arrives by two round trips; further ahead, something else limits the sender.
+        // The gain of this step, and the rate at which another one begins.
+        let (gain, until) = match self.expected() {
+            _ if s.is_local() => (1.0, f64::INFINITY),
+            None => (1.0, f64::INFINITY),
+            Some(e) if s.rate < e / 8.0 => (7.0, e / 8.0),
+            Some(e) if s.rate < e / 2.0 => (3.0, e / 2.0),
+            Some(e) if s.rate < 0.95 * e => (1.0, 0.95 * e),
+            Some(_) => (0.25, f64::INFINITY),
+        };
+        // Growth runs ahead of what arrives by its gain; further ahead, something else limits the sender.
         // Where a round trip is shorter than anything else takes, what arrives is the better guide.
-        let ahead = if s.is_local() { 2.5 } else { 6.0 };
-        let window = (s.rtt * 2).max(Duration::from_millis(20));
-        if s.delivery.rate(window.as_micros() as u64).is_some_and(|d| s.rate > ahead * d) {
+        let ahead = if s.is_local() { 2.5 } else { 4.0 * (gain + 1.0f64).max(1.5) };
+        let rounds = if s.is_local() { 2 } else { 1 };
+        let window = (s.rtt * rounds).max(Duration::from_millis(20));
+        let fed = self.known.is_some()
+            || s.delivery.rate(window.as_micros() as u64).is_none_or(|d| s.rate <= ahead * d);
+        if !fed {
             return;
         }
         // The acknowledgement interval is part of the loop.
         let round = s.rtt.as_secs_f64() + 0.002;
-        s.rate += acked as f64 / round;
+        s.rate = (s.rate + gain * acked as f64 / round).min(until.max(s.rate * 1.02));
+    }
+
+    /// An ACK was taken in. `train` tells that its largest packet was of a train, in whose own queue it waited.
+    pub(super) fn on_ack(&mut self, now: Instant, s: &mut Shared, ack: &AckSample, train: bool) -> Change {
+        if let Some(e) = self.expected() {
+            let window = (s.rtt / 2).max(Duration::from_millis(10));
+            self.surpassed = s.delivery.rate(window.as_micros() as u64).is_some_and(|d| d > 1.15 * e);
+        }
+        self.grow(now, s, ack.acked_bytes);
+        let Some((rtt, interval)) = ack.rtt else { return Change::Stay };
+        let point = (ack.arrival_us, s.delivery.total());
+        self.trains.on_ack(interval, point, s.packet);
+        if train || s.is_local() {
+            return Change::Stay;
+        }
+        let limit = (s.rtt_min / 16).clamp(Duration::from_millis(4), Duration::from_millis(12));
+        if self.onset.add(rtt, s.rtt_min, limit, point) {
+            return self.leave(now, s, None, ack.in_flight);
+        }
+        Change::Stay
     }
 
     pub(super) fn judge(
@@ -73,10 +154,15 @@ impl FastStart {
         queue: Duration,
         delivered: Option<f64>,
     ) -> Change {
+        if i.epoch != s.epoch || i.train {
+            return Change::Stay;
+        }
         let (sent, lost, rate) = (f64::from(i.sent), f64::from(i.lost), i.send_rate());
         let slower = |p: &&Past| p.rate <= 0.6 * rate;
         let pool = self.past.iter().filter(slower).fold((0.0, 0.0), |a, p| (a.0 + p.sent, a.1 + p.lost));
-        let p0: f64 = if pool.0 >= 150.0 { pool.1 / pool.0 } else { 0.0 };
+        let known_loss = self.known.map(|k| k.1);
+        let p0 = if pool.0 >= 150.0 { pool.1 / pool.0 } else { known_loss.unwrap_or(0.0) };
+        let judged = pool.0 >= 150.0 || known_loss.is_some();
         let p_noise = p0.max(1.0 / pool.0.max(20.0));
         let sigma = super::math::sqrt(3.0 * p_noise * (1.0 - p_noise) / sent.max(1.0));
         let d = delivered.or_else(|| s.delivered()).unwrap_or(0.0);
@@ -85,7 +171,7 @@ impl FastStart {
         let limit = if s.is_local() {
             Duration::from_millis(10)
         } else {
-            limit.clamp(Duration::from_millis(4), Duration::from_millis(16))
+            limit.clamp(Duration::from_millis(4), Duration::from_millis(16)) + self.onset.noise()
         };
         // A queue that grows makes the luckiest packet of an interval wait longer than all of the one before;
         // delays that only vary do not. Seen twice in a row it counts all the same.
@@ -93,10 +179,14 @@ impl FastStart {
         let rising = i.rtt_min.is_some_and(|m| m + Duration::from_millis(1) >= self.before.0);
         let queued = i.rtt_min.is_some() && long && (rising || self.before.1);
         self.before = (i.rtt_max, long);
-        let lossy = pool.0 >= 150.0
-            && sent >= 20.0
-            && i.loss() - p0 > (4.0 * sigma).max(0.02)
+        // Bursts happen: one interval convinces only if a tenth is lost, two in a row do with less.
+        let expected = p0.max(1.0 / pool.0.max(20.0)) * sent;
+        let excess = lost - p0 * sent;
+        let high = judged
+            && excess > (4.0 * super::math::sqrt(3.0 * (expected + 1.0))).max(0.02 * sent)
             && d < 0.97 * (1.0 - p0) * rate;
+        let lossy = high && (self.high_before || excess > 0.1 * sent);
+        self.high_before = high;
         let collapsed = sent >= 20.0 && i.loss() > 0.4;
         let plateau = !i.limited && delivered.is_some() && {
             let old = i.began - s.rtt().mul_f64(0.9);
@@ -107,12 +197,8 @@ impl FastStart {
             // The best of the last three intervals is what the path carries.
             let last = self.past.iter().rev().take(2).map(|p| p.delivered).fold(d, f64::max);
             let seen = last.max(s.delivered().unwrap_or(0.0));
-            let p = self.least_loss(p0);
-            s.base_loss.set(p + if p > 0.0 { sigma } else { 0.0 });
-            s.remembered = (seen / (1.0 - p0)).max(8.0 * s.packet / s.rtt().as_secs_f64());
-            let rate = 0.5 * s.remembered;
-            s.cut(now, rate);
-            return Change::SpeedProbe { drain: true };
+            let in_flight = s.in_flight;
+            return self.leave(now, s, Some((seen / (1.0 - p0), p0, sigma)), in_flight);
         }
         if !i.limited && sent > 0.0 {
             if self.past.len() == MAX_PAST {
@@ -121,5 +207,43 @@ impl FastStart {
             self.past.push(Past { began: i.began, rate, delivered: d, sent, lost });
         }
         Change::Stay
+    }
+
+    /// Loss of intervals sent at no more than 0.6 × `rate`, and its standard deviation.
+    fn loss_below(&self, rate: f64) -> (f64, f64) {
+        let slower = self.past.iter().filter(|p| p.rate <= 0.6 * rate);
+        let (sent, lost) = slower.fold((0.0, 0.0), |a, p| (a.0 + p.sent, a.1 + p.lost));
+        if sent < 150.0 {
+            return (self.known.map_or(0.0, |k| k.1), 0.0);
+        }
+        let p: f64 = lost / sent;
+        (p, super::math::sqrt(3.0 * p * (1.0 - p) / sent))
+    }
+
+    /// The path is full: drain what was sent too much, then see.
+    fn leave(
+        &mut self,
+        now: Instant,
+        s: &mut Shared,
+        found: Option<(f64, f64, f64)>,
+        in_flight: u64,
+    ) -> Change {
+        let (rate, p0, sigma) = found.unwrap_or_else(|| {
+            let (p0, sigma) = self.loss_below(s.rate);
+            let window = (s.rtt_min / 3).max(Duration::from_millis(8));
+            let since = self.onset.began().and_then(|b| s.delivery.rate_since(b, window.as_micros() as u64));
+            let d = since.or_else(|| s.delivery.rate(window.as_micros() as u64)).or_else(|| s.delivered());
+            (d.unwrap_or(s.rate / 2.0) / (1.0 - p0), p0, sigma)
+        });
+        let p = self.least_loss(p0);
+        s.base_loss.set(if p > 0.0 { p + sigma } else { 0.0 });
+        s.remembered = rate.max(8.0 * s.packet / s.rtt().as_secs_f64());
+        let excess = in_flight as f64 - s.remembered * s.rtt_min.as_secs_f64();
+        // At half the rate, half the rate drains.
+        let lasts = (2.0 * excess / s.remembered).clamp(0.0, 1.5 * s.rtt().as_secs_f64());
+        let drain = Drain { until: now + Duration::from_secs_f64(lasts), since: self.onset.began() };
+        let rate = 0.5 * s.remembered;
+        s.cut(now, rate);
+        Change::SpeedProbe { drain: Some(drain) }
     }
 }

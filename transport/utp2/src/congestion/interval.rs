@@ -32,6 +32,8 @@ pub(super) struct Interval {
     pub(super) last_lost: Option<u64>,
     pub(super) rtt_min: Option<Duration>,
     pub(super) rtt_max: Duration,
+    /// A packet train: left at once, not at the rate.
+    pub(super) train: bool,
     /// The application or a window, not the controller, held sending back.
     pub(super) limited: bool,
     /// (receiver's clock µs, bytes delivered) at the first ACK whose largest packet lies in it.
@@ -83,13 +85,14 @@ impl Intervals {
         shortest: Duration,
         purpose: Purpose,
         epoch: u32,
+        train: bool,
     ) -> u32 {
         if let Some(last) = self.ring.back_mut() {
             let age = now.saturating_since(last.began);
             let wanted = (rtt / 2).clamp(shortest, Duration::from_millis(250));
             let longest = rtt.max(Duration::from_millis(50)) * 4;
             let full = age >= wanted && last.sent >= MIN_PACKETS || age >= longest;
-            if full || last.purpose != purpose || last.epoch != epoch {
+            if full || last.purpose != purpose || last.epoch != epoch || last.train != train {
                 last.ended = Some(now);
             }
         }
@@ -113,6 +116,7 @@ impl Intervals {
                 last_lost: None,
                 rtt_min: None,
                 rtt_max: Duration::ZERO,
+                train,
                 limited: false,
                 first_ack: None,
             });

@@ -12,7 +12,10 @@ mod delivery;
 mod fast_start;
 mod interval;
 mod math;
+mod memory;
+mod onset;
 mod speed_probe;
+mod train;
 mod trial;
 
 use core::time::Duration;
@@ -26,7 +29,8 @@ use self::delivery::Delivery;
 use self::fast_start::FastStart;
 use self::interval::{Interval, Intervals, Purpose};
 use self::math::fourth_root;
-use self::speed_probe::SpeedProbe;
+pub use self::memory::PathMemory;
+use self::speed_probe::{Drain, SpeedProbe};
 use crate::Mode;
 use crate::connection::State;
 
@@ -42,6 +46,12 @@ const MIN_RTT: Duration = Duration::from_millis(10);
 /// others: what a system gives at worst, and what is of use to the fastest.
 const LOCAL_LIMIT: [f64; 3] = [2e6, 96e3, 8e6];
 
+/// Share of a remembered rate to resume at, when the path seems the same and after a change of address.
+const RESUME_SHARE: f64 = 0.95;
+const MOVED_SHARE: f64 = 0.5;
+/// Round trips that may bear out a memory.
+const RECALL_SAMPLES: u32 = 4;
+
 /// What an ACK tells beside the fate of packets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AckSample {
@@ -53,6 +63,8 @@ pub(crate) struct AckSample {
     pub(crate) arrival_us: u64,
     /// Bytes newly known to have arrived.
     pub(crate) acked_bytes: u64,
+    /// Bytes sent and neither acknowledged nor lost.
+    pub(crate) in_flight: u64,
 }
 
 #[derive(Debug)]
@@ -93,6 +105,10 @@ struct Shared {
     local_shrank: Instant,
     /// When a delay near the minimum was last seen.
     last_near_minimum: Instant,
+    /// What the path was seen to sustain while the sender was not held back; 0 before. For [`PathMemory`].
+    learned: f64,
+    /// Bytes in flight at the last ACK.
+    in_flight: u64,
 }
 
 impl Shared {
@@ -202,6 +218,8 @@ pub(crate) struct Controller {
     /// When an ACK last told something new, or sending began after quiet.
     last_progress: Instant,
     silent_halvings: u32,
+    /// A memory not yet borne out by a round trip, and how many more may try.
+    recalled: Option<(PathMemory, u32)>,
 }
 
 impl Controller {
@@ -231,9 +249,64 @@ impl Controller {
             local_limit: LOCAL_LIMIT[0],
             local_shrank: now,
             last_near_minimum: now,
+            learned: 0.0,
+            in_flight: 0,
         };
         let phase = Phase::FastStart(FastStart::new());
-        Self { shared, phase, intervals: Intervals::new(), last_progress: now, silent_halvings: 0 }
+        Self {
+            shared,
+            phase,
+            intervals: Intervals::new(),
+            last_progress: now,
+            silent_halvings: 0,
+            recalled: None,
+        }
+    }
+
+    /// What is worth remembering of the path; `None` while too little is known of it.
+    pub(crate) fn path_memory(&self) -> Option<PathMemory> {
+        let s = &self.shared;
+        (s.learned > 0.0).then(|| PathMemory {
+            rate: s.learned as u64,
+            rtt_min: s.rtt_min,
+            base_loss_ppm: self.base_loss_ppm(),
+        })
+    }
+
+    /// The path may be one met before (§9.8). Of use only while the first search for the rate lasts.
+    pub(crate) fn recall(&mut self, now: Instant, memory: PathMemory) {
+        self.recalled = Some((memory, RECALL_SAMPLES));
+        self.confirm(now, self.shared.rtt_min);
+    }
+
+    /// Resumes at the remembered rate if a round trip of `rtt` bears the memory out.
+    fn confirm(&mut self, now: Instant, rtt: Duration) {
+        let Some((memory, left)) = self.recalled.take() else { return };
+        if !matches!(self.phase, Phase::FastStart(_)) || (memory.rate as f64) < self.shared.rate {
+            return;
+        }
+        if memory.is_confirmed_by(rtt) {
+            let s = &mut self.shared;
+            self.phase = Phase::FastStart(FastStart::resume(now, s, &memory, RESUME_SHARE));
+        } else if left > 1 {
+            self.recalled = Some((memory, left - 1));
+        }
+    }
+
+    /// Whether the next packet is one of a train: it does not wait for the pacer (§9.5). `limit` is the
+    /// application's limit of the rate.
+    pub(crate) fn is_train(&mut self, now: Instant, limit: Option<u64>) -> bool {
+        let Phase::FastStart(f) = &mut self.phase else { return false };
+        let s = &self.shared;
+        if limit.is_none_or(|l| l as f64 > 16.0 * s.rate) && f.wants_train(s) {
+            f.trains.begin(now, s.rtt(), s.rate, s.packet);
+        }
+        f.trains.is_leaving()
+    }
+
+    /// Whether the next packet should ask for an acknowledgement at once.
+    pub(crate) fn wants_ping(&self) -> bool {
+        matches!(&self.phase, Phase::FastStart(f) if f.trains.wants_ping())
     }
 
     /// Bytes/s of UDP payload.
@@ -288,12 +361,23 @@ impl Controller {
             (false, _) => 10,
         };
         let shortest = Duration::from_millis(shortest);
-        self.intervals.on_sent(now, bytes, s.rtt, shortest, s.purpose, s.epoch)
+        let train = match &mut self.phase {
+            Phase::FastStart(f) if f.trains.is_leaving() => Some(&mut f.trains),
+            _ => None,
+        };
+        let id = self.intervals.on_sent(now, bytes, s.rtt, shortest, s.purpose, s.epoch, train.is_some());
+        if let Some(train) = train {
+            train.on_sent(id);
+        }
+        id
     }
 
     /// There was nothing to send, or a window did not allow it.
     pub(crate) fn on_limited(&mut self, now: Instant) {
         self.shared.last_limited = Some(now);
+        if let Phase::FastStart(f) = &mut self.phase {
+            f.trains.abandon();
+        }
         if let Some(i) = self.intervals.current_mut() {
             i.limited = true;
         }
@@ -344,6 +428,10 @@ impl Controller {
     /// An ACK was processed; the fates it told were told before.
     pub(crate) fn on_ack(&mut self, now: Instant, ack: &AckSample) {
         if ack.acked_bytes > 0 {
+            if now.saturating_since(self.last_progress) > self.shared.rtt.max(Duration::from_millis(100)) {
+                // A gap that no congestion makes: what arrived on average over it is no measure of the path.
+                self.shared.delivery.clear_points();
+            }
             self.last_progress = now;
             if core::mem::take(&mut self.silent_halvings) > 0 {
                 self.return_from_silence();
@@ -356,6 +444,8 @@ impl Controller {
             s.base_loss.replace(0.0);
         }
         s.rtt_min = ack.min;
+        s.in_flight = ack.in_flight;
+        let mut train = false;
         let keep = s.rtt.max(Duration::from_millis(100)) * 2;
         s.delivery.mark(ack.arrival_us, keep.as_micros() as u64);
         s.remember_best(now);
@@ -368,11 +458,20 @@ impl Controller {
                 i.rtt_min = Some(i.rtt_min.map_or(rtt, |m| m.min(rtt)));
                 i.rtt_max = i.rtt_max.max(rtt);
                 i.first_ack.get_or_insert(point);
+                train = i.train;
             }
+            self.confirm(now, rtt);
         }
-        if let Phase::FastStart(f) = &mut self.phase {
-            f.grow(now, s, ack.acked_bytes);
-        }
+        let s = &mut self.shared;
+        let change = match &mut self.phase {
+            Phase::FastStart(f) => f.on_ack(now, s, ack, train),
+            Phase::SpeedProbe(p) => {
+                p.on_ack(now, s, ack);
+                Change::Stay
+            }
+            Phase::Avoid(_) => Change::Stay,
+        };
+        self.change(now, change);
         while let Some((interval, next)) = self.intervals.pop_settled() {
             self.judge(now, &interval, next);
         }
@@ -382,7 +481,7 @@ impl Controller {
     fn judge(&mut self, now: Instant, i: &Interval, next: Option<(u64, u64)>) {
         let s = &mut self.shared;
         let queue = s.queue(i);
-        if i.rtt_min.is_some() {
+        if i.rtt_min.is_some() && !i.train {
             // Noise is what changes from one interval to the next although the rate did not.
             let step = queue.abs_diff(s.last_queue).min(Duration::from_millis(50));
             let own = s.rtt().mul_f64(0.02);
@@ -407,7 +506,13 @@ impl Controller {
             s.local_shrank = now;
         }
         let empty = i.rtt_min.is_some() && queue < s.empty_below();
-        if !matches!(self.phase, Phase::FastStart(_)) {
+        // What was lost to an overshoot, and while the start looked for the rate, teaches nothing of chance.
+        let settled = match self.phase {
+            Phase::FastStart(_) => false,
+            Phase::SpeedProbe(_) => i.epoch == s.epoch,
+            Phase::Avoid(_) => !i.train,
+        };
+        if settled {
             if empty {
                 s.base_loss.observe_dispersion(sent, lost);
             }
@@ -432,6 +537,24 @@ impl Controller {
             Phase::SpeedProbe(p) => p.judge(now, s, i, queue),
             Phase::Avoid(a) => a.judge(now, s, i, queue),
         };
+        self.learn(now, i);
+        self.change(now, change);
+    }
+
+    /// Remembers what the path sustains; not what an idle application or a silent path left of it.
+    fn learn(&mut self, now: Instant, i: &Interval) {
+        let s = &mut self.shared;
+        let steady =
+            matches!(self.phase, Phase::Avoid(_)) && i.purpose == Purpose::Normal && i.epoch == s.epoch;
+        if !steady || i.limited || s.is_limited(now) || i.sent == 0 {
+            return;
+        }
+        if let Some(r) = s.sustainable() {
+            s.learned = if s.learned > 0.0 { s.learned + (r - s.learned) / 8.0 } else { r };
+        }
+    }
+
+    fn change(&mut self, now: Instant, change: Change) {
         match change {
             Change::Stay => {}
             Change::SpeedProbe { drain } => self.phase = Phase::SpeedProbe(SpeedProbe::new(now, drain)),
@@ -475,16 +598,22 @@ impl Controller {
         s.cut(now, rate);
     }
 
+    /// The path is back, or another one: half of what it bore is tried at once.
     fn return_from_silence(&mut self) {
         let s = &mut self.shared;
         s.delivery.clear_points();
         s.best = [0.0; 4];
-        let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
-        s.remembered = (s.remembered * 0.5).max(floor * 8.0);
-        let (now, rate) = (self.last_progress, s.remembered * 0.93);
-        s.cut(now, rate);
         s.purpose = Purpose::Normal;
-        self.phase = Phase::SpeedProbe(SpeedProbe::new(now, false));
+        let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
+        s.remembered = s.remembered.max(floor * 16.0);
+        let base_loss = s.base_loss.estimate();
+        let memory = PathMemory {
+            rate: s.remembered as u64,
+            rtt_min: s.rtt_min,
+            base_loss_ppm: (base_loss * 1e6) as u32,
+        };
+        let now = self.last_progress;
+        self.phase = Phase::FastStart(FastStart::resume(now, s, &memory, MOVED_SHARE));
     }
 
     /// The path ceased to carry packets of the size sent (§3.1): what was not delivered meanwhile is no measure.
@@ -499,23 +628,35 @@ impl Controller {
         } else {
             let rate = s.rate * 0.9;
             s.cut(now, rate);
-            self.phase = Phase::SpeedProbe(SpeedProbe::new(now, false));
+            self.phase = Phase::SpeedProbe(SpeedProbe::new(now, None));
         }
     }
 
-    /// The peer has another address: what was learned is about another path.
-    pub(crate) fn on_new_path(&mut self, now: Instant) {
+    /// The peer has another address (§10). Of the same host, only a NAT has forgotten: the path is the same.
+    /// Else what was learned is about another path, and half of it a first guess about this one.
+    pub(crate) fn on_new_path(&mut self, now: Instant, same_host: bool) {
+        if same_host {
+            return;
+        }
         let s = &mut self.shared;
+        let known = if s.learned > 0.0 { s.learned } else { s.rate };
+        let memory = PathMemory {
+            rate: known as u64,
+            rtt_min: s.rtt_min,
+            base_loss_ppm: (s.base_loss.estimate() * 1e6) as u32,
+        };
         s.base_loss = BaseLoss::new();
         s.delivery.clear_points();
         s.best = [0.0; 4];
         s.queue_peak = [Duration::ZERO; 2];
         s.buffer = Buffer::default();
+        s.jitter = Duration::ZERO;
         s.purpose = Purpose::Normal;
-        let rate = s.rate * 0.5;
-        s.remembered = rate;
-        s.cut(now, rate);
-        self.phase = Phase::FastStart(FastStart::new());
+        s.rate = 0.0;
+        self.recalled = None;
+        self.phase = Phase::FastStart(FastStart::resume(now, s, &memory, MOVED_SHARE));
+        self.last_progress = now;
+        self.silent_halvings = 0;
     }
 }
 
@@ -524,8 +665,8 @@ impl Controller {
 enum Change {
     Stay,
     SpeedProbe {
-        /// Whether to wait for an empty queue at half the rate first.
-        drain: bool,
+        /// A queue that is to be emptied first, at half the rate.
+        drain: Option<Drain>,
     },
     Avoid,
 }

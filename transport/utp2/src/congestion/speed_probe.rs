@@ -1,11 +1,11 @@
-//! SpeedProbe: empty the queue, then see whether a packet train just below the rate found passes (PROTOCOL.md §9).
+//! SpeedProbe: empty the queue, then see whether a long train just below the rate found passes (PROTOCOL.md §9.6).
 
 use core::time::Duration;
 
 use timebase::Instant;
 
 use super::interval::Interval;
-use super::{Change, Shared};
+use super::{AckSample, Change, Shared};
 
 #[derive(Debug)]
 pub(super) struct SpeedProbe {
@@ -20,20 +20,32 @@ pub(super) struct SpeedProbe {
     epoch: u32,
 }
 
+/// How a queue is emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Drain {
+    /// When what is in flight too much has gone, at half the rate.
+    pub(super) until: Instant,
+    /// The first ACK, (receiver's clock µs, bytes delivered), since which the queue was seen to stand: what arrives
+    /// from there on is the path's rate.
+    pub(super) since: Option<(u64, u64)>,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    Drain,
+    Drain(Drain),
     Train,
 }
 
 /// Packets of a train.
 const TRAIN: f64 = 300.0;
+/// Share of the rate found that is tested.
+const SHARE: f64 = 0.95;
 
 impl SpeedProbe {
-    pub(super) fn new(now: Instant, drain: bool) -> Self {
+    pub(super) fn new(now: Instant, drain: Option<Drain>) -> Self {
         Self {
             began: now,
-            step: if drain { Step::Drain } else { Step::Train },
+            step: drain.map_or(Step::Train, Step::Drain),
             cuts: 0,
             sent: 0.0,
             lost: 0.0,
@@ -43,8 +55,36 @@ impl SpeedProbe {
         }
     }
 
+    /// An ACK was taken in: measures the path while the queue stands, and ends the drain in time.
+    pub(super) fn on_ack(&mut self, now: Instant, s: &mut Shared, ack: &AckSample) {
+        let Step::Drain(drain) = &self.step else { return };
+        let Some((rtt, _)) = ack.rtt else { return };
+        let queue = rtt.saturating_sub(s.rtt_min);
+        let standing = queue > s.rtt_min / 32 + Duration::from_millis(2);
+        if standing && !s.is_limited(now) {
+            let least = (s.rtt_min / 3).max(Duration::from_millis(8)).as_micros() as u64;
+            if let Some(d) = drain.since.and_then(|b| s.delivery.rate_since(b, least)) {
+                let r = d / (1.0 - s.base_loss.estimate());
+                s.remembered = r.clamp(s.remembered * 0.7, s.remembered * 1.5);
+            }
+        }
+        let least = s.rtt().mul_f64(0.9);
+        let fits = (ack.in_flight as f64) < s.remembered * s.rtt_min.as_secs_f64();
+        let drained = fits || !standing && now.saturating_since(self.began) > least;
+        if now >= drain.until || drained {
+            self.test(now, s);
+        }
+    }
+
+    fn test(&mut self, now: Instant, s: &mut Shared) {
+        self.step = Step::Train;
+        self.began = now;
+        let rate = SHARE * s.remembered;
+        s.cut(now, rate);
+    }
+
     pub(super) fn judge(&mut self, now: Instant, s: &mut Shared, i: &Interval, queue: Duration) -> Change {
-        if i.epoch != s.epoch {
+        if i.epoch != s.epoch || self.step != Step::Train {
             return Change::Stay;
         }
         if self.epoch != s.epoch {
@@ -53,23 +93,6 @@ impl SpeedProbe {
         }
         self.empty_since_cut |= i.rtt_min.is_some() && queue < s.empty_below();
         let age = now.saturating_since(self.began);
-        if self.step == Step::Drain {
-            // What arrives while the queue drains is the path's capacity.
-            if let Some(d) = s.delivered().filter(|_| !s.is_limited(now)) {
-                let r = d / (1.0 - s.base_loss.estimate());
-                if queue > s.empty_below() {
-                    s.remembered = s.remembered.max(r.min(s.remembered * 1.5));
-                }
-            }
-            let drained = i.rtt_min.is_some() && queue < (s.target() / 2).max(s.empty_below());
-            if drained || age > s.rtt() * 8 {
-                self.step = Step::Train;
-                self.began = now;
-                let rate = 0.93 * s.remembered;
-                s.cut(now, rate);
-            }
-            return Change::Stay;
-        }
         self.sent += f64::from(i.sent);
         self.lost += f64::from(i.lost);
         let late = age > s.rtt() * 3;

@@ -99,6 +99,7 @@ impl Session {
                 min: self.rtt.min(),
                 arrival_us: ack.arrival_us,
                 acked_bytes: news.bytes,
+                in_flight: self.sent.in_flight_bytes(),
             },
         );
         self.update_pacer(now);

@@ -39,7 +39,7 @@ use crate::wire::Cid;
 use crate::wire::frame::{Frame, MAX_REASON};
 use crate::wire::handshake::Alert;
 use crate::wire::header::{Header, Kind, PROTECTED_HEADER, emit_protected};
-use crate::{Arrival, Ecn, PeerIdentity, SendError, Transmit};
+use crate::{Arrival, Ecn, PathMemory, PeerIdentity, SendError, Transmit};
 use crate::{BlockSink, BlockSource, CloseReason, ContextId, Event, Handle, HandshakeFailure, Mode};
 
 /// Where the congestion controller stands (§9).
@@ -161,6 +161,9 @@ pub struct Connection {
     /// The application knows, or will know, of this connection.
     announced: bool,
     last_stats: Stats,
+    last_memory: Option<PathMemory>,
+    /// A memory told before there was a session to use it.
+    recalled: Option<PathMemory>,
     peer: Option<PeerIdentity>,
 }
 
@@ -197,6 +200,8 @@ impl Connection {
             events: VecDeque::new(),
             announced: initiator,
             last_stats: Stats::default(),
+            last_memory: None,
+            recalled: None,
             peer: None,
         }
     }
@@ -329,6 +334,19 @@ impl Connection {
         }
     }
 
+    /// What was learned of the path so far, to be told to a later connection over it; the last, once the connection
+    /// is closed. `None` while too little is known: nothing is learned while the application sends less than it may.
+    pub fn path_memory(&self) -> Option<PathMemory> {
+        self.session().map_or(self.last_memory, |s| s.controller.path_memory())
+    }
+
+    /// Tells what an earlier connection learned of this path ([`Connection::path_memory`]), best before
+    /// [`crate::Event::Connected`]. If the round trip is borne out, sending begins near that rate (§9.8); a memory
+    /// that turns out wrong costs about a round trip. Without effect once the rate has been found.
+    pub fn recall_path(&mut self, memory: PathMemory) {
+        self.recalled = Some(memory);
+    }
+
     /// Counters and estimates; the last ones, once the connection is closed.
     pub fn stats(&self) -> Stats {
         self.session().map_or(self.last_stats, Session::stats)
@@ -346,6 +364,7 @@ impl Connection {
             Phase::Established(session) => {
                 self.remote = session.path.remote();
                 self.last_stats = session.stats();
+                self.last_memory = session.controller.path_memory();
                 let mut end = reason.len().min(MAX_REASON);
                 while !reason.is_char_boundary(end) {
                     end -= 1;
@@ -390,6 +409,7 @@ impl Connection {
     /// Ends the connection without a word to the peer.
     fn end(&mut self, why: CloseReason) {
         self.last_stats = self.stats();
+        self.last_memory = self.path_memory();
         self.remote = self.remote();
         if !matches!(self.phase, Phase::Dead | Phase::Closing(_)) && self.announced {
             self.events.push_back(Event::Closed(why));
@@ -627,6 +647,9 @@ impl Connection {
             });
         }
         if let Phase::Established(s) = &mut self.phase {
+            if let Some(memory) = self.recalled.take() {
+                s.controller.recall(now, memory);
+            }
             match s.transmit(now, max_segments, buf, source) {
                 Ok(transmit) => return transmit,
                 Err(fault) => {

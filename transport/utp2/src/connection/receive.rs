@@ -151,7 +151,7 @@ impl Session {
             self.mtu.reset();
             self.ecn.reset(self.sent.next_number());
             self.resize(now);
-            self.controller.on_new_path(now);
+            self.controller.on_new_path(now, false);
         }
         self.update_pacer(now);
     }

@@ -142,7 +142,8 @@ impl Session {
         if self.probes > 0 {
             return self.has_data();
         }
-        let ready = self.pacer.is_ready(now, self.datagram);
+        let train = self.has_data() && self.controller.is_train(now, self.rate_limit);
+        let ready = self.pacer.is_ready(now, self.datagram) || train;
         let in_flight = self.sent.in_flight_bytes();
         let window = self.peer_window.0;
         let fits = in_flight + self.datagram as u64 <= window || in_flight == 0 && window > 0;
@@ -205,6 +206,7 @@ impl Session {
                 self.ping |= !data && quiet >= self.rtt.smoothed().max(QUIET_PING);
             }
         }
+        self.ping |= data && self.controller.wants_ping();
         let mut eliciting = self.control_frames(now, buf, number);
         if data && core::mem::take(&mut self.tell_rhythm) {
             self.rhythm_frame(buf, number);

@@ -1,0 +1,209 @@
+//! How a connection finds its rate: cold, on a remembered path, after a step, an outage, a change of address
+//! (PROTOCOL.md §9.5–§9.8). Small cases of what `utp2 sim` shows at full size; each runs with several seeds.
+
+use std::time::Duration;
+
+use timebase::Instant;
+use utp2::{PathMemory, Stats};
+use utp2_sim::Scenario;
+use utp2_sim::flow::FlowNode;
+use utp2_sim::network::{Network, address_of};
+use utp2_sim::pattern::ENDLESS;
+use utp2_sim::progress::Load;
+
+const MBIT: u64 = 1_000_000;
+
+/// One flow for `seconds` of virtual time over the scenario's links; more bytes are offered than can pass.
+struct Run {
+    net: Network<FlowNode>,
+    scenario: Scenario,
+    bucket: Duration,
+    trace: bool,
+}
+
+fn seed_bytes(seed: u64, salt: u8) -> [u8; 32] {
+    let mut bytes = [salt; 32];
+    bytes[..8].copy_from_slice(&seed.to_be_bytes());
+    bytes
+}
+
+impl Run {
+    fn new(scenario: &Scenario, memory: Option<PathMemory>, flows: usize) -> Self {
+        let bucket = scenario.rtt();
+        let mut net = Network::new();
+        let seed = scenario.seed;
+        let forward = net.add_link(scenario.forward.clone(), seed_bytes(seed, 1), bucket);
+        let reverse = net.add_link(scenario.reverse.clone(), seed_bytes(seed, 2), bucket);
+        for flow in 0..flows {
+            let start = scenario.flows.get(flow).map_or(Duration::ZERO, |f| f.start);
+            let load =
+                Load { bytes: ENDLESS, block_len: 32 * 1024, start: Instant::ZERO + start, step: bucket };
+            let (from, to) = (2 * flow, 2 * flow + 1);
+            let secret = seed_bytes(seed, 10 + flow as u8);
+            let config = scenario.config.clone();
+            net.add_node(FlowNode::sender(
+                config.clone(),
+                &secret,
+                seed_bytes(seed, 60 + flow as u8),
+                address_of(to),
+                load,
+            ));
+            net.add_node(FlowNode::receiver(config, &secret, seed_bytes(seed, 120 + flow as u8), load));
+            net.add_route(from, to, &[forward]);
+            net.add_route(to, from, &[reverse]);
+        }
+        let trace = std::env::var_os("UTP2_TRACE").is_some();
+        let mut run = Self { net, scenario: scenario.clone(), bucket, trace };
+        if let Some(memory) = memory {
+            // The connection exists once the first INIT has left.
+            run.net.run(Instant::from_micros(1), |_, _| false);
+            run.net.node_mut(0).connection_mut().expect("has begun to connect").recall_path(memory);
+        }
+        run
+    }
+
+    fn advance(&mut self, by: Duration) {
+        let end = self.net.now() + by;
+        while self.net.now() < end {
+            let step = if self.trace { self.bucket / 4 } else { by };
+            let at = (self.net.now() + step).min(end);
+            self.net.run(at, |_, _| false);
+            if self.trace {
+                let s = self.stats(0);
+                let d = self.net.links()[0].stats();
+                println!(
+                    "{:7.2} RTT {:?} rate {:8.2} delivered {:8.2} Mbit/s rtt {:6.1} min {:6.1} ms lost {} spurious {} base {} ppm flight {} drops {}",
+                    self.net.now().as_micros() as f64 / self.bucket.as_micros() as f64,
+                    s.state,
+                    s.rate as f64 * 8e-6,
+                    s.delivered_rate as f64 * 8e-6,
+                    s.rtt.as_secs_f64() * 1e3,
+                    s.rtt_min.as_secs_f64() * 1e3,
+                    s.lost_packets,
+                    s.spurious_losses,
+                    s.base_loss_ppm,
+                    s.bytes_in_flight,
+                    d.queue_drops,
+                );
+            }
+        }
+    }
+
+    fn stats(&self, flow: usize) -> Stats {
+        self.net.nodes()[2 * flow].stats()
+    }
+
+    fn timeline(&self, flow: usize) -> &[u64] {
+        self.net.nodes()[2 * flow + 1].progress().expect("receives").timeline()
+    }
+
+    /// Goodput of whole buckets `from..to` as a share of the ceiling of `forward`.
+    fn share(&self, from: usize, to: usize) -> f64 {
+        let flows = self.net.nodes().len() / 2;
+        let sum: u64 = (0..flows).flat_map(|f| self.timeline(f).iter().take(to).skip(from)).sum();
+        sum as f64 / (self.scenario.ceiling() * self.bucket.as_secs_f64() * (to - from) as f64)
+    }
+
+    fn rtts_to(&self, share: f64) -> Option<usize> {
+        (0..self.timeline(0).len()).find(|&b| self.share(b, b + 1) >= share).map(|b| b + 1)
+    }
+
+    fn self_loss(&self) -> f64 {
+        let s = self.net.links()[0].stats();
+        s.queue_drops as f64 / s.datagrams as f64
+    }
+}
+
+fn scenario(mbit: u64, rtt_ms: u64, loss: f64, bdp: f64, seed: u64) -> Scenario {
+    let rtt = Duration::from_millis(rtt_ms);
+    let mut s = Scenario::new(mbit * MBIT, rtt, loss, 0);
+    s.forward = s.forward.with_queue(rtt.mul_f64(bdp));
+    s.seed = seed;
+    s
+}
+
+fn memory_of(s: &Scenario) -> PathMemory {
+    let datagram = f64::from(s.config.max_datagram);
+    let share = datagram / (datagram + f64::from(s.forward.overhead));
+    PathMemory {
+        rate: (s.forward.rate_bps as f64 / 8.0 * share * 0.985) as u64,
+        rtt_min: s.rtt(),
+        base_loss_ppm: (s.forward.loss.mean() * 1e6) as u32,
+    }
+}
+
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=5;
+
+#[test]
+fn cold_the_rate_is_found_within_12_round_trips_and_without_a_flood() {
+    for (mbit, rtt, loss) in
+        [(100, 100, 0.0), (100, 100, 0.01), (100, 100, 0.05), (20, 200, 0.01), (400, 50, 0.01)]
+    {
+        for seed in SEEDS {
+            let mut run = Run::new(&scenario(mbit, rtt, loss, 0.5, seed), None, 1);
+            let rtts = 60;
+            run.advance(run.bucket * rtts as u32);
+            let what = format!("{mbit} Mbit/s, {rtt} ms, {loss}, seed {seed}");
+            let found = run.rtts_to(0.9);
+            assert!(found.is_some_and(|n| n <= 11), "{what}: 90 % after {found:?} round trips");
+            assert!(run.self_loss() < 0.005, "{what}: self loss {}", run.self_loss());
+            // Handshake and growth cost about 6 round trips.
+            assert!(run.share(0, rtts) > 0.86, "{what}: {} of the whole", run.share(0, rtts));
+        }
+    }
+}
+
+#[test]
+fn on_a_remembered_path_the_rate_is_found_within_4_round_trips() {
+    for (mbit, rtt, loss) in
+        [(100, 100, 0.0), (100, 100, 0.01), (100, 100, 0.05), (20, 200, 0.01), (400, 50, 0.01)]
+    {
+        for seed in SEEDS {
+            let s = scenario(mbit, rtt, loss, 0.5, seed);
+            let mut run = Run::new(&s, Some(memory_of(&s)), 1);
+            run.advance(run.bucket * 60);
+            let what = format!("{mbit} Mbit/s, {rtt} ms, {loss}, seed {seed}");
+            let found = run.rtts_to(0.9);
+            assert!(found.is_some_and(|n| n <= 4), "{what}: 90 % after {found:?} round trips");
+            assert!(run.self_loss() < 0.005, "{what}: self loss {}", run.self_loss());
+            let learned = run.net.node_mut(0).connection_mut().and_then(|c| c.path_memory());
+            let learned = learned.expect("a minute is enough to learn").rate as f64;
+            assert!((learned / memory_of(&s).rate as f64 - 1.0).abs() < 0.06, "{what}: learned {learned}");
+        }
+    }
+}
+
+/// For exploring: `START=mbit,rtt_ms,loss,bdp,seconds[,memory factor]`.
+#[test]
+#[ignore = "prints what is asked for by the variable START"]
+fn explore() {
+    for case in std::env::var("START").unwrap_or_default().split(';') {
+        let v: Vec<f64> = case.split(',').map(|x| x.parse().expect("a number")).collect();
+        let first = std::env::var("FIRST").map_or(1, |s| s.parse().expect("a number"));
+        for seed in first..first + std::env::var("SEEDS").map_or(1, |s| s.parse().expect("a number")) {
+            let s = scenario(v[0] as u64, v[1] as u64, v[2], v[3], seed);
+            let memory = v.get(5).filter(|&&f| f > 0.0).map(|f| {
+                let m = memory_of(&s);
+                PathMemory { rate: (m.rate as f64 * f) as u64, ..m }
+            });
+            let flows = v.get(6).map_or(1, |&f| f as usize);
+            let clock = std::time::Instant::now();
+            let mut run = Run::new(&s, memory, flows);
+            run.advance(Duration::from_secs_f64(v[4]));
+            let st = run.stats(0);
+            let n = (v[4] / run.bucket.as_secs_f64()) as usize;
+            println!(
+                "{case} seed {seed}: 90 % after {:?}, 95 % after {:?}, whole {:.1} %, after 15 {:.1} %, self loss {:.2} %, again {:.2} % of {:.2} % [{:.1} s] {:?}",
+                run.rtts_to(0.9),
+                run.rtts_to(0.95),
+                run.share(0, n) * 100.0,
+                run.share(15.min(n - 1), n) * 100.0,
+                run.self_loss() * 100.0,
+                100.0 * st.retransmitted_bytes as f64 / st.data_bytes_sent as f64,
+                s.forward.loss.mean() * 100.0,
+                clock.elapsed().as_secs_f64(),
+                run.net.node_mut(0).connection_mut().and_then(|c| c.path_memory()),
+            );
+        }
+    }
+}
