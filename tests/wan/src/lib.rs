@@ -1,8 +1,8 @@
 //! A wide-area link on one machine, in real time: two network namespaces, a TUN device in each, and a program
 //! between them that queues, loses and delays packets. Real programs with real sockets run at both ends.
 //!
-//! Owns the link ([`Link`]), programs at its ends ([`Program`]), other protocols to compare with (`peer`) and the
-//! benchmark (`bench`). Links in virtual time are `utp2-sim`'s; use those to compare to the last digit, and these to
+//! Owns the link ([`Link`]) and programs at its ends ([`Program`]). The binary `wan` adds other protocols to compare
+//! with and the benchmark. Links in virtual time are `utp2-sim`'s; use those to compare to the last digit, and these to
 //! see what kernel, sockets and processors make of it. Start at [`Link::start`].
 
 mod carrier;

@@ -2,10 +2,14 @@
 //!
 //! Owns the command line and what is printed. Read first: the library's `Link`.
 
+mod bench;
+mod peer;
 mod run;
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -26,12 +30,19 @@ struct Cli {
 enum Do {
     /// Runs a receiver and a sender at the two ends of a link, and prints what the link did as JSON.
     Run(run::Args),
+    /// Sends a file by several protocols in turns over the same emulated link, and compares.
+    Bench(bench::Args),
+    /// A sender or a receiver of another protocol.
+    #[command(subcommand)]
+    Peer(peer::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
         Do::Run(args) => run::run(args),
+        Do::Bench(args) => bench::run(args),
+        Do::Peer(args) => peer::run(args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -60,6 +71,21 @@ fn again() -> std::io::Error {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--"]).arg(program);
     command.args(std::env::args_os().skip(1)).env(AGAIN, "1").exec()
+}
+
+/// Whether somebody asked this program to end. From the first call on such a request no longer ends it by itself, so
+/// that everything is put back.
+fn interrupted() -> bool {
+    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    let flag = FLAG.get_or_init(|| {
+        let flag = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            // Without a handler the request ends the program as ever.
+            let _ = signal_hook::flag::register(signal, flag.clone());
+        }
+        flag
+    });
+    flag.load(Ordering::Relaxed)
 }
 
 /// One line of JSON on standard output.

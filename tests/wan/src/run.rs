@@ -1,14 +1,12 @@
 //! `wan run`: one receiver, one sender, one link.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use wan::{Config, Link, Loss, Program, Raised, Shape, units};
 
-use crate::print_json;
+use crate::{interrupted, print_json};
 
 /// How often events are due and ends are looked for.
 const LOOK: Duration = Duration::from_millis(5);
@@ -131,10 +129,7 @@ enum Event {
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let config = args.link.config()?;
     let mut events = events(args)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, interrupted.clone())?;
-    }
+    ensure!(!interrupted(), "interrupted");
     let _raised = args.raise_buffers.then(Raised::new);
     let mut link = Link::start(&config)?;
     let shell = |command: &str| ["sh".to_owned(), "-c".to_owned(), command.to_owned()];
@@ -148,7 +143,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let mut addresses = 3..;
     while sender.ended()?.is_none() {
         receiver.ended()?;
-        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+        ensure!(!interrupted(), "interrupted");
         while events.last().is_some_and(|(at, _)| *at <= began.elapsed()) {
             match events.pop() {
                 Some((_, Event::Down(down))) => link.set_down(down),
@@ -164,7 +159,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     let over = Instant::now();
     while receiver.ended()?.is_none() && over.elapsed() < args.linger {
-        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+        ensure!(!interrupted(), "interrupted");
         std::thread::sleep(LOOK);
     }
     let (sent, received) = (sender.ended()?.cloned(), receiver.ended()?.cloned());
