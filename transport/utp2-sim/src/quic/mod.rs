@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn_proto::{
     ClientConfig, Connection, ConnectionError, ConnectionHandle, DatagramEvent, Dir, EcnCodepoint, Endpoint,
-    EndpointConfig, Event, ReadError, ServerConfig, StreamEvent, StreamId, TransportConfig, VarInt,
+    EndpointConfig, Event, ServerConfig, StreamEvent, StreamId, TransportConfig, VarInt,
 };
 use timebase::Instant;
 use utp2::{Arrival, Ecn};
@@ -234,11 +234,8 @@ fn read(connection: &mut Connection, id: StreamId, now: Instant, role: &mut Role
     let Role::Receiver { received, progress } = role else { return };
     let mut stream = connection.recv_stream(id);
     let Ok(mut chunks) = stream.read(false) else { return };
-    loop {
-        match chunks.next(usize::MAX) {
-            Ok(Some(chunk)) => *received += chunk.bytes.len() as u64,
-            Ok(None) | Err(ReadError::Blocked | ReadError::Reset(_)) => break,
-        }
+    while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
+        *received += chunk.bytes.len() as u64;
     }
     let _ = chunks.finalize();
     progress.reached(now, *received);

@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn a_flipped_bit_is_noticed() {
         let mut packet = vec![7; 100];
-        Plain.encrypt(3, &mut packet, 10);
+        PacketKey::encrypt(&Plain, 3, &mut packet, 10);
         let open = |packet: &[u8], number| {
             let mut payload = BytesMut::from(&packet[10..]);
             PacketKey::decrypt(&Plain, number, &packet[..10], &mut payload).map(|()| payload.len())
