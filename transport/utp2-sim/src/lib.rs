@@ -18,6 +18,7 @@ pub mod protocol;
 #[cfg(feature = "quinn")]
 pub mod quic;
 pub mod scenario;
+pub mod sweep;
 pub mod tcp;
 
 pub use link::{Change, Discipline, Jitter, Link, LinkConfig, LinkStats, Loss, Policer};

@@ -19,6 +19,9 @@ Example, receiver first:
   utp2 recv --listen 0.0.0.0:4433 --out incoming
   utp2 send big.iso --to 192.0.2.7:4433
 
+What it would reach elsewhere:
+  utp2 sim --rate 1gbit --rtt 200ms --loss 1%
+
 Exit codes: 0 done, 1 failed, 2 wrong usage. FLOTILLA_LOG=debug shows what happens."
 )]
 pub(crate) struct Cli {
@@ -44,6 +47,15 @@ pub(crate) enum Command {
     /// end of every session is an object on a line of stdout.
     #[command(after_help = "Example:\n  UTP2_SECRET=… utp2 recv --listen 0.0.0.0:4433 --out incoming --once")]
     Recv(RecvArgs),
+    /// Move made-up data over simulated links, in virtual time.
+    ///
+    /// Runs the real protocol (or another one) through a bottleneck of any kind and tells what it made of
+    /// it. The same seed gives the same result, to the byte. With --json the result is one object: goodput_mbps
+    /// and ceiling_mbps, utilization (steady part) and utilization_whole, rtts_to_90, retransmit_ratio,
+    /// self_loss (datagrams that died of congestion), jain, queue_ms, events (what happened to the path and
+    /// how long it took to get over it), flows.
+    #[command(after_help = crate::sim::EXAMPLES)]
+    Sim(Box<crate::sim::args::SimArgs>),
 }
 
 #[derive(Args)]
@@ -149,7 +161,7 @@ fn public_key(text: &str) -> Result<PublicKey, String> {
 }
 
 /// Splits `12.5mbit` into number and unit.
-fn number_and_unit(text: &str) -> Result<(f64, String), String> {
+pub(crate) fn number_and_unit(text: &str) -> Result<(f64, String), String> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..end].parse().map_err(|_| format!("{text:?} does not begin with a number"))?;
@@ -157,7 +169,7 @@ fn number_and_unit(text: &str) -> Result<(f64, String), String> {
 }
 
 /// Bytes per second from `80mbit`, `10MB`, `10MB/s`; without a unit it is bytes.
-fn rate(text: &str) -> Result<u64, String> {
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
     let (number, unit) = number_and_unit(text)?;
     let bytes = match unit.trim_end_matches("/s") {
         "" | "B" => number,
@@ -179,7 +191,7 @@ fn rate(text: &str) -> Result<u64, String> {
 }
 
 /// `5%` or `0.05`.
-fn share(text: &str) -> Result<f64, String> {
+pub(crate) fn share(text: &str) -> Result<f64, String> {
     let (number, unit) = number_and_unit(text)?;
     let share = match unit.as_str() {
         "" => number,
@@ -189,7 +201,7 @@ fn share(text: &str) -> Result<f64, String> {
     if share < 1.0 { Ok(share) } else { Err("less than 100 % is needed".into()) }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = number_and_unit(text)?;
     let seconds = match unit.as_str() {
         "us" => number / 1e6,

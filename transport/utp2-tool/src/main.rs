@@ -1,6 +1,7 @@
 //! `utp2`: moves files between two machines over µTP2, without anything else of Flotilla.
 //!
-//! `send` and `recv` are the two ends, `wire` what they say to each other, `store` the receiver's disk.
+//! `send` and `recv` are the two ends, `wire` what they say to each other, `store` the receiver's disk,
+//! `sim` simulated links instead of real ones.
 //! Read first: `args` (what it promises), `wire`.
 
 mod args;
@@ -10,6 +11,7 @@ mod progress;
 mod recv;
 mod secret;
 mod send;
+mod sim;
 mod store;
 mod wire;
 
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let json = match &cli.command {
         Command::Send(args) => args.common.json,
         Command::Recv(args) => args.common.json,
+        Command::Sim(args) => sim::is_json(args),
     };
     match run(cli) {
         Ok(true) => ExitCode::SUCCESS,
@@ -49,6 +52,9 @@ fn main() -> ExitCode {
 
 /// Whether everything that was asked for was done.
 fn run(cli: Cli) -> anyhow::Result<bool> {
+    if let Command::Sim(args) = &cli.command {
+        return sim::run(args);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -59,6 +65,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
             Err(usage) => usage_error(&usage),
         },
         Command::Recv(args) => runtime.block_on(recv::run(args)),
+        Command::Sim(_) => unreachable!("done above, without a runtime"),
     };
     // Nobody needs what blocking tasks are left, such as the hash of a file that failed.
     runtime.shutdown_background();
