@@ -91,6 +91,30 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// For a small device: one connection, which it holds in 32 KiB of heap when it receives blocks. Three packets in
+    /// flight to it, each acknowledged at once; messages of up to 512 bytes. The handshake takes a few KiB more while
+    /// it lasts (§11).
+    #[must_use]
+    pub fn small() -> Self {
+        Self {
+            max_datagram: MIN_DATAGRAM,
+            max_burst: MIN_DATAGRAM as usize,
+            receive_window: 4096,
+            max_message: 512,
+            message_buffer: 1024,
+            max_queued_blocks: 8,
+            max_connections: 1,
+            max_handshakes: 1,
+            retry_threshold: 0,
+            max_in_flight_packets: 32,
+            replay_window: 1024,
+            max_ack_ranges: 16,
+            ..Self::default()
+        }
+    }
+}
+
 /// Smallest UDP payload every path must carry (§3.1).
 pub(crate) const MIN_DATAGRAM: u16 = 1200;
 
