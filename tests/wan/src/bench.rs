@@ -184,6 +184,8 @@ struct Row {
     back_per_byte: f64,
     queue_drops_percent: f64,
     lost_percent: f64,
+    /// Datagrams that arrived and were dropped because the receiving program did not take them in time.
+    socket_drops: u64,
     sender_cpu_seconds: f64,
     receiver_cpu_seconds: f64,
     emulator_cpu_seconds: f64,
@@ -314,6 +316,7 @@ impl<'a> Bench<'a> {
                 3,
             ),
             lost_percent: round((sent.lost - before.forward.lost) as f64 / packets * 100.0, 3),
+            socket_drops: sent.socket_drops - before.forward.socket_drops,
             sender_cpu_seconds: round(sender.cpu_seconds, 2),
             receiver_cpu_seconds: round(receiver_cpu, 2),
             emulator_cpu_seconds: round(
@@ -470,6 +473,7 @@ fn table(rows: &[Row]) -> Table {
         "s",
         "sent/byte",
         "queue drops",
+        "socket drops",
         "CPU send",
         "recv",
         "link",
@@ -491,6 +495,7 @@ fn table(rows: &[Row]) -> Table {
             format!("{:.1}", row.seconds),
             format!("{:.3}", row.sent_per_byte),
             format!("{:.2} %", row.queue_drops_percent),
+            row.socket_drops.to_string(),
             format!("{:.1} s", row.sender_cpu_seconds),
             format!("{:.1} s", row.receiver_cpu_seconds),
             format!("{:.1} s", row.emulator_cpu_seconds),

@@ -23,8 +23,8 @@ use crate::ring::Ring;
 use crate::segments::{FRAME_MAX, Layout};
 use crate::shape::{Bottleneck, Fate, Shape, picos};
 
-/// How long a loaded direction sleeps before it looks again. What is due is late by half of it on average.
-const TICK: Duration = Duration::from_micros(50);
+/// How long a loaded direction sleeps before it looks again, at most. What is due is late by half of it on average.
+const TICK: Duration = Duration::from_micros(100);
 
 /// What is due so soon is waited for awake: going to sleep takes longer.
 const SPIN: Duration = Duration::from_micros(10);
@@ -68,6 +68,8 @@ pub struct Counters {
     pub missed: u64,
     /// Packets the other side's device refused.
     pub refused: u64,
+    /// Datagrams that arrived and found their socket's buffer full: the receiving program is too slow.
+    pub socket_drops: u64,
     /// How late packets were delivered, in microseconds.
     pub late_us: Lateness,
     /// CPU time of the thread, in seconds; what the receiving stack does with a packet is part of it.
@@ -131,6 +133,8 @@ pub(crate) struct Carrier {
     round: Counters,
     late: Vec<u64>,
     last_read: Instant,
+    /// [`TICK`], or less where that would be noticed beside the link's own delay.
+    tick: Duration,
     rate: u64,
     serial: u64,
     rounds: u32,
@@ -154,6 +158,7 @@ impl Carrier {
             to,
             offloads,
             rate: shape.rate_bps,
+            tick: (shape.delay / 50).clamp(TICK / 4, TICK),
             bottleneck: Bottleneck::new(shape, seed),
             ring: Ring::new(usize::try_from(memory).unwrap_or(usize::MAX)),
             held: BinaryHeap::new(),
@@ -320,7 +325,7 @@ impl Carrier {
         match until {
             Some(left) if left < SPIN => std::hint::spin_loop(),
             // Not before the tick is over, even if something is due earlier: that is what makes it a batch.
-            _ => std::thread::sleep(TICK),
+            _ => std::thread::sleep(self.tick),
         }
     }
 

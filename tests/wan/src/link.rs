@@ -124,13 +124,18 @@ impl Link {
     /// What both directions have done so far.
     #[must_use]
     pub fn report(&self) -> Report {
-        let counters = |direction: &Direction, side: &Side| {
+        let counters = |direction: &Direction, side: &Side, other: &Side| {
             let mut counters = direction.seen.lock().unwrap_or_else(PoisonError::into_inner).counters();
             counters.missed = side.missed();
+            counters.socket_drops = other.socket_drops();
             counters
         };
         let [forward, back] = &self.directions;
-        Report { forward: counters(forward, &self.a), back: counters(back, &self.b), realtime: self.realtime }
+        Report {
+            forward: counters(forward, &self.a, &self.b),
+            back: counters(back, &self.b, &self.a),
+            realtime: self.realtime,
+        }
     }
 }
 

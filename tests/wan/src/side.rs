@@ -150,6 +150,16 @@ impl Side {
         let table = self.run(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default());
         missed(&table.unwrap_or_default())
     }
+
+    /// Datagrams that arrived here and found their socket's buffer full: the program was too slow, or its buffer too
+    /// small.
+    pub(crate) fn socket_drops(&self) -> u64 {
+        let tables = self.run(|| {
+            let read = |name: &str| fs::read_to_string(Path::new("/proc/thread-self/net").join(name));
+            read("snmp").unwrap_or_default() + &read("snmp6").unwrap_or_default()
+        });
+        socket_drops(&tables.unwrap_or_default())
+    }
 }
 
 fn no_ip(error: io::Error) -> anyhow::Error {
@@ -192,9 +202,27 @@ fn missed(table: &str) -> u64 {
     row.and_then(|row| row.split_whitespace().nth(11)?.parse().ok()).unwrap_or(0)
 }
 
+/// `RcvbufErrors` of UDP in the tables /proc/net/snmp (names above figures) and snmp6 (name and figure).
+fn socket_drops(tables: &str) -> u64 {
+    let mut rows = tables.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, figures) = (rows.next().unwrap_or_default(), rows.next().unwrap_or_default());
+    let mut v4 = names.split(' ').zip(figures.split(' '));
+    let v4 = v4.find(|(name, _)| *name == "RcvbufErrors").map(|(_, figure)| figure);
+    let v6 = tables.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors")).map(str::trim);
+    [v4, v6].into_iter().flatten().filter_map(|figure| figure.parse::<u64>().ok()).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn full_sockets_are_found() {
+        let tables =
+            "Ip: a b\nIp: 1 2\nUdp: InDatagrams RcvbufErrors MemErrors\nUdp: 5 6 7\nUdp6RcvbufErrors \t 30\n";
+        assert_eq!(socket_drops(tables), 36);
+        assert_eq!(socket_drops(""), 0);
+    }
 
     #[test]
     fn dropped_packets_are_found() {
