@@ -14,6 +14,8 @@ mod send;
 mod sim;
 mod store;
 mod wire;
+#[cfg(test)]
+mod wire_check;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;

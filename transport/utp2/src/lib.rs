@@ -26,6 +26,8 @@ mod datagram;
 mod endpoint;
 mod error;
 mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handshake;
 mod identity;
 mod source;

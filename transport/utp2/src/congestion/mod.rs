@@ -10,6 +10,8 @@ mod buffer;
 mod compete;
 mod delivery;
 mod fast_start;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod interval;
 mod math;
 mod memory;
@@ -220,6 +222,7 @@ pub(crate) struct Controller {
     silent_halvings: u32,
     /// A memory not yet borne out by a round trip, and how many more may try.
     recalled: Option<(PathMemory, u32)>,
+    last_silence: Instant,
 }
 
 impl Controller {
@@ -259,6 +262,7 @@ impl Controller {
             intervals: Intervals::new(),
             last_progress: now,
             silent_halvings: 0,
+            last_silence: now,
             recalled: None,
         }
     }
@@ -578,7 +582,11 @@ impl Controller {
     pub(crate) fn silence_deadline(&self) -> Instant {
         let s = &self.shared;
         let patience = (s.rtt * 3).max(Duration::from_millis(300));
-        self.last_progress + patience + s.rtt() * self.silent_halvings
+        match self.silent_halvings {
+            0 => self.last_progress + patience,
+            // At the lowest rate nothing is left to halve: ever more seldom, or a dead path wakes us for nothing.
+            n => self.last_silence + s.rtt() * (1 << n.saturating_sub(4).min(12)),
+        }
     }
 
     /// Nothing was acknowledged for long although packets are in flight.
@@ -593,6 +601,8 @@ impl Controller {
             };
         }
         self.silent_halvings += 1;
+        // Counted from here: after a long sleep, one halving a turn and not all that were missed.
+        self.last_silence = now;
         let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
         let rate = if self.silent_halvings >= 4 { floor } else { (s.rate * 0.5).max(floor) };
         s.cut(now, rate);
@@ -630,6 +640,7 @@ impl Controller {
             s.cut(now, rate);
             self.phase = Phase::SpeedProbe(SpeedProbe::new(now, None));
         }
+        self.clamp(now);
     }
 
     /// The peer has another address (§10). Of the same host, only a NAT has forgotten: the path is the same.

@@ -217,7 +217,7 @@ impl MessageReceiver {
             return false;
         }
         self.untaken = self.untaken.saturating_sub(taken);
-        self.target() - self.limit >= self.capacity as u64 / 4
+        self.is_worth_telling()
     }
 
     /// Whether what is taken from now on counts only when this is called with `false`. Returns whether the peer
@@ -228,7 +228,13 @@ impl MessageReceiver {
             return false;
         }
         self.untaken = self.untaken.saturating_sub(self.held.take().unwrap_or(0));
-        self.target() - self.limit >= self.capacity as u64 / 4
+        self.is_worth_telling()
+    }
+
+    /// Whether the room that opened is a quarter of the buffer, or the peer could not send a longest message without.
+    fn is_worth_telling(&self) -> bool {
+        let spare = self.capacity.saturating_sub(self.max_message + PREFIX);
+        self.target() - self.limit >= (self.capacity / 4).min(spare).max(1) as u64
     }
 
     fn target(&self) -> u64 {
@@ -313,6 +319,15 @@ mod tests {
         assert!(!r.hold(true) && r.hold(false));
         assert_eq!(r.tell_limit(), 190);
         assert!(!r.hold(false), "once");
+    }
+
+    #[test]
+    fn a_message_as_long_as_the_buffer_follows_a_short_one() {
+        let mut r = MessageReceiver::new(104, 100);
+        r.write(0, &[0, 0, 0, 1, 7]).unwrap();
+        assert_eq!(r.read(), Ok(Some(vec![7])));
+        assert!(r.on_taken(1), "5 bytes are no quarter, but without them 104 do not fit");
+        assert_eq!(r.tell_limit(), 109);
     }
 
     #[test]

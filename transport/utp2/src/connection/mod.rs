@@ -4,6 +4,8 @@
 
 mod blocks;
 pub(crate) mod ecn;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod keys;
 mod loss;
 mod messages;

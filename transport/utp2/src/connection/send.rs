@@ -17,7 +17,7 @@ use crate::wire::header::{self, PROTECTED_HEADER, TAG};
 use crate::{BlockSource, Event, Transmit};
 
 /// Records of settled packets that may lie between those in flight, beside half as many as may be in flight.
-const SETTLED_ALLOWANCE: usize = 4096;
+pub(super) const SETTLED_ALLOWANCE: usize = 4096;
 
 /// A side that only acknowledges asks for an acknowledgement of its own about once a round trip, at least so long after
 /// the last: to know the round trip time, and which ranges need not be repeated (§8.3).

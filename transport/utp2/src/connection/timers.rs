@@ -63,6 +63,14 @@ impl Session {
         }
     }
 
+    /// What is waited for, and until when: for a finding of the fuzzer.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn waits(&self) -> alloc::string::String {
+        let each =
+            ALL.iter().filter_map(|t| self.deadline(*t).map(|d| alloc::format!("{t:?} {} ", d.as_micros())));
+        each.collect()
+    }
+
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         ALL.iter().filter_map(|t| self.deadline(*t)).min()
     }

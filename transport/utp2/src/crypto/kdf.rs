@@ -36,11 +36,16 @@ impl Secret {
     /// HKDF-Expand under "utp2 " ‖ `label` ‖ `context`.
     pub(crate) fn expand<const N: usize>(&self, label: &str, context: &[u8]) -> [u8; N] {
         let mut out = [0; N];
+        self.expand_into(&[b"utp2 ", label.as_bytes(), context], &mut out);
+        out
+    }
+
+    /// HKDF-Expand; at most 8160 bytes.
+    pub(crate) fn expand_into(&self, info: &[&[u8]], out: &mut [u8]) {
         Hkdf::<Sha256>::from_prk(&self.0)
             .expect("32 bytes are a PRK")
-            .expand_multi_info(&[b"utp2 ", label.as_bytes(), context], &mut out)
+            .expand_multi_info(info, out)
             .expect("asked for far less than 255 blocks");
-        out
     }
 
     /// A secret derived from this one.

@@ -1,5 +1,7 @@
-//! The primitives, each behind the narrowest door: key derivation, packet protection, SRP (PROTOCOL.md §5.4, §7).
+//! The primitives, each behind the narrowest door: key derivation, packet protection, signatures, SRP
+//! (PROTOCOL.md §5.4, §5.5, §7). Each is held against published vectors in `tests/vectors.rs`.
 
 pub(crate) mod aead;
 pub(crate) mod kdf;
+pub(crate) mod sign;
 pub(crate) mod srp;

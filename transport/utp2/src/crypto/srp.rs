@@ -49,7 +49,7 @@ impl Exponent {
     }
 }
 
-fn modulus() -> alloc::boxed::Box<[u8]> {
+pub(crate) fn modulus() -> alloc::boxed::Box<[u8]> {
     groups::G2048::generator().params().modulus().to_be_bytes()
 }
 

@@ -1,5 +1,7 @@
 //! All connections of one socket: who a datagram is for, whose turn it is to send, who waits until when.
 
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzzing;
 mod queue;
 
 use alloc::boxed::Box;

@@ -9,12 +9,13 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
-use ed25519_dalek::{Signature, Signer, VerifyingKey};
+use ed25519_dalek::Signer;
 use subtle::ConstantTimeEq;
 
 use crate::config::Config;
 use crate::crypto::aead::PacketKey;
 use crate::crypto::kdf::{Secret, hash};
+use crate::crypto::sign::is_signed;
 use crate::crypto::srp::Premaster;
 use crate::wire::Cid;
 use crate::wire::handshake::{
@@ -151,8 +152,9 @@ impl Schedule {
         }
         let digest = hash(&[th, &body[..b.signature_at]]);
         let signed = [role.signature_label().as_bytes(), &digest].concat();
-        let key = VerifyingKey::from_bytes(&b.public_key).map_err(|_| bad)?;
-        key.verify_strict(&signed, &Signature::from_bytes(&b.signature)).map_err(|_| bad)?;
+        if !is_signed(&b.public_key, &signed, &b.signature) {
+            return Err(bad);
+        }
         let peer = PeerIdentity { public_key: b.public_key, credential: b.credential.to_vec() };
         if !authorizer.authorize(context, &peer) {
             return Err(HandshakeFailure::Unauthorized);

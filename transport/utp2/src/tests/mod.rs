@@ -8,3 +8,4 @@ mod pair;
 mod paths;
 mod rates;
 mod transfer;
+mod vectors;
