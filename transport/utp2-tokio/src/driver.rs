@@ -20,10 +20,19 @@ use crate::timer::Timer;
 const MIN_DATAGRAM: usize = 1200;
 
 /// Receive calls in a row before sending gets its turn: 4 MiB at most.
-const RECEIVES_PER_TURN: usize = 4;
+const RECEIVES_PER_TURN: usize = 2;
 
 /// Sends in a row before receiving gets its turn: 1 MiB at most.
 const SENDS_PER_TURN: usize = 16;
+
+/// Bytes received that are handled under one locking of the core.
+const LOCKED_BYTES: usize = 64 << 10;
+
+/// After a turn that received so much, datagrams are left to gather for a while: the sender is not held up by
+/// waking us for each batch, and we do not wake for each. In 50 µs a gigabyte a second puts 50 KB into the socket's
+/// buffer, and acknowledgements wait a millisecond anyway.
+const REST_BYTES: usize = 48 << 10;
+const REST: Duration = Duration::from_micros(50);
 
 /// How long an ending endpoint waits for its last packets to leave.
 const END_TIME: Duration = Duration::from_secs(1);
@@ -31,10 +40,8 @@ const END_TIME: Duration = Duration::from_secs(1);
 /// Why the driver woke up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wakeup {
-    /// The socket has datagrams, or the last turn left some.
-    Datagram,
-    /// The socket has room for what it refused before.
-    Writable,
+    /// The socket has datagrams, or room for what it refused before, or the last turn left some.
+    Socket,
     /// A deadline of the core, or of the injected delay.
     Timer,
     /// Somebody used a connection or the endpoint.
@@ -62,6 +69,8 @@ pub(crate) struct Driver {
     refused: Option<Refused>,
     /// Datagrams or transmissions were left for the next turn.
     more: bool,
+    /// Datagrams gather meanwhile: the timer ends it, not the socket.
+    resting: bool,
     max_datagram: usize,
     bad: Option<BadPaths>,
 }
@@ -90,6 +99,7 @@ impl Driver {
             buf: Vec::new(),
             refused: None,
             more: false,
+            resting: false,
             max_datagram: usize::from(max_datagram),
             bad: fault.map(|f| {
                 let (out, inward) = BadPath::both_ways(f);
@@ -104,9 +114,14 @@ impl Driver {
         let mut give_up = None;
         loop {
             match self.next_wakeup().await {
-                Ok(Wakeup::Datagram) => self.receive(),
-                Ok(Wakeup::Timer) => self.armed = None,
-                Ok(Wakeup::Writable | Wakeup::Command) => {}
+                Ok(Wakeup::Socket) => self.receive(),
+                Ok(Wakeup::Timer) => {
+                    self.armed = None;
+                    if self.resting {
+                        self.receive();
+                    }
+                }
+                Ok(Wakeup::Command) => {}
                 Ok(Wakeup::Shutdown) => {
                     if give_up.is_none() {
                         give_up = Some(self.shared.now() + END_TIME);
@@ -140,16 +155,17 @@ impl Driver {
             self.more = false;
             // Others share the thread.
             tokio::task::yield_now().await;
-            return Ok(if ending { Wakeup::Shutdown } else { Wakeup::Datagram });
+            return Ok(if ending { Wakeup::Shutdown } else { Wakeup::Socket });
         }
-        let (shared, timer, blocked) = (&self.shared, &self.timer, self.refused.is_some());
+        let (shared, timer) = (&self.shared, &self.timer);
+        let (receive, send) = (!self.resting, self.refused.is_some());
         let wakeup = tokio::select! {
             biased;
             () = shared.woken() => Wakeup::Command,
-            r = shared.socket.readable() => { r?; Wakeup::Datagram }
+            r = shared.socket.wait(receive, send), if receive || send => { r?; Wakeup::Socket }
             r = timer.fired() => { r?; Wakeup::Timer }
-            r = shared.socket.writable(), if blocked => { r?; Wakeup::Writable }
         };
+        shared.socket.rest();
         Ok(match wakeup {
             Wakeup::Command if shared.is_ending() => Wakeup::Shutdown,
             other => other,
@@ -158,14 +174,19 @@ impl Driver {
 
     fn arm(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         let now = self.shared.now();
+        let rest_ends = self.resting.then(|| now + REST);
+        let deadline = deadline.into_iter().chain(rest_ends).min();
         match deadline {
             // Setting and firing the timer would take longer than a turn.
             Some(at) if at <= now => {
                 self.more = true;
                 Ok(())
             }
-            _ if deadline == self.armed => Ok(()),
-            _ => {
+            // An armed timer is left alone if it fires in time: most deadlines move away with every packet, and
+            // waking for nothing now and then costs less than setting it each time.
+            None => Ok(()),
+            Some(at) if self.armed.is_some_and(|armed| armed <= at) => Ok(()),
+            Some(_) => {
                 self.armed = deadline;
                 self.timer.set(deadline.map(|at| at - now))
             }
@@ -174,6 +195,8 @@ impl Driver {
 
     /// Moves what the socket has into the core.
     fn receive(&mut self) {
+        self.resting = false;
+        let mut turn_bytes = 0;
         for _ in 0..RECEIVES_PER_TURN {
             match self.shared.socket.try_recv(&mut self.batch) {
                 Ok(()) => {}
@@ -185,23 +208,35 @@ impl Driver {
                 }
             }
             let is_full = self.batch.is_full();
-            let (now, reading) = self.ages.look(|| self.shared.now());
+            let (read_at, reading) = self.ages.look(|| self.shared.now());
+            let mut locked = None;
+            let mut bytes = 0;
             for run in self.batch.runs() {
                 if let Some(bad) = &mut self.bad {
-                    run.data.chunks(run.stride).for_each(|d| bad.inward.push(now, run.remote, d));
+                    run.data.chunks(run.stride).for_each(|d| bad.inward.push(read_at, run.remote, d));
                     continue;
                 }
-                let at = reading.received(now, run.stamp);
-                // Locked for a run, 64 KiB at most, so that others get their turn.
-                let mut core = self.shared.core();
-                let now = core.advance_to(self.shared.now());
+                if bytes >= LOCKED_BYTES {
+                    // Others get their turn.
+                    (locked, bytes) = (None, 0);
+                }
+                bytes += run.data.len();
+                turn_bytes += run.data.len();
+                let (core, now) = locked.get_or_insert_with(|| {
+                    let mut core = self.shared.core();
+                    let now = core.advance_to(self.shared.now());
+                    (core, now)
+                });
+                let at = reading.received(read_at, run.stamp);
                 let arrival = Arrival { remote: run.remote, at, ecn: run.ecn };
                 for datagram in run.data.chunks_mut(run.stride) {
-                    core.handle_datagram(now, arrival, datagram);
+                    core.handle_datagram(*now, arrival, datagram);
                     core.dispatch_events(&self.shared);
                 }
             }
+            drop(locked);
             if !is_full {
+                self.resting = turn_bytes >= REST_BYTES;
                 return;
             }
         }
@@ -280,8 +315,11 @@ impl Driver {
         match self.shared.socket.try_send(remote, ecn, &self.buf, segment_size) {
             Ok(()) => true,
             Err(NotSent::TooLarge(size)) => {
-                // A loss, which the core finds by itself.
+                // What was in it is lost, which the core finds by itself.
                 tracing::debug!(%remote, size, "the host's way there does not take datagrams of this size");
+                let mut core = self.shared.core();
+                let now = core.advance_to(self.shared.now());
+                core.endpoint.on_too_large(now, remote, size);
                 true
             }
             Err(NotSent::WouldBlock) => {

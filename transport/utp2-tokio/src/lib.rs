@@ -50,6 +50,7 @@ mod connection;
 mod driver;
 mod endpoint;
 mod fault;
+mod gate;
 mod shared;
 mod socket;
 mod timer;

@@ -10,15 +10,17 @@ use std::time::Duration;
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Type};
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
 use utp2::Ecn;
+
+use crate::gate::Gate;
 
 /// Bytes asked for the kernel's receive and send buffers: 10 ms at 5 Gbit/s, so that a driver that is not
 /// scheduled for a while loses nothing. Linux grants at most `net.core.rmem_max` and `wmem_max`.
 const SOCKET_BUFFER: usize = 8 << 20;
 
-/// Buffers handed to the kernel in one receive call. With GRO each can hold 64 KiB of equal datagrams.
-const RECEIVE_BATCH: usize = 16;
+/// Buffers handed to the kernel in one receive call, as many as `quinn-udp` passes on. With GRO each can hold
+/// 64 KiB of equal datagrams; without it they take one each, and only the pages touched are memory.
+const RECEIVE_BATCH: usize = 32;
 
 /// The kernel's limit for one receive with GRO, and of a UDP datagram.
 const RECEIVE_BUFFER: usize = 65_535;
@@ -31,7 +33,7 @@ const SEGMENTS_MAX: usize = 64;
 
 /// A bound, non-blocking socket.
 pub(crate) struct Socket {
-    io: UdpSocket,
+    io: Gate,
     state: UdpSocketState,
     is_v6: bool,
     /// Whether the operating system refused a send outright; said once, then at debug level.
@@ -51,7 +53,7 @@ impl Socket {
         socket.bind(&addr.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         enlarge_buffers(&socket);
-        let io = UdpSocket::from_std(socket.into())?;
+        let io = Gate::new(socket.into())?;
         Ok(Self { io, state, is_v6: addr.is_ipv6(), send_error_told: false.into() })
     }
 
@@ -64,14 +66,14 @@ impl Socket {
         self.state.max_gso_segments().min(SEGMENTS_MAX).min(SEND_MAX / size.max(1)).max(1)
     }
 
-    /// Waits until a receive may succeed.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.io.readable().await
+    /// Waits until a receive or a send may succeed, whichever is asked for, or longer by a stale wakeup.
+    pub(crate) async fn wait(&self, receive: bool, send: bool) -> io::Result<()> {
+        self.io.wait(receive, send).await
     }
 
-    /// Waits until a send may succeed.
-    pub(crate) async fn writable(&self) -> io::Result<()> {
-        self.io.writable().await
+    /// Ends the waiting: what comes from now on wakes nobody.
+    pub(crate) fn rest(&self) {
+        self.io.close();
     }
 
     /// Sends `data`, one datagram or several of `segment_size`. `Err` only for what the caller can act on;
@@ -114,7 +116,7 @@ impl Socket {
     }
 
     fn send_once(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.io), transmit))
+        self.io.attempt(Interest::WRITABLE, |socket| self.state.try_send(socket, transmit))
     }
 
     fn tell(&self, error: &io::Error, remote: SocketAddr) {
@@ -130,9 +132,8 @@ impl Socket {
         let ReceiveBatch { buffers, metas, filled } = batch;
         let mut slices = buffers.each_mut().map(|b| IoSliceMut::new(b));
         *filled = 0;
-        *filled = self
-            .io
-            .try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.io), &mut slices, metas))?;
+        *filled =
+            self.io.attempt(Interest::READABLE, |socket| self.state.recv(socket, &mut slices, metas))?;
         Ok(())
     }
 
@@ -262,7 +263,7 @@ mod tests {
     async fn fill(socket: &Socket, batch: &mut ReceiveBatch) {
         timeout(Duration::from_secs(10), async {
             loop {
-                socket.readable().await.unwrap();
+                socket.wait(true, false).await.unwrap();
                 match socket.try_recv(batch) {
                     Ok(()) => break,
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -290,7 +291,7 @@ mod tests {
         let n = a.max_segments(1000);
         assert!((1..=64).contains(&n));
         let data: Vec<u8> = (0..n * 1000 - 300).map(|i| (i / 1000) as u8).collect();
-        a.writable().await.unwrap();
+        a.wait(false, true).await.unwrap();
         a.try_send(b.local_addr().unwrap(), Ecn::NotEct, &data, Some(1000)).unwrap();
         let (mut got, mut batch) = (Vec::new(), ReceiveBatch::new());
         while got.len() < n {
@@ -310,11 +311,11 @@ mod tests {
             return;
         };
         let four = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        six.writable().await.unwrap();
+        six.wait(false, true).await.unwrap();
         six.try_send(four.local_addr().unwrap(), Ecn::NotEct, b"over", None).unwrap();
         let got = receive(&four, &mut ReceiveBatch::new()).await;
         assert_eq!(got[0].1, b"over");
-        four.writable().await.unwrap();
+        four.wait(false, true).await.unwrap();
         four.try_send(got[0].0, Ecn::NotEct, b"and back", None).unwrap();
         let got = receive(&six, &mut ReceiveBatch::new()).await;
         assert_eq!(got[0], (four.local_addr().unwrap(), b"and back".to_vec()));
@@ -338,7 +339,7 @@ mod tests {
             let mut stamped = false;
             for round in 0..100 {
                 let ecn = [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce][round % 4];
-                a.writable().await.unwrap();
+                a.wait(false, true).await.unwrap();
                 let before = clock();
                 a.try_send(b.local_addr().unwrap(), ecn, b"marked", None).unwrap();
                 // The reader is late, which the time of receipt must not show.
@@ -361,7 +362,7 @@ mod tests {
     #[tokio::test]
     async fn a_datagram_that_no_way_takes_is_told_apart() {
         let a = Socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        a.writable().await.unwrap();
+        a.wait(false, true).await.unwrap();
         let sent = a.try_send(a.local_addr().unwrap(), Ecn::NotEct, &[0; SEND_MAX + 1], None);
         assert_eq!(sent, Err(NotSent::TooLarge(SEND_MAX + 1)));
     }

@@ -324,6 +324,19 @@ impl Endpoint {
         }
     }
 
+    /// The host refused to send a datagram of `len` bytes of UDP payload to `remote` (`EMSGSIZE`): tells the
+    /// connections with that peer, see [`Connection::on_too_large`]. Not for every packet: it looks at all of them.
+    pub fn on_too_large(&mut self, now: Instant, remote: SocketAddr, len: usize) {
+        for slot in self.slots.occupied() {
+            if let Some(c) = self.slots.get_mut(slot)
+                && c.remote() == remote
+            {
+                c.on_too_large(now, len);
+                self.after(slot);
+            }
+        }
+    }
+
     /// Acts on what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.slots.refresh();
