@@ -22,7 +22,8 @@ mod linux {
     use std::os::fd::OwnedFd;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+    use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+    use rustix::time::Timespec;
     use tokio::io::unix::AsyncFd;
 
     use super::{Interest, SocketAddr, UdpSockRef, UdpSocket, io};
@@ -63,16 +64,29 @@ mod linux {
             act(UdpSockRef::from(&self.socket))
         }
 
-        /// Waits until one of the two may succeed, or longer. May be dropped and called again.
+        /// Waits until one of the two may succeed. May be dropped and called again.
         pub(crate) async fn wait(&self, receive: bool, send: bool) -> io::Result<()> {
-            let mut flags = EventFlags::empty();
+            let mut flags = EventFlags::ONESHOT;
             flags.set(EventFlags::IN, receive);
             flags.set(EventFlags::OUT, send);
             self.is_open.store(true, Ordering::Relaxed);
-            // What is there already counts as news.
             epoll::modify(self.epoll.get_ref(), &self.socket, EventData::new_u64(ENTRY), flags)?;
-            self.epoll.readable().await?.clear_ready();
+            // What is there already is asked for here: tokio is not told again of what it was told before.
+            while !self.take_event()? {
+                self.epoll.readable().await?.clear_ready();
+            }
+            // Once told, the epoll looks no more.
+            self.is_open.store(false, Ordering::Relaxed);
             Ok(())
+        }
+
+        fn take_event(&self) -> io::Result<bool> {
+            let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(ENTRY) }];
+            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let count = rustix::io::retry_on_intr(|| {
+                epoll::wait(self.epoll.get_ref(), &mut events[..], Some(&at_once))
+            })?;
+            Ok(count > 0)
         }
 
         /// What comes from now on wakes nobody.

@@ -89,7 +89,7 @@ fn evil(rng: &mut ChaCha8Rng, datagram: &[u8], kept: &mut Vec<Vec<u8>>) -> Vec<u
         5 => {
             made.resize(1200, 0);
             rng.fill_bytes(&mut made);
-            made[..5].copy_from_slice(&[0x80 | ((r >> 4) as u8 % 8), 0x75, 0x70, 0x32, 0x01]);
+            made[..5].copy_from_slice(&[0x80 | ((r >> 4) as u8 % 8), 0x75, 0x70, 0x32, 0x02]);
         }
         _ if !kept.is_empty() => made.clone_from(&kept[at(kept.len())]),
         _ => {}
@@ -160,7 +160,7 @@ async fn through(malice: bool, rebind: bool) -> (u64, u64) {
 async fn a_transfer_survives_hostile_datagrams() {
     let (added, rejected) = through(true, false).await;
     println!("{added} hostile datagrams were added, {rejected} packets were rejected by the connection");
-    assert!(added > 1000);
+    assert!(added > 300);
     assert!(rejected > added / 20, "{rejected} of {added}");
 }
 

@@ -22,7 +22,7 @@ async fn a_hundred_megabytes_clean() {
 async fn loss_and_delay_below_the_protocol() {
     let fault = LossInjector { loss: 0.05, delay: Duration::from_millis(50), seed: 7 };
     let (_, stats) = transfer("64 MB, 5 %, 50 ms", 120, 64_000_000, Some(fault)).await;
-    assert!(stats.lost_packets > 1000, "the loss was there: {stats:?}");
+    assert!(stats.lost_packets * 30 > stats.sent_packets, "the loss was there: {stats:?}");
     assert!(stats.rtt_min >= Duration::from_millis(50), "the delay was there: {stats:?}");
 }
 

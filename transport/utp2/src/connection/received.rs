@@ -15,6 +15,10 @@ use crate::wire::ack::{self, Times};
 pub(crate) const MIN_ACK_INTERVAL: Duration = Duration::from_millis(1);
 pub(crate) const MAX_ACK_INTERVAL: Duration = Duration::from_millis(25);
 
+/// Bytes that are not left unacknowledged although [`MIN_ACK_INTERVAL`] has not passed: within one host they take
+/// less, and what is in flight there is limited.
+const FAST_BYTES: u64 = 256 << 10;
+
 /// What a range takes in an ACK, about: one lost packet between two runs of up to 63, rarely longer ones.
 const RANGE_BYTES: usize = 2;
 
@@ -116,9 +120,10 @@ impl Received {
         self.bytes_since += bytes as u64;
         self.packets_since += 1;
         let marked = self.counts.ce > self.told_ce;
+        let fast = if rhythm.interval <= MIN_ACK_INTERVAL { FAST_BYTES } else { u64::MAX };
         let due = match self.last_sent {
             None => now,
-            Some(_) if urgent || self.bytes_since >= window / 4 => now,
+            Some(_) if urgent || self.bytes_since >= (window / 4).min(fast) => now,
             Some(_) if self.ranges_since as usize * RANGE_BYTES * 4 >= room => now,
             Some(last) if marked => (last + MIN_ACK_INTERVAL).max(now),
             Some(last) if self.packets_since >= rhythm.packets => (last + rhythm.interval).max(now),
