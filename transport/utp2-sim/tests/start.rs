@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use timebase::Instant;
 use utp2::{PathMemory, Stats};
-use utp2_sim::Scenario;
 use utp2_sim::flow::FlowNode;
 use utp2_sim::network::{Network, address_of};
 use utp2_sim::pattern::ENDLESS;
 use utp2_sim::progress::Load;
+use utp2_sim::{Change, Jitter, Loss, Scenario};
 
 const MBIT: u64 = 1_000_000;
 
@@ -173,6 +173,36 @@ fn on_a_remembered_path_the_rate_is_found_within_4_round_trips() {
     }
 }
 
+/// What the variables JITTER (ms), BURST (packets), REORDER (ms), STEPS (`s,mbit:…`) and OUTAGE (`s,s`) ask for.
+fn vary(s: &mut Scenario) {
+    let numbers = |name: &str| -> Option<Vec<f64>> {
+        Some(std::env::var(name).ok()?.split(',').map(|x| x.parse().expect("a number")).collect())
+    };
+    if let Some(v) = numbers("JITTER") {
+        let jitter = Jitter::Uniform(Duration::from_secs_f64(v[0] / 2e3));
+        (s.forward.jitter, s.reverse.jitter) = (jitter, jitter);
+    }
+    if let Some(v) = numbers("BURST") {
+        s.forward.loss = Loss::bursts(s.forward.loss.mean(), v[0]);
+    }
+    if let Some(v) = numbers("REORDER") {
+        (s.forward.reorder, s.forward.reorder_by) = (0.02, Duration::from_secs_f64(v[0] / 1e3));
+    }
+    if let Ok(steps) = std::env::var("STEPS") {
+        for step in steps.split(':') {
+            let (at, mbit) = step.split_once(',').expect("two numbers");
+            let at = Duration::from_secs_f64(at.parse().expect("a number"));
+            let rate = mbit.parse::<u64>().expect("a number") * MBIT;
+            s.forward = s.forward.clone().with_step(at, Change::Rate(rate));
+        }
+    }
+    if let Some(v) = numbers("OUTAGE") {
+        let (at, len) = (Duration::from_secs_f64(v[0]), Duration::from_secs_f64(v[1]));
+        s.forward = s.forward.clone().with_outage(at, len);
+        s.reverse = s.reverse.clone().with_outage(at, len);
+    }
+}
+
 /// For exploring: `START=mbit,rtt_ms,loss,bdp,seconds[,memory factor]`.
 #[test]
 #[ignore = "prints what is asked for by the variable START"]
@@ -181,7 +211,8 @@ fn explore() {
         let v: Vec<f64> = case.split(',').map(|x| x.parse().expect("a number")).collect();
         let first = std::env::var("FIRST").map_or(1, |s| s.parse().expect("a number"));
         for seed in first..first + std::env::var("SEEDS").map_or(1, |s| s.parse().expect("a number")) {
-            let s = scenario(v[0] as u64, v[1] as u64, v[2], v[3], seed);
+            let mut s = scenario(v[0] as u64, v[1] as u64, v[2], v[3], seed);
+            vary(&mut s);
             let memory = v.get(5).filter(|&&f| f > 0.0).map(|f| {
                 let m = memory_of(&s);
                 PathMemory { rate: (m.rate as f64 * f) as u64, ..m }

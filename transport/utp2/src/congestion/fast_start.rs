@@ -105,11 +105,18 @@ impl FastStart {
         // The gain of this step, and the rate at which another one begins.
         let (gain, until) = match self.expected() {
             _ if s.is_local() => (1.0, f64::INFINITY),
+            None if self.surpassed => (0.5, f64::INFINITY),
             None => (1.0, f64::INFINITY),
             Some(e) if s.rate < e / 8.0 => (7.0, e / 8.0),
             Some(e) if s.rate < e / 2.0 => (3.0, e / 2.0),
+            Some(e) if s.rate < 0.8 * e => (2.0, 0.8 * e),
             Some(e) if s.rate < 0.95 * e => (1.0, 0.95 * e),
-            Some(_) => (0.25, f64::INFINITY),
+            // Slowly beyond it, and not far beyond what is seen to arrive.
+            Some(e) => {
+                let window = (s.rtt / 2).max(Duration::from_millis(10));
+                let d = s.delivery.rate(window.as_micros() as u64).unwrap_or(0.0);
+                (0.25, 1.2 * e.max(d))
+            }
         };
         // Growth runs ahead of what arrives by its gain; further ahead, something else limits the sender.
         // Where a round trip is shorter than anything else takes, what arrives is the better guide.
@@ -123,7 +130,7 @@ impl FastStart {
         }
         // The acknowledgement interval is part of the loop.
         let round = s.rtt.as_secs_f64() + 0.002;
-        s.rate = (s.rate + gain * acked as f64 / round).min(until.max(s.rate * 1.02));
+        s.rate = (s.rate + gain * acked as f64 / round).min(until.max(s.rate));
     }
 
     /// An ACK was taken in. `train` tells that its largest packet was of a train, in whose own queue it waited.
@@ -135,7 +142,14 @@ impl FastStart {
         self.grow(now, s, ack.acked_bytes);
         let Some((rtt, interval)) = ack.rtt else { return Change::Stay };
         let point = (ack.arrival_us, s.delivery.total());
-        self.trains.on_ack(interval, point, s.packet);
+        if self.trains.on_ack(interval, point, s.packet)
+            && let Some(e) = self.expected()
+            && self.onset.began().is_none()
+            && !self.high_before
+        {
+            // What one round trip bears out is enough for eight times as much, far below the path's rate.
+            s.rate = s.rate.max((8.0 * self.trains.rate_before()).min(e / 2.0));
+        }
         if train || s.is_local() {
             return Change::Stay;
         }

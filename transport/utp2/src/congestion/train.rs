@@ -22,6 +22,7 @@ const RESOLUTION_US: u64 = 100;
 pub(super) struct Trains {
     count: u32,
     began: Option<Instant>,
+    rate_before: f64,
     /// Packets of the present train, and those still to be sent.
     len: u32,
     left: u32,
@@ -51,6 +52,12 @@ impl Trains {
         self.left = self.len;
         self.count += 1;
         self.began = Some(now);
+        self.rate_before = rate;
+    }
+
+    /// The sending rate when the last train left.
+    pub(super) fn rate_before(&self) -> f64 {
+        self.rate_before
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -76,23 +83,24 @@ impl Trains {
         }
     }
 
-    /// An ACK whose largest packet is of `interval`, with the point it marks.
-    pub(super) fn on_ack(&mut self, interval: u32, point: (u64, u64), packet: f64) {
-        let Some(own) = self.interval else { return };
+    /// An ACK whose largest packet is of `interval`, with the point it marks. True if a train has told its rate.
+    pub(super) fn on_ack(&mut self, interval: u32, point: (u64, u64), packet: f64) -> bool {
+        let Some(own) = self.interval else { return false };
         if interval == own {
             self.first.get_or_insert(point);
             self.last = point;
             if self.first.is_some_and(|f| (point.1 - f.1) as f64 >= packet * f64::from(self.len) * 0.9) {
-                self.finish(packet);
+                return self.finish(packet);
             }
         } else if interval.wrapping_sub(own) < u32::MAX / 2 {
-            self.finish(packet);
+            return self.finish(packet);
         }
+        false
     }
 
-    fn finish(&mut self, packet: f64) {
+    fn finish(&mut self, packet: f64) -> bool {
         if self.left > 0 || self.interval.take().is_none() {
-            return;
+            return false;
         }
         if let Some(first) = self.first.take() {
             let bytes = self.last.1.saturating_sub(first.1) as f64;
@@ -100,8 +108,10 @@ impl Trains {
             if bytes >= packet * f64::from(self.len) * 0.45 {
                 self.found.rotate_right(1);
                 self.found[0] = bytes * 1e6 / took as f64;
+                return true;
             }
         }
+        false
     }
 
     /// The path's rate in bytes/s: the middle one of three trains, or the lower of two.
