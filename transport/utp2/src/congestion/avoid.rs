@@ -133,10 +133,27 @@ impl Avoid {
         Change::Stay
     }
 
+    /// The path has become much slower than the rate: drain at once, by what arrives now.
+    pub(super) fn flood(&mut self, now: Instant, s: &mut Shared, queue: Duration) {
+        if !matches!(self.episode, Episode::None) || self.compete.is_some() || s.is_limited(now) {
+            return;
+        }
+        let window = (s.rtt_min / 2).max(Duration::from_millis(20)).as_micros() as u64;
+        let Some(d) = s.delivery.rate(window) else { return };
+        let share = d / (1.0 - s.base_loss.estimate());
+        if share < 0.75 * s.rate {
+            s.remembered = share;
+            s.cut(now, share * 0.5);
+            self.episode = Episode::Drain { until: now + queue * 2 + s.rtt() * 5 / 2, share };
+            self.acceleration = 1.0;
+        }
+    }
+
     fn drain(&mut self, now: Instant, s: &mut Shared, queue: Duration) {
         let share =
             if s.is_limited(now) { s.rate } else { s.sustainable().map_or(s.rate, |r| r.min(s.rate)) };
-        let depth = if s.mode == Mode::Background { 0.5 } else { 0.85 };
+        // A deep queue would take too long to drain by a seventh of the rate.
+        let depth = if s.mode == Mode::Background || queue > s.rtt_min / 2 { 0.5 } else { 0.85 };
         let until = now + queue.mul_f64(1.0 / (1.0 - depth)) + s.rtt() * 5 / 2;
         s.remembered = share;
         s.cut(now, share * depth);

@@ -34,8 +34,14 @@ pub(super) struct FastStart {
     high_before: bool,
     pub(super) trains: Trains,
     onset: Onset,
-    /// The rate of a path met before, and its base loss.
-    known: Option<(f64, f64)>,
+    /// The rate of a path met before.
+    known: Option<f64>,
+    /// Base loss known before the start.
+    known_loss: Option<f64>,
+    /// Not the first search on this path: there may be others on it, who must not be run over.
+    again: bool,
+    /// The last train found a queue: others begin too, or the path is full.
+    crowded: bool,
     /// More arrived than trains and memory promised.
     surpassed: bool,
 }
@@ -52,6 +58,9 @@ impl FastStart {
             trains: Trains::default(),
             onset: Onset::default(),
             known: None,
+            known_loss: None,
+            again: false,
+            crowded: false,
             surpassed: false,
         }
     }
@@ -63,7 +72,12 @@ impl FastStart {
         s.remembered = rate;
         let begin = s.rate.max(share * rate);
         s.cut(now, begin);
-        Self { known: Some((rate, memory.base_loss())), ..Self::new() }
+        Self { known: Some(rate), known_loss: Some(memory.base_loss()), ..Self::new() }
+    }
+
+    /// The path carries more than it did: search anew from the present rate.
+    pub(super) fn again(s: &Shared) -> Self {
+        Self { known_loss: Some(s.base_loss.estimate()), again: true, ..Self::new() }
     }
 
     /// Where the path's rate is thought to lie.
@@ -71,7 +85,7 @@ impl FastStart {
         if self.surpassed {
             return None;
         }
-        self.known.map(|k| k.0).or_else(|| self.trains.rate())
+        self.known.or_else(|| self.trains.rate())
     }
 
     /// Whether another train would tell something.
@@ -79,7 +93,7 @@ impl FastStart {
         !s.is_local()
             && !self.surpassed
             && self.known.is_none()
-            && self.trains.rate().is_none_or(|r| s.rate < r / 2.0)
+            && (self.trains.is_coarse() || self.trains.rate().is_none_or(|r| s.rate < r / 2.0))
     }
 
     /// The least loss of the slowest intervals together: chance loses as much at any rate, and so no more than this.
@@ -105,10 +119,13 @@ impl FastStart {
         // The gain of this step, and the rate at which another one begins.
         let (gain, until) = match self.expected() {
             _ if s.is_local() => (1.0, f64::INFINITY),
-            None if self.surpassed => (0.5, f64::INFINITY),
+            None if self.again || self.surpassed && !self.trains.is_coarse() => (0.5, f64::INFINITY),
             None => (1.0, f64::INFINITY),
+            Some(e) if s.rate < e / 2.0 && (self.again || self.crowded) => (1.0, e / 2.0),
             Some(e) if s.rate < e / 8.0 => (7.0, e / 8.0),
             Some(e) if s.rate < e / 2.0 => (3.0, e / 2.0),
+            Some(_) if self.trains.is_coarse() => (1.0, f64::INFINITY),
+            Some(e) if s.rate < 0.8 * e && (self.again || self.crowded) => (0.5, 0.8 * e),
             Some(e) if s.rate < 0.8 * e => (2.0, 0.8 * e),
             Some(e) if s.rate < 0.95 * e => (1.0, 0.95 * e),
             // Slowly beyond it, and not far beyond what is seen to arrive.
@@ -142,18 +159,23 @@ impl FastStart {
         self.grow(now, s, ack.acked_bytes);
         let Some((rtt, interval)) = ack.rtt else { return Change::Stay };
         let point = (ack.arrival_us, s.delivery.total());
+        let limit = (s.rtt_min / 16).clamp(Duration::from_millis(4), Duration::from_millis(12));
+        if train && self.trains.is_first(interval) {
+            self.crowded = rtt > s.rtt_min + limit + self.onset.noise();
+        }
         if self.trains.on_ack(interval, point, s.packet)
             && let Some(e) = self.expected()
             && self.onset.began().is_none()
             && !self.high_before
+            && !self.crowded
         {
             // What one round trip bears out is enough for eight times as much, far below the path's rate.
-            s.rate = s.rate.max((8.0 * self.trains.rate_before()).min(e / 2.0));
+            let step = if self.again { 2.0 } else { 8.0 };
+            s.rate = s.rate.max((step * self.trains.rate_before()).min(e / 2.0));
         }
         if train || s.is_local() {
             return Change::Stay;
         }
-        let limit = (s.rtt_min / 16).clamp(Duration::from_millis(4), Duration::from_millis(12));
         if self.onset.add(rtt, s.rtt_min, limit, point) {
             return self.leave(now, s, None, ack.in_flight);
         }
@@ -174,7 +196,7 @@ impl FastStart {
         let (sent, lost, rate) = (f64::from(i.sent), f64::from(i.lost), i.send_rate());
         let slower = |p: &&Past| p.rate <= 0.6 * rate;
         let pool = self.past.iter().filter(slower).fold((0.0, 0.0), |a, p| (a.0 + p.sent, a.1 + p.lost));
-        let known_loss = self.known.map(|k| k.1);
+        let known_loss = self.known_loss;
         let p0 = if pool.0 >= 150.0 { pool.1 / pool.0 } else { known_loss.unwrap_or(0.0) };
         let judged = pool.0 >= 150.0 || known_loss.is_some();
         let p_noise = p0.max(1.0 / pool.0.max(20.0));
@@ -228,7 +250,7 @@ impl FastStart {
         let slower = self.past.iter().filter(|p| p.rate <= 0.6 * rate);
         let (sent, lost) = slower.fold((0.0, 0.0), |a, p| (a.0 + p.sent, a.1 + p.lost));
         if sent < 150.0 {
-            return (self.known.map_or(0.0, |k| k.1), 0.0);
+            return (self.known_loss.unwrap_or(0.0), 0.0);
         }
         let p: f64 = lost / sent;
         (p, super::math::sqrt(3.0 * p * (1.0 - p) / sent))

@@ -51,6 +51,8 @@ const LOCAL_LIMIT: [f64; 3] = [2e6, 96e3, 8e6];
 /// Share of a remembered rate to resume at, when the path seems the same and after a change of address.
 const RESUME_SHARE: f64 = 0.95;
 const MOVED_SHARE: f64 = 0.5;
+/// ACKs in a row that make a flood.
+const FLOOD_ACKS: u32 = 3;
 /// Round trips that may bear out a memory.
 const RECALL_SAMPLES: u32 = 4;
 
@@ -111,6 +113,10 @@ struct Shared {
     learned: f64,
     /// Bytes in flight at the last ACK.
     in_flight: u64,
+    /// The rate the path bore when it last showed a queue or loss beyond chance.
+    congested: f64,
+    /// ACKs in a row that told of a queue far beyond what is aimed at.
+    flooded: u32,
 }
 
 impl Shared {
@@ -204,6 +210,16 @@ impl Shared {
         self.last_limited.is_some_and(|t| now.saturating_since(t) < memory)
     }
 
+    /// The queue, if several ACKs in a row told of one far beyond what is aimed at, that still grows: the path has
+    /// become slower, and to wait for an interval would fill its buffer.
+    fn flood(&mut self, ack: &AckSample) -> Option<Duration> {
+        let (rtt, _) = ack.rtt?;
+        let queue = rtt.saturating_sub(self.rtt_min);
+        let much = (self.target() * 4).max(self.rtt_min / 4).max(Duration::from_millis(20)) + self.jitter * 2;
+        self.flooded = if queue > much { self.flooded + 1 } else { 0 };
+        (self.flooded >= FLOOD_ACKS && !self.is_local()).then_some(queue)
+    }
+
     /// Sets the rate in answer to congestion: what was sent before tells nothing about it.
     fn cut(&mut self, now: Instant, rate: f64) {
         self.rate = rate;
@@ -254,6 +270,8 @@ impl Controller {
             last_near_minimum: now,
             learned: 0.0,
             in_flight: 0,
+            congested: f64::INFINITY,
+            flooded: 0,
         };
         let phase = Phase::FastStart(FastStart::new());
         Self {
@@ -473,7 +491,12 @@ impl Controller {
                 p.on_ack(now, s, ack);
                 Change::Stay
             }
-            Phase::Avoid(_) => Change::Stay,
+            Phase::Avoid(a) => {
+                if let Some(queue) = s.flood(ack) {
+                    a.flood(now, s, queue);
+                }
+                Change::Stay
+            }
         };
         self.change(now, change);
         while let Some((interval, next)) = self.intervals.pop_settled() {
@@ -542,7 +565,24 @@ impl Controller {
             Phase::Avoid(a) => a.judge(now, s, i, queue),
         };
         self.learn(now, i);
-        self.change(now, change);
+        let risen = change == Change::Stay && self.has_risen(now, i, queue, delivered);
+        self.change(now, if risen { Change::Search } else { change });
+    }
+
+    /// Whether the path by now carries clearly more than when it was last congested.
+    fn has_risen(&mut self, now: Instant, i: &Interval, queue: Duration, delivered: Option<f64>) -> bool {
+        let s = &mut self.shared;
+        let judged = matches!(self.phase, Phase::Avoid(_)) && i.epoch == s.epoch && !i.limited && i.sent > 0;
+        if !judged || s.is_local() || s.is_limited(now) || i.purpose != Purpose::Normal || i.rtt_min.is_none()
+        {
+            return false;
+        }
+        let Some(d) = delivered.map(|d| d / (1.0 - s.base_loss.estimate())) else { return false };
+        let excess = i.loss() - s.base_loss.estimate() > s.base_loss.noise(f64::from(i.sent));
+        if queue > s.target() / 2 || excess {
+            s.congested = d;
+        }
+        s.mode != Mode::Background && d > 1.2 * s.congested && s.rate > 1.2 * s.congested
     }
 
     /// Remembers what the path sustains; not what an idle application or a silent path left of it.
@@ -562,7 +602,11 @@ impl Controller {
         match change {
             Change::Stay => {}
             Change::SpeedProbe { drain } => self.phase = Phase::SpeedProbe(SpeedProbe::new(now, drain)),
-            Change::Avoid => self.phase = Phase::Avoid(alloc::boxed::Box::new(Avoid::new(now))),
+            Change::Avoid => {
+                self.shared.congested = self.shared.remembered;
+                self.phase = Phase::Avoid(alloc::boxed::Box::new(Avoid::new(now)));
+            }
+            Change::Search => self.phase = Phase::FastStart(FastStart::again(&self.shared)),
         }
     }
 
@@ -615,14 +659,15 @@ impl Controller {
         s.best = [0.0; 4];
         s.purpose = Purpose::Normal;
         let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
-        s.remembered = s.remembered.max(floor * 16.0);
+        let known = if s.learned > 0.0 { s.learned } else { s.remembered };
         let base_loss = s.base_loss.estimate();
         let memory = PathMemory {
-            rate: s.remembered as u64,
+            rate: known.max(floor * 16.0) as u64,
             rtt_min: s.rtt_min,
             base_loss_ppm: (base_loss * 1e6) as u32,
         };
         let now = self.last_progress;
+        s.rate = floor;
         self.phase = Phase::FastStart(FastStart::resume(now, s, &memory, MOVED_SHARE));
     }
 
@@ -680,4 +725,6 @@ enum Change {
         drain: Option<Drain>,
     },
     Avoid,
+    /// The path carries more than it did: look for its rate again.
+    Search,
 }

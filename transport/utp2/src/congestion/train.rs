@@ -33,6 +33,8 @@ pub(super) struct Trains {
     last: (u64, u64),
     /// Rates found, newest first.
     found: [f64; 3],
+    /// The newest came faster than arrivals are told apart.
+    coarse: bool,
 }
 
 impl Trains {
@@ -108,10 +110,21 @@ impl Trains {
             if bytes >= packet * f64::from(self.len) * 0.45 {
                 self.found.rotate_right(1);
                 self.found[0] = bytes * 1e6 / took as f64;
+                self.coarse = took < 2 * RESOLUTION_US;
                 return true;
             }
         }
         false
+    }
+
+    /// Whether the path may be much faster than [`Trains::rate`] says.
+    pub(super) fn is_coarse(&self) -> bool {
+        self.coarse
+    }
+
+    /// Whether a train is under way of which nothing was heard yet.
+    pub(super) fn is_first(&self, interval: u32) -> bool {
+        self.interval == Some(interval) && self.first.is_none()
     }
 
     /// The path's rate in bytes/s: the middle one of three trains, or the lower of two.
