@@ -20,6 +20,7 @@ mod speed_probe;
 mod train;
 mod trial;
 
+use alloc::boxed::Box;
 use core::time::Duration;
 
 use timebase::Instant;
@@ -73,9 +74,9 @@ pub(crate) struct AckSample {
 
 #[derive(Debug)]
 enum Phase {
-    FastStart(FastStart),
+    FastStart(Box<FastStart>),
     SpeedProbe(SpeedProbe),
-    Avoid(alloc::boxed::Box<Avoid>),
+    Avoid(Box<Avoid>),
 }
 
 /// What the phases share: the rate and the measurements.
@@ -273,7 +274,7 @@ impl Controller {
             congested: f64::INFINITY,
             flooded: 0,
         };
-        let phase = Phase::FastStart(FastStart::new());
+        let phase = Phase::FastStart(Box::new(FastStart::new()));
         Self {
             shared,
             phase,
@@ -309,7 +310,7 @@ impl Controller {
         }
         if memory.is_confirmed_by(rtt) {
             let s = &mut self.shared;
-            self.phase = Phase::FastStart(FastStart::resume(now, s, &memory, RESUME_SHARE));
+            self.phase = Phase::FastStart(Box::new(FastStart::resume(now, s, &memory, RESUME_SHARE)));
         } else if left > 1 {
             self.recalled = Some((memory, left - 1));
         }
@@ -604,9 +605,9 @@ impl Controller {
             Change::SpeedProbe { drain } => self.phase = Phase::SpeedProbe(SpeedProbe::new(now, drain)),
             Change::Avoid => {
                 self.shared.congested = self.shared.remembered;
-                self.phase = Phase::Avoid(alloc::boxed::Box::new(Avoid::new(now)));
+                self.phase = Phase::Avoid(Box::new(Avoid::new(now)));
             }
-            Change::Search => self.phase = Phase::FastStart(FastStart::again(&self.shared)),
+            Change::Search => self.phase = Phase::FastStart(Box::new(FastStart::again(&self.shared))),
         }
     }
 
@@ -668,7 +669,7 @@ impl Controller {
         };
         let now = self.last_progress;
         s.rate = floor;
-        self.phase = Phase::FastStart(FastStart::resume(now, s, &memory, MOVED_SHARE));
+        self.phase = Phase::FastStart(Box::new(FastStart::resume(now, s, &memory, MOVED_SHARE)));
     }
 
     /// The path ceased to carry packets of the size sent (§3.1): what was not delivered meanwhile is no measure.
@@ -710,7 +711,7 @@ impl Controller {
         s.purpose = Purpose::Normal;
         s.rate = 0.0;
         self.recalled = None;
-        self.phase = Phase::FastStart(FastStart::resume(now, s, &memory, MOVED_SHARE));
+        self.phase = Phase::FastStart(Box::new(FastStart::resume(now, s, &memory, MOVED_SHARE)));
         self.last_progress = now;
         self.silent_halvings = 0;
     }

@@ -42,7 +42,7 @@ impl Onset {
         }
         // Quiet delays convince in pairs, restless ones only all together.
         let wanted = if self.noise > limit / 4 { WINDOW } else { 2 };
-        let bar = base + limit + self.noise;
+        let bar = base + limit + self.noise * 3 / 2;
         let grows = rtt + Duration::from_millis(1) >= before;
         // Of the first few, noise is not known yet.
         let known = self.seen >= LEAST || queue > base / 4;
