@@ -31,6 +31,8 @@ pub(super) struct Avoid {
     leniency: f64,
     crowded_since: Option<Instant>,
     best: f64,
+    /// When the interval before began, and its shortest round trip.
+    before: Option<(Instant, Duration)>,
     /// Beside a sender that only loss stops; with the rate held when the queue began to stand.
     compete: Option<Compete>,
     share: f64,
@@ -80,6 +82,7 @@ impl Avoid {
             leniency: 1.0,
             crowded_since: None,
             best: 0.0,
+            before: None,
             compete: None,
             share: 0.0,
             competed: None,
@@ -130,6 +133,7 @@ impl Avoid {
             return Change::Stay;
         }
         self.steer(now, s, i, x, rtt);
+        self.before = i.rtt_min.map(|r| (i.began, r));
         Change::Stay
     }
 
@@ -267,7 +271,8 @@ impl Avoid {
     fn probe_is_due(&self, now: Instant, s: &Shared) -> bool {
         let period = (s.rtt() * 75).clamp(Duration::from_secs(5), Duration::from_secs(20));
         let since_probe = now.saturating_since(self.last_probe);
-        let unknown = s.base_loss.is_unproven() && since_probe >= (s.rtt() * 10).max(Duration::from_secs(1));
+        let quick = s.rate > 600.0 * s.packet;
+        let unknown = quick && s.base_loss.is_unproven() && since_probe >= (s.rtt() * 10).max(Duration::from_secs(1));
         let stale = now.saturating_since(s.last_near_minimum.max(self.last_probe)) >= period;
         let lossy =
             s.base_loss.estimate() > 0.003 && (unknown || since_probe >= period.max(Duration::from_secs(10)));
@@ -413,6 +418,18 @@ impl Avoid {
         self.best *= 0.999;
     }
 
+    /// The rate that would just be delivered, by how the queue grew. The base loss, of which every flow has another
+    /// estimate, has no part in it: so equal flows get equal shares.
+    fn refine(&self, s: &Shared, i: &Interval, delivered: f64) -> f64 {
+        let (Some(before), Some(rtt)) = (self.before, i.rtt_min) else { return delivered };
+        let apart = i.began.saturating_since(before.0).as_secs_f64();
+        if apart <= 0.0 || apart > 2.0 * s.rtt().as_secs_f64() || s.jitter > Duration::from_millis(1) || s.is_local() {
+            return delivered;
+        }
+        let growth = (rtt.as_secs_f64() - before.1.as_secs_f64()) / apart;
+        (i.send_rate() / (1.0 + growth).max(0.5)).clamp(0.95 * delivered, delivered)
+    }
+
     /// The rate law.
     fn steer(&mut self, now: Instant, s: &mut Shared, i: &Interval, x: f64, rtt: Duration) {
         if i.limited {
@@ -424,7 +441,7 @@ impl Avoid {
         let relative = REFERENCE / s.rate.max(1.0);
         let f = fourth_root(relative).clamp(0.5, 3.0);
         let least = 0.004 * sqrt(relative).min(10.0) * (rtt.as_secs_f64() / 0.1).clamp(0.1, 2.0);
-        let r = s.sustainable().filter(|_| !s.is_limited(now));
+        let r = s.sustainable().filter(|_| !s.is_limited(now)).map(|r| if x >= 0.5 { self.refine(s, i, r) } else { r });
         if x >= 1.0 {
             if let Some(r) = r {
                 let step = if s.mode == Mode::Background {

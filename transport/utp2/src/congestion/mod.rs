@@ -166,10 +166,10 @@ impl Shared {
         }
         let base = base + (self.jitter * 3 / 2).min(Duration::from_millis(60));
         if let Some(room) = self.buffer.room() {
-            // Where the queue overflows before it is as long as we should like: below that, and still the shorter the
-            // faster.
-            let room = room.mul_f64(0.8).as_secs_f64();
-            return Duration::from_secs_f64(room * base.as_secs_f64() / (room + base.as_secs_f64()));
+            // A short queue is shared as a long one is: the ratio between targets at different rates stays, and that is
+            // what makes rates equal.
+            let scale = (room.as_secs_f64() / 0.057).min(1.0);
+            return base.mul_f64(scale).max(room.mul_f64(0.4).min(Duration::from_micros(2500))).min(room.mul_f64(0.75));
         }
         base
     }
