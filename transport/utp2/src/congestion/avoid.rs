@@ -31,17 +31,22 @@ pub(super) struct Avoid {
     leniency: f64,
     crowded_since: Option<Instant>,
     best: f64,
+    /// What was sustainable before sending slowly on purpose, and until when what arrives tells of that.
+    known: (f64, Instant),
     /// When the interval before began, and its shortest round trip.
     before: Option<(Instant, Duration)>,
     /// Beside a sender that only loss stops; with the rate held when the queue began to stand.
     compete: Option<Compete>,
     share: f64,
-    /// When competition ended, and how long it went without listening.
-    competed: Option<(Instant, Duration)>,
+    /// When competition ended, how long it went without listening, and the rate it had.
+    competed: Option<(Instant, Duration, f64)>,
 }
 
 /// Runs of losses that make an event: one burst is an accident, a queue that overflows drops again and again.
 const RUNS_MIN: f64 = 4.0;
+
+/// How much of what is predicted is believed.
+const PREDICTION: f64 = 0.8;
 
 #[derive(Debug)]
 enum Episode {
@@ -82,6 +87,7 @@ impl Avoid {
             leniency: 1.0,
             crowded_since: None,
             best: 0.0,
+            known: (0.0, now),
             before: None,
             compete: None,
             share: 0.0,
@@ -132,6 +138,7 @@ impl Avoid {
             self.probe(now, s, queue);
             return Change::Stay;
         }
+        let x = self.predict(now, s, i, queue, target).unwrap_or(x);
         self.steer(now, s, i, x, rtt);
         self.before = i.rtt_min.map(|r| (i.began, r));
         Change::Stay
@@ -190,6 +197,7 @@ impl Avoid {
                 }
             }
             Episode::Probe { .. } if over => {
+                self.known.1 = now + s.rtt * 5 / 2;
                 s.purpose = Purpose::Normal;
                 s.cut(now, share);
                 self.episode = Episode::None;
@@ -216,7 +224,9 @@ impl Avoid {
 
     fn enter(&mut self, now: Instant, s: &mut Shared, rate: f64) {
         let lately = self.competed.filter(|c| now.saturating_since(c.0) < Duration::from_secs(20));
-        let c = Compete::new(now, s, rate.max(s.rate), lately.map(|c| c.1));
+        // If it ended by mistake, what was yielded meanwhile is taken back.
+        let rate = lately.map_or(rate.max(s.rate), |c| c.2);
+        let c = Compete::new(now, s, rate, lately.map(|c| c.1));
         let rate = c.rate(s);
         s.cut(now, rate);
         self.crowded_since = None;
@@ -255,7 +265,7 @@ impl Avoid {
         self.pool = Pool::default();
         if drained {
             if let Some(c) = self.compete.take() {
-                self.competed = Some((now, c.period));
+                self.competed = Some((now, c.period, share));
             }
             s.remembered = share;
             s.cut(now, share);
@@ -272,7 +282,8 @@ impl Avoid {
         let period = (s.rtt() * 75).clamp(Duration::from_secs(5), Duration::from_secs(20));
         let since_probe = now.saturating_since(self.last_probe);
         let quick = s.rate > 600.0 * s.packet;
-        let unknown = quick && s.base_loss.is_unproven() && since_probe >= (s.rtt() * 10).max(Duration::from_secs(1));
+        let unknown =
+            quick && s.base_loss.is_unproven() && since_probe >= (s.rtt() * 10).max(Duration::from_secs(1));
         let stale = now.saturating_since(s.last_near_minimum.max(self.last_probe)) >= period;
         let lossy =
             s.base_loss.estimate() > 0.003 && (unknown || since_probe >= period.max(Duration::from_secs(10)));
@@ -284,7 +295,7 @@ impl Avoid {
         let share = s.rate;
         let slow = s.delivered().map_or(share * 0.7, |d| (0.7 * d).min(0.85 * share));
         let mut lasts = if queue > Duration::from_millis(1) {
-            queue.mul_f64(1.0 / 0.3).min(rtt / 2 + Duration::from_millis(150)) + rtt
+            queue.mul_f64(1.0 / 0.3).min(rtt / 2 + Duration::from_millis(150)) + rtt / 4
         } else {
             Duration::from_millis(20)
         };
@@ -292,6 +303,7 @@ impl Avoid {
             let packets = Duration::from_secs_f64((400.0 * s.packet / slow.max(1.0)).min(1.0));
             lasts = lasts.max(packets);
         }
+        self.known.0 = s.sustainable().map_or(share, |r| r.min(share));
         s.purpose = Purpose::DeepProbe;
         s.base_loss.begin_probe();
         s.cut(now, slow);
@@ -418,12 +430,39 @@ impl Avoid {
         self.best *= 0.999;
     }
 
+    /// R, unless the application limits what arrives.
+    fn sustainable(&self, now: Instant, s: &Shared) -> Option<f64> {
+        let r = s.sustainable().filter(|_| !s.is_limited(now))?;
+        Some(if now < self.known.1 { r.max(self.known.0) } else { r })
+    }
+
+    /// The queue that what was sent since will have made, in targets: what is seen is more than a round trip old, and to
+    /// steer by it alone would be to swing.
+    fn predict(
+        &self,
+        now: Instant,
+        s: &Shared,
+        i: &Interval,
+        queue: Duration,
+        target: Duration,
+    ) -> Option<f64> {
+        i.rtt_min?;
+        let r = self.sustainable(now, s).filter(|_| !s.is_local())?;
+        let (bytes, time) = s.since_judged;
+        let grown = bytes as f64 / r.max(1.0) - time.as_secs_f64();
+        Some((queue.as_secs_f64() + PREDICTION * grown).max(0.0) / target.as_secs_f64())
+    }
+
     /// The rate that would just be delivered, by how the queue grew. The base loss, of which every flow has another
     /// estimate, has no part in it: so equal flows get equal shares.
     fn refine(&self, s: &Shared, i: &Interval, delivered: f64) -> f64 {
         let (Some(before), Some(rtt)) = (self.before, i.rtt_min) else { return delivered };
         let apart = i.began.saturating_since(before.0).as_secs_f64();
-        if apart <= 0.0 || apart > 2.0 * s.rtt().as_secs_f64() || s.jitter > Duration::from_millis(1) || s.is_local() {
+        if apart <= 0.0
+            || apart > 2.0 * s.rtt().as_secs_f64()
+            || s.jitter > Duration::from_millis(1)
+            || s.is_local()
+        {
             return delivered;
         }
         let growth = (rtt.as_secs_f64() - before.1.as_secs_f64()) / apart;
@@ -441,7 +480,7 @@ impl Avoid {
         let relative = REFERENCE / s.rate.max(1.0);
         let f = fourth_root(relative).clamp(0.5, 3.0);
         let least = 0.004 * sqrt(relative).min(10.0) * (rtt.as_secs_f64() / 0.1).clamp(0.1, 2.0);
-        let r = s.sustainable().filter(|_| !s.is_limited(now)).map(|r| if x >= 0.5 { self.refine(s, i, r) } else { r });
+        let r = self.sustainable(now, s).map(|r| if x >= 0.5 { self.refine(s, i, r) } else { r });
         if x >= 1.0 {
             if let Some(r) = r {
                 let step = if s.mode == Mode::Background {

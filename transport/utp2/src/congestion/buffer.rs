@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use timebase::Instant;
 
-/// A queue that overflowed may be longer by now.
+/// How long the largest delay is remembered.
 const MEMORY: Duration = Duration::from_secs(60);
 /// Queues shorter than this cannot be told from noise.
 const SHORTEST: Duration = Duration::from_millis(2);
@@ -32,7 +32,8 @@ impl Buffer {
         self.peak[0] = self.peak[0].max(delay);
         if let Some((room, since)) = &mut self.room {
             *room = (*room).max(delay);
-            if now.saturating_since(*since) > MEMORY {
+            // Flows that came later may not know it: to share equally, all must forget it where nothing is lost.
+            if now.saturating_since(*since) > MEMORY / 2 {
                 self.room = None;
             }
         }

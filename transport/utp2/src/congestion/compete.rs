@@ -19,7 +19,7 @@ const C: f64 = 0.4;
 /// Growth at least, packets per round trip: as much as Reno's on average with its own BETA.
 const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
 /// The first time to listen whether the other is gone, and the longest.
-const LISTEN: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(60)];
+const LISTEN: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
 
 #[derive(Debug)]
 pub(super) struct Compete {

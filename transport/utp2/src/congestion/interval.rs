@@ -133,6 +133,12 @@ impl Intervals {
         self.ring.get_mut(id.wrapping_sub(self.base) as usize)
     }
 
+    /// Bytes sent since the oldest interval not judged yet began, and when that was.
+    pub(super) fn outstanding(&self) -> Option<(u64, Instant)> {
+        let began = self.ring.front()?.began;
+        Some((self.ring.iter().map(|i| i.sent_bytes).sum(), began))
+    }
+
     pub(super) fn current_mut(&mut self) -> Option<&mut Interval> {
         self.ring.back_mut()
     }

@@ -108,6 +108,8 @@ struct Shared {
     /// See [`LOCAL_LIMIT`]; and when it shrank last.
     local_limit: f64,
     local_shrank: Instant,
+    /// Bytes sent since the interval being judged, and in what time.
+    since_judged: (u64, Duration),
     /// When a delay near the minimum was last seen.
     last_near_minimum: Instant,
     /// What the path was seen to sustain while the sender was not held back; 0 before. For [`PathMemory`].
@@ -169,7 +171,10 @@ impl Shared {
             // A short queue is shared as a long one is: the ratio between targets at different rates stays, and that is
             // what makes rates equal.
             let scale = (room.as_secs_f64() / 0.057).min(1.0);
-            return base.mul_f64(scale).max(room.mul_f64(0.4).min(Duration::from_micros(2500))).min(room.mul_f64(0.75));
+            return base
+                .mul_f64(scale)
+                .max(room.mul_f64(0.4).min(Duration::from_micros(2500)))
+                .min(room.mul_f64(0.75));
         }
         base
     }
@@ -268,6 +273,7 @@ impl Controller {
             best_began: now,
             local_limit: LOCAL_LIMIT[0],
             local_shrank: now,
+            since_judged: (0, Duration::ZERO),
             last_near_minimum: now,
             learned: 0.0,
             in_flight: 0,
@@ -508,6 +514,10 @@ impl Controller {
 
     fn judge(&mut self, now: Instant, i: &Interval, next: Option<(u64, u64)>) {
         let s = &mut self.shared;
+        s.since_judged = self
+            .intervals
+            .outstanding()
+            .map_or_else(Default::default, |(b, at)| (b, now.saturating_since(at)));
         let queue = s.queue(i);
         if i.rtt_min.is_some() && !i.train {
             // Noise is what changes from one interval to the next although the rate did not.
