@@ -126,6 +126,9 @@ impl Avoid {
             self.drain(now, s, queue);
             return Change::Stay;
         }
+        if i.marked > 0 && self.on_marks(now, s, i) {
+            return Change::Stay;
+        }
         if let Some(change) = self.on_loss(now, s, i, queue) {
             return change;
         }
@@ -386,10 +389,44 @@ impl Avoid {
             return Some(Change::Stay);
         }
         let near = s.rate > 0.85 * s.remembered;
-        let rate = if s.mode == Mode::Background {
+        let rate = self.after_event(s, base, r);
+        s.cut(now, rate);
+        if !near && self.cuts >= 4 {
+            return Some(Change::SpeedProbe { drain: None });
+        }
+        Some(Change::Stay)
+    }
+
+    /// The network says itself that there is congestion: nothing to find out. Tells whether the rate was cut.
+    fn on_marks(&mut self, now: Instant, s: &mut Shared, i: &Interval) -> bool {
+        let pause = s.rtt().max(Duration::from_millis(50));
+        if self.last_event.is_some_and(|t| now.saturating_since(t) < pause) {
+            return false;
+        }
+        s.buffer.on_excess_loss(now, i.rtt_max.saturating_sub(s.rtt_min));
+        self.cuts += 1;
+        self.last_event = Some(now);
+        self.acceleration = 1.0;
+        self.trial = None;
+        self.pool = Pool::default();
+        let r = if s.is_limited(now) { None } else { s.sustainable() }.unwrap_or(s.rate);
+        let base = r.min(s.rate);
+        if s.mode == Mode::Fair {
+            self.enter(now, s, base);
+            self.compete(now, s, i, Duration::ZERO);
+            return true;
+        }
+        let rate = self.after_event(s, base, r);
+        s.cut(now, rate);
+        true
+    }
+
+    /// The rate after congestion that left `base` of it, where `r` was sustainable; what is remembered follows.
+    fn after_event(&self, s: &mut Shared, base: f64, r: f64) -> f64 {
+        if s.mode == Mode::Background {
             s.remembered = base;
             0.5 * base
-        } else if near {
+        } else if s.rate > 0.85 * s.remembered {
             let mut beta = (0.05 * fourth_root(s.rate / REFERENCE)).clamp(0.015, 0.10);
             if s.mode == Mode::Fair {
                 beta = beta.max(0.15);
@@ -400,12 +437,7 @@ impl Avoid {
         } else {
             s.remembered = s.remembered.min(r);
             0.85 * base
-        };
-        s.cut(now, rate);
-        if !near && self.cuts >= 4 {
-            return Some(Change::SpeedProbe { drain: None });
         }
-        Some(Change::Stay)
     }
 
     /// Others hold the queue up: aim higher, slowly, so as not to starve beside a flow that only loss stops.
@@ -446,7 +478,9 @@ impl Avoid {
         queue: Duration,
         target: Duration,
     ) -> Option<f64> {
-        i.rtt_min?;
+        if i.rtt_min.is_none() || s.mode == Mode::Background {
+            return None;
+        }
         let r = self.sustainable(now, s).filter(|_| !s.is_local())?;
         let (bytes, time) = s.since_judged;
         let grown = bytes as f64 / r.max(1.0) - time.as_secs_f64();

@@ -57,7 +57,7 @@ impl Compete {
         let (sent, lost) = (f64::from(i.sent), f64::from(i.lost));
         let p = s.base_loss.estimate();
         let chance = if p > 0.0 { sent * (p + 3.5 * s.base_loss.sigma(p, sent)) + 1.0 } else { 0.0 };
-        if lost > chance {
+        if lost > chance || i.marked > 0 {
             self.window_max =
                 if self.window < self.window_max { self.window * (1.0 + BETA) / 2.0 } else { self.window };
             self.window = (self.window * BETA).max(4.0 * s.packet);
