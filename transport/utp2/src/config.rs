@@ -62,6 +62,15 @@ pub struct Config {
     pub replay_window: u32,
     /// Ranges of received packets remembered for acknowledgements; 16 bytes each. Default 4096.
     pub max_ack_ranges: usize,
+    /// Whether peers that proved themselves get a ticket, with which they come back in one round trip (§5.8).
+    /// Default true.
+    pub issue_tickets: bool,
+    /// Whether [`crate::Event::EarlyMessage`]s are taken at all. Default false: the application must know that they
+    /// may be repetitions.
+    pub accept_early: bool,
+    /// Tickets remembered because their early data was taken, about 50 bytes each; beyond that early data is refused
+    /// and comes as ordinary messages. Default 1024.
+    pub max_early_tickets: usize,
     /// Packets under one key before it is replaced. Default 2^23 (§7.3); at most 2^27. Lower only to test.
     pub key_update_after: u64,
 }
@@ -86,6 +95,9 @@ impl Default for Config {
             max_in_flight_packets: 1 << 20,
             replay_window: 1 << 16,
             max_ack_ranges: 4096,
+            issue_tickets: true,
+            accept_early: false,
+            max_early_tickets: 1024,
             key_update_after: 1 << 23,
         }
     }

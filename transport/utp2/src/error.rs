@@ -8,6 +8,8 @@ use core::fmt;
 pub enum ConnectError {
     /// No secret was added for this context.
     UnknownContext,
+    /// Early messages longer than [`crate::Config::max_message`] or than half of the message buffer.
+    EarlyTooLong,
     /// [`crate::Config::max_connections`] is reached.
     TooManyConnections,
 }
@@ -15,6 +17,7 @@ pub enum ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::EarlyTooLong => "the early messages are too long",
             Self::UnknownContext => "no secret is known for this context",
             Self::TooManyConnections => "the endpoint has as many connections as it may have",
         })

@@ -4,6 +4,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::Resumption;
+
 /// Names a connection of one endpoint; never used again for another one within the endpoint's life.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle {
@@ -32,6 +34,12 @@ pub enum Event {
     Connected,
     /// A whole message, in the order sent.
     Message(Vec<u8>),
+    /// A message that came with the first packet of a resumed connection, before that was known to be fresh. It is
+    /// authentic and new as far as this endpoint knows, but it is not ordered with [`Event::Message`]s, and only
+    /// requests that may be carried out twice should be: a peer that got no answer sends it again as a message.
+    EarlyMessage(Vec<u8>),
+    /// To be kept for [`crate::Endpoint::connect_resumed`]; replaces the one before.
+    Resumption(Resumption),
     /// There is room again after [`crate::SendError::Blocked`].
     MessagesWritable,
     /// Every byte of the block was acknowledged.
@@ -63,6 +71,8 @@ pub enum CloseReason {
     },
     /// No session came about.
     HandshakeFailed(HandshakeFailure),
+    /// The peer lost the connection: it restarted, or gave up on us.
+    Reset,
     /// Nothing authentic arrived for the idle timeout.
     IdleTimeout,
     /// The context's secret was removed.
@@ -79,6 +89,9 @@ impl fmt::Display for CloseReason {
             Self::Local => f.write_str("closed here"),
             Self::Peer { code, reason } => write!(f, "closed by the peer with code {code}: {reason:?}"),
             Self::HandshakeFailed(why) => write!(f, "handshake failed: {why}"),
+            Self::Reset => {
+                f.write_str("the peer does not know the connection any more; it may have restarted")
+            }
             Self::IdleTimeout => f.write_str("nothing heard for the idle timeout"),
             Self::ContextRemoved => f.write_str("the context was removed"),
             Self::ProtocolViolation(what) => write!(f, "the peer broke the protocol: {what}"),

@@ -30,6 +30,7 @@ mod event;
 pub mod fuzzing;
 mod handshake;
 mod identity;
+mod resumption;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -43,4 +44,5 @@ pub use endpoint::{Endpoint, Transmit};
 pub use error::{ConnectError, SendError, SourceError};
 pub use event::{CloseReason, Event, Handle, HandshakeFailure};
 pub use identity::{Authorizer, ContextId, Identity, PeerIdentity};
+pub use resumption::Resumption;
 pub use source::{BlockSink, BlockSource};

@@ -152,6 +152,9 @@ impl Session {
         }
         news.marked += u64::from(self.ecn.counts_packet(number));
         self.sent.settle(number, Fate::Acked);
+        if self.ticket_told_in == Some(number) {
+            (self.ticket, self.ticket_told_in, self.tell_ticket) = (None, None, false);
+        }
         self.on_delivered(&sent);
         Ok(())
     }
@@ -278,6 +281,7 @@ impl Session {
         if self.rhythm_told.1 == number {
             self.tell_rhythm = true;
         }
+        self.tell_ticket |= self.ticket_told_in == Some(number);
         let mut i = 0;
         while let Some(chunk) = self.sent.chunk(sent, i) {
             self.resend(chunk, false);
@@ -349,6 +353,7 @@ impl Session {
             if self.window_told_in == Some(number - 1) {
                 self.tell_window = true;
             }
+            self.tell_ticket |= self.ticket_told_in == Some(number - 1);
             let mut i = 0;
             while let Some(chunk) = self.sent.chunk(&sent, i) {
                 self.resend(chunk, true);

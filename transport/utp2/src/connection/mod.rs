@@ -30,10 +30,11 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
+use subtle::ConstantTimeEq;
 use timebase::Instant;
 
 use self::keys::SealKeys;
-use self::session::{Fault, Session};
+use self::session::{Fault, IssuedTicket, Session};
 use crate::handshake::initiator::{self, Initiator};
 use crate::handshake::responder::{self, Responder};
 use crate::handshake::{Established, Local};
@@ -41,7 +42,7 @@ use crate::wire::Cid;
 use crate::wire::frame::{Frame, MAX_REASON};
 use crate::wire::handshake::Alert;
 use crate::wire::header::{Header, Kind, PROTECTED_HEADER, emit_protected};
-use crate::{Arrival, Ecn, PathMemory, PeerIdentity, SendError, Transmit};
+use crate::{Arrival, Ecn, PathMemory, PeerIdentity, Resumption, SendError, Transmit};
 use crate::{BlockSink, BlockSource, CloseReason, ContextId, Event, Handle, HandshakeFailure, Mode};
 
 /// Where the congestion controller stands (§9).
@@ -129,6 +130,9 @@ enum Phase {
         session: Box<Session>,
         proof: Vec<Vec<u8>>,
         until: Instant,
+        /// Early data was taken: the application knows already, and may answer.
+        live: bool,
+        since: Instant,
     },
     Established(Box<Session>),
     Closing(Box<Closing>),
@@ -166,6 +170,11 @@ pub struct Connection {
     last_memory: Option<PathMemory>,
     /// A memory told before there was a session to use it.
     recalled: Option<PathMemory>,
+    /// An initiator's early messages until it is connected, how many of them the peer took, and whether the ticket
+    /// was.
+    early: Vec<Vec<u8>>,
+    early_taken: usize,
+    resumed: bool,
     peer: Option<PeerIdentity>,
 }
 
@@ -175,8 +184,38 @@ impl Connection {
         context: ContextId,
         remote: SocketAddr,
         initiator: Initiator,
+        early: Vec<Vec<u8>>,
     ) -> Self {
-        Self::new(handle, context, remote, Phase::Initiating(Box::new(initiator)), true)
+        let phase = Phase::Initiating(Box::new(initiator));
+        Self { early, ..Self::new(handle, context, remote, phase, true) }
+    }
+
+    /// Answers a RESUME of `received` bytes. `early` holds messages if they are taken.
+    pub(crate) fn respond_resumed(
+        handle: Handle,
+        context: ContextId,
+        now: Instant,
+        (remote, received): (SocketAddr, usize),
+        (established, resumed): (Established, Vec<u8>),
+        early: Option<Vec<Vec<u8>>>,
+        config: &crate::Config,
+        seed: [u8; 32],
+    ) -> Self {
+        let mut session = Box::new(Session::new(now, handle, config, established, seed));
+        session.path = path::Path::unproven(now, remote, received, resumed.len());
+        let peer = session.peer.clone();
+        let until = now + config.handshake_timeout;
+        let (proof, live) = (alloc::vec![resumed.clone()], early.is_some());
+        let phase = Phase::Confirming { session, proof, until, live, since: now };
+        let mut this = Self::new(handle, context, remote, phase, false);
+        this.outbox.push_back(resumed);
+        if let Some(messages) = early {
+            this.announced = true;
+            this.peer = Some(peer);
+            this.events.push_back(Event::Connected);
+            this.events.extend(messages.into_iter().map(Event::EarlyMessage));
+        }
+        this
     }
 
     pub(crate) fn respond(
@@ -204,22 +243,36 @@ impl Connection {
             last_stats: Stats::default(),
             last_memory: None,
             recalled: None,
+            early: Vec::new(),
+            early_taken: 0,
+            resumed: false,
             peer: None,
         }
     }
 
     fn session(&self) -> Option<&Session> {
         match &self.phase {
-            Phase::Established(s) => Some(s),
+            Phase::Established(session) | Phase::Confirming { session, live: true, .. } => Some(session),
             _ => None,
         }
     }
 
     fn session_mut(&mut self) -> Option<&mut Session> {
         match &mut self.phase {
-            Phase::Established(s) => Some(s),
+            Phase::Established(session) | Phase::Confirming { session, live: true, .. } => Some(session),
             _ => None,
         }
+    }
+
+    /// Whether it came about by a ticket, in one round trip.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// How many of the early messages given to [`crate::Endpoint::connect_resumed`] the peer took as such; the
+    /// others were queued as ordinary messages when the connection was established.
+    pub fn early_taken(&self) -> usize {
+        self.early_taken
     }
 
     /// The context both sides proved to know.
@@ -363,7 +416,7 @@ impl Connection {
                 self.phase = phase;
                 return;
             }
-            Phase::Established(session) => {
+            Phase::Established(session) | Phase::Confirming { session, live: true, .. } => {
                 self.remote = session.path.remote();
                 self.last_stats = session.stats();
                 self.last_memory = session.controller.path_memory();
@@ -420,6 +473,40 @@ impl Connection {
         self.outbox.clear();
     }
 
+    /// A RESET that may be for this connection.
+    pub(crate) fn on_reset(&mut self, token: &[u8; 16]) {
+        let is_true =
+            self.session().is_some_and(|s| s.peer_reset != [0; 16] && s.peer_reset.ct_eq(token).into());
+        if is_true {
+            self.end(CloseReason::Reset);
+        }
+    }
+
+    /// The CID the peer chose, once there is a session.
+    pub(crate) fn remote_cid(&self) -> Option<Cid> {
+        self.session().map(|s| s.remote_cid)
+    }
+
+    /// The session, if its peer should get a ticket now.
+    pub(crate) fn wants_ticket(&self, now: Instant) -> Option<&Session> {
+        match &self.phase {
+            Phase::Established(s) if s.wants_ticket(now) => Some(s),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn give_ticket(
+        &mut self,
+        now: Instant,
+        proved: u64,
+        memory: Option<PathMemory>,
+        ticket: Option<IssuedTicket>,
+    ) {
+        if let Some(s) = self.session_mut() {
+            s.give_ticket(now, proved, memory, ticket);
+        }
+    }
+
     pub(crate) fn remove_context(&mut self) {
         self.close_as(code::NONE, "", CloseReason::ContextRemoved);
     }
@@ -439,7 +526,9 @@ impl Connection {
     }
 
     pub(crate) fn has_events(&self) -> bool {
-        self.announced && (!self.events.is_empty() || self.session().is_some_and(|s| !s.events.is_empty()))
+        self.announced
+            && (!self.events.is_empty()
+                || self.session().is_some_and(|s| !s.events.is_empty() || s.new_ticket.is_some()))
     }
 
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
@@ -449,8 +538,19 @@ impl Connection {
         if let Some(e) = self.events.pop_front() {
             return Some(e);
         }
+        let context = self.context;
         let session = self.session_mut()?;
-        let e = session.events.pop_front()?;
+        let Some(e) = session.events.pop_front() else {
+            let t = session.new_ticket.take()?;
+            return Some(Event::Resumption(Resumption {
+                context,
+                peer: session.peer.clone(),
+                secret: session.ticket_secret(&t.nonce),
+                ticket: t.bytes,
+                lifetime: t.lifetime,
+                memory: None,
+            }));
+        };
         if let Event::Message(m) = &e {
             session.on_message_taken(m.len());
         }
@@ -459,10 +559,16 @@ impl Connection {
 
     /// A repeated INIT: the REPLY was lost, or is on its way.
     pub(crate) fn on_repeated_init(&mut self) {
-        if let Phase::Responding(r) = &self.phase
-            && self.outbox.is_empty()
-        {
-            self.outbox.push_back(r.reply.clone());
+        if !self.outbox.is_empty() {
+            return;
+        }
+        match &self.phase {
+            Phase::Responding(r) => self.outbox.push_back(r.reply.clone()),
+            Phase::Confirming { session, proof, .. } if session.resumed => {
+                // Half of what such a packet allows; the rest is for early answers.
+                self.outbox.extend(proof.iter().cloned());
+            }
+            _ => {}
         }
     }
 
@@ -506,8 +612,13 @@ impl Connection {
         };
         let result = session.receive(now, arrival, packet, data, sink);
         if let (Phase::Confirming { .. }, Ok(true) | Err(_)) = (&self.phase, &result)
-            && let Phase::Confirming { session, .. } = core::mem::replace(&mut self.phase, Phase::Dead)
+            && let Phase::Confirming { mut session, live, since, .. } =
+                core::mem::replace(&mut self.phase, Phase::Dead)
         {
+            session.path.on_confirmed();
+            if session.resumed && !live {
+                session.on_first_round_trip(now, now.saturating_since(since));
+            }
             self.establish(session);
         }
         if let Err(fault) = result {
@@ -516,9 +627,12 @@ impl Connection {
     }
 
     fn establish(&mut self, session: Box<Session>) {
-        self.announced = true;
-        self.peer = Some(session.peer.clone());
-        self.events.push_back(Event::Connected);
+        self.resumed = session.resumed;
+        if !(self.announced && self.peer.is_some()) {
+            self.announced = true;
+            self.peer = Some(session.peer.clone());
+            self.events.push_back(Event::Connected);
+        }
         self.phase = Phase::Established(session);
     }
 
@@ -544,14 +658,21 @@ impl Connection {
                     }
                     Kind::Reply => i.on_reply(now, data, local),
                     Kind::Prove => i.on_prove(now, from, data, local),
-                    Kind::Alert => i.on_alert(data),
-                    Kind::Init => initiator::Progress::Wait,
+                    Kind::Resumed => i.on_resumed(now, from, data),
+                    Kind::Alert => i.on_alert(now, data),
+                    Kind::Init | Kind::Resume | Kind::Reset => initiator::Progress::Wait,
                 };
                 match progress {
                     initiator::Progress::Wait => {}
                     initiator::Progress::Done(e) => {
+                        self.early_taken = i.early_taken;
                         let mut session = self.new_session(now, *e, local, seed);
                         session.ping();
+                        for m in core::mem::take(&mut self.early).iter().skip(self.early_taken) {
+                            // The buffer is empty and its half was asked for; a peer that takes only shorter ones
+                            // gets none.
+                            let _ = session.send_message(m);
+                        }
                         self.establish(session);
                     }
                     initiator::Progress::Failed(why) => self.end(CloseReason::HandshakeFailed(why)),
@@ -575,11 +696,11 @@ impl Connection {
                         let session = self.new_session(now, *e, local, seed);
                         self.outbox = proof.iter().cloned().collect();
                         let until = now + local.config.handshake_timeout;
-                        self.phase = Phase::Confirming { session, proof, until };
+                        self.phase = Phase::Confirming { session, proof, until, live: false, since: now };
                     }
                 }
             }
-            (Phase::Confirming { proof, .. }, Kind::Prove) => {
+            (Phase::Confirming { session, proof, .. }, Kind::Prove) if !session.resumed => {
                 // Our proof was lost: one repetition of it per repetition of theirs (§5.6).
                 let first = crate::wire::handshake::ProveHead::parse(data).is_ok_and(|h| h.index == 0);
                 if first && self.outbox.is_empty() && from == self.remote {
@@ -606,7 +727,10 @@ impl Connection {
         match &self.phase {
             Phase::Initiating(i) => Some(i.next_timeout()),
             Phase::Responding(r) => Some(r.until),
-            Phase::Confirming { until, .. } => Some(*until),
+            Phase::Confirming { session, until, live, .. } => {
+                let own = if *live { session.next_timeout() } else { None };
+                Some(own.map_or(*until, |t| t.min(*until)))
+            }
             Phase::Established(s) => s.next_timeout(),
             Phase::Closing(c) => c.until,
             Phase::Dead => None,
@@ -620,7 +744,9 @@ impl Connection {
             Phase::Established(s) => (!s.on_timeout(now)).then_some(CloseReason::IdleTimeout),
             // Of these the application never heard, or has heard the end.
             Phase::Responding(r) => (r.until <= now).then_some(timed_out),
-            Phase::Confirming { until, .. } => (*until <= now).then_some(timed_out),
+            Phase::Confirming { session, until, live, .. } => {
+                (*until <= now || *live && !session.on_timeout(now)).then_some(timed_out)
+            }
             Phase::Closing(c) => c.until.is_some_and(|u| u <= now).then_some(CloseReason::Local),
             Phase::Dead => None,
         };
@@ -648,10 +774,12 @@ impl Connection {
                 ecn: Ecn::NotEct,
             });
         }
-        if let Phase::Established(s) = &mut self.phase {
-            if let Some(memory) = self.recalled.take() {
-                s.controller.recall(now, memory);
-            }
+        if let Phase::Established(s) = &mut self.phase
+            && let Some(memory) = self.recalled.take()
+        {
+            s.controller.recall(now, memory);
+        }
+        if let Phase::Established(s) | Phase::Confirming { session: s, live: true, .. } = &mut self.phase {
             match s.transmit(now, max_segments, buf, source) {
                 Ok(transmit) => return transmit,
                 Err(fault) => {

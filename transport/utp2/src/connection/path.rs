@@ -30,6 +30,8 @@ struct Trial {
     first_number: u64,
     /// The packet that came from here first.
     trigger: u64,
+    /// The address of a resumed handshake, before the peer showed that it got our answer: nothing to go back to.
+    initial: bool,
 }
 
 /// What a proven address tells.
@@ -51,6 +53,28 @@ const CHALLENGE_EVERY: [Duration; 2] = [Duration::from_millis(20), Duration::fro
 impl Path {
     pub(crate) fn new(remote: SocketAddr) -> Self {
         Self { remote, trial: None, former_below: 0, settled_until: None }
+    }
+
+    /// An address from which a RESUME of `received` bytes came and to which `sent` bytes went (§5.8).
+    pub(crate) fn unproven(now: Instant, remote: SocketAddr, received: usize, sent: usize) -> Self {
+        let trial = Trial {
+            previous: remote,
+            challenge: [0; 8],
+            received: received as u64,
+            sent: sent as u64,
+            until: now,
+            challenge_at: now,
+            challenge_every: Duration::ZERO,
+            first_number: 0,
+            trigger: u64::MAX,
+            initial: true,
+        };
+        Self { trial: Some(trial), ..Self::new(remote) }
+    }
+
+    /// The peer's first packet came: it has our answer, which went where its RESUME came from.
+    pub(crate) fn on_confirmed(&mut self) {
+        self.trial.take_if(|t| t.initial);
     }
 
     pub(crate) fn remote(&self) -> SocketAddr {
@@ -82,6 +106,7 @@ impl Path {
             challenge_every: (rtt / 2).clamp(CHALLENGE_EVERY[0], CHALLENGE_EVERY[1]),
             first_number: next_number,
             trigger,
+            initial: false,
         });
     }
 
@@ -93,12 +118,12 @@ impl Path {
 
     /// When the challenge is due.
     pub(crate) fn challenge_due(&self) -> Option<Instant> {
-        self.trial.as_ref().map(|t| t.challenge_at.min(t.until))
+        self.trial.as_ref().filter(|t| !t.initial).map(|t| t.challenge_at.min(t.until))
     }
 
     /// The challenge, if it is time to send it (again).
     pub(crate) fn take_challenge(&mut self, now: Instant) -> Option<[u8; 8]> {
-        let t = self.trial.as_mut().filter(|t| t.challenge_at <= now)?;
+        let t = self.trial.as_mut().filter(|t| !t.initial && t.challenge_at <= now)?;
         t.challenge_at = now + t.challenge_every;
         Some(t.challenge)
     }
@@ -142,19 +167,19 @@ impl Path {
 
     /// Tells what is proven if this answers the challenge.
     pub(crate) fn on_response(&mut self, response: [u8; 8]) -> Option<Proven> {
-        let t = self.trial.take_if(|t| t.challenge == response)?;
+        let t = self.trial.take_if(|t| !t.initial && t.challenge == response)?;
         self.former_below = t.first_number;
         Some(Proven { same_host: t.previous.ip() == self.remote.ip(), first_number: t.first_number })
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.trial.as_ref().map(|t| t.until)
+        self.trial.as_ref().filter(|t| !t.initial).map(|t| t.until)
     }
 
     /// Goes back to the proven address once the trial is over. Returns whether it did.
     pub(crate) fn give_up(&mut self, now: Instant) -> bool {
         match self.trial.take() {
-            Some(t) if t.until <= now => {
+            Some(t) if !t.initial && t.until <= now => {
                 self.remote = t.previous;
                 true
             }

@@ -10,7 +10,8 @@ use timebase::Instant;
 use super::messages::MessageError;
 use super::path::Proven;
 use super::received::Rhythm;
-use super::session::{Fault, Session};
+use super::session::{Fault, IssuedTicket, Session};
+use crate::handshake::Role;
 use crate::wire::frame::Frame;
 use crate::wire::header::{PROTECTED_HEADER, expand_number};
 use crate::wire::{Reader, VARINT_MAX};
@@ -122,6 +123,12 @@ impl Session {
                 if self.rhythm_asked.is_none_or(|(_, n)| number >= n) {
                     self.rhythm_asked = Some((Rhythm::clamped(interval_us, packets), number));
                 }
+            }
+            Frame::Ticket { lifetime, nonce, ticket } => {
+                if self.role == Role::Responder {
+                    return Err(Fault::Violation("a ticket from who connected"));
+                }
+                self.new_ticket = Some(IssuedTicket { lifetime, nonce, bytes: ticket.to_vec() });
             }
             Frame::PathChallenge(bytes) => self.response = Some(bytes),
             Frame::PathResponse(bytes) => {

@@ -29,6 +29,9 @@ const MAX_TAIL_COPIES: usize = 4096;
 /// With less room than this left, a packet is closed rather than given another piece.
 const MIN_ROOM: usize = 48;
 
+/// Most bytes of a TICKET frame beside the ticket.
+const TICKET_HEAD: usize = 1 + 8 + 16 + 2;
+
 /// Towards an address on trial (§10.2): what the smallest packet needs, what one with an ACK needs, and what is kept
 /// from data for repeated challenges.
 pub(super) const TRIAL_LEAST: usize = 80;
@@ -84,10 +87,11 @@ impl Session {
     /// Appends a packet that only finds out whether its size passes (§3.1), if one is due.
     fn mtu_probe(&mut self, now: Instant, buf: &mut Vec<u8>) -> Result<Option<Transmit>, Fault> {
         // While nothing is to be moved, nothing is gained by it; while nothing is acknowledged, nothing is learned.
-        if self.probe_backoff > 0 || !self.has_data() {
+        // And towards an address that is not proven, every byte allowed is wanted for more.
+        if self.probe_backoff > 0 || !self.has_data() || self.path.allowance() != usize::MAX {
             return Ok(None);
         }
-        let Some(size) = self.mtu.next_probe(now).filter(|s| *s <= self.path.allowance()) else {
+        let Some(size) = self.mtu.next_probe(now) else {
             return Ok(None);
         };
         let number = self.number(now)?;
@@ -177,7 +181,8 @@ impl Session {
         }
         let ack_due = allowance >= TRIAL_ACK && self.received.due().is_some_and(|d| d <= now);
         let challenge = self.path.challenge_due().is_some_and(|d| d <= now);
-        let control = self.tell_window || self.ping || challenge || self.response.is_some();
+        let ticket = self.tell_ticket && allowance >= self.datagram;
+        let control = self.tell_window || self.ping || challenge || self.response.is_some() || ticket;
         let data = self.may_send_data(now);
         if !(ack_due || control || data) {
             return Ok(false);
@@ -207,7 +212,7 @@ impl Session {
             }
         }
         self.ping |= data && self.controller.wants_ping();
-        let mut eliciting = self.control_frames(now, buf, number);
+        let mut eliciting = self.control_frames(now, buf, number, end);
         if data && core::mem::take(&mut self.tell_rhythm) {
             self.rhythm_frame(buf, number);
             eliciting = true;
@@ -264,7 +269,7 @@ impl Session {
     }
 
     /// Appends what is owed beside data; returns whether any of it wants an acknowledgement.
-    fn control_frames(&mut self, now: Instant, buf: &mut Vec<u8>, number: u64) -> bool {
+    fn control_frames(&mut self, now: Instant, buf: &mut Vec<u8>, number: u64, end: usize) -> bool {
         let start = buf.len();
         if let Some(bytes) = self.response.take() {
             Frame::PathResponse(bytes).emit_control(buf);
@@ -279,6 +284,14 @@ impl Session {
         }
         if core::mem::take(&mut self.ping) {
             Frame::Ping.emit_control(buf);
+        }
+        if self.tell_ticket
+            && let Some(t) = &self.ticket
+            && end.saturating_sub(buf.len()) >= t.bytes.len() + TICKET_HEAD
+        {
+            Frame::Ticket { lifetime: t.lifetime, nonce: t.nonce, ticket: &t.bytes }.emit_control(buf);
+            self.tell_ticket = false;
+            self.ticket_told_in = Some(number);
         }
         buf.len() > start
     }

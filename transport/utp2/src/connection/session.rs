@@ -2,6 +2,7 @@
 //! [`super::timers`].
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
@@ -23,9 +24,12 @@ use super::ring::Ring;
 use super::rtt::Rtt;
 use super::scoreboard::{Chunk, Scoreboard};
 use crate::congestion::Controller;
+use crate::crypto::kdf::Secret;
 use crate::handshake::Established;
+use crate::handshake::Role;
 use crate::wire::Cid;
-use crate::{Config, Event, Handle, PeerIdentity, SendError};
+use crate::wire::handshake::TOKEN;
+use crate::{Config, Event, Handle, PathMemory, PeerIdentity, SendError};
 
 /// What ends a connection from inside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +44,17 @@ pub(crate) enum Fault {
         reason: alloc::string::String,
     },
 }
+
+/// A ticket on its way: lifetime in seconds, nonce, and the sealed bytes.
+#[derive(Debug)]
+pub(crate) struct IssuedTicket {
+    pub(crate) lifetime: u32,
+    pub(crate) nonce: [u8; 16],
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// A ticket that remembers the path's rate as it was is replaced no sooner.
+const TICKET_EVERY: Duration = Duration::from_secs(10);
 
 /// A piece of a block to send again.
 #[derive(Clone, Copy, Debug, Default)]
@@ -116,6 +131,8 @@ pub(crate) struct Session {
     pub(super) controller: Controller,
     pub(super) pacer: Pacer,
     pub(super) rate_limit: Option<u64>,
+    /// The mode the controller began with.
+    pub(super) mode: crate::Mode,
     /// Set while the pacer holds data back.
     pub(super) pacing: Option<Instant>,
     pub(super) last_eliciting: Instant,
@@ -133,6 +150,22 @@ pub(crate) struct Session {
     /// Packets with data since the last quiet, and when the newest came (§10.4).
     pub(super) data_run: u32,
     pub(super) last_data: Instant,
+
+    /// Which side of the handshake we were.
+    pub(super) role: Role,
+    /// What tickets are derived from; whether one was used; when the peer last did a full handshake (§5.8).
+    pub(super) resumption: Secret,
+    pub(super) resumed: bool,
+    pub(super) proved: Option<u64>,
+    /// A responder's ticket until it is acknowledged, the packet that carries it, and the last one's making.
+    pub(super) ticket: Option<IssuedTicket>,
+    pub(super) tell_ticket: bool,
+    pub(super) ticket_told_in: Option<u64>,
+    pub(super) ticket_issued: Option<(Instant, Option<PathMemory>)>,
+    /// An initiator's newest ticket that was not taken yet.
+    pub(super) new_ticket: Option<IssuedTicket>,
+    /// Proves that the peer lost the connection (§10.7).
+    pub(super) peer_reset: [u8; TOKEN],
 
     pub(super) stats: Stats,
     pub(super) events: VecDeque<Event>,
@@ -202,6 +235,7 @@ impl Session {
             rtt,
             controller,
             rate_limit: config.rate_limit,
+            mode: config.mode,
             pacing: None,
             last_eliciting: now,
             last_tail_ping: now,
@@ -215,6 +249,16 @@ impl Session {
             last_keep_alive: now,
             data_run: 0,
             last_data: now,
+            role: e.role,
+            resumption: e.resumption,
+            resumed: e.resumed,
+            proved: e.proved,
+            ticket: None,
+            tell_ticket: false,
+            ticket_told_in: None,
+            ticket_issued: None,
+            new_ticket: None,
+            peer_reset: e.params.reset_token,
             stats: Stats::default(),
             events: VecDeque::new(),
         }
@@ -232,6 +276,60 @@ impl Session {
                 self.lost_chunks.push_back(LostPiece { block, offset, len });
             }
         }
+    }
+
+    /// A resumed connection's first measurement, before anything was sent: what the ticket remembers was a guess.
+    pub(super) fn on_first_round_trip(&mut self, now: Instant, rtt: Duration) {
+        self.rtt = Rtt::new(now, rtt.max(Duration::from_micros(1)));
+        self.controller = Controller::new(now, self.rtt.smoothed(), USUAL_DATAGRAM, self.mode);
+        self.update_pacer(now);
+    }
+
+    /// The secret that belongs to a ticket of this connection.
+    pub(crate) fn ticket_secret(&self, nonce: &[u8; 16]) -> Secret {
+        self.resumption.derive("tk", nonce)
+    }
+
+    pub(crate) fn path_memory(&self) -> Option<PathMemory> {
+        self.controller.path_memory()
+    }
+
+    pub(crate) fn proved(&self) -> Option<u64> {
+        self.proved
+    }
+
+    pub(crate) fn peer(&self) -> &PeerIdentity {
+        &self.peer
+    }
+
+    /// Whether the peer should get a ticket now: at first, and when what it tells of the path has become wrong.
+    pub(crate) fn wants_ticket(&self, now: Instant) -> bool {
+        if self.role != Role::Responder {
+            return false;
+        }
+        match self.ticket_issued {
+            None => true,
+            Some((at, _)) if now.saturating_since(at) < TICKET_EVERY => false,
+            Some((_, told)) => match (told, self.controller.path_memory()) {
+                (Some(told), Some(now)) => told.rate.abs_diff(now.rate) > told.rate / 4,
+                (None, Some(_)) => true,
+                (_, None) => false,
+            },
+        }
+    }
+
+    pub(super) fn give_ticket(
+        &mut self,
+        now: Instant,
+        proved: u64,
+        memory: Option<PathMemory>,
+        ticket: Option<IssuedTicket>,
+    ) {
+        self.proved.get_or_insert(proved);
+        self.ticket_issued = Some((now, memory));
+        self.tell_ticket = ticket.is_some();
+        self.ticket = ticket;
+        self.ticket_told_in = None;
     }
 
     /// Asks for an acknowledgement at once, which also shows the peer that we are there.

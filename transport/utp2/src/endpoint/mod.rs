@@ -9,19 +9,25 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::SocketAddr;
+use core::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng, SeedableRng};
 use timebase::Instant;
 
 use self::queue::Slots;
-use crate::crypto::kdf::Secret;
+use crate::Resumption;
+use crate::connection::session::IssuedTicket;
+use crate::crypto::kdf::{Secret, mac};
 use crate::crypto::srp::{self, EXPONENT, Exponent, Public};
 use crate::handshake::initiator::{Initiator, context_tag};
 use crate::handshake::responder::Responder;
+use crate::handshake::resume::{Opened, Resuming};
+use crate::handshake::ticket::Tickets;
 use crate::handshake::{Local, cookie};
 use crate::wire::Cid;
-use crate::wire::handshake::{Alert, Init, Retry, SUITE};
+use crate::wire::handshake::{Alert, Init, RESET, Resume, Retry, SUITE, SUITE_RESUME, TOKEN};
+use crate::wire::handshake::{emit_reset, parse_reset};
 use crate::wire::header::{Header, Kind};
 use crate::{
     Arrival, Authorizer, BlockSink, BlockSource, Config, ConnectError, Connection, ContextId, Ecn, Event,
@@ -48,6 +54,10 @@ struct Context {
     verifier: Option<Box<Public>>,
 }
 
+/// RESETs in a tenth of a second: enough for a restart, nothing for a flood.
+const RESETS_PER_PERIOD: u32 = 16;
+const RESET_PERIOD: Duration = Duration::from_millis(100);
+
 /// Stateless answers (RETRY, ALERT) waiting to be sent; more are dropped, their askers ask again.
 const MAX_ANSWERS: usize = 64;
 
@@ -66,6 +76,12 @@ pub struct Endpoint {
     cids: BTreeMap<Cid, u32>,
     /// Nonces of INITs that made a connection, so that a repeated one finds it.
     inits: BTreeMap<[u8; 32], u32>,
+    /// The CIDs that peers chose, to find who a RESET is for (§10.7).
+    remotes: BTreeMap<Cid, u32>,
+    tickets: Tickets,
+    reset_key: Secret,
+    /// When the present tenth of a second for RESETs began, and how many were sent in it.
+    resets: (Instant, u32),
     half_open: usize,
     answers: VecDeque<(SocketAddr, Vec<u8>)>,
 }
@@ -98,7 +114,18 @@ impl Endpoint {
         random.fill_bytes(&mut cookie_key.0);
         let mut salt = [0; 16];
         random.fill_bytes(&mut salt);
+        let mut root = Secret([0; 32]);
+        random.fill_bytes(&mut root.0);
+        let mut reset_key = Secret([0; 32]);
+        random.fill_bytes(&mut reset_key.0);
+        let mut instance = [0; 8];
+        random.fill_bytes(&mut instance);
+        let max_early = config.max_early_tickets;
         Self {
+            remotes: BTreeMap::new(),
+            tickets: Tickets::new(root, (Instant::ZERO, 0), instance, max_early),
+            reset_key,
+            resets: (Instant::ZERO, 0),
             config,
             identity,
             authorizer,
@@ -118,6 +145,16 @@ impl Endpoint {
     /// Shows this identity in handshakes from now on: the same key with a renewed credential, say.
     pub fn set_identity(&mut self, identity: Identity) {
         self.identity = identity;
+    }
+
+    /// Gives a secret that outlives this endpoint: then tickets stay valid after a restart, and peers notice a
+    /// restart at once. Without it both are random. `unix` is the time of day at `now`, since 1970: the lifetime of
+    /// tickets is counted by it. To be called before the first connection. No two endpoints may use one secret at the
+    /// same time: one could be made to reset the other's connections.
+    pub fn set_lasting_secret(&mut self, secret: &[u8; 32], now: Instant, unix: Duration) {
+        let root = Secret(mac(secret, &[b"utp2 tickets"]));
+        self.tickets.set_root(root, (now, unix.as_secs()));
+        self.reset_key = Secret(mac(secret, &[b"utp2 reset"]));
     }
 
     /// Makes a secret usable in both directions; replaces the secret of a context that is there already.
@@ -149,6 +186,49 @@ impl Endpoint {
         remote: SocketAddr,
         context: ContextId,
     ) -> Result<Handle, ConnectError> {
+        self.start(now, remote, context, None, Vec::new())
+    }
+
+    /// As [`Endpoint::connect`], in one round trip if the peer still takes the ticket, else by a full handshake, one
+    /// round trip later than without. The [`Authorizer`] is asked about the peer as it was known; so is the peer's
+    /// about us.
+    ///
+    /// `early` messages go with the first packet as far as they fit, and reach the application there as
+    /// [`Event::EarlyMessage`]: only for requests that do no harm when carried out twice, since an attacker may
+    /// withhold and deliver them at another time, and since they are not protected should the peer's ticket keys be
+    /// stolen later. What the peer does not take as early data follows as ordinary messages.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub fn connect_resumed(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        resumption: Resumption,
+        early: &[&[u8]],
+    ) -> Result<Handle, ConnectError> {
+        let bytes: usize = early.iter().map(|m| m.len() + 4).sum();
+        if bytes > self.config.message_buffer / 2 || early.iter().any(|m| m.len() > self.config.max_message) {
+            return Err(ConnectError::EarlyTooLong);
+        }
+        let early = early.iter().map(|m| m.to_vec()).collect();
+        let (context, memory) = (resumption.context, resumption.memory);
+        let welcome = self.authorizer.authorize(context, &resumption.peer);
+        let handle = self.start(now, remote, context, welcome.then_some(resumption), early)?;
+        if let (Some(memory), Some(c)) = (memory, self.slots.get_mut(handle.slot)) {
+            c.recall_path(memory);
+        }
+        Ok(handle)
+    }
+
+    fn start(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        context: ContextId,
+        resumption: Option<Resumption>,
+        early: Vec<Vec<u8>>,
+    ) -> Result<Handle, ConnectError> {
         let secret = self.contexts.get(&context).ok_or(ConnectError::UnknownContext)?.secret.clone();
         if self.slots.len() >= self.config.max_connections {
             return Err(ConnectError::TooManyConnections);
@@ -158,11 +238,26 @@ impl Endpoint {
         self.random.fill_bytes(&mut nonce);
         let exponent = self.new_exponent();
         let timeout = self.config.handshake_timeout;
-        let initiator = Initiator::new(now, context, secret, cid, nonce, exponent, timeout);
-        let handle = self.slots.insert(|h| Connection::initiate(h, context, remote, initiator), cid, None);
+        let resuming = resumption.map(|r| {
+            let (mut first, mut x) = ([0; 32], [0; 32]);
+            self.random.fill_bytes(&mut first);
+            self.random.fill_bytes(&mut x);
+            let token = self.reset_token(&cid);
+            Box::new(Resuming::new(&self.config, r, &secret, (cid, first, x), token, &early))
+        });
+        let initiator = Initiator::new(now, context, secret, cid, nonce, exponent, timeout, resuming);
+        let make = |h| Connection::initiate(h, context, remote, initiator, early);
+        let handle = self.slots.insert(make, cid, None);
         self.cids.insert(cid, handle.slot);
         self.after(handle.slot);
         Ok(handle)
+    }
+
+    fn reset_token(&self, cid: &Cid) -> [u8; TOKEN] {
+        let full = self.reset_key.mac(&[b"utp2 reset", cid]);
+        let mut out = [0; TOKEN];
+        out.copy_from_slice(&full[..TOKEN]);
+        out
     }
 
     fn new_cid(&mut self) -> Cid {
@@ -195,20 +290,163 @@ impl Endpoint {
         let Ok(header) = Header::parse(data) else { return };
         let cid = match header {
             Header::Handshake { kind: Kind::Init, .. } => return self.on_init(now, remote, data),
+            Header::Handshake { kind: Kind::Resume, .. } => return self.on_resume(now, remote, data),
+            Header::Handshake { kind: Kind::Reset, cid } => return self.on_reset(&cid, data),
             Header::OtherVersion => return self.on_other_version(remote, data),
             Header::Handshake { cid, .. } | Header::Protected { cid, .. } => cid,
         };
-        let Some(&slot) = self.cids.get(&cid) else { return };
-        let mut seed = [0; 32];
+        let Some(&slot) = self.cids.get(&cid) else {
+            if matches!(header, Header::Protected { .. }) {
+                self.reset(now, remote, &cid, data.len());
+            }
+            return;
+        };
+        let (mut seed, mut reset_token) = ([0; 32], [0; TOKEN]);
         if matches!(header, Header::Handshake { .. }) {
             self.random.fill_bytes(&mut seed);
+            reset_token = self.reset_token(&cid);
         }
-        let local =
-            Local { config: &self.config, identity: &self.identity, authorizer: self.authorizer.as_ref() };
+        let authorizer = self.authorizer.as_ref();
+        let local = Local { config: &self.config, identity: &self.identity, authorizer, reset_token };
         if let Some(c) = self.slots.get_mut(slot) {
             c.handle_datagram(now, arrival, &header, data, &local, seed, sink);
+            if let Some(session) = c.wants_ticket(now).filter(|_| self.config.issue_tickets) {
+                let mut nonce = [0; 16];
+                self.random.fill_bytes(&mut nonce);
+                let (secret, memory) = (session.ticket_secret(&nonce), session.path_memory());
+                let proved = session.proved().unwrap_or_else(|| self.tickets.time(now));
+                let (context, peer) = (c.context(), session.peer());
+                let issued = self.tickets.issue(now, nonce, context, peer, &secret, proved, memory);
+                let ticket = issued.map(|(bytes, lifetime)| IssuedTicket {
+                    lifetime: u32::try_from(lifetime).unwrap_or(u32::MAX),
+                    nonce,
+                    bytes,
+                });
+                c.give_ticket(now, proved, memory, ticket);
+            }
             self.after(slot);
         }
+    }
+
+    /// Tells who sends to a connection we do not know that there is none (§10.7).
+    fn reset(&mut self, now: Instant, to: SocketAddr, lost: &Cid, received: usize) {
+        if received <= RESET {
+            return;
+        }
+        if now.saturating_since(self.resets.0) >= RESET_PERIOD {
+            self.resets = (now, 0);
+        }
+        if self.resets.1 < RESETS_PER_PERIOD {
+            self.resets.1 += 1;
+            let mut out = Vec::new();
+            emit_reset(lost, &self.reset_token(lost), &mut out);
+            self.answer(to, out);
+        }
+    }
+
+    fn on_reset(&mut self, lost: &Cid, data: &[u8]) {
+        let (Ok(token), Some(&slot)) = (parse_reset(data), self.remotes.get(lost)) else { return };
+        if let Some(c) = self.slots.get_mut(slot) {
+            c.on_reset(&token);
+            self.after(slot);
+        }
+    }
+
+    fn on_resume(&mut self, now: Instant, from: SocketAddr, data: &[u8]) {
+        let Ok(resume) = Resume::parse(data) else { return };
+        if self.on_repeated(&resume.head.nonce, from) {
+            return;
+        }
+        let asker = (&resume.head.source, &resume.head.nonce);
+        if !self.admit(now, from, asker, resume.cookie) {
+            return;
+        }
+        if !self.try_resume(now, from, data, &resume) {
+            self.alert(from, &resume.head.source, Alert::Ticket);
+        }
+    }
+
+    /// Whether the ticket of a RESUME is taken.
+    fn try_resume(&mut self, now: Instant, from: SocketAddr, data: &[u8], resume: &Resume<'_>) -> bool {
+        if resume.head.suite != SUITE_RESUME {
+            return false;
+        }
+        let Some(ticket) = self.tickets.open(now, resume.ticket) else { return false };
+        let context = ticket.context;
+        let Some(known) = self.contexts.get(&context) else { return false };
+        let max_message = self.config.max_message;
+        let Some(mut opened) = Opened::new(data, resume, &ticket, &known.secret, max_message) else {
+            return false;
+        };
+        // It was welcome when the ticket was issued; now is what counts.
+        if !self.authorizer.authorize(context, &ticket.peer) {
+            return false;
+        }
+        let early =
+            !opened.messages.is_empty() && self.config.accept_early && self.tickets.strike(now, &ticket);
+        let cid = self.new_cid();
+        let (mut nonce, mut x, mut seed) = ([0; 32], [0; 32], [0; 32]);
+        self.random.fill_bytes(&mut nonce);
+        self.random.fill_bytes(&mut x);
+        self.random.fill_bytes(&mut seed);
+        let local = Local {
+            config: &self.config,
+            identity: &self.identity,
+            authorizer: self.authorizer.as_ref(),
+            reset_token: self.reset_token(&cid),
+        };
+        let memory = ticket.memory;
+        let Some(answer) = opened.answer(resume, ticket, &local, (cid, nonce, x), from, early) else {
+            return false;
+        };
+        let messages = early.then(|| core::mem::take(&mut opened.messages));
+        let (config, asker) = (&self.config, (from, data.len()));
+        let make = |h| Connection::respond_resumed(h, context, now, asker, answer, messages, config, seed);
+        let handle = self.slots.insert(make, cid, Some(resume.head.nonce));
+        self.cids.insert(cid, handle.slot);
+        self.inits.insert(resume.head.nonce, handle.slot);
+        if let (Some(memory), Some(c)) = (memory, self.slots.get_mut(handle.slot)) {
+            c.recall_path(memory);
+        }
+        self.after(handle.slot);
+        true
+    }
+
+    fn alert(&mut self, to: SocketAddr, cid: &Cid, alert: Alert) {
+        let mut out = Vec::new();
+        alert.emit(cid, &mut out);
+        self.answer(to, out);
+    }
+
+    /// Whether this is a repetition, which is answered as before.
+    fn on_repeated(&mut self, nonce: &[u8; 32], from: SocketAddr) -> bool {
+        let Some(&slot) = self.inits.get(nonce) else { return false };
+        if let Some(c) = self.slots.get_mut(slot)
+            && c.remote() == from
+        {
+            c.on_repeated_init();
+            self.after(slot);
+        }
+        true
+    }
+
+    /// Whether another handshake is begun, perhaps only with a cookie. Nothing costly before this, and nothing kept
+    /// (§5.3).
+    fn admit(&mut self, now: Instant, from: SocketAddr, asker: cookie::Asker<'_>, cookie: &[u8]) -> bool {
+        if self.half_open >= self.config.retry_threshold
+            && !cookie::is_valid(&self.cookie_key, now, from, asker, cookie)
+        {
+            let cookie = cookie::issue(&self.cookie_key, now, from, asker);
+            let mut out = Vec::new();
+            Retry { cookie: &cookie }.emit(asker.0, &mut out);
+            self.answer(from, out);
+            return false;
+        }
+        if self.half_open >= self.config.max_handshakes || self.slots.len() >= self.config.max_connections {
+            self.alert(from, asker.0, Alert::Busy);
+            return false;
+        }
+        true
     }
 
     fn answer(&mut self, to: SocketAddr, datagram: Vec<u8>) {
@@ -230,34 +468,14 @@ impl Endpoint {
 
     fn on_init(&mut self, now: Instant, from: SocketAddr, data: &[u8]) {
         let Ok(init) = Init::parse(data) else { return };
-        if let Some(&slot) = self.inits.get(&init.nonce) {
-            if let Some(c) = self.slots.get_mut(slot)
-                && c.remote() == from
-            {
-                c.on_repeated_init();
-                self.after(slot);
-            }
+        if self.on_repeated(&init.nonce, from) {
             return;
         }
-        let alert = |this: &mut Self, alert: Alert| {
-            let mut out = Vec::new();
-            alert.emit(&init.source, &mut out);
-            this.answer(from, out);
-        };
         if init.suite != SUITE {
-            return alert(self, Alert::Version);
+            return self.alert(from, &init.source, Alert::Version);
         }
-        // Nothing costly before this point, and nothing kept (§5.3).
-        if self.half_open >= self.config.retry_threshold
-            && !cookie::is_valid(&self.cookie_key, now, from, &init)
-        {
-            let cookie = cookie::issue(&self.cookie_key, now, from, &init);
-            let mut out = Vec::new();
-            Retry { cookie: &cookie }.emit(&init.source, &mut out);
-            return self.answer(from, out);
-        }
-        if self.half_open >= self.config.max_handshakes || self.slots.len() >= self.config.max_connections {
-            return alert(self, Alert::Busy);
+        if !self.admit(now, from, (&init.source, &init.nonce), init.cookie) {
+            return;
         }
         if srp::check_public(init.a).is_err() {
             return;
@@ -268,7 +486,8 @@ impl Endpoint {
         self.random.fill_bytes(&mut nonce);
         let secrets = (cid, nonce, self.new_exponent());
         let timeout = self.config.handshake_timeout;
-        let responder = Responder::new(now, context, data, &init, verifier, self.salt, secrets, timeout);
+        let responder =
+            Responder::new(now, context, (from, data), &init, verifier, self.salt, secrets, timeout);
         let handle =
             self.slots.insert(|h| Connection::respond(h, context, from, responder), cid, Some(init.nonce));
         self.cids.insert(cid, handle.slot);
@@ -311,15 +530,22 @@ impl Endpoint {
         if gone {
             self.remove(slot);
         } else {
+            if let Some(cid) = self.slots.learn_remote(slot) {
+                // Two peers may have chosen the same, one of them on purpose: the first keeps it.
+                self.remotes.entry(cid).or_insert(slot);
+            }
             self.slots.touch(slot);
         }
     }
 
     fn remove(&mut self, slot: u32) {
-        if let Some((cid, nonce)) = self.slots.remove(slot) {
-            self.cids.remove(&cid);
-            if let Some(nonce) = nonce {
+        if let Some(known) = self.slots.remove(slot) {
+            self.cids.remove(&known.cid);
+            if let Some(nonce) = known.nonce {
                 self.inits.remove(&nonce);
+            }
+            if let Some(cid) = known.remote_cid.filter(|c| self.remotes.get(c) == Some(&slot)) {
+                self.remotes.remove(&cid);
             }
         }
     }

@@ -16,6 +16,7 @@ struct Slot {
     connection: Option<Box<Connection>>,
     cid: Cid,
     nonce: Option<[u8; 32]>,
+    remote_cid: Option<Cid>,
     half_open: bool,
     /// Its end was told to the application.
     told: bool,
@@ -24,6 +25,13 @@ struct Slot {
     in_changed: bool,
     /// Its entry in `timers`.
     deadline: Option<Instant>,
+}
+
+/// What a connection was known by.
+pub(super) struct Known {
+    pub(super) cid: Cid,
+    pub(super) nonce: Option<[u8; 32]>,
+    pub(super) remote_cid: Option<Cid>,
 }
 
 pub(super) struct Slots {
@@ -68,12 +76,13 @@ impl Slots {
         let handle = Handle { slot, generation: s.generation };
         s.connection = Some(Box::new(make(handle)));
         (s.cid, s.nonce, s.half_open, s.told) = (cid, nonce, false, false);
+        s.remote_cid = None;
         self.used += 1;
         handle
     }
 
     /// Frees a slot; what it was known by.
-    pub(super) fn remove(&mut self, slot: u32) -> Option<(Cid, Option<[u8; 32]>)> {
+    pub(super) fn remove(&mut self, slot: u32) -> Option<Known> {
         let s = self.slots.get_mut(slot as usize)?;
         s.connection.take()?;
         self.used -= 1;
@@ -85,7 +94,17 @@ impl Slots {
         if s.generation != 0 {
             self.free.push(slot);
         }
-        Some((s.cid, s.nonce.take()))
+        Some(Known { cid: s.cid, nonce: s.nonce.take(), remote_cid: s.remote_cid.take() })
+    }
+
+    /// Notes the peer's CID; returns it if it is new.
+    pub(super) fn learn_remote(&mut self, slot: u32) -> Option<Cid> {
+        let s = &mut self.slots[slot as usize];
+        if s.remote_cid.is_some() {
+            return None;
+        }
+        s.remote_cid = s.connection.as_deref().and_then(Connection::remote_cid);
+        s.remote_cid
     }
 
     pub(super) fn occupied(&self) -> Vec<u32> {

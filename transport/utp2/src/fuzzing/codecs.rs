@@ -301,7 +301,8 @@ mod tests {
             for cut in 0..out.len() {
                 prop_assert!(Reply::parse(&out[..cut]).is_err());
             }
-            let params = Params { max_datagram, receive_window, message_limit, max_message, idle_timeout_ms };
+            let reset_token = [byte; 16];
+            let params = Params { max_datagram, receive_window, message_limit, max_message, idle_timeout_ms, reset_token };
             out.clear();
             Body::emit_claims(&mut out, &nonce, &params, &credential);
             out.extend_from_slice(&[byte; 96]);

@@ -11,7 +11,7 @@ use timebase::Instant;
 
 use super::Input;
 use crate::crypto::kdf::Secret;
-use crate::handshake::Established;
+use crate::handshake::{Established, Role};
 use crate::wire::Cid;
 use crate::wire::handshake::Params;
 use crate::{
@@ -131,6 +131,7 @@ pub(super) fn established(peer: &Config, i: usize, rtt: Duration) -> Established
         message_limit: peer.message_buffer as u32,
         max_message: peer.max_message as u32,
         idle_timeout_ms: peer.idle_timeout.as_millis() as u32,
+        reset_token: [0; 16],
     };
     let (seal, open) = if i == 0 { (SEALED, OPENED) } else { (OPENED, SEALED) };
     Established {
@@ -141,6 +142,10 @@ pub(super) fn established(peer: &Config, i: usize, rtt: Duration) -> Established
         peer: PeerIdentity { public_key: [0; 32], credential: vec![] },
         params,
         rtt,
+        resumption: Secret([3; 32]),
+        role: if i == 0 { Role::Initiator } else { Role::Responder },
+        resumed: false,
+        proved: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The side that connects (PROTOCOL.md §5.1, §5.6).
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -7,6 +8,7 @@ use core::time::Duration;
 
 use timebase::Instant;
 
+use super::resume::Resuming;
 use super::{Assembler, Established, Fragment, Local, Role, Schedule, transcript};
 use crate::crypto::kdf::{Secret, hash, mac};
 use crate::crypto::srp::{self, Exponent, Public};
@@ -18,6 +20,8 @@ const FIRST_REPEAT: Duration = Duration::from_millis(500);
 const LAST_REPEAT: Duration = Duration::from_secs(1);
 const PROVE_REPEAT: Duration = Duration::from_millis(300);
 const MAX_RETRIES: u8 = 3;
+/// RESUMEs without an answer before a full handshake is tried: 1.5 s.
+const MAX_RESUMES: u8 = 2;
 
 /// The tag under which a responder finds the context (§5.2).
 pub(crate) fn context_tag(context: &ContextId, nonce: &[u8; 32]) -> [u8; 16] {
@@ -34,7 +38,8 @@ pub(crate) struct Initiator {
     local_cid: Cid,
     nonce: [u8; 32],
     exponent: Exponent,
-    public: Public,
+    /// Made when first needed: with a ticket it never may be.
+    public: Option<Box<Public>>,
     step: Step,
     /// Datagrams to send now.
     pub(crate) outbox: VecDeque<Vec<u8>>,
@@ -45,12 +50,15 @@ pub(crate) struct Initiator {
     sent_at: Instant,
     sent_once: bool,
     rtt: Option<Duration>,
+    /// Early messages the peer took.
+    pub(crate) early_taken: usize,
 }
 
 #[derive(Debug)]
 enum Step {
-    AwaitReply { init: Vec<u8>, retries: u8 },
-    AwaitProof(Proof),
+    Resume { resuming: Box<Resuming>, datagram: Vec<u8>, retries: u8, sent: u8 },
+    Reply { init: Vec<u8>, retries: u8 },
+    Prove(Proof),
 }
 
 #[derive(Debug)]
@@ -66,7 +74,7 @@ struct Proof {
 #[derive(Debug)]
 pub(crate) enum Progress {
     Wait,
-    Done(alloc::boxed::Box<Established>),
+    Done(Box<Established>),
     Failed(HandshakeFailure),
     /// As failed, and the peer, waiting for our first packet, is to be told.
     Refuse(Cid),
@@ -81,16 +89,16 @@ impl Initiator {
         nonce: [u8; 32],
         exponent: Exponent,
         timeout: Duration,
+        resuming: Option<Box<Resuming>>,
     ) -> Self {
-        let public = srp::initiator_public(&exponent);
         let mut this = Self {
             context,
             secret,
             local_cid,
             nonce,
             exponent,
-            public,
-            step: Step::AwaitReply { init: Vec::new(), retries: 0 },
+            public: None,
+            step: Step::Reply { init: Vec::new(), retries: 0 },
             outbox: VecDeque::new(),
             repeat_at: now,
             repeat_after: FIRST_REPEAT,
@@ -98,19 +106,37 @@ impl Initiator {
             sent_at: now,
             sent_once: true,
             rtt: None,
+            early_taken: 0,
         };
-        this.send_init(now, &[], 0);
+        match resuming {
+            Some(resuming) => this.send_resume(now, resuming, &[], 0),
+            None => this.send_init(now, &[], 0),
+        }
         this
+    }
+
+    fn send_resume(&mut self, now: Instant, resuming: Box<Resuming>, cookie: &[u8], retries: u8) {
+        let datagram = resuming.datagram(cookie);
+        self.outbox.clear();
+        self.outbox.push_back(datagram.clone());
+        self.step = Step::Resume { resuming, datagram, retries, sent: 1 };
+        self.schedule(now, FIRST_REPEAT);
+    }
+
+    /// The ticket was of no use: all from the beginning (§5.8).
+    fn fall_back(&mut self, now: Instant) {
+        self.send_init(now, &[], 0);
     }
 
     fn send_init(&mut self, now: Instant, cookie: &[u8], retries: u8) {
         let mut init = Vec::new();
         let tag = context_tag(&self.context, &self.nonce);
-        Init { source: self.local_cid, suite: SUITE, nonce: self.nonce, tag, a: &self.public, cookie }
-            .emit(&mut init);
+        let exponent = &self.exponent;
+        let a = self.public.get_or_insert_with(|| Box::new(srp::initiator_public(exponent)));
+        Init { source: self.local_cid, suite: SUITE, nonce: self.nonce, tag, a, cookie }.emit(&mut init);
         self.outbox.clear();
         self.outbox.push_back(init.clone());
-        self.step = Step::AwaitReply { init, retries };
+        self.step = Step::Reply { init, retries };
         self.schedule(now, FIRST_REPEAT);
     }
 
@@ -130,9 +156,17 @@ impl Initiator {
         }
         if now >= self.repeat_at {
             self.outbox.clear();
-            match &self.step {
-                Step::AwaitReply { init, .. } => self.outbox.push_back(init.clone()),
-                Step::AwaitProof(p) => self.outbox.extend(p.datagrams.iter().cloned()),
+            if let Step::Resume { sent: MAX_RESUMES, .. } = self.step {
+                self.fall_back(now);
+                return true;
+            }
+            match &mut self.step {
+                Step::Resume { datagram, sent, .. } => {
+                    *sent += 1;
+                    self.outbox.push_back(datagram.clone());
+                }
+                Step::Reply { init, .. } => self.outbox.push_back(init.clone()),
+                Step::Prove(p) => self.outbox.extend(p.datagrams.iter().cloned()),
             }
             self.repeat_after = (self.repeat_after * 2).min(LAST_REPEAT);
             self.repeat_at = now + self.repeat_after;
@@ -149,25 +183,51 @@ impl Initiator {
     }
 
     pub(crate) fn on_retry(&mut self, now: Instant, datagram: &[u8]) {
-        if let (Ok(retry), &Step::AwaitReply { retries, .. }) = (Retry::parse(datagram), &self.step)
-            && retries < MAX_RETRIES
-        {
-            let cookie = *retry.cookie;
-            self.send_init(now, &cookie, retries + 1);
+        let Ok(retry) = Retry::parse(datagram) else { return };
+        let cookie = *retry.cookie;
+        match &mut self.step {
+            Step::Reply { retries, .. } if *retries < MAX_RETRIES => {
+                let retries = *retries;
+                self.send_init(now, &cookie, retries + 1);
+            }
+            Step::Resume { datagram, resuming, retries, .. } if *retries < MAX_RETRIES => {
+                *retries += 1;
+                *datagram = resuming.datagram(&cookie);
+                self.outbox.clear();
+                self.outbox.push_back(datagram.clone());
+                self.schedule(now, FIRST_REPEAT);
+            }
+            _ => {}
         }
     }
 
+    pub(crate) fn on_resumed(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) -> Progress {
+        if !matches!(self.step, Step::Resume { .. }) {
+            return Progress::Wait;
+        }
+        self.sample(now);
+        let rtt = self.rtt.unwrap_or(FIRST_REPEAT);
+        let Step::Resume { resuming, .. } = &self.step else { return Progress::Wait };
+        // One that does not open is somebody else's: the right one may still come.
+        let Some((established, taken)) = resuming.on_resumed(from, datagram, rtt) else {
+            return Progress::Wait;
+        };
+        self.early_taken = if taken { resuming.early_sent } else { 0 };
+        Progress::Done(Box::new(established))
+    }
+
     pub(crate) fn on_reply(&mut self, now: Instant, datagram: &[u8], local: &Local<'_>) -> Progress {
-        let (Ok(reply), Step::AwaitReply { init, .. }) = (Reply::parse(datagram), &self.step) else {
+        let (Ok(reply), Step::Reply { init, .. }) = (Reply::parse(datagram), &self.step) else {
             return Progress::Wait;
         };
         if reply.suite != SUITE {
             return Progress::Failed(HandshakeFailure::Version);
         }
+        let Some(public) = &self.public else { return Progress::Wait };
         let th2 = transcript(init, datagram);
         let premaster = srp::initiator_premaster(
             &self.exponent,
-            &self.public,
+            public,
             reply.b,
             &self.context,
             &self.secret.0,
@@ -182,7 +242,7 @@ impl Initiator {
         self.outbox.extend(datagrams.iter().cloned());
         let remote_cid = reply.source;
         self.step =
-            Step::AwaitProof(Proof { remote_cid, schedule, th3, datagrams, assembler: Assembler::default() });
+            Step::Prove(Proof { remote_cid, schedule, th3, datagrams, assembler: Assembler::default() });
         let round = self.rtt.unwrap_or(FIRST_REPEAT);
         self.schedule(now, PROVE_REPEAT.max(round * 3).min(LAST_REPEAT));
         Progress::Wait
@@ -195,7 +255,7 @@ impl Initiator {
         datagram: &mut [u8],
         local: &Local<'_>,
     ) -> Progress {
-        let Step::AwaitProof(p) = &mut self.step else { return Progress::Wait };
+        let Step::Prove(p) = &mut self.step else { return Progress::Wait };
         let key = p.schedule.key(Role::Responder);
         let body = match p.assembler.add(&key, datagram) {
             Fragment::Whole(body) => body,
@@ -217,14 +277,23 @@ impl Initiator {
             peer,
             params,
             rtt: Duration::ZERO,
+            resumption: p.schedule.resumption(&th4),
+            role: Role::Initiator,
+            resumed: false,
+            proved: None,
         };
         self.sample(now);
         let rtt = self.rtt.unwrap_or(FIRST_REPEAT);
-        Progress::Done(alloc::boxed::Box::new(Established { rtt, ..established }))
+        Progress::Done(Box::new(Established { rtt, ..established }))
     }
 
-    pub(crate) fn on_alert(&self, datagram: &[u8]) -> Progress {
+    pub(crate) fn on_alert(&mut self, now: Instant, datagram: &[u8]) -> Progress {
         match Alert::parse(datagram) {
+            Ok(Alert::Ticket | Alert::Refused) if matches!(self.step, Step::Resume { .. }) => {
+                self.fall_back(now);
+                Progress::Wait
+            }
+            Ok(Alert::Ticket) => Progress::Wait,
             Ok(Alert::Refused) => Progress::Failed(HandshakeFailure::Refused),
             Ok(Alert::Busy) => Progress::Failed(HandshakeFailure::Busy),
             Ok(Alert::Version) => Progress::Failed(HandshakeFailure::Version),

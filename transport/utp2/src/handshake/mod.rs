@@ -3,6 +3,8 @@
 pub(crate) mod cookie;
 pub(crate) mod initiator;
 pub(crate) mod responder;
+pub(crate) mod resume;
+pub(crate) mod ticket;
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -19,7 +21,7 @@ use crate::crypto::sign::is_signed;
 use crate::crypto::srp::Premaster;
 use crate::wire::Cid;
 use crate::wire::handshake::{
-    Body, FRAGMENT, MAX_FRAGMENTS, PROVE_HEADER, Params, ProveHead, TRANSCRIPT_PART,
+    Body, FRAGMENT, MAX_FRAGMENTS, PROVE_HEADER, Params, ProveHead, TOKEN, TRANSCRIPT_PART,
 };
 use crate::{Authorizer, ContextId, HandshakeFailure, Identity, PeerIdentity};
 
@@ -36,6 +38,13 @@ pub(crate) struct Established {
     pub(crate) peer: PeerIdentity,
     pub(crate) params: Params,
     pub(crate) rtt: Duration,
+    /// What tickets of this connection are derived from (§5.8).
+    pub(crate) resumption: Secret,
+    pub(crate) role: Role,
+    /// Whether a ticket was used.
+    pub(crate) resumed: bool,
+    /// When the peer last did a full handshake, on the clock of tickets; now, if that is this one.
+    pub(crate) proved: Option<u64>,
 }
 
 /// What we are and what we accept; lent to the handshake by the endpoint.
@@ -43,6 +52,8 @@ pub(crate) struct Local<'a> {
     pub(crate) config: &'a Config,
     pub(crate) identity: &'a Identity,
     pub(crate) authorizer: &'a dyn Authorizer,
+    /// Token of our CID in this handshake (§10.7).
+    pub(crate) reset_token: [u8; TOKEN],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,14 +63,14 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    const fn other(self) -> Self {
+    pub(crate) const fn other(self) -> Self {
         match self {
             Self::Initiator => Self::Responder,
             Self::Responder => Self::Initiator,
         }
     }
 
-    const fn pick(self, i: &'static str, r: &'static str) -> &'static str {
+    pub(crate) const fn pick(self, i: &'static str, r: &'static str) -> &'static str {
         match self {
             Self::Initiator => i,
             Self::Responder => r,
@@ -99,16 +110,13 @@ impl Schedule {
         self.prk.derive(role.pick("ap i", "ap r"), th4)
     }
 
+    fn resumption(&self, th4: &[u8; 32]) -> Secret {
+        self.prk.derive("rs", th4)
+    }
+
     /// Our body and its sealed datagrams.
     fn prove(&self, role: Role, th: &[u8; 32], local: &Local<'_>, to: &Cid) -> (Vec<u8>, Vec<Vec<u8>>) {
-        let c = local.config;
-        let params = Params {
-            max_datagram: c.max_datagram,
-            receive_window: c.receive_window,
-            message_limit: u32::try_from(c.message_buffer).unwrap_or(u32::MAX),
-            max_message: u32::try_from(c.max_message).unwrap_or(u32::MAX),
-            idle_timeout_ms: u32::try_from(c.idle_timeout.as_millis()).unwrap_or(u32::MAX),
-        };
+        let params = Params::of(local.config, local.reset_token);
         let mut body = Vec::with_capacity(256 + local.identity.credential.len());
         Body::emit_claims(&mut body, &local.identity.public_key(), &params, &local.identity.credential);
         let digest = hash(&[th, &body]);

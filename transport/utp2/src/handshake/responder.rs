@@ -18,6 +18,8 @@ use crate::{ContextId, HandshakeFailure};
 pub(crate) struct Responder {
     context: ContextId,
     remote_cid: Cid,
+    /// Where the INIT came from.
+    asker: SocketAddr,
     th2: [u8; 32],
     exponent: Exponent,
     public: Public,
@@ -48,7 +50,7 @@ impl Responder {
     pub(crate) fn new(
         now: Instant,
         context: ContextId,
-        init_datagram: &[u8],
+        (from, init_datagram): (SocketAddr, &[u8]),
         init: &Init<'_>,
         verifier: Box<Public>,
         salt: [u8; 16],
@@ -62,6 +64,7 @@ impl Responder {
         Self {
             context,
             remote_cid: init.source,
+            asker: from,
             th2: transcript(init_datagram, &reply),
             exponent,
             public,
@@ -91,6 +94,10 @@ impl Responder {
             let Ok(premaster) = s else { return Progress::Drop };
             self.schedule = Some(Schedule::new(self.th2, &premaster));
         }
+        if from != self.asker {
+            // The proof that answers is longer than what asks for it: only to where our REPLY was received.
+            return Progress::Wait;
+        }
         let Some(schedule) = &self.schedule else { return Progress::Drop };
         let body = match self.assembler.add(&schedule.key(Role::Initiator), datagram) {
             Fragment::Whole(body) => body,
@@ -114,6 +121,10 @@ impl Responder {
             peer,
             params,
             rtt: now.saturating_since(self.replied_at),
+            resumption: schedule.resumption(&th4),
+            role: Role::Responder,
+            resumed: false,
+            proved: None,
         };
         Progress::Done(Box::new(established), datagrams)
     }

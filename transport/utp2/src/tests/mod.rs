@@ -7,5 +7,6 @@ mod mtu;
 mod pair;
 mod paths;
 mod rates;
+mod resume;
 mod transfer;
 mod vectors;

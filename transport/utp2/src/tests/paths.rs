@@ -69,7 +69,7 @@ fn challenges_are_repeated_when_they_get_lost() {
         pair.nodes.iter_mut().for_each(|n| n.link.loss = 0.3);
         pair.nodes[1].address = elsewhere(1, 2000);
         let before = pair.nodes[1].blocks.fresh;
-        pair.run_until(SECONDS(3), |p| p.nodes[1].blocks.fresh > before + 20_000);
+        pair.run_until(SECONDS(8), |p| p.nodes[1].blocks.fresh > before + 20_000);
     }
 }
 

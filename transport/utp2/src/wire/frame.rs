@@ -3,6 +3,8 @@
 use alloc::vec::Vec;
 
 use super::ack::{self, Ack};
+use crate::handshake::ticket::MAX_TICKET;
+
 use super::{Malformed, Reader, VARINT_MAX, put_varint, varint_len};
 
 pub(crate) const PADDING: u8 = 0x00;
@@ -14,6 +16,7 @@ const PATH_CHALLENGE: u8 = 0x06;
 const PATH_RESPONSE: u8 = 0x07;
 pub(crate) const ACK: u8 = 0x0c;
 const ACK_RHYTHM: u8 = 0x18;
+const TICKET: u8 = 0x08;
 const DATA: u8 = 0x10;
 const FIN: u8 = 0x01;
 const LENGTH: u8 = 0x02;
@@ -27,13 +30,36 @@ pub(crate) enum Frame<'a> {
     Padding,
     Ping,
     Ack(Ack<'a>),
-    Message { offset: u64, data: &'a [u8] },
-    Window { bytes: u64, message_limit: u64 },
-    Close { code: u16, reason: &'a [u8] },
+    Message {
+        offset: u64,
+        data: &'a [u8],
+    },
+    Window {
+        bytes: u64,
+        message_limit: u64,
+    },
+    Close {
+        code: u16,
+        reason: &'a [u8],
+    },
     PathChallenge([u8; 8]),
     PathResponse([u8; 8]),
-    AckRhythm { interval_us: u64, packets: u64 },
-    Data { tag: u64, offset: u32, fin: bool, data: &'a [u8] },
+    AckRhythm {
+        interval_us: u64,
+        packets: u64,
+    },
+    /// Lifetime in seconds, what its secret is derived with, and the ticket itself (§5.8).
+    Ticket {
+        lifetime: u32,
+        nonce: [u8; 16],
+        ticket: &'a [u8],
+    },
+    Data {
+        tag: u64,
+        offset: u32,
+        fin: bool,
+        data: &'a [u8],
+    },
 }
 
 impl<'a> Frame<'a> {
@@ -62,6 +88,15 @@ impl<'a> Frame<'a> {
             }
             PATH_CHALLENGE => Self::PathChallenge(r.array()?),
             PATH_RESPONSE => Self::PathResponse(r.array()?),
+            TICKET => {
+                let lifetime = u32::try_from(r.varint()?).map_err(|_| Malformed)?;
+                let nonce = r.array()?;
+                let len = usize::try_from(r.varint()?).map_err(|_| Malformed)?;
+                if len > MAX_TICKET {
+                    return Err(Malformed);
+                }
+                Self::Ticket { lifetime, nonce, ticket: r.bytes(len)? }
+            }
             _ if kind & !(FIN | LENGTH | WIDE) == DATA => {
                 let tag = if kind & WIDE != 0 { r.u64()? } else { r.varint()? };
                 let offset = u32::try_from(r.varint()?).map_err(|_| Malformed)?;
@@ -110,6 +145,13 @@ impl<'a> Frame<'a> {
             Self::PathChallenge(b) | Self::PathResponse(b) => {
                 out.push(if matches!(self, Self::PathChallenge(_)) { PATH_CHALLENGE } else { PATH_RESPONSE });
                 out.extend_from_slice(&b);
+            }
+            Self::Ticket { lifetime, nonce, ticket } => {
+                out.push(TICKET);
+                put_varint(out, u64::from(lifetime));
+                out.extend_from_slice(&nonce);
+                put_varint(out, ticket.len() as u64);
+                out.extend_from_slice(ticket);
             }
             Self::Ack(_) | Self::Message { .. } | Self::Data { .. } => unreachable!("has its own function"),
         }
@@ -198,6 +240,7 @@ mod tests {
             Frame::PathChallenge(*b"12345678"),
             Frame::PathResponse(*b"12345678"),
             Frame::AckRhythm { interval_us: 25_000, packets: 10 },
+            Frame::Ticket { lifetime: 43_200, nonce: [9; 16], ticket: &[8; 300] },
         ];
         for f in frames {
             let mut out = Vec::new();

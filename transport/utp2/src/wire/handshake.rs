@@ -4,7 +4,9 @@ use alloc::vec::Vec;
 
 use super::header::{HANDSHAKE_HEADER, Kind, TAG, emit_handshake};
 use super::{Cid, Malformed, Reader};
+use crate::Config;
 use crate::config::MIN_DATAGRAM;
+use crate::handshake::ticket::MAX_TICKET;
 use crate::identity::MAX_CREDENTIAL;
 
 /// Bytes of A and B: group 2048.
@@ -22,6 +24,14 @@ pub(crate) const PROVE_HEADER: usize = HANDSHAKE_HEADER + 2;
 /// Most fragments a body may have.
 pub(crate) const MAX_FRAGMENTS: u8 = 3;
 const MAX_EXTENSIONS: usize = 256;
+/// Suite of a handshake with a ticket: X25519, HKDF-SHA-256, AES-128-GCM.
+pub(crate) const SUITE_RESUME: u8 = 3;
+/// Bytes of RESUME and of RESUMED that enter the transcript as they are: header, CID, suite, nonce, share (§5.8).
+pub(crate) const RESUME_HEAD: usize = HANDSHAKE_HEADER + 8 + 1 + 32 + 32;
+/// Where the ticket's length lies in RESUME: behind the cookie, whose place is always kept.
+pub(crate) const RESUME_TICKET: usize = RESUME_HEAD + 2 + COOKIE;
+/// Length of a token that proves a reset (§10.7).
+pub(crate) const TOKEN: usize = 16;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Init<'a> {
@@ -138,6 +148,8 @@ pub(crate) enum Alert {
     Refused = 1,
     Busy = 2,
     Version = 3,
+    /// The ticket is not taken; a full handshake may be.
+    Ticket = 4,
 }
 
 impl Alert {
@@ -146,6 +158,7 @@ impl Alert {
             Some(1) => Ok(Self::Refused),
             Some(2) => Ok(Self::Busy),
             Some(3) => Ok(Self::Version),
+            Some(4) => Ok(Self::Ticket),
             _ => Err(Malformed),
         }
     }
@@ -164,6 +177,145 @@ pub(crate) struct Params {
     pub(crate) message_limit: u32,
     pub(crate) max_message: u32,
     pub(crate) idle_timeout_ms: u32,
+    /// Proves that its sender lost the connection (§10.7).
+    pub(crate) reset_token: [u8; TOKEN],
+}
+
+impl Params {
+    /// What we tell by our settings.
+    pub(crate) fn of(c: &Config, reset_token: [u8; TOKEN]) -> Self {
+        Self {
+            max_datagram: c.max_datagram,
+            receive_window: c.receive_window,
+            message_limit: u32::try_from(c.message_buffer).unwrap_or(u32::MAX),
+            max_message: u32::try_from(c.max_message).unwrap_or(u32::MAX),
+            idle_timeout_ms: u32::try_from(c.idle_timeout.as_millis()).unwrap_or(u32::MAX),
+            reset_token,
+        }
+    }
+
+    pub(crate) fn parse(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let params = Self {
+            max_datagram: r.u16()?,
+            receive_window: r.u32()?,
+            message_limit: r.u32()?,
+            max_message: r.u32()?,
+            idle_timeout_ms: r.u32()?,
+            reset_token: r.array()?,
+        };
+        if params.max_datagram < MIN_DATAGRAM { Err(Malformed) } else { Ok(params) }
+    }
+
+    pub(crate) fn emit(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.max_datagram.to_be_bytes());
+        out.extend_from_slice(&self.receive_window.to_be_bytes());
+        out.extend_from_slice(&self.message_limit.to_be_bytes());
+        out.extend_from_slice(&self.max_message.to_be_bytes());
+        out.extend_from_slice(&self.idle_timeout_ms.to_be_bytes());
+        out.extend_from_slice(&self.reset_token);
+    }
+}
+
+/// The fields RESUME and RESUMED have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct ResumeHead {
+    pub(crate) source: Cid,
+    pub(crate) suite: u8,
+    pub(crate) nonce: [u8; 32],
+    pub(crate) share: [u8; 32],
+}
+
+impl ResumeHead {
+    fn parse(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self { source: r.array()?, suite: r.u8()?, nonce: r.array()?, share: r.array()? })
+    }
+
+    fn emit_fields(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.source);
+        out.push(self.suite);
+        out.extend_from_slice(&self.nonce);
+        out.extend_from_slice(&self.share);
+    }
+
+    /// A RESUME up to the end of its ticket.
+    pub(crate) fn emit(&self, cookie: &[u8], ticket: &[u8], out: &mut Vec<u8>) {
+        emit_handshake(out, Kind::Resume, &[0; 8]);
+        self.emit_fields(out);
+        out.extend_from_slice(&(cookie.len() as u16).to_be_bytes());
+        out.extend_from_slice(cookie);
+        out.resize(RESUME_TICKET, 0);
+        out.extend_from_slice(&(ticket.len() as u16).to_be_bytes());
+        out.extend_from_slice(ticket);
+    }
+
+    /// A RESUMED up to its sealed part.
+    pub(crate) fn emit_answer(&self, to: &Cid, out: &mut Vec<u8>) {
+        emit_handshake(out, Kind::Resumed, to);
+        self.emit_fields(out);
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Resume<'a> {
+    pub(crate) head: ResumeHead,
+    pub(crate) cookie: &'a [u8],
+    pub(crate) ticket: &'a [u8],
+    pub(crate) sealed: &'a [u8],
+}
+
+impl<'a> Resume<'a> {
+    /// Every RESUME is padded to this.
+    pub(crate) const SIZE: usize = MIN_DATAGRAM as usize;
+
+    pub(crate) fn parse(datagram: &'a [u8]) -> Result<Self, Malformed> {
+        if datagram.len() < Self::SIZE {
+            return Err(Malformed);
+        }
+        let mut r = Reader::new(datagram.get(HANDSHAKE_HEADER..).ok_or(Malformed)?);
+        let head = ResumeHead::parse(&mut r)?;
+        let len = usize::from(r.u16()?);
+        if len != 0 && len != COOKIE {
+            return Err(Malformed);
+        }
+        let cookie = &r.bytes(COOKIE)?[..len];
+        let len = usize::from(r.u16()?);
+        if len > MAX_TICKET {
+            return Err(Malformed);
+        }
+        let ticket = r.bytes(len)?;
+        let len = usize::from(r.u16()?);
+        Ok(Self { head, cookie, ticket, sealed: r.bytes(len)? })
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Resumed {
+    pub(crate) source: Cid,
+    pub(crate) suite: u8,
+    pub(crate) share: [u8; 32],
+}
+
+impl Resumed {
+    pub(crate) fn parse(datagram: &[u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(datagram.get(HANDSHAKE_HEADER..).ok_or(Malformed)?);
+        let ResumeHead { source, suite, share, .. } = ResumeHead::parse(&mut r)?;
+        Ok(Self { source, suite, share })
+    }
+}
+
+/// A RESET (§10.7): the CID of the header is the one the lost connection had here.
+pub(crate) fn parse_reset(datagram: &[u8]) -> Result<[u8; TOKEN], Malformed> {
+    let mut r = Reader::new(datagram.get(HANDSHAKE_HEADER..).ok_or(Malformed)?);
+    let token = r.array()?;
+    if r.is_empty() { Ok(token) } else { Err(Malformed) }
+}
+
+/// Bytes of a RESET: less than any protected packet has.
+pub(crate) const RESET: usize = HANDSHAKE_HEADER + TOKEN;
+
+pub(crate) fn emit_reset(lost: &Cid, token: &[u8; TOKEN], out: &mut Vec<u8>) {
+    emit_handshake(out, Kind::Reset, lost);
+    out.extend_from_slice(token);
 }
 
 /// The body of a PROVE (§3.6), up to the signature.
@@ -182,15 +334,9 @@ impl<'a> Body<'a> {
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(body);
         let public_key = r.array()?;
-        let params = Params {
-            max_datagram: r.u16()?,
-            receive_window: r.u32()?,
-            message_limit: r.u32()?,
-            max_message: r.u32()?,
-            idle_timeout_ms: r.u32()?,
-        };
+        let params = Params::parse(&mut r)?;
         let extensions = usize::from(r.u16()?);
-        if extensions > MAX_EXTENSIONS || params.max_datagram < MIN_DATAGRAM {
+        if extensions > MAX_EXTENSIONS {
             return Err(Malformed);
         }
         r.bytes(extensions)?;
@@ -211,11 +357,7 @@ impl<'a> Body<'a> {
     /// Appends the part before the signature.
     pub(crate) fn emit_claims(out: &mut Vec<u8>, public_key: &[u8; 32], params: &Params, credential: &[u8]) {
         out.extend_from_slice(public_key);
-        out.extend_from_slice(&params.max_datagram.to_be_bytes());
-        out.extend_from_slice(&params.receive_window.to_be_bytes());
-        out.extend_from_slice(&params.message_limit.to_be_bytes());
-        out.extend_from_slice(&params.max_message.to_be_bytes());
-        out.extend_from_slice(&params.idle_timeout_ms.to_be_bytes());
+        params.emit(out);
         out.extend_from_slice(&0u16.to_be_bytes());
         out.extend_from_slice(&(credential.len() as u16).to_be_bytes());
         out.extend_from_slice(credential);
@@ -257,6 +399,7 @@ mod tests {
             message_limit: 2,
             max_message: 3,
             idle_timeout_ms: 4,
+            reset_token: [5; TOKEN],
         };
         let mut out = Vec::new();
         Body::emit_claims(&mut out, &[5; 32], &params, b"credential");
@@ -280,6 +423,7 @@ mod tests {
             rng.fill_bytes(&mut buf[..n]);
             let b = &buf[..n];
             let _ = (Init::parse(b).is_ok(), Retry::parse(b).is_ok(), Reply::parse(b).is_ok());
+            let _ = (Resume::parse(b).is_ok(), Resumed::parse(b).is_ok(), parse_reset(b).is_ok());
             let _ = (ProveHead::parse(b).is_ok(), Alert::parse(b).is_ok(), Body::parse(b).is_ok());
             let _ = super::super::header::Header::parse(b).is_ok();
         }

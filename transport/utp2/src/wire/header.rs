@@ -23,6 +23,9 @@ pub(crate) enum Kind {
     Reply = 3,
     Prove = 4,
     Alert = 5,
+    Resume = 6,
+    Resumed = 7,
+    Reset = 8,
 }
 
 /// Any datagram's header.
@@ -62,6 +65,9 @@ impl Header {
             3 => Kind::Reply,
             4 => Kind::Prove,
             5 => Kind::Alert,
+            6 => Kind::Resume,
+            7 => Kind::Resumed,
+            8 => Kind::Reset,
             _ => return Err(Malformed),
         };
         Ok(Self::Handshake { kind, cid })
@@ -107,7 +113,8 @@ mod tests {
         let mut out = Vec::new();
         emit_protected(&mut out, &cid, true, 0x1_2345_6789);
         assert_eq!(Header::parse(&out), Ok(Header::Protected { cid, phase: true, number: 0x2345_6789 }));
-        for kind in [Kind::Init, Kind::Retry, Kind::Reply, Kind::Prove, Kind::Alert] {
+        use Kind::*;
+        for kind in [Init, Retry, Reply, Prove, Alert, Resume, Resumed, Reset] {
             out.clear();
             emit_handshake(&mut out, kind, &cid);
             assert_eq!(Header::parse(&out), Ok(Header::Handshake { kind, cid }));
