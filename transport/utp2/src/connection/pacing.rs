@@ -4,10 +4,11 @@ use core::time::Duration;
 
 use timebase::Instant;
 
-/// How far unused time may be made up for: what a timer of 1 ms grain is late by.
-const DEPTH_US: u64 = 2_000;
-/// How much is gathered before it is worth waking up.
-const QUANTUM_US: u64 = 500;
+/// How late a timer may be without lowering the rate, µs: one of 1 ms grain is late by that, and somewhat.
+const LATE_US: u64 = 1_500;
+/// How much is gathered before it is worth waking up: four packets, in no less and no more time than this, µs.
+const QUANTUM_US: [u64; 2] = [250, 500];
+const QUANTUM_PACKETS: i64 = 4;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Pacer {
@@ -15,13 +16,15 @@ pub(crate) struct Pacer {
     /// Bytes that may leave now, in millionths, so that slow rates lose nothing to rounding.
     tokens: i64,
     updated: Instant,
+    /// Nothing waited to be sent: that time is not made up for.
+    idle: bool,
 }
 
 const SCALE: i64 = 1_000_000;
 
 impl Pacer {
     pub(crate) fn new(now: Instant, rate: u64) -> Self {
-        Self { rate, tokens: 0, updated: now }
+        Self { rate, tokens: 0, updated: now, idle: false }
     }
 
     pub(crate) fn set_rate(&mut self, now: Instant, rate: u64, packet: usize) {
@@ -32,14 +35,23 @@ impl Pacer {
     fn refill(&mut self, now: Instant, packet: usize) {
         let elapsed = now.saturating_since(self.updated).as_micros().min(10_000_000) as u64;
         self.updated = now;
-        // A microsecond at `rate` bytes/s is `rate` millionths of a byte.
-        self.tokens =
-            self.tokens.saturating_add(i64::try_from(self.rate.saturating_mul(elapsed)).unwrap_or(i64::MAX));
-        self.tokens = self.tokens.min(self.depth(packet));
+        // What had gathered before it fell idle stays.
+        let most = if self.idle { self.quantum(packet).max(self.tokens) } else { self.depth(packet) };
+        self.tokens = self.tokens.saturating_add(self.worth(elapsed)).min(most);
+    }
+
+    /// What the rate gives in so many microseconds: a microsecond at `rate` bytes/s is `rate` millionths of a byte.
+    fn worth(&self, us: u64) -> i64 {
+        i64::try_from(self.rate.saturating_mul(us)).unwrap_or(i64::MAX)
     }
 
     fn depth(&self, packet: usize) -> i64 {
-        i64::try_from(self.rate.saturating_mul(DEPTH_US)).unwrap_or(i64::MAX).max(packet as i64 * SCALE)
+        self.quantum(packet).saturating_add(self.worth(LATE_US))
+    }
+
+    fn quantum(&self, packet: usize) -> i64 {
+        let packet = packet as i64 * SCALE;
+        (packet * QUANTUM_PACKETS).clamp(self.worth(QUANTUM_US[0]), self.worth(QUANTUM_US[1])).max(packet)
     }
 
     /// Whether a packet of `packet` bytes may leave now.
@@ -48,16 +60,20 @@ impl Pacer {
         self.tokens >= packet as i64 * SCALE
     }
 
+    /// There is nothing to send, or a window does not allow it: what could have left meanwhile is not sent in a burst.
+    pub(crate) fn on_idle(&mut self) {
+        self.idle = true;
+    }
+
     pub(crate) fn on_sent(&mut self, bytes: usize) {
+        self.idle = false;
         // Debt (probes, acknowledgements) is limited, so that it never silences for long.
         self.tokens = (self.tokens - bytes as i64 * SCALE).max(-64 * SCALE * 1500);
     }
 
     /// When to look again: once a quantum, and one packet at least, has gathered.
     pub(crate) fn next(&self, packet: usize) -> Instant {
-        let quantum = i64::try_from(self.rate.saturating_mul(QUANTUM_US)).unwrap_or(i64::MAX);
-        let wanted = quantum.max(packet as i64 * SCALE).min(self.depth(packet));
-        let missing = wanted.saturating_sub(self.tokens).max(0) as u64;
+        let missing = self.quantum(packet).saturating_sub(self.tokens).max(0) as u64;
         self.updated + Duration::from_micros(missing.div_ceil(self.rate))
     }
 }
@@ -66,6 +82,7 @@ impl Pacer {
 mod tests {
     use super::*;
 
+    /// Bytes sent when each timer is late by up to `late`, which the burst may make up for.
     fn sent_in_a_second(rate: u64, packet: usize, late: Duration) -> u64 {
         let mut now = Instant::ZERO;
         let mut pacer = Pacer::new(now, rate);
@@ -76,7 +93,8 @@ mod tests {
                 pacer.on_sent(packet);
                 burst += packet as u64;
             }
-            assert!(burst <= (rate * DEPTH_US / 1_000_000).max(packet as u64));
+            let slack = QUANTUM_US[1] + late.as_micros() as u64;
+            assert!(burst <= rate * slack / 1_000_000 + packet as u64, "{burst} at {rate}");
             sent += burst;
             now = pacer.next(packet).max(now) + late;
         }
@@ -89,7 +107,28 @@ mod tests {
             let got = sent_in_a_second(rate, 1452, Duration::ZERO);
             assert!(got.abs_diff(rate) < rate / 50 + 2 * 1452, "{got} of {rate}");
         }
-        let got = sent_in_a_second(125_000_000, 1452, Duration::from_millis(1));
-        assert!(got > 121_000_000, "{got}");
+        for rate in [1_000_000, 12_500_000, 125_000_000, 1_250_000_000] {
+            let got = sent_in_a_second(rate, 1452, Duration::from_millis(1));
+            assert!(got.abs_diff(rate) < rate / 50 + 2 * 1452, "{got} of {rate} with timers late by 1 ms");
+        }
+    }
+
+    #[test]
+    fn time_without_anything_to_send_is_not_made_up_for() {
+        let mut p = Pacer::new(Instant::ZERO, 125_000_000);
+        let mut burst = |after_idle: bool| {
+            if after_idle {
+                p.on_idle();
+            }
+            let now = p.updated + Duration::from_secs(1);
+            let mut sent = 0;
+            while p.is_ready(now, 1250) {
+                p.on_sent(1250);
+                sent += 1250;
+            }
+            sent
+        };
+        assert_eq!(burst(false), 218_750, "what a late timer may make up for");
+        assert_eq!(burst(true), 31_250, "a quarter of one after quiet");
     }
 }

@@ -160,6 +160,7 @@ impl Session {
             if ready {
                 self.controller.on_limited(now);
             }
+            self.pacer.on_idle();
             return false;
         }
         if !ready {

@@ -1,6 +1,7 @@
 //! Two endpoints on a virtual link, with virtual time.
 
 mod cpu;
+mod ecn;
 mod handshake;
 mod hostile;
 mod mtu;

@@ -32,6 +32,9 @@ pub(super) struct Link {
     /// Bytes/s and the queue's length in bytes.
     pub(super) bottleneck: Option<(f64, f64)>,
     pub(super) busy_until: f64,
+    /// What becomes of ECN marks: erased, set to CE with this probability, or left alone.
+    pub(super) bleach: bool,
+    pub(super) mark: f64,
     /// Larger datagrams vanish.
     pub(super) max_datagram: usize,
     pub(super) dropped: u64,
@@ -49,6 +52,8 @@ impl Default for Link {
             bottleneck: None,
             busy_until: 0.0,
             max_datagram: usize::MAX,
+            bleach: false,
+            mark: 0.0,
             dropped: 0,
             passed: 0,
         }
@@ -165,8 +170,8 @@ impl Node {
 }
 
 /// A datagram under way: when it arrives, a number to keep the order, to which node, from where and to which address (any
-/// of the node's, if none is given).
-type Flying = Reverse<(Instant, u64, usize, (SocketAddr, Option<SocketAddr>), Vec<u8>)>;
+/// of the node's, if none is given), and its ECN bits.
+type Flying = Reverse<(Instant, u64, usize, (SocketAddr, Option<SocketAddr>, u8), Vec<u8>)>;
 type Tamper = Box<dyn FnMut(usize, &mut Vec<u8>) -> bool>;
 
 pub(super) struct Pair {
@@ -267,10 +272,10 @@ impl Pair {
 
     pub(super) fn inject(&mut self, to: usize, from: SocketAddr, datagram: Vec<u8>) {
         self.sequence += 1;
-        self.flying.push(Reverse((self.now, self.sequence, to, (from, None), datagram)));
+        self.flying.push(Reverse((self.now, self.sequence, to, (from, None, 0), datagram)));
     }
 
-    fn launch(&mut self, from: usize, to: SocketAddr, mut datagram: Vec<u8>) {
+    fn launch(&mut self, from: usize, to: SocketAddr, mut datagram: Vec<u8>, ecn: Ecn) {
         if let Some(c) = &mut self.nodes[from].captured {
             c.push(datagram.clone());
         }
@@ -305,6 +310,11 @@ impl Pair {
             let i = self.random.next_u32() as usize % datagram.len();
             datagram[i] ^= 1 << (self.random.next_u32() % 8);
         }
+        let ecn = match ecn {
+            _ if link.bleach => Ecn::NotEct,
+            Ecn::Ect0 if self.chance(link.mark) => Ecn::Ce,
+            as_sent => as_sent,
+        };
         let copies = 1 + usize::from(self.chance(link.duplicate));
         for _ in 0..copies {
             let jitter = match link.jitter.as_micros() as u64 {
@@ -314,7 +324,7 @@ impl Pair {
             let at = Instant::from_micros(at as u64 + jitter) + link.delay;
             self.sequence += 1;
             let address = self.nodes[from].address;
-            let addresses = (address, Some(to));
+            let addresses = (address, Some(to), ecn.bits());
             self.flying.push(Reverse((at, self.sequence, 1 - from, addresses, datagram.clone())));
         }
     }
@@ -335,7 +345,7 @@ impl Pair {
             let packets: Vec<Vec<u8>> = buf[..t.len].chunks(size).map(<[u8]>::to_vec).collect();
             assert!(packets.len() <= self.segments);
             for p in packets {
-                self.launch(i, t.remote, p);
+                self.launch(i, t.remote, p, t.ecn);
             }
         }
         let n = &mut self.nodes[i];
@@ -397,7 +407,7 @@ impl Pair {
                     continue;
                 }
                 let n = &mut self.nodes[to];
-                let arrival = Arrival { remote: from.0, at: self.now, ecn: Ecn::NotEct };
+                let arrival = Arrival { remote: from.0, at: self.now, ecn: Ecn::from_bits(from.2) };
                 n.endpoint.handle_datagram(self.now, arrival, &mut datagram, &mut n.blocks);
             }
             for i in 0..2 {
