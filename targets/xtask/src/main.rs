@@ -1,11 +1,12 @@
 //! `cargo xtask`: what a contributor and CI run, and the demonstration with real processes.
 //!
 //! Owns the order and the tools of the checks (`checks`, `tools`), the rules about the tree that no compiler
-//! holds (`tidy`) and `demo`. It depends on no product crate: it builds the binaries and drives them from
+//! holds (`tidy`), `demo` and `fuzz`. It depends on no product crate: it builds the binaries and drives them from
 //! outside, through their command lines and the HTTP API. Read `CONTRIBUTING.md` first.
 
 mod checks;
 mod demo;
+mod fuzz;
 mod guard;
 mod tidy;
 mod tools;
@@ -31,6 +32,8 @@ enum Task {
     Test(checks::Options),
     /// `test` as CI has it: nothing may be skipped
     Ci(checks::Options),
+    /// Feed parsers and state machines of the transport with inputs that reach ever more of their code
+    Fuzz(fuzz::Options),
     /// Hold the rules about the tree: arrows, paths named in ARCHITECTURE.md, sizes, leftovers
     Tidy,
     /// Fetch the pinned tools into target/tools and say where they are
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Test(options) if std::env::var_os("CI").is_some() => checks::run(&options, checks::Mode::Ci),
         Task::Test(options) => checks::run(&options, checks::Mode::Local),
         Task::Ci(options) => checks::run(&options, checks::Mode::Ci),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Tidy => tidy::run(),
         Task::Tools => tools::install_all(),
         Task::Guard(options) => guard::run(&options),

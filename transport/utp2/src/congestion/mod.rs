@@ -304,6 +304,7 @@ impl Controller {
 
     /// The path may be one met before (§9.8). Of use only while the first search for the rate lasts.
     pub(crate) fn recall(&mut self, now: Instant, memory: PathMemory) {
+        let memory = PathMemory { rate: memory.rate.min(MAX_RATE as u64), ..memory };
         self.recalled = Some((memory, RECALL_SAMPLES));
         self.confirm(now, self.shared.rtt_min);
     }
@@ -563,7 +564,10 @@ impl Controller {
         }
         // Delivered rate between the first ACK of this interval and the first of the next.
         let delivered = match (i.first_ack, next) {
-            (Some(a), Some(b)) if b.0 > a.0 => Some((b.1 - a.1) as f64 * 1e6 / (b.0 - a.0) as f64),
+            // The order is the peer's word; what it tells of the past is no rate.
+            (Some(a), Some(b)) if b.0 > a.0 && b.1 >= a.1 => {
+                Some((b.1 - a.1) as f64 * 1e6 / (b.0 - a.0) as f64)
+            }
             _ => None,
         };
         if matches!(self.phase, Phase::FastStart(_)) && i.loss() > 0.02 {

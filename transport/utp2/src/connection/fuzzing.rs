@@ -242,7 +242,7 @@ pub fn received(data: &[u8]) {
 pub fn messages(data: &[u8]) {
     let mut input = Input::new(data);
     let hostile = input.flag();
-    let capacity = 64 + usize::from(input.u16()) % 4096;
+    let capacity = 64 + usize::from(input.u16()) % 2048;
     let max_message = 1 + usize::from(input.u16()) % (capacity - PREFIX);
     let mut receiver = MessageReceiver::new(capacity, max_message);
     if hostile {
@@ -293,11 +293,16 @@ pub fn messages(data: &[u8]) {
                 let i = usize::from(input.u8()) % flying.len();
                 let (offset, piece) = flying[i].clone();
                 if op == 4 && !drain {
-                    // Lost, and read again for sending it anew.
-                    if sender.is_wanted(offset, piece.len()) {
-                        let mut again = vec![0; piece.len()];
+                    // Lost, and read again for sending it anew, in two pieces where it was one.
+                    if let Some((offset, len)) = sender.wanted(offset, piece.len()) {
+                        let mut again = vec![0; len];
                         sender.copy(offset, &mut again);
-                        flying[i].1 = again;
+                        let cut = 64.max(usize::from(input.u8()) * 5);
+                        if cut < len {
+                            flying.push((offset + cut as u64, again.split_off(cut)));
+                        }
+                        // The first sending may yet arrive, too.
+                        flying.push((offset, again));
                     }
                     return flying.len();
                 }
@@ -441,10 +446,7 @@ impl Session {
             self.sent.len()
         );
         assert!(self.blocks.len() <= self.max_blocks);
-        assert!(
-            self.lost_chunks.len() <= (records + 64) * usize::from(MAX_CHUNKS),
-            "{} pieces",
-            self.lost_chunks.len()
-        );
+        let pieces = self.lost_chunks.len() + self.lost_messages.len();
+        assert!(pieces <= (records + 64) * usize::from(MAX_CHUNKS), "{pieces} pieces");
     }
 }

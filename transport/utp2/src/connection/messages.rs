@@ -62,19 +62,20 @@ impl MessageSender {
         self.next += len as u64;
     }
 
-    /// Whether the range still waits for its acknowledgement.
-    pub(crate) fn is_wanted(&self, offset: u64, len: usize) -> bool {
+    /// What of the range still waits for its acknowledgement: all but what lies at its beginning.
+    pub(crate) fn wanted(&self, offset: u64, len: usize) -> Option<(u64, usize)> {
         let end = offset + len as u64;
-        end > self.base && !self.acked.contains(offset.max(self.base), end)
+        let start = offset.max(self.base);
+        (start < end && !self.acked.contains(start, end)).then(|| (start, (end - start) as usize))
     }
 
-    /// Copies bytes that were queued and are not acknowledged below `offset`.
+    /// Copies bytes that are queued and not acknowledged, as [`MessageSender::peek`] and [`MessageSender::wanted`] give
+    /// them.
     pub(crate) fn copy(&self, offset: u64, out: &mut [u8]) {
-        // What lies below `base` is acknowledged; a piece that begins there is sent with zeros nobody reads.
-        let skip = (self.base.saturating_sub(offset) as usize).min(out.len());
+        debug_assert!(offset >= self.base, "what was acknowledged is gone");
         let at = offset.saturating_sub(self.base) as usize;
         let (a, b) = self.buffer.as_slices();
-        let mut out = &mut out[skip..];
+        let mut out = out;
         if at < a.len() {
             let n = out.len().min(a.len() - at);
             let (head, tail) = out.split_at_mut(n);
@@ -335,6 +336,25 @@ mod tests {
         let mut r = MessageReceiver::new(1 << 16, 50);
         let refused = (1..30_000).find(|i| r.write(i * 2, &[0]).is_err());
         assert_eq!(refused, Some(128 + 64 + 1));
+    }
+
+    #[test]
+    fn a_piece_cut_anew_does_not_overwrite_what_has_arrived() {
+        let mut s = MessageSender::new(100, 100);
+        let mut r = MessageReceiver::new(100, 50);
+        assert!(s.push(&[7; 40]));
+        let mut first = [0; 30];
+        s.copy(0, &mut first);
+        s.advance(44);
+        r.write(0, &first).unwrap();
+        s.on_acked(0, 30);
+        // All of it was sent in one piece before, and that is taken for lost.
+        assert_eq!(s.wanted(0, 44), Some((30, 14)));
+        let mut rest = [0; 14];
+        s.copy(30, &mut rest);
+        r.write(30, &rest).unwrap();
+        assert_eq!(r.read(), Ok(Some(vec![7; 40])));
+        assert_eq!((s.wanted(0, 30), s.wanted(44, 0)), (None, None));
     }
 
     #[test]

@@ -310,10 +310,7 @@ impl Session {
     /// ones of the same (§6.3). At the very end, once more what was sent again (§8.5).
     fn piece(&mut self, buf: &mut Vec<u8>, end: usize, source: &mut dyn BlockSource) -> bool {
         while let Some((offset, len)) = self.lost_messages.pop_front() {
-            let len = usize::from(len);
-            if !self.messages_out.is_wanted(offset, len) {
-                continue;
-            }
+            let Some((offset, len)) = self.messages_out.wanted(offset, usize::from(len)) else { continue };
             let sent = self.message_piece(buf, end, offset, len);
             self.stats.retransmitted_bytes += sent as u64;
             if sent < len {

@@ -176,7 +176,16 @@ impl World {
     fn check(&self) {
         for i in 0..2 {
             let (here, there) = (&self.ends[i], &self.ends[1 - i]);
-            assert!(there.messages.iter().zip(&self.messages[i]).all(|(a, b)| a == b), "messages differ");
+            for (n, (a, b)) in there.messages.iter().zip(&self.messages[i]).enumerate() {
+                assert!(
+                    a == b,
+                    "message {n} of end {i}: {} bytes {:?}, sent {} {:?}",
+                    a.len(),
+                    a.first(),
+                    b.len(),
+                    b.first()
+                );
+            }
             assert!(there.messages.len() <= self.messages[i].len());
             for tag in &here.sent {
                 let len = self.blocks[i].iter().find(|b| b.0 == *tag).expect("ours").1;
