@@ -89,7 +89,8 @@ pub struct Recovery {
     /// Until 90 % of the present ceiling were kept for five round trips at less than 1 % loss of congestion;
     /// `None` if that never came.
     pub settled: Option<Duration>,
-    /// Time's worth of data that was missing in the 10 s after it, against 97 % of the ceiling.
+    /// Time's worth of data that was missing in the 10 s after it: of a change of address against the 5 s
+    /// before it, else against 97 % of the ceiling.
     pub cost: Duration,
 }
 
@@ -331,7 +332,7 @@ impl Line {
         let ceiling = scenario.ceiling_over(at, at) * self.step.as_secs_f64();
         let since = |i: usize| (self.step * u32::try_from(i + 1).unwrap_or(u32::MAX)).saturating_sub(at);
         let quiet = first.max(self.index(at + echo) + 1).min(last);
-        let is_outage = what.starts_with("outage");
+        let (is_outage, is_move) = (what.starts_with("outage"), what.ends_with("changes"));
         let begin = if is_outage { first } else { quiet };
         let resumed = (begin..last).find(|&i| self.sums[i] > 0).map(since);
         let span = 5 * self.steps_per_rtt(scenario);
@@ -345,8 +346,12 @@ impl Line {
         });
         let ten = self.index(at + Duration::from_secs(10)).min(last);
         let got: u64 = self.sums[first.min(ten)..ten].iter().sum();
-        let expected = 0.97 * ceiling * ten.saturating_sub(first) as f64;
-        let missing = (expected - got as f64).max(0.0) / ceiling.max(1.0);
+        let before = first.saturating_sub(self.index(Duration::from_secs(5)));
+        let before: &[u64] = &self.sums[before.min(first.min(last))..first.min(last)];
+        let usual = before.iter().sum::<u64>() as f64 / before.len().max(1) as f64;
+        // After a change of the rate, or with nothing before, what should be reached is the measure.
+        let usual = if is_move && usual > 0.0 { usual } else { 0.97 * ceiling };
+        let missing = (usual * ten.saturating_sub(first) as f64 - got as f64).max(0.0) / usual.max(1.0);
         Recovery {
             at,
             what,
