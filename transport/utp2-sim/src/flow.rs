@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use timebase::Instant;
 use utp2::{
     Arrival, Authorizer, BlockSink, BlockSource, CloseReason, Config, Connection, ContextId, Endpoint, Event,
-    Handle, Identity, PeerIdentity, SendError, SourceError, Stats,
+    Handle, Identity, PathMemory, PeerIdentity, SendError, SourceError, Stats,
 };
 
 use crate::network::{Node, Transmission};
@@ -84,6 +84,7 @@ pub struct FlowNode {
     connected_at: Option<Instant>,
     closed: Option<CloseReason>,
     last_stats: Stats,
+    recalled: Option<PathMemory>,
     /// Datagrams until the counters are looked at again.
     look_in: u32,
 }
@@ -94,7 +95,16 @@ impl FlowNode {
             Endpoint::new(config, Identity::new(seed, Vec::new()), Box::new(Anybody), seed.map(|b| !b));
         endpoint.add_context(CONTEXT, secret);
         let last_stats = Stats::default();
-        Self { endpoint, end, conn: None, connected_at: None, closed: None, last_stats, look_in: 0 }
+        Self {
+            endpoint,
+            end,
+            conn: None,
+            connected_at: None,
+            closed: None,
+            last_stats,
+            recalled: None,
+            look_in: 0,
+        }
     }
 
     /// The end that connects to `to` and sends.
@@ -107,6 +117,19 @@ impl FlowNode {
             seed,
             End::Sender { to, start, bytes, block_len, next: 0, sent: 0, conn: None },
         )
+    }
+
+    /// The same, knowing the path from an earlier connection.
+    #[must_use]
+    pub fn recalling(mut self, memory: PathMemory) -> Self {
+        self.recalled = Some(memory);
+        self
+    }
+
+    /// What was learned of the path; `None` while too little is known.
+    #[must_use]
+    pub fn path_memory(&self) -> Option<PathMemory> {
+        self.conn.and_then(|h| self.endpoint.connection(h))?.path_memory()
     }
 
     /// The end that accepts and checks.
@@ -203,6 +226,9 @@ impl FlowNode {
             let handle = self.endpoint.connect(now, *to, CONTEXT).expect("a fresh endpoint connects");
             *conn = Some(handle);
             self.conn = Some(handle);
+            if let (Some(memory), Some(conn)) = (self.recalled, self.endpoint.connection_mut(handle)) {
+                conn.recall_path(memory);
+            }
         }
     }
 

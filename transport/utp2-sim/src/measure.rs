@@ -4,6 +4,7 @@ use core::fmt;
 use core::time::Duration;
 
 use timebase::Instant;
+use utp2::PathMemory;
 
 use crate::link::{Change, LinkStats, QueueSummary};
 use crate::network::{Network, Stop};
@@ -46,6 +47,8 @@ pub struct FlowOutcome {
     pub steady: f64,
     /// What was wrong, if anything.
     pub fault: Option<String>,
+    /// What a µTP2 sender learned of the path.
+    pub memory: Option<PathMemory>,
     /// The sender's counters at the end.
     pub counters: Counters,
     /// New bytes in each step of [`Outcome::step`] since the beginning of the run.
@@ -208,6 +211,7 @@ fn measure_flow(
         steady: steady(progress.timeline()),
         // That somebody closed is no fault once everything is there.
         fault: fault.filter(|f| completed.is_none() || !f.starts_with("closed")),
+        memory: sender.path_memory(),
         counters: sender.counters(),
         timeline: progress.timeline().to_vec(),
     }

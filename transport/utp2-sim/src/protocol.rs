@@ -1,7 +1,7 @@
 //! Which protocol a flow speaks, and any end of any of them as one [`Node`].
 
 use timebase::Instant;
-use utp2::Arrival;
+use utp2::{Arrival, PathMemory};
 
 use crate::flow::FlowNode;
 use crate::network::{Node, Transmission};
@@ -86,6 +86,15 @@ impl AnyNode {
             Self::Tcp(n) => n.duplicate(),
             #[cfg(feature = "quinn")]
             Self::Quic(_) => 0,
+        }
+    }
+
+    /// What a µTP2 sender learned of the path.
+    #[must_use]
+    pub fn path_memory(&self) -> Option<PathMemory> {
+        match self {
+            Self::Utp2(n) => n.path_memory(),
+            _ => None,
         }
     }
 

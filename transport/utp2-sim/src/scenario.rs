@@ -9,7 +9,7 @@ use core::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use timebase::Instant;
-use utp2::{Config, Mode};
+use utp2::{Config, Mode, PathMemory};
 
 use crate::flow::FlowNode;
 use crate::link::LinkConfig;
@@ -44,6 +44,8 @@ pub struct FlowConfig {
     pub mode: Mode,
     /// Bytes/s it may send at most (µTP2 only).
     pub rate_limit: Option<u64>,
+    /// What an earlier connection learned of the path (µTP2 only); see [`Scenario::learn`].
+    pub remembered: Option<PathMemory>,
     /// What it speaks.
     pub protocol: Protocol,
     /// What its round trip is longer than that of the others, for behind the bottleneck each flow goes its
@@ -60,6 +62,7 @@ impl FlowConfig {
             start: Duration::ZERO,
             mode: Mode::Full,
             rate_limit: None,
+            remembered: None,
             protocol: Protocol::Utp2,
             extra_rtt: Duration::ZERO,
         }
@@ -236,6 +239,24 @@ impl Scenario {
         Duration::from_micros(u64::try_from(rtt.as_micros()).expect("short") / u64::from(parts))
     }
 
+    /// What the first flow learns of the path when it is alone on it for 10 s and 60 round trips: for
+    /// [`FlowConfig::remembered`] of a later run. Other chances than this scenario's decide.
+    #[must_use]
+    pub fn learn(&self) -> Option<PathMemory> {
+        let mut before = Self {
+            seed: self.seed ^ 0x5eed,
+            flows: self.flows.iter().take(1).cloned().collect(),
+            seconds: Some(Duration::from_secs(10) + self.rtt() * 60),
+            moves: Vec::new(),
+            steady_from: None,
+            ..self.clone()
+        };
+        (before.forward.schedule, before.reverse.schedule) = (Vec::new(), Vec::new());
+        let first = before.flows.first_mut()?;
+        (first.bytes, first.start) = (ENDLESS, Duration::ZERO);
+        before.run().flows.first()?.memory
+    }
+
     /// Runs until every flow has arrived or [`Scenario::time_max`] has passed; if [`Scenario::seconds`] are
     /// given, for just so long.
     #[must_use]
@@ -331,6 +352,10 @@ impl Scenario {
                     let config =
                         Config { mode: flow.mode, rate_limit: flow.rate_limit, ..self.config.clone() };
                     let sender = FlowNode::sender(config.clone(), &secret, a, address_of(to), load);
+                    let sender = match flow.remembered {
+                        Some(memory) => sender.recalling(memory),
+                        None => sender,
+                    };
                     let receiver = FlowNode::receiver(config, &secret, b, load);
                     (AnyNode::Utp2(Box::new(sender)), AnyNode::Utp2(Box::new(receiver)))
                 }

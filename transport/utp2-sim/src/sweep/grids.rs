@@ -59,6 +59,7 @@ fn cell(protocol: Protocol, rate: u64, rtt: u64, loss: f64) -> Case {
             "0.5".into(),
         ],
         scenario,
+        remembered: false,
         questions: vec![
             Question::new("utilization", demand(AtLeast(97.0)), 2, |_, o| Some(o.utilization * 100.0)),
             Question::new("own loss", demand(AtMost(0.5)), 3, |_, o| Some(o.steady.self_loss * 100.0)),
@@ -80,7 +81,7 @@ struct List {
 impl List {
     fn add(&mut self, name: &str, scenario: Scenario, questions: Vec<Question>) {
         let key = vec![self.protocol.name().into(), name.into()];
-        self.cases.push(Case { key, scenario, questions, layout: Layout::Lines });
+        self.cases.push(Case { key, scenario, remembered: false, questions, layout: Layout::Lines });
     }
 }
 
@@ -117,6 +118,17 @@ pub(super) fn special(protocol: Protocol) -> Vec<Case> {
     steady_cases(&mut list, single);
     queue_cases(&mut list, single);
     changing_cases(&mut list, single);
+    for loss in [0.0, 0.01] {
+        list.add(
+            &format!("1 Gbit/s, 200 ms, {} %, remembered path", loss * 100.0),
+            single(GBIT, 200, loss, 15),
+            vec![
+                Question::new("round trips to 90 %", AtMost(4.0), 0, |_, o| o.rtts_to_90.map(f64::from)),
+                figure("own loss, whole, %", Any, 3, |o| o.self_loss * 100.0),
+            ],
+        );
+        list.cases.last_mut().expect("just added").remembered = true;
+    }
     let mut whole = single(GBIT, 200, 0.01, 1);
     (whole.seconds, whole.flows[0].bytes) = (None, 10_000_000_000);
     list.add(

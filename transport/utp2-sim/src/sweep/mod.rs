@@ -136,11 +136,24 @@ pub struct Case {
     pub key: Vec<String>,
     /// What is run.
     pub scenario: Scenario,
+    /// Whether the flows know the path from an earlier connection.
+    pub remembered: bool,
     questions: Vec<Question>,
     layout: Layout,
 }
 
 impl Case {
+    /// Runs it.
+    #[must_use]
+    pub fn run(&self) -> Outcome {
+        let mut scenario = self.scenario.clone();
+        if self.remembered {
+            let memory = scenario.learn();
+            scenario.flows.iter_mut().for_each(|f| f.remembered = memory);
+        }
+        scenario.run()
+    }
+
     /// The lines of the table for an outcome, columns parted by tabs, without line ends.
     #[must_use]
     pub fn lines(&self, outcome: &Outcome) -> Vec<String> {
@@ -242,7 +255,7 @@ mod tests {
             let small = Scenario::new(5_000_000, core::time::Duration::from_millis(20), 0.0, 0);
             case.scenario = small.for_seconds(2);
             case.scenario.flows[0].protocol = Protocol::Cubic;
-            let lines = case.lines(&case.scenario.run());
+            let lines = case.lines(&case.run());
             assert!(lines.len() >= wanted && lines.iter().all(|l| case.owns(l)), "{lines:?}");
             let columns = grid.header().split('\t').count();
             assert!(lines.iter().all(|l| l.split('\t').count() == columns), "{lines:?}");

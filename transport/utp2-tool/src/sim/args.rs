@@ -116,6 +116,9 @@ pub(crate) struct RunArgs {
     /// What a µTP2 flow may send at most.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) rate_limit: Option<u64>,
+    /// The µTP2 flows know the path from an earlier connection, which is simulated first.
+    #[arg(long)]
+    pub(crate) remembered: bool,
     /// A flow of another protocol on the same bottleneck from this time on (default the beginning), such as
     /// cubic:10s. May be repeated.
     #[arg(long, value_name = "PROTOCOL[:TIME]", value_parser = cross)]
@@ -203,6 +206,10 @@ impl RunArgs {
             ..one.clone()
         }));
         s.flows = flows;
+        if self.remembered {
+            let memory = s.learn();
+            s.flows.iter_mut().for_each(|f| f.remembered = memory);
+        }
         if self.bytes.is_none() {
             s.seconds = Some(Duration::from_secs_f64(self.seconds.unwrap_or(30.0)));
         }

@@ -19,6 +19,7 @@ use super::args::ProtocolArg;
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   utp2 sim sweep --grid ci --check transport/utp2-sim/snapshots/ci.tsv
+  utp2 sim sweep --grid ci --again --out transport/utp2-sim/snapshots/ci.tsv    (a change that is meant)
   utp2 sim sweep --grid full --jobs 2 --out full.tsv
   utp2 sim sweep --grid full --protocol quinn-bbr --out full.tsv      (adds to the same table)
   utp2 sim sweep --grid special --only outage
@@ -43,6 +44,9 @@ pub(crate) struct SweepArgs {
     /// Keep the table here: finished cases are added, those that are there already are not run again.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Run also those that are in the table, and put the new lines in the place of the old.
+    #[arg(long, requires = "out")]
+    again: bool,
     /// Run all and compare with this table.
     #[arg(long, value_name = "FILE", conflicts_with = "out")]
     check: Option<PathBuf>,
@@ -82,10 +86,16 @@ pub(super) fn run(args: &SweepArgs) -> anyhow::Result<bool> {
             bail!("no case of this grid has {only:?} in its name; leave out --only to see them all");
         }
     }
-    let kept = match args.out.as_deref().or(args.check.as_deref()) {
+    let mut kept = match args.out.as_deref().or(args.check.as_deref()) {
         Some(path) => read(path, grid, args.check.is_some())?,
         None => Vec::new(),
     };
+    if args.again {
+        kept.retain(|l| !cases.iter().any(|c| c.owns(l)));
+        if let Some(path) = &args.out {
+            write(path, grid, kept.iter())?;
+        }
+    }
     let here = |case: &Case| kept.iter().filter(|l| case.owns(l)).cloned().collect::<Vec<String>>();
     let todo: Vec<&Case> = cases.iter().filter(|c| args.out.is_none() || here(c).is_empty()).collect();
     if args.out.is_none() {
@@ -102,21 +112,25 @@ pub(super) fn run(args: &SweepArgs) -> anyhow::Result<bool> {
         let differences = difference(&before.join("\n"), &lines);
         differences.iter().for_each(|d| print(d));
         if !differences.is_empty() {
-            eprintln!("utp2: the table differs; if that is meant, delete those lines and run with --out");
+            eprintln!("utp2: the table differs; if that is meant, run with --again --out");
         }
         return Ok(differences.is_empty());
     }
     if let Some(path) = &args.out {
         // In the order of the grid, behind the lines of others.
         let others: Vec<String> = kept.iter().filter(|l| !cases.iter().any(|c| c.owns(l))).cloned().collect();
-        let all: Vec<String> =
-            std::iter::once(grid.header().to_owned()).chain(others).chain(lines.clone()).collect();
-        fs::write(path, all.join("\n") + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        write(path, grid, others.iter().chain(&lines))?;
     }
     let holds = |l: &String| !l.rsplit('\t').next().is_some_and(|h| h.starts_with("no"));
     let bad = lines.iter().filter(|l| !holds(l)).count();
     eprintln!("utp2: {} lines, {bad} do not hold", lines.len());
     Ok(bad == 0)
+}
+
+fn write<'a>(path: &Path, grid: Grid, lines: impl Iterator<Item = &'a String>) -> anyhow::Result<()> {
+    let all: String =
+        std::iter::once(grid.header()).chain(lines.map(String::as_str)).map(|l| format!("{l}\n")).collect();
+    fs::write(path, all).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The lines of a table, without its header. One that does not exist is empty, unless it must exist.
@@ -158,7 +172,7 @@ fn run_cases(todo: &[&Case], args: &SweepArgs, grid: Grid) -> anyhow::Result<Vec
             scope.spawn(|| {
                 while let Some(case) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let started = Instant::now();
-                    let lines = case.lines(&case.scenario.run());
+                    let lines = case.lines(&case.run());
                     let took = started.elapsed().as_secs_f64();
                     eprintln!(
                         "utp2: {} of {}: {} [{took:.1} s]",
