@@ -53,7 +53,11 @@ mod linux {
                 let mut guard = self.0.readable().await?;
                 let read = guard.try_io(|fd| Ok(rustix::io::read(fd, &mut [0u8; 8])?));
                 match read {
-                    Ok(Ok(_)) => return Ok(()),
+                    Ok(Ok(_)) => {
+                        // It fires once: asking again before it is set would only find that out.
+                        guard.clear_ready();
+                        return Ok(());
+                    }
                     Ok(Err(e)) => return Err(e),
                     // It was set anew in between.
                     Err(_would_block) => {}
