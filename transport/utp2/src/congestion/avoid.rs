@@ -1,4 +1,4 @@
-//! Avoid: hold the rate around the remembered one (PROTOCOL.md §9).
+//! Avoid: hold the rate around the remembered one (PROTOCOL.md §9.3, §9.4).
 //!
 //! Per interval, in this order: a standing queue is drained; loss beyond the base loss cuts, a little near the
 //! remembered rate and more far below it, unless cutting is seen not to help; now and then a deep probe measures

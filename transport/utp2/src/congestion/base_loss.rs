@@ -1,4 +1,4 @@
-//! The loss that does not come from our own sending: learned only while the queue was seen empty (PROTOCOL.md §9).
+//! The loss that does not come from our own sending: learned only while the queue was seen empty (PROTOCOL.md §9.1).
 
 use alloc::collections::VecDeque;
 use core::time::Duration;

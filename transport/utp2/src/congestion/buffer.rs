@@ -1,4 +1,4 @@
-//! How long the bottleneck's queue can get, learned where it overflowed (PROTOCOL.md §9.4).
+//! How long the bottleneck's queue can get, learned where it overflowed (PROTOCOL.md §9.2).
 
 use core::time::Duration;
 

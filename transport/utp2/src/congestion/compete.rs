@@ -1,4 +1,4 @@
-//! Beside a sender that only loss stops (mode *fair*): a window like CUBIC's, RFC 9438 (PROTOCOL.md §9.8).
+//! Beside a sender that only loss stops (mode *fair*): a window like CUBIC's, RFC 9438 (PROTOCOL.md §9.9).
 //!
 //! A flow that keeps to a queue target is starved by one that fills the queue. While such a one is there, this window
 //! decides: it grows and shrinks as the other's does, so both get about the same. Whether the other is gone is found

@@ -1,4 +1,4 @@
-//! Whether sending less helps: tells loss of our own making from loss by chance (PROTOCOL.md §9.6).
+//! Whether sending less helps: tells loss of our own making from loss by chance (PROTOCOL.md §9.4).
 //!
 //! Where no queue shows, loss beyond the base loss may still be congestion: a very short queue, a policer. The rate
 //! is cut once, by somewhat more than what was lost, and held. If the loss goes away it was ours; what stays is not.

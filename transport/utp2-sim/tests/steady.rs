@@ -1,0 +1,79 @@
+//! The steady part of transfers in virtual time (PROTOCOL.md §9): how much of a path is used, and what is lost of our
+//! own making. Small scale; the same at full scale is a command (docs/transport-performance.md).
+
+use std::time::Duration;
+
+use utp2_sim::{FlowConfig, Loss, Outcome, Scenario};
+
+const MBIT: u64 = 1_000_000;
+const SEEDS: [u64; 3] = [1, 2, 3];
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Runs for `seconds` and looks at the part from the fifth on.
+fn steady(what: &str, scenario: &Scenario, seconds: u64) -> Outcome {
+    let mut scenario = scenario.clone();
+    scenario.steady_from = Some(Duration::from_secs(5).max(scenario.steady_from()));
+    let outcome = scenario.for_seconds(seconds).run();
+    println!("{what}: {outcome}");
+    outcome
+}
+
+#[test]
+fn half_a_bdp_of_queue_is_enough_whatever_is_lost() {
+    for seed in SEEDS {
+        for loss in [0.0, 0.01, 0.05] {
+            let mut s = Scenario::new(100 * MBIT, ms(50), loss, 0).with_queue_bdp(0.5);
+            s.seed = seed;
+            let o = steady(&format!("{loss}, seed {seed}"), &s, 15);
+            assert!(o.utilization > 0.97, "{o}");
+            assert!(o.self_loss < 0.005, "{o}");
+            assert!(o.steady.retransmit_ratio < loss + 0.01, "{o}");
+        }
+    }
+}
+
+#[test]
+fn bursts_are_chance_too() {
+    for seed in SEEDS {
+        let mut s = Scenario::new(100 * MBIT, ms(50), 0.0, 0).with_queue_bdp(0.5);
+
+        s.forward.loss = Loss::bursts(0.02, 20.0);
+        s.seed = seed;
+        s.steady_from = Some(Duration::from_secs(12));
+        let o = steady(&format!("bursts, seed {seed}"), &s, 22);
+        assert!(o.utilization > 0.90, "{o}");
+    }
+}
+
+#[test]
+fn a_short_queue_is_used_and_a_long_one_is_not_filled() {
+    for seed in SEEDS {
+        let mut s = Scenario::new(100 * MBIT, ms(100), 0.0, 0).with_queue_bdp(0.02);
+        s.seed = seed;
+        let o = steady(&format!("2 % of a BDP, seed {seed}"), &s, 15);
+        assert!(o.utilization > 0.95, "{o}");
+        assert!(o.self_loss < 0.01, "{o}");
+
+        let mut s = Scenario::new(100 * MBIT, ms(50), 0.0, 0).with_queue_bdp(10.0);
+        s.flows = vec![FlowConfig { mode: utp2::Mode::Fair, ..FlowConfig::endless() }];
+        s.seed = seed;
+        let o = steady(&format!("10 BDP, seed {seed}"), &s, 15);
+        assert!(o.utilization > 0.97, "{o}");
+        assert!(o.steady.queue.standing_ms < 30.0, "{o}");
+    }
+}
+
+#[test]
+fn a_rate_limit_is_kept() {
+    for limit in [500_000u64, 5_000_000] {
+        let mut s = Scenario::new(100 * MBIT, ms(50), 0.01, 0).with_queue_bdp(0.5);
+        s.flows[0].rate_limit = Some(limit);
+        let o = steady(&format!("limit {limit}"), &s, 15);
+        let sent = o.forward.bytes as f64 / o.seconds;
+        assert!(sent < 1.02 * limit as f64, "{sent} of {limit}: {o}");
+        assert!(sent > 0.95 * limit as f64, "{sent} of {limit}: {o}");
+    }
+}
