@@ -184,6 +184,8 @@ enum Job {
     Opened(u32, Result<Arc<PartFile>, String>),
     Hashed(u32, io::Result<Option<[u8; 32]>>),
     Finished(u32, Result<(), String>),
+    /// Its room on disk is taken, or can't be.
+    Room(u32, io::Result<()>),
     Saved,
 }
 
@@ -253,6 +255,7 @@ impl Session {
         let end = self.serve().await;
         let took = started.elapsed();
         self.sink.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(&self.conn.handle());
+        self.entries.values().filter_map(Entry::open).for_each(|part| part.abandon());
         // The files under way are complete for those tasks, or will be left for another time below.
         while self.jobs.join_next().await.is_some() {}
         let kept = self.keep_unfinished().await;
@@ -378,7 +381,11 @@ impl Session {
             }
             Job::Finished(file, Ok(())) => self.done(file).await,
             Job::Finished(file, Err(reason)) => self.fail(file, reason, false).await?,
-            Job::Saved => {}
+            // A file that is complete has its room.
+            Job::Room(file, Err(error)) if matches!(self.entries.get(&file), Some(Entry::Open { .. })) => {
+                self.fail(file, format!("cannot write the file: {error}"), false).await?;
+            }
+            Job::Room(..) | Job::Saved => {}
         }
         Ok(())
     }
@@ -396,6 +403,10 @@ impl Session {
         self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).insert(file, part.clone());
         self.entries.insert(file, Entry::Open { part, wanted: None, found: None });
         self.say(ToSender::Accept { file, have }).await;
+        let part = self.entries.get(&file).and_then(Entry::open).cloned();
+        if let Some(part) = part {
+            self.jobs.spawn_blocking(move || Job::Room(file, part.take_room()));
+        }
         self.hash(file);
     }
 

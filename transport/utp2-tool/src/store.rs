@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -32,6 +33,9 @@ const HASH_CHUNK: usize = 1 << 20;
 
 /// Bytes that have to come together before it pays to start hashing them.
 const HASH_STEP: u64 = 8 << 20;
+
+/// Room taken on disk in one step: writers wait a millisecond at most.
+const ROOM_STEP: u64 = 2 << 20;
 
 /// Why a file cannot be begun; for both sides' people.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,6 +122,8 @@ pub(crate) struct PartFile {
     /// Locked while the map is written; set once there is nothing left to be mapped, so that a map being
     /// saved on the side does not outlive its file.
     settled: Mutex<bool>,
+    /// Nobody waits for it any more.
+    abandoned: AtomicBool,
 }
 
 struct State {
@@ -184,8 +190,7 @@ impl PartFile {
             Some(done) => done,
             None => {
                 file.set_len(0).map_err(wrong)?;
-                allocate(&file, meta.size).map_err(|error| {
-                    // Such as what was allocated before the disk was full.
+                has_room(&file, meta.size).and_then(|()| file.set_len(meta.size)).map_err(|error| {
                     let _ = fs::remove_file(reserved.part());
                     wrong(error)
                 })?;
@@ -206,7 +211,15 @@ impl PartFile {
             hash_asked: 0,
         };
         state.extend_prefix(blocks);
-        Ok(Self { reserved, meta, blocks, file, state: Mutex::new(state), settled: Mutex::new(false) })
+        Ok(Self {
+            reserved,
+            meta,
+            blocks,
+            file,
+            state: Mutex::new(state),
+            settled: Mutex::new(false),
+            abandoned: AtomicBool::new(false),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -241,6 +254,25 @@ impl PartFile {
             .filter(|&b| has(&state.done, b))
             .map(|b| u64::from(block_len(self.meta.size, b)))
             .sum()
+    }
+
+    /// Takes the file's room on disk, so that others do not while it arrives. On the side and in steps: some file
+    /// systems clear what they give, a second for a gigabyte, and let nobody write meanwhile.
+    pub(crate) fn take_room(&self) -> io::Result<()> {
+        let mut at = 0;
+        while at < self.meta.size && !self.abandoned.load(Ordering::Relaxed) {
+            let len = ROOM_STEP.min(self.meta.size - at);
+            if !allocate(&self.file, at, len)? {
+                return Ok(());
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Ends what goes on on the side.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -345,6 +377,7 @@ impl PartFile {
 
     /// Puts the verified file in its place, with the sender's times and permissions.
     pub(crate) fn finish(&self) -> Result<(), String> {
+        self.abandon();
         let finish = || {
             if let Some(modified) = self.meta.modified.and_then(system_time) {
                 self.file.set_modified(modified)?;
@@ -403,6 +436,7 @@ impl PartFile {
     /// Removes what is there: it is not what it should be.
     pub(crate) fn discard(&self) {
         self.state().failed = true;
+        self.abandon();
         self.settle();
         let _ = fs::remove_file(self.reserved.part());
     }
@@ -437,23 +471,36 @@ fn read_map(reserved: &Reserved, meta: &Meta, file: &File) -> Option<Vec<u64>> {
     (fits && file.metadata().ok()?.len() == meta.size).then_some(map.done)
 }
 
-/// Takes the room on disk now, where the file system can, so that a full disk shows before the transfer.
-fn allocate(file: &File, size: u64) -> io::Result<()> {
+/// Whether a file of `size` bytes fits on the disk now, so that a full one shows before the transfer.
+fn has_room(file: &File, size: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     if size > 0 {
-        use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
-        // Asked first: trying would fill the disk, for others too, before it fails.
-        let room = fstatvfs(file)?;
+        let room = rustix::fs::fstatvfs(file)?;
         if size > room.f_bavail.saturating_mul(room.f_frsize) {
             return Err(rustix::io::Errno::NOSPC.into());
         }
-        match fallocate(file, FallocateFlags::empty(), 0, size) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
-            Err(error) => return Err(error.into()),
+    }
+    let _ = (file, size);
+    Ok(())
+}
+
+/// Takes a piece of the file's room on disk; false if the file system takes room only when it is written to.
+fn allocate(file: &File, at: u64, len: u64) -> io::Result<bool> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        match fallocate(file, FallocateFlags::empty(), at, len) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
-    file.set_len(size)
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, at, len);
+        Ok(false)
+    }
 }
 
 fn system_time((seconds, nanos): (i64, u32)) -> Option<SystemTime> {
@@ -557,6 +604,19 @@ mod tests {
         drop(part);
         let changed = Meta { modified: Some((1_600_000_001, 0)), ..meta("a") };
         assert_eq!(PartFile::begin(&dir, changed).unwrap().have(), []);
+    }
+
+    #[test]
+    fn room_is_taken_without_touching_what_is_there() {
+        let (temp, dir) = dir();
+        let big = Meta { size: 3 * ROOM_STEP + 5, ..meta("a") };
+        let part = PartFile::begin(&dir, big.clone()).unwrap();
+        assert_eq!(part.write(1, 0, true, &[7; BLOCK as usize]), Written::More(BLOCK));
+        part.take_room().unwrap();
+        let bytes = fs::read(temp.path().join("new/out/a.part")).unwrap();
+        assert_eq!(bytes.len() as u64, big.size);
+        let place = BLOCK as usize..2 * BLOCK as usize;
+        assert!(bytes.iter().enumerate().all(|(i, byte)| *byte == if place.contains(&i) { 7 } else { 0 }));
     }
 
     #[test]
