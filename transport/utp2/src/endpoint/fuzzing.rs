@@ -2,14 +2,16 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use timebase::Instant;
 
 use super::Endpoint;
 use crate::connection::session::Session;
+use crate::crypto::kdf::Secret;
 use crate::handshake::Established;
 use crate::wire::Cid;
-use crate::{Connection, ContextId, Handle};
+use crate::{Connection, ContextId, Handle, PathMemory, PeerIdentity};
 
 impl Endpoint {
     /// Takes over a connection as if a handshake had led to it; it answers to `cid`.
@@ -30,6 +32,19 @@ impl Endpoint {
         self.cids.insert(cid, handle.slot);
         self.after(handle.slot);
         handle
+    }
+
+    /// A ticket as this endpoint would give to a peer that proved itself just now.
+    pub(crate) fn ticket(
+        &self,
+        now: Instant,
+        context: ContextId,
+        peer: &PeerIdentity,
+        secret: &Secret,
+        memory: Option<PathMemory>,
+    ) -> Option<Vec<u8>> {
+        let proved = self.tickets.time(now);
+        self.tickets.issue(now, [7; 16], context, peer, secret, proved, memory).map(|t| t.0)
     }
 
     /// How its connections stand, for a finding.

@@ -13,13 +13,15 @@ mod peer;
 mod primitives;
 #[cfg(test)]
 mod replay;
+mod resume;
 mod world;
 
 pub use codecs::{ack, frames, handshake, header, varint};
 pub use endpoint::endpoint;
 pub use link::link;
 pub use peer::peer;
-pub use primitives::{aead, srp};
+pub use primitives::{aead, exchange, srp};
+pub use resume::resume;
 
 pub(crate) use input::Input;
 
@@ -38,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     ("blocks", blocks),
     ("controller", controller),
     ("endpoint", endpoint),
+    ("exchange", exchange),
     ("frames", frames),
     ("handshake", handshake),
     ("header", header),
@@ -47,6 +50,7 @@ pub const TARGETS: &[Target] = &[
     ("ranges", ranges),
     ("received", received),
     ("replay_window", replay_window),
+    ("resume", resume),
     ("scoreboard", scoreboard),
     ("srp", srp),
     ("varint", varint),

@@ -1,10 +1,12 @@
-//! Primitives with hostile numbers: SRP with any public value, salt and secret, and packet protection with any packet.
+//! Primitives with hostile numbers: SRP with any public value, salt and secret, X25519 with any share, and packet
+//! protection with any packet.
 
 use alloc::vec::Vec;
 
 use super::Input;
 use crate::ContextId;
 use crate::crypto::aead::PacketKey;
+use crate::crypto::exchange::Share;
 use crate::crypto::srp::{self, EXPONENT, Exponent, Public};
 use crate::wire::handshake::GROUP;
 use crate::wire::header::TAG;
@@ -89,4 +91,21 @@ pub fn aead(data: &[u8]) {
     assert!(key.open(number, &mut packet[..flip % (packet.len() - 1)].to_vec(), header).is_err());
     let opened = key.open(number, &mut packet, header).expect("what was sealed");
     assert_eq!(opened, &plain[header..]);
+}
+
+/// Any share, and any exponents: refused if it gives zero, the same on both sides if it is honest.
+pub fn exchange(data: &[u8]) {
+    let mut input = Input::new(data);
+    let (a, b) = (Share::new(input.array()), Share::new(input.array()));
+    let shared = |s: &Share, public| s.shared(public).map(|s| *s.as_bytes());
+    let (one, other) = (shared(&a, b.public()), shared(&b, a.public()));
+    assert!(one.is_some() && one == other);
+    let share = input.array();
+    if let Some(s) = shared(&a, share) {
+        assert!(s != [0; 32]);
+        // The top bit of a share says nothing (RFC 7748 §5).
+        let mut same = share;
+        same[31] ^= 0x80;
+        assert_eq!(shared(&a, same), Some(s));
+    }
 }

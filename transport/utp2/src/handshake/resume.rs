@@ -3,11 +3,11 @@
 
 use alloc::vec::Vec;
 
-use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
 use super::{Established, Local, Role};
 use crate::crypto::aead::PacketKey;
+use crate::crypto::exchange::Share;
 use crate::crypto::kdf::{Secret, hash};
 use crate::handshake::ticket::Ticket;
 use crate::wire::handshake::{Params, RESUME_HEAD, RESUME_TICKET, Resume, ResumeHead, Resumed, SUITE_RESUME};
@@ -83,14 +83,6 @@ pub(crate) struct Resuming {
     pub(crate) early_sent: usize,
 }
 
-struct Share(StaticSecret);
-
-impl core::fmt::Debug for Share {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Share")
-    }
-}
-
 fn params(config: &Config, reset_token: [u8; 16]) -> Params {
     Params::of(config, reset_token)
 }
@@ -104,9 +96,8 @@ impl Resuming {
         reset_token: [u8; 16],
         messages: &[Vec<u8>],
     ) -> Self {
-        let share = StaticSecret::from(exponent);
-        let public = PublicKey::from(&share).to_bytes();
-        let head = ResumeHead { source: cid, suite: SUITE_RESUME, nonce, share: public };
+        let share = Share::new(exponent);
+        let head = ResumeHead { source: cid, suite: SUITE_RESUME, nonce, share: share.public() };
         let mut datagram = Vec::new();
         head.emit(&[], &resumption.ticket, &mut datagram);
         let early = Early::new(&datagram, datagram.len(), &resumption.secret, context_secret);
@@ -123,12 +114,12 @@ impl Resuming {
         }
         let tag = early.key().seal(0, &mut sealed, 0);
         sealed.extend_from_slice(&tag);
-        Self { early, sealed, share: Share(share), resumption, head: datagram, cid, nonce, early_sent }
+        Self { early, sealed, share, resumption, head: datagram, cid, nonce, early_sent }
     }
 
     /// The datagram to send, with the cookie asked for.
     pub(crate) fn datagram(&self, cookie: &[u8]) -> Vec<u8> {
-        let share = PublicKey::from(&self.share.0).to_bytes();
+        let share = self.share.public();
         let head = ResumeHead { source: self.cid, suite: SUITE_RESUME, nonce: self.nonce, share };
         let mut out = Vec::with_capacity(Resume::SIZE);
         head.emit(cookie, &self.resumption.ticket, &mut out);
@@ -147,10 +138,10 @@ impl Resuming {
         rtt: Duration,
     ) -> Option<(Established, bool)> {
         let resumed = Resumed::parse(datagram).ok()?;
-        let shared = self.share.0.diffie_hellman(&PublicKey::from(resumed.share));
-        if resumed.suite != SUITE_RESUME || !shared.was_contributory() {
+        if resumed.suite != SUITE_RESUME {
             return None;
         }
+        let shared = self.share.shared(resumed.share)?;
         let hs = self.early.complete(&self.sealed, datagram, shared.as_bytes());
         let body = hs.key().open(0, datagram, RESUME_HEAD).ok()?;
         let mut r = Reader::new(body);
@@ -217,13 +208,9 @@ impl Opened {
         from: SocketAddr,
         early_taken: bool,
     ) -> Option<(Established, Vec<u8>)> {
-        let share = StaticSecret::from(exponent);
-        let shared = share.diffie_hellman(&PublicKey::from(resume.head.share));
-        if !shared.was_contributory() {
-            return None;
-        }
-        let head =
-            ResumeHead { source: cid, suite: SUITE_RESUME, nonce, share: PublicKey::from(&share).to_bytes() };
+        let share = Share::new(exponent);
+        let shared = share.shared(resume.head.share)?;
+        let head = ResumeHead { source: cid, suite: SUITE_RESUME, nonce, share: share.public() };
         let mut out = Vec::new();
         head.emit_answer(&resume.head.source, &mut out);
         let hs = self.early.complete(resume.sealed, &out, shared.as_bytes());

