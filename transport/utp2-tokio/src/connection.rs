@@ -258,6 +258,13 @@ impl Connection {
         mailbox.last_stats
     }
 
+    /// Whether it came about by what was kept of an earlier connection, in one round trip. False once it is closed.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        let core = self.0.shared.core();
+        core.endpoint.connection(self.handle()).is_some_and(utp2::Connection::is_resumed)
+    }
+
     /// Closes at once with a code (below 0xfe00) and a text for people, at most 256 bytes. What is queued
     /// is dropped.
     pub fn close(&self, code: u16, reason: &str) {

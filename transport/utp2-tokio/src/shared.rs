@@ -17,6 +17,7 @@ use utp2::{Arrival, CloseReason, ContextId, Event, Handle, PeerIdentity, SourceE
 use crate::connection::{BlockEvent, Connection};
 use crate::fault::BadPath;
 use crate::socket::Socket;
+use crate::tickets::Tickets;
 use crate::{BlockSink, BlockSource};
 
 /// Block events kept for a connection whose owner does not read them; older ones give way and are counted.
@@ -129,6 +130,9 @@ pub(crate) struct Core {
     /// The connection whose pieces moved last; handles are never used again.
     last: Option<Arc<ConnState>>,
     connecting: HashMap<Handle, Connecting>,
+    pub(crate) tickets: Tickets,
+    /// Where the connections we made went.
+    dialled: HashMap<Handle, (SocketAddr, ContextId)>,
     /// Gone once the driver has ended.
     incoming: Option<mpsc::Sender<Connection>>,
     /// Bytes of unread messages from which on a peer is held back. It may have as many again under way.
@@ -203,6 +207,7 @@ impl Core {
     pub(crate) fn remove_context(&mut self, context: ContextId) {
         self.endpoint.remove_context(context);
         self.contexts.remove(&context);
+        self.tickets.remove_context(context);
     }
 
     /// Starts connecting; the result comes through `told`.
@@ -214,7 +219,11 @@ impl Core {
         told: Connecting,
     ) -> Result<Arc<ConnState>, utp2::ConnectError> {
         let blocks = self.contexts.get(&context).cloned().ok_or(utp2::ConnectError::UnknownContext)?;
-        let handle = self.endpoint.connect(now, remote, context)?;
+        let handle = match self.tickets.get(remote, context) {
+            Some(resumption) => self.endpoint.connect_resumed(now, remote, resumption, &[])?,
+            None => self.endpoint.connect(now, remote, context)?,
+        };
+        self.dialled.insert(handle, (remote, context));
         let state = ConnState::new(handle, context, true, blocks);
         self.conns.insert(handle, state.clone());
         self.connecting.insert(handle, told);
@@ -228,6 +237,9 @@ impl Core {
                 let mut mailbox = state.mailbox();
                 mailbox.last_stats = conn.stats();
                 mailbox.last_remote = Some(conn.remote());
+            }
+            if let Some(&(remote, context)) = self.dialled.get(&handle) {
+                self.tickets.set_memory(remote, context, conn.path_memory());
             }
             conn.close(code, reason);
         }
@@ -246,6 +258,11 @@ impl Core {
                 }
                 Event::BlockSent { tag } => self.on_block(handle, BlockEvent::Sent { tag }),
                 Event::BlockFailed { tag } => self.on_block(handle, BlockEvent::Failed { tag }),
+                Event::Resumption(resumption) => {
+                    if let Some(&(remote, _)) = self.dialled.get(&handle) {
+                        self.tickets.put(remote, resumption);
+                    }
+                }
                 Event::Closed(reason) => self.on_closed(handle, reason),
                 other => tracing::debug!(?handle, ?other, "an event this driver does not know"),
             }
@@ -309,8 +326,12 @@ impl Core {
     }
 
     fn on_closed(&mut self, handle: Handle, reason: CloseReason) {
+        let dialled = self.dialled.remove(&handle);
         if let Some(told) = self.connecting.remove(&handle) {
             let _ = told.send(Err(reason.clone()));
+            if let (Some((remote, context)), CloseReason::HandshakeFailed(_)) = (dialled, &reason) {
+                self.tickets.remove(remote, context);
+            }
         }
         self.last = None;
         if let Some(state) = self.conns.remove(&handle) {
@@ -331,6 +352,7 @@ impl Core {
     fn abandon(&mut self) {
         self.incoming = None;
         self.connecting.clear();
+        self.dialled.clear();
         self.last = None;
         for (_, state) in self.conns.drain() {
             state.end(CloseReason::Local);
@@ -385,6 +407,8 @@ impl Shared {
             conns: HashMap::new(),
             last: None,
             connecting: HashMap::new(),
+            tickets: Tickets::default(),
+            dialled: HashMap::new(),
             incoming: Some(incoming),
             unread_max,
             now: Instant::ZERO,

@@ -189,6 +189,34 @@ async fn an_identity_that_is_not_authorized_gets_nowhere() {
 }
 
 #[tokio::test]
+async fn who_comes_back_needs_one_round_trip() {
+    let pair = pair(0, None).await;
+    assert!(!pair.near.is_resumed());
+    let mut incoming = pair.incoming;
+    within(20, "a ticket", async {
+        while pair.client.resumptions().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    pair.near.close(0, "for now");
+    let again =
+        within(20, "coming back", pair.client.connect(pair.server.local_addr(), CONTEXT)).await.unwrap();
+    assert!(again.is_resumed());
+    let far = within(20, "accepting", incoming.accept()).await.unwrap();
+    again.send_message(b"here again").await.unwrap();
+    assert_eq!(within(20, "a message", far.recv_message()).await.unwrap(), b"here again");
+    // Another endpoint may go on with what was stored.
+    let (other, _) = bind(1, None);
+    other.add_context(CONTEXT, SECRET, pair.blocks.clone(), pair.blocks.clone());
+    for (remote, resumption) in pair.client.resumptions() {
+        other.remember(remote, resumption);
+    }
+    let third = within(20, "connecting", other.connect(pair.server.local_addr(), CONTEXT)).await.unwrap();
+    assert!(third.is_resumed());
+}
+
+#[tokio::test]
 async fn both_sides_know_each_other() {
     let pair = pair(1, None).await;
     assert_eq!(

@@ -108,6 +108,9 @@ pub(crate) struct SendArgs {
     /// Send no faster: 80mbit, 1.5gbit (bits/s), 10MB (bytes/s).
     #[arg(long, value_name = "R", value_parser = rate)]
     pub(crate) rate_limit: Option<u64>,
+    /// Keep here, readable for you alone, what lets the next send to the same receiver start at full speed.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) common: Common,
 }

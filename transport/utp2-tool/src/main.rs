@@ -12,6 +12,7 @@ mod recv;
 mod secret;
 mod send;
 mod sim;
+mod state;
 mod store;
 mod wire;
 #[cfg(test)]

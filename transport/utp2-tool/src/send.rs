@@ -20,7 +20,7 @@ use crate::progress::{Progress, mbps, seconds};
 use crate::wire::{
     BLOCK, Meta, ToReceiver, ToSender, block_len, blocks_of, clip, decode, encode, file_and_block, tag,
 };
-use crate::{endpoint_config, explain, interrupted, name, place, print_json, secret};
+use crate::{endpoint_config, explain, interrupted, name, place, print_json, secret, state};
 
 /// Files under way at a time: enough to hide round trips, few enough to be open at once.
 const FILES_UNDER_WAY: usize = 32;
@@ -206,6 +206,11 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
         source.clone(),
         Arc::new(NoSink),
     );
+    if let Some(path) = &args.state
+        && let Some(resumption) = state::load(path, remote)?
+    {
+        endpoint.remember(remote, resumption);
+    }
     let started = Instant::now();
     let conn = endpoint
         .connect(remote, secret::CONTEXT)
@@ -234,6 +239,13 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
     let stats = sender.conn.stats();
     let farewell = if moved.is_ok() { sender.farewell().await } else { Ok(()) };
     sender.conn.close(0, "done");
+    if let Some(path) = &args.state
+        && let Some((_, resumption)) = endpoint.resumptions().first()
+        && let Err(error) = state::save(path, remote, resumption)
+    {
+        // The files are what counts.
+        eprintln!("utp2: {error:#}");
+    }
     endpoint.close().await;
     sender.report(&args, took, &stats, moved.and(farewell))
 }
