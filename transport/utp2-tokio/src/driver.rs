@@ -34,6 +34,10 @@ const LOCKED_BYTES: usize = 64 << 10;
 const REST_BYTES: usize = 48 << 10;
 const REST: Duration = Duration::from_micros(50);
 
+/// Wakeups by users of connections after which the socket is looked at whether it has woken us or not, so that busy
+/// users do not keep what was received waiting.
+const COMMANDS_IN_A_ROW: u32 = 8;
+
 /// How long an ending endpoint waits for its last packets to leave.
 const END_TIME: Duration = Duration::from_secs(1);
 
@@ -71,6 +75,8 @@ pub(crate) struct Driver {
     more: bool,
     /// Datagrams gather meanwhile: the timer ends it, not the socket.
     resting: bool,
+    /// Times somebody woke us since we looked at the socket.
+    commands: u32,
     max_datagram: usize,
     bad: Option<BadPaths>,
 }
@@ -100,6 +106,7 @@ impl Driver {
             refused: None,
             more: false,
             resting: false,
+            commands: 0,
             max_datagram: usize::from(max_datagram),
             bad: fault.map(|f| {
                 let (out, inward) = BadPath::both_ways(f);
@@ -121,7 +128,12 @@ impl Driver {
                         self.receive();
                     }
                 }
-                Ok(Wakeup::Command) => {}
+                Ok(Wakeup::Command) => {
+                    self.commands += 1;
+                    if self.commands >= COMMANDS_IN_A_ROW {
+                        self.receive();
+                    }
+                }
                 Ok(Wakeup::Shutdown) => {
                     if give_up.is_none() {
                         give_up = Some(self.shared.now() + END_TIME);
@@ -195,7 +207,7 @@ impl Driver {
 
     /// Moves what the socket has into the core.
     fn receive(&mut self) {
-        self.resting = false;
+        (self.resting, self.commands) = (false, 0);
         let mut turn_bytes = 0;
         for _ in 0..RECEIVES_PER_TURN {
             match self.shared.socket.try_recv(&mut self.batch) {
