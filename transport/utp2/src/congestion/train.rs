@@ -108,9 +108,14 @@ impl Trains {
             let bytes = self.last.1.saturating_sub(first.1) as f64;
             let took = self.last.0.saturating_sub(first.0).max(RESOLUTION_US);
             if bytes >= packet * f64::from(self.len) * 0.45 {
+                let coarse = took < RESOLUTION_US * 3 / 2;
+                if self.coarse && !coarse {
+                    // Those before were as fast as could be told, not as the path.
+                    self.found = [0.0; 3];
+                }
                 self.found.rotate_right(1);
                 self.found[0] = bytes * 1e6 / took as f64;
-                self.coarse = took < 2 * RESOLUTION_US;
+                self.coarse = coarse;
                 return true;
             }
         }
