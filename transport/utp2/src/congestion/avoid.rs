@@ -465,7 +465,9 @@ impl Avoid {
     /// R, unless the application limits what arrives.
     fn sustainable(&self, now: Instant, s: &Shared) -> Option<f64> {
         let r = s.sustainable().filter(|_| !s.is_limited(now))?;
-        Some(if now < self.known.1 { r.max(self.known.0) } else { r })
+        // Where a queue stands meanwhile, others have taken what was left to them.
+        let alone = s.last_queue < s.target() / 2;
+        Some(if now < self.known.1 && alone { r.max(self.known.0) } else { r })
     }
 
     /// The queue that what was sent since will have made, in targets: what is seen is more than a round trip old, and to
@@ -520,7 +522,10 @@ impl Avoid {
                 let step = if s.mode == Mode::Background {
                     (0.25 * (x - 1.0)).min(0.5)
                 } else {
-                    (kappa * (x - 1.0) / f.max(1.0)).min(0.12)
+                    // Behind a very short queue a cut would empty it; beside CUBIC it would yield.
+                    let gentle = target < 0.004 || s.mode == Mode::Fair;
+                    let gain = if gentle { kappa } else { 2.0 * kappa };
+                    (gain * (x - 1.0) / f.max(1.0)).min(0.12)
                 };
                 s.rate = s.rate.min(s.headroom() * r * (1.0 - step));
                 s.remembered = r;
