@@ -1,6 +1,6 @@
 //! quinn-proto as a [`Node`]: what QUIC with CUBIC, BBR or NewReno makes of the same path.
 //!
-//! The state machine is the real one, with [`plain`] in the place of TLS. Its application sends endless or
+//! The state machine is the real one, with `plain` in the place of TLS. Its application sends endless or
 //! counted zeros in many short streams one after the other, since newer versions close a connection whose
 //! one long stream has too many gaps. Windows are far above the bandwidth-delay product: it is the
 //! controller that is looked at.
