@@ -198,7 +198,9 @@ fn jitter_bursts_reordering_and_shallow_queues_do_not_fool_the_start() {
                 found.is_some_and(|n| n <= most),
                 "{what}, seed {seed}: 90 % after {found:?} round trips"
             );
-            assert!(run.self_loss() < 0.03, "{what}, seed {seed}: self loss {}", run.self_loss());
+            // Six seconds of which one is the search; 16 packets of queue lose up to 3.2 % in them.
+            let bound = if what == "shallow" { 0.04 } else { 0.03 };
+            assert!(run.self_loss() < bound, "{what}, seed {seed}: self loss {}", run.self_loss());
         }
     }
 }
