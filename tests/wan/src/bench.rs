@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -233,6 +234,11 @@ impl<'a> Bench<'a> {
                 "no {}: `cargo build -p utp2-tool`, or name it by --utp2",
                 utp2.display()
             );
+        }
+        if args.contender.contains(&Contender::Utp2 { warm: true }) {
+            let help = Command::new(&utp2).args(["send", "--help"]).stdin(Stdio::null()).output()?;
+            let known = String::from_utf8_lossy(&help.stdout).contains("--state");
+            ensure!(known, "utp2-warm: this `utp2 send` has no --state and remembers no path");
         }
         let memory = Path::new("/dev/shm");
         let place = match &args.dir {
