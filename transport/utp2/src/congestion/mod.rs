@@ -295,7 +295,7 @@ impl Controller {
     /// What is worth remembering of the path; `None` while too little is known of it.
     pub(crate) fn path_memory(&self) -> Option<PathMemory> {
         let s = &self.shared;
-        (s.learned > 0.0).then(|| PathMemory {
+        (s.learned >= 1.0).then(|| PathMemory {
             rate: s.learned as u64,
             rtt_min: s.rtt_min,
             base_loss_ppm: self.base_loss_ppm(),
