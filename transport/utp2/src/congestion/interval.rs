@@ -36,6 +36,8 @@ pub(super) struct Interval {
     pub(super) train: bool,
     /// The application or a window, not the controller, held sending back.
     pub(super) limited: bool,
+    /// Packets of it went to an address where the peer no longer was.
+    pub(super) withdrawn: bool,
     /// (receiver's clock µs, bytes delivered) at the first ACK whose largest packet lies in it.
     pub(super) first_ack: Option<(u64, u64)>,
 }
@@ -118,6 +120,7 @@ impl Intervals {
                 rtt_max: Duration::ZERO,
                 train,
                 limited: false,
+                withdrawn: false,
                 first_ack: None,
             });
         }

@@ -440,6 +440,7 @@ impl Controller {
     /// A packet went to an address where the peer no longer is: as if never sent.
     pub(crate) fn on_withdrawn(&mut self, interval: u32, bytes: u64) {
         if let Some(i) = self.intervals.get_mut(interval) {
+            i.withdrawn = true;
             i.sent = i.sent.saturating_sub(1);
             i.sent_bytes = i.sent_bytes.saturating_sub(bytes);
         }
@@ -508,7 +509,10 @@ impl Controller {
         };
         self.change(now, change);
         while let Some((interval, next)) = self.intervals.pop_settled() {
-            self.judge(now, &interval, next);
+            // Half of it went elsewhere: what arrived of the rest says nothing of any path.
+            if !interval.withdrawn {
+                self.judge(now, &interval, next);
+            }
         }
         self.clamp(now);
     }
@@ -706,6 +710,10 @@ impl Controller {
     /// The peer has another address (§10). Of the same host, only a NAT has forgotten: the path is the same.
     /// Else what was learned is about another path, and half of it a first guess about this one.
     pub(crate) fn on_new_path(&mut self, now: Instant, same_host: bool) {
+        // Nothing arrived since the old address went, and that says nothing of the path.
+        self.last_progress = now;
+        self.silent_halvings = 0;
+        self.shared.delivery.clear_points();
         if same_host {
             return;
         }

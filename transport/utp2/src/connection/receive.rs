@@ -158,8 +158,8 @@ impl Session {
             self.mtu.reset();
             self.ecn.reset(self.sent.next_number());
             self.resize(now);
-            self.controller.on_new_path(now, false);
         }
+        self.controller.on_new_path(now, proven.same_host);
         self.update_pacer(now);
     }
 
