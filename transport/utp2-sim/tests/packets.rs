@@ -58,7 +58,7 @@ fn acknowledgements_cost_less_than_one_percent() {
 }
 
 #[test]
-#[ignore = "gigabytes; for people, minutes"]
+#[ignore = "measures gigabytes for minutes, for people"]
 fn acknowledgements_of_fast_paths() {
     cells(&[
         (1000, 200, 0.05, 500),
@@ -94,7 +94,7 @@ fn reordered_packets_are_rarely_sent_again_and_are_no_congestion() {
 }
 
 #[test]
-#[ignore = "a gigabyte; for people"]
+#[ignore = "measures a gigabyte, for people"]
 fn reordering_at_a_gigabit() {
     for rtt in [50, 200] {
         let outcome = reordering(1000, rtt, 0.02, 10, 1000);

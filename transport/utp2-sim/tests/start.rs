@@ -335,7 +335,7 @@ fn vary(s: &mut Scenario) {
 
 /// For exploring: `START=mbit,rtt_ms,loss,bdp,seconds[,memory factor]`.
 #[test]
-#[ignore = "prints what is asked for by the variable START"]
+#[ignore = "measures what is asked for by the variable START"]
 fn explore() {
     for case in std::env::var("START").unwrap_or_default().split(';') {
         let v: Vec<f64> = case.split(',').map(|x| x.parse().expect("a number")).collect();
