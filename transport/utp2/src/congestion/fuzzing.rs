@@ -23,7 +23,6 @@ pub fn controller(data: &[u8]) {
     let mut c = Controller::new(now, rtt, packet, mode(input.u8()));
     let mut flying: Vec<u32> = Vec::new();
     let mut arrival = input.number() & crate::wire::VARINT_MAX;
-    let mut floor_holds = true;
     let mut number = 0;
     while !input.is_empty() {
         let op = input.u8();
@@ -79,7 +78,6 @@ pub fn controller(data: &[u8]) {
                         in_flight,
                     },
                 );
-                floor_holds = true;
             }
             10 => match op / 16 % 4 {
                 0 => c.on_limited(now),
@@ -88,18 +86,13 @@ pub fn controller(data: &[u8]) {
                 _ => {
                     let (rate, rtt_min, base_loss_ppm) = (input.number(), input.time(), input.u32());
                     c.recall(now, PathMemory { rate, rtt_min, base_loss_ppm });
-                    floor_holds = false;
                 }
             },
             11 => {
                 now = now.max(c.silence_deadline());
                 c.on_silence(now);
             }
-            12 => {
-                c.on_new_path(now, op & 0x80 == 0);
-                // Half of what was; the next acknowledgement puts it right.
-                floor_holds = false;
-            }
+            12 => c.on_new_path(now, op & 0x80 == 0),
             13 => c.set_mode(mode(input.u8())),
             // A fate told for an interval long gone, or never begun.
             14 => match op / 16 % 4 {
@@ -110,7 +103,7 @@ pub fn controller(data: &[u8]) {
             },
             _ => now += input.time(),
         }
-        check(&c, packet, floor_holds);
+        check(&c, packet);
     }
 }
 
@@ -118,12 +111,12 @@ fn mode(byte: u8) -> Mode {
     [Mode::Full, Mode::Fair, Mode::Background][usize::from(byte % 3)]
 }
 
-fn check(c: &Controller, packet: usize, floor_holds: bool) {
+fn check(c: &Controller, packet: usize) {
     let s = &c.shared;
     assert!(s.rate.is_finite() && s.rate > 0.0 && s.rate <= MAX_RATE, "rate {}", s.rate);
     let floor = (2.0 * packet as f64 / s.rtt.as_secs_f64().max(0.01)).min(MAX_RATE);
     // A second's slack where the round trip changed and no acknowledgement came yet.
-    assert!(!floor_holds || s.rate >= floor * 0.999 - 1.0, "rate {} below {floor}", s.rate);
+    assert!(s.rate >= floor * 0.999 - 1.0, "rate {} below {floor}", s.rate);
     assert!(s.remembered.is_finite() && s.remembered >= 0.0, "remembered {}", s.remembered);
     let base = s.base_loss.estimate();
     assert!((0.0..1.0).contains(&base), "base loss {base}");

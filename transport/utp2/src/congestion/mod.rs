@@ -736,6 +736,7 @@ impl Controller {
         self.phase = Phase::FastStart(Box::new(FastStart::resume(now, s, &memory, MOVED_SHARE)));
         self.last_progress = now;
         self.silent_halvings = 0;
+        self.clamp(now);
     }
 }
 
