@@ -1,7 +1,7 @@
 //! Every input the fuzzer thought worth keeping, and every one that ever found something, on every run of the tests.
 
+use std::fs;
 use std::path::Path;
-use std::{format, fs};
 
 use super::TARGETS;
 
@@ -35,7 +35,7 @@ macro_rules! replays {
             for folder in folders {
                 let name = folder.expect("an entry").file_name();
                 let name = name.to_string_lossy();
-                assert!(name == "tool_wire" || here.contains(&&*name), "{}", format!("nobody replays {name}"));
+                assert!(name == "tool_wire" || here.contains(&&*name), "nobody replays {name}");
             }
         }
     };
@@ -47,6 +47,7 @@ replays!(
     blocks,
     controller,
     endpoint,
+    exchange,
     frames,
     handshake,
     header,
@@ -56,6 +57,7 @@ replays!(
     ranges,
     received,
     replay_window,
+    resume,
     scoreboard,
     srp,
     varint
