@@ -56,7 +56,7 @@ pub fn endpoint(data: &[u8]) {
             }
             // A handshake packet of any kind for a connection that exists.
             5 => {
-                let mut d = vec![0x80 | (op / 8 % 8)];
+                let mut d = vec![0x80 | (op / 8 % 10)];
                 d.extend_from_slice(&crate::wire::header::VERSION.to_be_bytes());
                 d.extend_from_slice(&known(&mut input, &seen));
                 let len = usize::from(input.u8()) * 6;
