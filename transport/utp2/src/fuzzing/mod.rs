@@ -3,7 +3,7 @@
 //!
 //! Each function takes any bytes, never panics unless something is wrong, and says in its own words what must hold.
 //! They live here because they look inside; the crate in `transport/fuzz` is only the engine around them, and the
-//! corpora it keeps are replayed by this crate's ordinary tests (`replay`).
+//! corpora it keeps are replayed by this crate's ordinary tests (`tests::corpora`).
 
 mod codecs;
 mod endpoint;
@@ -11,8 +11,6 @@ mod input;
 mod link;
 mod peer;
 mod primitives;
-#[cfg(test)]
-mod replay;
 mod resume;
 mod world;
 

@@ -1,5 +1,6 @@
 //! Two endpoints on a virtual link, with virtual time.
 
+mod corpora;
 mod cpu;
 mod ecn;
 mod handshake;

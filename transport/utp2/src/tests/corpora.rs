@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::TARGETS;
+use crate::fuzzing::TARGETS;
 
 fn replay(target: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
