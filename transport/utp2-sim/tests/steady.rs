@@ -66,6 +66,39 @@ fn a_short_queue_is_used_and_a_long_one_is_not_filled() {
     }
 }
 
+/// Growth alone once seemed to make a queue, and R sank with every cut: 60 % after half a minute.
+#[test]
+fn a_queue_too_short_to_see_does_not_make_the_rate_sink() {
+    let s = Scenario::new(1000 * MBIT, ms(100), 0.01, 0).with_queue_bdp(0.02);
+    let o = steady("1 Gbit/s, 2 % of a BDP, 1 %", &s, 18);
+    assert!(o.utilization > 0.95, "{o}");
+    assert!(o.steady.self_loss < 0.005, "{o}");
+}
+
+/// Deep probes that ask for the loss take long on a slow path: they are seldom.
+#[test]
+fn a_slow_path_loses_little_to_deep_probes() {
+    for seed in SEEDS {
+        let mut s = Scenario::new(20 * MBIT, ms(50), 0.05, 0).with_queue_bdp(0.5);
+        s.seed = seed;
+        let o = steady(&format!("20 Mbit/s, seed {seed}"), &s, 20);
+        assert!(o.utilization > 0.97, "{o}");
+        assert!(o.steady.self_loss < 0.005, "{o}");
+    }
+}
+
+/// A burst on the way back swallows answers until so many were sent: probes have to follow each other.
+#[test]
+fn a_burst_on_the_way_back_is_over_soon() {
+    for seed in SEEDS {
+        let mut s = Scenario::new(100 * MBIT, ms(50), 0.0, 0).with_queue_bdp(0.5);
+        (s.forward.loss, s.reverse.loss) = (Loss::bursts(0.02, 20.0), Loss::bursts(0.02, 20.0));
+        s.seed = seed;
+        let o = steady(&format!("bursts both ways, seed {seed}"), &s, 20);
+        assert!(o.utilization > 0.90, "{o}");
+    }
+}
+
 #[test]
 fn a_rate_limit_is_kept() {
     for limit in [500_000u64, 5_000_000] {

@@ -25,6 +25,8 @@ pub(super) struct Avoid {
     cuts: u32,
     trial: Option<Trial>,
     last_probe: Instant,
+    /// When a deep probe last lasted long enough to tell the loss.
+    last_asked: Instant,
     /// Growth of growth while new capacity shows.
     acceleration: f64,
     /// Patience with a queue that others hold up.
@@ -47,6 +49,9 @@ const RUNS_MIN: f64 = 4.0;
 
 /// How much of what is predicted is believed.
 const PREDICTION: f64 = 0.8;
+
+/// Packets of a deep probe that is to tell the loss.
+const PROBE_PACKETS: f64 = 400.0;
 
 #[derive(Debug)]
 enum Episode {
@@ -83,6 +88,7 @@ impl Avoid {
             cuts: 0,
             trial: None,
             last_probe: now,
+            last_asked: now,
             acceleration: 1.0,
             leniency: 1.0,
             crowded_since: None,
@@ -141,8 +147,14 @@ impl Avoid {
             self.probe(now, s, queue);
             return Change::Stay;
         }
-        let x = self.predict(now, s, i, queue, target).unwrap_or(x);
-        self.steer(now, s, i, x, rtt);
+        // What arrives of less than the path carries does not tell what it carries: while no queue is seen, the best
+        // lately does. Else growth alone would seem to make a queue, and where queues are short, to cut in vain.
+        let r = self.sustainable(now, s).map(|r| {
+            let unseen = i.rtt_min.is_some() && queue < target / 2 && !s.is_local();
+            if unseen { s.best().map_or(r, |b| r.max(b)) } else { r }
+        });
+        let x = r.and_then(|r| self.predict(s, i, queue, target, r)).unwrap_or(x);
+        self.steer(now, s, i, x, rtt, r);
         self.before = i.rtt_min.map(|r| (i.began, r));
         Change::Stay
     }
@@ -284,13 +296,22 @@ impl Avoid {
     fn probe_is_due(&self, now: Instant, s: &Shared) -> bool {
         let period = (s.rtt() * 75).clamp(Duration::from_secs(5), Duration::from_secs(20));
         let since_probe = now.saturating_since(self.last_probe);
-        let quick = s.rate > 600.0 * s.packet;
+        // Within a fifth of a second, or it would cost more than it tells.
+        let quick = s.rate > 5.0 * PROBE_PACKETS * s.packet;
         let unknown =
             quick && s.base_loss.is_unproven() && since_probe >= (s.rtt() * 10).max(Duration::from_secs(1));
         let stale = now.saturating_since(s.last_near_minimum.max(self.last_probe)) >= period;
-        let lossy =
-            s.base_loss.estimate() > 0.003 && (unknown || since_probe >= period.max(Duration::from_secs(10)));
-        (stale || lossy) && !s.is_limited(now)
+        (stale || unknown && s.base_loss.estimate() > 0.003 || self.asks_for_loss(now, s))
+            && !s.is_limited(now)
+    }
+
+    /// Whether the next deep probe should last long enough to tell the loss: seldom enough that a slow path, where that
+    /// takes long, loses little by it.
+    fn asks_for_loss(&self, now: Instant, s: &Shared) -> bool {
+        let period = (s.rtt() * 75).clamp(Duration::from_secs(5), Duration::from_secs(20));
+        let enough = Duration::from_secs_f64(25.0 * PROBE_PACKETS * s.packet / s.rate.max(1.0));
+        let rest = period.max(Duration::from_secs(10)).max(enough.min(Duration::from_secs(40)));
+        s.base_loss.estimate() > 0.003 && now.saturating_since(self.last_asked) >= rest
     }
 
     fn probe(&mut self, now: Instant, s: &mut Shared, queue: Duration) {
@@ -302,13 +323,15 @@ impl Avoid {
         } else {
             Duration::from_millis(20)
         };
-        if s.base_loss.estimate() > 0.003 {
-            let packets = Duration::from_secs_f64((400.0 * s.packet / slow.max(1.0)).min(1.0));
+        let unproven = s.base_loss.estimate() > 0.003 && s.base_loss.is_unproven();
+        if unproven && s.rate > 5.0 * PROBE_PACKETS * s.packet || self.asks_for_loss(now, s) {
+            let packets = Duration::from_secs_f64((PROBE_PACKETS * s.packet / slow.max(1.0)).min(1.0));
             lasts = lasts.max(packets);
+            self.last_asked = now;
+            s.base_loss.begin_probe();
         }
         self.known.0 = s.sustainable().map_or(share, |r| r.min(share));
         s.purpose = Purpose::DeepProbe;
-        s.base_loss.begin_probe();
         s.cut(now, slow);
         self.last_probe = now;
         self.episode = Episode::Probe { until: now + lasts, share };
@@ -472,18 +495,10 @@ impl Avoid {
 
     /// The queue that what was sent since will have made, in targets: what is seen is more than a round trip old, and to
     /// steer by it alone would be to swing.
-    fn predict(
-        &self,
-        now: Instant,
-        s: &Shared,
-        i: &Interval,
-        queue: Duration,
-        target: Duration,
-    ) -> Option<f64> {
-        if i.rtt_min.is_none() || s.mode == Mode::Background {
+    fn predict(&self, s: &Shared, i: &Interval, queue: Duration, target: Duration, r: f64) -> Option<f64> {
+        if i.rtt_min.is_none() || s.mode == Mode::Background || s.is_local() {
             return None;
         }
-        let r = self.sustainable(now, s).filter(|_| !s.is_local())?;
         let (bytes, time) = s.since_judged;
         let grown = bytes as f64 / r.max(1.0) - time.as_secs_f64();
         Some((queue.as_secs_f64() + PREDICTION * grown).max(0.0) / target.as_secs_f64())
@@ -505,8 +520,16 @@ impl Avoid {
         (i.send_rate() / (1.0 + growth).max(0.5)).clamp(0.95 * delivered, delivered)
     }
 
-    /// The rate law.
-    fn steer(&mut self, now: Instant, s: &mut Shared, i: &Interval, x: f64, rtt: Duration) {
+    /// The rate law. `bearable` is what the path was lately seen to bear.
+    fn steer(
+        &mut self,
+        now: Instant,
+        s: &mut Shared,
+        i: &Interval,
+        x: f64,
+        rtt: Duration,
+        bearable: Option<f64>,
+    ) {
         if i.limited {
             return;
         }
@@ -518,7 +541,7 @@ impl Avoid {
         let least = 0.004 * sqrt(relative).min(10.0) * (rtt.as_secs_f64() / 0.1).clamp(0.1, 2.0);
         let r = self.sustainable(now, s).map(|r| if x >= 0.5 { self.refine(s, i, r) } else { r });
         if x >= 1.0 {
-            if let Some(r) = r {
+            if let Some(r) = r.and_then(|r| if s.last_queue < s.target() / 2 { bearable } else { Some(r) }) {
                 let step = if s.mode == Mode::Background {
                     (0.25 * (x - 1.0)).min(0.5)
                 } else {

@@ -210,6 +210,11 @@ impl Shared {
         d.map(|d| d / (1.0 - self.base_loss.estimate()))
     }
 
+    /// The highest R of the last second or ten round trips.
+    fn best(&self) -> Option<f64> {
+        self.capacity().map(|c| c / (1.0 - self.base_loss.estimate()))
+    }
+
     /// Whether the delivered rate tells of the application rather than of the path.
     fn is_limited(&self, now: Instant) -> bool {
         let memory = self.rtt() * 2 + Duration::from_millis(100);
@@ -348,7 +353,7 @@ impl Controller {
     /// for some milliseconds is not flooded meanwhile.
     pub(crate) fn in_flight_limit(&self) -> u64 {
         let s = &self.shared;
-        let best = s.capacity().map(|c| c / (1.0 - s.base_loss.estimate()));
+        let best = s.best();
         if s.is_local() {
             return s.local_limit as u64;
         }

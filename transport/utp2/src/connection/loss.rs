@@ -16,7 +16,12 @@ use crate::wire::ack::Ack;
 const REORDERING_FADES: Duration = Duration::from_secs(1);
 
 /// Probes that carry data; those after them are PINGs.
-const DATA_PROBES: u32 = 3;
+const DATA_PROBES: u32 = 2;
+/// So many PINGs follow each other this closely, or RTT/8; later ones wait this much longer each. A burst of losses on
+/// the way back may swallow dozens of answers, and then it is no outage: the sooner there is another the better.
+const QUICK_PINGS: u32 = 64;
+const PING_PROBE: Duration = Duration::from_millis(10);
+const PING_SLOWER: Duration = Duration::from_millis(4);
 /// Longest time between probes of an outage: with half a second of RTT the first packet after it is still
 /// acknowledged within a second. 30-byte packets at this pace are 100 bytes/s.
 const OUTAGE_PROBE: Duration = Duration::from_millis(300);
@@ -321,6 +326,11 @@ impl Session {
     /// PTO, doubled each time, but never so long that the end of an outage goes unnoticed for long (§8.6).
     fn probe_interval(&self) -> Duration {
         let pto = self.probe_timeout();
+        if let Some(pings) = self.probe_backoff.checked_sub(DATA_PROBES + 1) {
+            let first = PING_PROBE.max(self.rtt.smoothed() / 8);
+            let slower = PING_SLOWER * pings.saturating_sub(QUICK_PINGS).min(100);
+            return (first + slower).min(OUTAGE_PROBE);
+        }
         let doubled = pto * (1 << self.probe_backoff.min(10));
         // The first ones carry data: on a slow path they wait for their answer.
         let most = if self.probe_backoff < DATA_PROBES { pto.max(OUTAGE_PROBE) } else { OUTAGE_PROBE };
