@@ -22,6 +22,8 @@ pub(super) struct Interval {
     pub(super) epoch: u32,
     pub(super) sent: u32,
     pub(super) sent_bytes: u64,
+    /// Bytes the rate would have allowed but a busy machine did not send.
+    pub(super) missed_bytes: u64,
     pub(super) acked: u32,
     pub(super) acked_bytes: u64,
     pub(super) lost: u32,
@@ -110,6 +112,7 @@ impl Intervals {
                 epoch,
                 sent: 0,
                 sent_bytes: 0,
+                missed_bytes: 0,
                 acked: 0,
                 acked_bytes: 0,
                 lost: 0,

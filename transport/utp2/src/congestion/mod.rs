@@ -12,6 +12,7 @@ mod delivery;
 mod fast_start;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod held;
 mod interval;
 mod math;
 mod memory;
@@ -30,6 +31,7 @@ use self::base_loss::BaseLoss;
 use self::buffer::Buffer;
 use self::delivery::Delivery;
 use self::fast_start::FastStart;
+use self::held::Held;
 use self::interval::{Interval, Intervals, Purpose};
 use self::math::fourth_root;
 pub use self::memory::PathMemory;
@@ -120,6 +122,8 @@ struct Shared {
     congested: f64,
     /// ACKs in a row that told of a queue far beyond what is aimed at.
     flooded: u32,
+    /// What the machine let us send of what the rate allowed, in the intervals judged last.
+    held: Held,
 }
 
 impl Shared {
@@ -207,7 +211,10 @@ impl Shared {
     /// R: the rate that would just be delivered, d̄/(1 − p̂).
     fn sustainable(&self) -> Option<f64> {
         let d = if self.is_local() { self.capacity() } else { self.delivered() };
-        d.map(|d| d / (1.0 - self.base_loss.estimate()))
+        // Where no queue stands, what a busy machine did not send would have arrived as well.
+        let held =
+            if self.last_queue < self.target() / 2 && !self.is_local() { self.held.factor() } else { 1.0 };
+        d.map(|d| held * d / (1.0 - self.base_loss.estimate()))
     }
 
     /// The highest R of the last second or ten round trips.
@@ -284,6 +291,7 @@ impl Controller {
             in_flight: 0,
             congested: f64::INFINITY,
             flooded: 0,
+            held: Held::default(),
         };
         let phase = Phase::FastStart(Box::new(FastStart::new()));
         Self {
@@ -425,6 +433,15 @@ impl Controller {
         }
     }
 
+    /// A busy machine did not send what the rate allowed.
+    pub(crate) fn on_missed(&mut self, bytes: u64) {
+        if bytes > 0
+            && let Some(i) = self.intervals.current_mut()
+        {
+            i.missed_bytes += bytes;
+        }
+    }
+
     pub(crate) fn on_acked(&mut self, interval: u32, bytes: u64) {
         self.shared.delivery.add(bytes);
         if let Some(i) = self.intervals.get_mut(interval) {
@@ -529,6 +546,7 @@ impl Controller {
             .outstanding()
             .map_or_else(Default::default, |(b, at)| (b, now.saturating_since(at)));
         let queue = s.queue(i);
+        s.held.add(i, s.rtt.max(Duration::from_millis(100)));
         if i.rtt_min.is_some() && !i.train {
             // Noise is what changes from one interval to the next although the rate did not.
             let step = queue.abs_diff(s.last_queue).min(Duration::from_millis(50));

@@ -9,6 +9,10 @@ const LATE_US: u64 = 1_500;
 /// How much is gathered before it is worth waking up: four packets, in no less and no more time than this, µs.
 const QUANTUM_US: [u64; 2] = [250, 500];
 const QUANTUM_PACKETS: i64 = 4;
+/// How much more time that a busy machine did not let us use is made up for, µs; and how fast: by this part of the
+/// rate more. What was not sent left the path's queue as much shorter, so this fills none.
+const OWED_US: u64 = 10_000;
+const OWED_PART: i64 = 4;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Pacer {
@@ -18,18 +22,25 @@ pub(crate) struct Pacer {
     updated: Instant,
     /// Nothing waited to be sent: that time is not made up for.
     idle: bool,
+    /// Too much is in flight already.
+    held: bool,
+    /// What time missed would have given, beyond what is made up for at once; as `tokens`.
+    owed: i64,
+    /// What was missed for good; as `tokens`.
+    missed: i64,
 }
 
 const SCALE: i64 = 1_000_000;
 
 impl Pacer {
     pub(crate) fn new(now: Instant, rate: u64) -> Self {
-        Self { rate, tokens: 0, updated: now, idle: false }
+        Self { rate, tokens: 0, updated: now, idle: false, held: false, owed: 0, missed: 0 }
     }
 
     pub(crate) fn set_rate(&mut self, now: Instant, rate: u64, packet: usize) {
         self.refill(now, packet);
         self.rate = rate.max(1);
+        self.owed = self.owed.min(self.worth(OWED_US));
     }
 
     fn refill(&mut self, now: Instant, packet: usize) {
@@ -37,7 +48,22 @@ impl Pacer {
         self.updated = now;
         // What had gathered before it fell idle stays.
         let most = if self.idle { self.quantum(packet).max(self.tokens) } else { self.depth(packet) };
-        self.tokens = self.tokens.saturating_add(self.worth(elapsed)).min(most);
+        let given = self.worth(elapsed);
+        let back = if self.idle || self.held { 0 } else { self.owed.min(given / OWED_PART) };
+        self.owed -= back;
+        let full = self.tokens.saturating_add(given).saturating_add(back);
+        self.tokens = full.min(most);
+        if !(self.idle || self.held) {
+            let owed = self.owed.saturating_add(full - self.tokens);
+            self.owed = owed.min(self.worth(OWED_US));
+            self.missed = self.missed.saturating_add(owed - self.owed);
+        }
+    }
+
+    /// Bytes that the rate would have given since this was asked last, and which a machine that was late did not send
+    /// and never will.
+    pub(crate) fn take_missed(&mut self) -> u64 {
+        (core::mem::take(&mut self.missed) / SCALE).unsigned_abs()
     }
 
     /// What the rate gives in so many microseconds: a microsecond at `rate` bytes/s is `rate` millionths of a byte.
@@ -63,10 +89,17 @@ impl Pacer {
     /// There is nothing to send, or a window does not allow it: what could have left meanwhile is not sent in a burst.
     pub(crate) fn on_idle(&mut self) {
         self.idle = true;
+        self.owed = 0;
+    }
+
+    /// Too much is in flight: what could have left meanwhile is owed to nobody.
+    pub(crate) fn on_held(&mut self) {
+        self.held = true;
+        self.owed = 0;
     }
 
     pub(crate) fn on_sent(&mut self, bytes: usize) {
-        self.idle = false;
+        (self.idle, self.held) = (false, false);
         // Debt (probes, acknowledgements) is limited, so that it never silences for long.
         self.tokens = (self.tokens - bytes as i64 * SCALE).max(-64 * SCALE * 1500);
     }
@@ -110,6 +143,29 @@ mod tests {
         for rate in [1_000_000, 12_500_000, 125_000_000, 1_250_000_000] {
             let got = sent_in_a_second(rate, 1452, Duration::from_millis(1));
             assert!(got.abs_diff(rate) < rate / 50 + 2 * 1452, "{got} of {rate} with timers late by 1 ms");
+        }
+    }
+
+    #[test]
+    fn a_stall_is_made_up_for_bit_by_bit_and_what_is_not_is_told() {
+        let (rate, packet) = (125_000_000, 1250);
+        for (stall, missed) in [(5, 0), (10, 0), (40, 28)] {
+            let mut p = Pacer::new(Instant::ZERO, rate);
+            let (mut now, mut sent) = (Instant::from_micros(stall * 1000), 0);
+            while now < Instant::from_micros(200_000) {
+                let mut burst = 0;
+                while p.is_ready(now, packet) {
+                    p.on_sent(packet);
+                    burst += packet as u64;
+                }
+                assert!(burst <= 2_250_000 / 8, "{burst} at once");
+                sent += burst;
+                now = p.next(packet).max(now);
+            }
+            let told = p.take_missed();
+            let expected = missed * rate / 1000;
+            assert!(told.abs_diff(expected) < rate / 1000, "{told} missed in {stall} ms");
+            assert!((sent + told).abs_diff(rate / 5) < rate / 500, "{sent} sent after {stall} ms");
         }
     }
 

@@ -154,6 +154,7 @@ impl Session {
         let room = self.sent.in_flight_packets() < self.max_in_flight;
         if in_flight >= self.controller.in_flight_limit() {
             // The controller's own doing: an acknowledgement or the probe timer will go on from here.
+            self.pacer.on_held();
             return false;
         }
         if !self.has_data() || !fits || !room {
@@ -163,6 +164,7 @@ impl Session {
             self.pacer.on_idle();
             return false;
         }
+        self.controller.on_missed(self.pacer.take_missed());
         if !ready {
             self.pacing = Some(self.pacer.next(self.datagram));
         }
