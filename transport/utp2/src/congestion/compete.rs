@@ -14,6 +14,11 @@ use super::math::cube_root;
 
 /// What is left of the window after a loss.
 const BETA: f64 = 0.7;
+/// The same where the other did not shrink: paced packets meet a full queue more often than those that a packet
+/// leaving it has called for, and would yield to them without end.
+const BETA_ALONE: f64 = 0.9;
+/// The round trip, of what it was before a loss, above which only our window can have shrunk.
+const ALONE: f64 = 0.82;
 /// Growth, packets per cubic second.
 const C: f64 = 0.4;
 /// Growth at least, packets per round trip: as much as Reno's on average with its own BETA.
@@ -29,6 +34,8 @@ pub(super) struct Compete {
     window_max: f64,
     /// Since the last loss: when growth began, seconds until `window_max`, and Reno's window.
     epoch: Option<(Instant, f64, f64)>,
+    /// The last cut, until it is known whether the other shrank as well: when, the window and the round trip before.
+    cut: Option<(Instant, f64, Duration)>,
     /// When to listen next.
     pub(super) listen_at: Instant,
     pub(super) period: Duration,
@@ -39,17 +46,32 @@ impl Compete {
     pub(super) fn new(now: Instant, s: &Shared, rate: f64, period: Option<Duration>) -> Self {
         let window = rate * s.rtt.as_secs_f64();
         let period = period.map_or(LISTEN[0], |p| (p * 2).min(LISTEN[1]));
-        Self { window, window_max: window, epoch: None, listen_at: now + period, period }
+        Self { window, window_max: window, epoch: None, cut: None, listen_at: now + period, period }
     }
 
     /// Goes on at `rate` after having listened.
     pub(super) fn resume(&mut self, now: Instant) {
         self.epoch = None;
+        self.cut = None;
         self.listen_at = now + self.period;
     }
 
     pub(super) fn rate(&self, s: &Shared) -> f64 {
         self.window / s.rtt.as_secs_f64().max(1e-4)
+    }
+
+    /// A round trip after a cut the queue tells whether others shrank too: if not, it is as good as full again, and most
+    /// of what was yielded is taken back.
+    fn judge_cut(&mut self, s: &Shared, i: &Interval) {
+        let (Some((at, window, rtt)), Some(seen)) = (self.cut, i.rtt_min) else { return };
+        if i.began.saturating_since(at) < s.rtt {
+            return;
+        }
+        self.cut = None;
+        if seen > rtt.mul_f64(ALONE) && self.window < BETA_ALONE * window {
+            self.window = BETA_ALONE * window;
+            self.epoch = None;
+        }
     }
 
     /// Takes in an interval; tells whether it called for a cut.
@@ -60,10 +82,12 @@ impl Compete {
         if lost > chance || i.marked > 0 {
             self.window_max =
                 if self.window < self.window_max { self.window * (1.0 + BETA) / 2.0 } else { self.window };
+            self.cut = Some((now, self.window, i.rtt_max.max(s.rtt)));
             self.window = (self.window * BETA).max(4.0 * s.packet);
             self.epoch = None;
             return true;
         }
+        self.judge_cut(s, i);
         if i.limited {
             return false;
         }
