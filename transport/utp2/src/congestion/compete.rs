@@ -51,7 +51,6 @@ impl Compete {
 
     /// Goes on at `rate` after having listened.
     pub(super) fn resume(&mut self, now: Instant) {
-        self.epoch = None;
         self.cut = None;
         self.listen_at = now + self.period;
     }
