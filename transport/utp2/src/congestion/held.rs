@@ -52,3 +52,41 @@ impl Held {
         self.factor.max(1.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::interval::{Intervals, Purpose};
+    use super::*;
+
+    /// An interval of 100 ms in which `sent` packets of 1000 bytes left and as many bytes as `missed` did not.
+    fn interval(at_ms: u64, sent: u64, missed: u64) -> Interval {
+        let began = Instant::from_micros(at_ms * 1000);
+        let mut intervals = Intervals::new();
+        let long = Duration::from_millis(200);
+        let id = intervals.on_sent(began, 1000, long, long / 2, Purpose::Normal, 0, false);
+        let mut interval = intervals.get_mut(id).expect("just begun").clone();
+        interval.ended = Some(began + Duration::from_millis(100));
+        interval.sent_bytes = sent * 1000;
+        interval.missed_bytes = missed;
+        interval
+    }
+
+    #[test]
+    fn what_was_missed_lately_is_put_beside_what_was_sent() {
+        let mut held = Held::default();
+        let window = Duration::from_millis(200);
+        assert!((held.factor() - 1.0).abs() < 1e-9);
+        held.add(&interval(0, 100, 0), window);
+        assert!((held.factor() - 1.0).abs() < 1e-9);
+        held.add(&interval(100, 80, 20_000), window);
+        assert!((held.factor() - 1.25).abs() < 1e-9, "{}", held.factor());
+        held.add(&interval(200, 100, 0), window);
+        assert!((1.1..1.13).contains(&held.factor()), "{}", held.factor());
+        held.add(&interval(300, 10, 500_000), window);
+        assert!((held.factor() - 2.0).abs() < 1e-9, "no more than twice");
+        for at in 4..8 {
+            held.add(&interval(at * 100, 100, 0), window);
+        }
+        assert!((held.factor() - 1.0).abs() < 1e-9, "long ago: {}", held.factor());
+    }
+}
