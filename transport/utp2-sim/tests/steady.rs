@@ -99,6 +99,17 @@ fn a_burst_on_the_way_back_is_over_soon() {
     }
 }
 
+/// Half a millisecond of queue, which no delay shows: the loss must bound the rate.
+#[test]
+fn a_near_host_behind_a_short_queue_does_not_lose_half() {
+    for loss in [0.0, 0.05] {
+        let s = Scenario::new(100 * MBIT, ms(1), loss, 0).with_queue_bdp(0.5);
+        let o = steady(&format!("1 ms, {loss}"), &s, 10);
+        assert!(o.utilization > 0.9, "{o}");
+        assert!(o.steady.self_loss < 0.10, "{o}");
+    }
+}
+
 #[test]
 fn a_rate_limit_is_kept() {
     for limit in [500_000u64, 5_000_000] {

@@ -51,6 +51,13 @@ const MIN_RTT: Duration = Duration::from_millis(10);
 /// others: what a system gives at worst, and what is of use to the fastest.
 const LOCAL_LIMIT: [f64; 3] = [2e6, 96e3, 8e6];
 
+/// How far above what arrives the rate may be on a local path, at least and at most. It begins and mostly stays at the
+/// latter; but where more than [`LOCAL_LOSS`] is lost for [`LOCAL_PATIENCE`] intervals in a row, that is no stall but a
+/// queue of a few packets which no delay shows.
+const LOCAL_EXCESS: [f64; 2] = [0.85, 2.6];
+const LOCAL_LOSS: f64 = 0.08;
+const LOCAL_PATIENCE: u32 = 4;
+
 /// Share of a remembered rate to resume at, when the path seems the same and after a change of address.
 const RESUME_SHARE: f64 = 0.95;
 const MOVED_SHARE: f64 = 0.5;
@@ -110,6 +117,9 @@ struct Shared {
     /// See [`LOCAL_LIMIT`]; and when it shrank last.
     local_limit: f64,
     local_shrank: Instant,
+    /// See [`LOCAL_EXCESS`]; and how many intervals in a row lost much.
+    local_excess: f64,
+    local_lossy: u32,
     /// Bytes sent since the interval being judged, and in what time.
     since_judged: (u64, Duration),
     /// When a delay near the minimum was last seen.
@@ -285,6 +295,8 @@ impl Controller {
             best_began: now,
             local_limit: LOCAL_LIMIT[0],
             local_shrank: now,
+            local_excess: LOCAL_EXCESS[1],
+            local_lossy: 0,
             since_judged: (0, Duration::ZERO),
             last_near_minimum: now,
             learned: 0.0,
@@ -571,6 +583,12 @@ impl Controller {
             s.local_limit = (s.local_limit * 0.7).max(LOCAL_LIMIT[1]);
             s.local_shrank = now;
         }
+        s.local_lossy = if i.loss() > LOCAL_LOSS { s.local_lossy + 1 } else { 0 };
+        if s.local_lossy >= LOCAL_PATIENCE {
+            s.local_excess = (s.local_excess * 0.95).max(LOCAL_EXCESS[0]);
+        } else if i.loss() < LOCAL_LOSS * 0.75 {
+            s.local_excess = (s.local_excess * 1.01).min(LOCAL_EXCESS[1]);
+        }
         let empty = i.rtt_min.is_some() && queue < s.empty_below();
         // What was lost to an overshoot, and while the start looked for the rate, teaches nothing of chance.
         let settled = match self.phase {
@@ -658,7 +676,8 @@ impl Controller {
             && !s.is_limited(now)
             && let Some(c) = s.capacity()
         {
-            s.rate = s.rate.min(1.3 * s.headroom() * c / (1.0 - s.base_loss.estimate()));
+            let most = if s.is_local() { s.local_excess } else { 1.3 };
+            s.rate = s.rate.min(most * c / (1.0 - s.base_loss.estimate()));
         }
         let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
         s.rate = s.rate.clamp(floor.min(MAX_RATE), MAX_RATE);
