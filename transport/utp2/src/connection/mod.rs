@@ -120,6 +120,8 @@ mod code {
 
 /// Least time between two CLOSE packets in answer to a peer that goes on sending.
 const CLOSE_INTERVAL: Duration = Duration::from_millis(10);
+/// CLOSE packets after the first that leave although nobody asks.
+const CLOSE_COPIES: u8 = 3;
 
 #[derive(Debug)]
 enum Phase {
@@ -152,6 +154,9 @@ struct Closing {
     /// Set when the first CLOSE leaves.
     until: Option<Instant>,
     next: Option<Instant>,
+    /// Unasked copies still to be sent, and when: a peer that misses the only one would wait for its idle timeout.
+    copies: u8,
+    again: Option<Instant>,
 }
 
 /// One connection of an [`crate::Endpoint`].
@@ -434,6 +439,8 @@ impl Connection {
                     owed: true,
                     until: None,
                     next: None,
+                    copies: CLOSE_COPIES,
+                    again: None,
                 }));
             }
             Phase::Initiating(_) | Phase::Responding(_) | Phase::Confirming { .. } => self.outbox.clear(),
@@ -732,7 +739,7 @@ impl Connection {
                 Some(own.map_or(*until, |t| t.min(*until)))
             }
             Phase::Established(s) => s.next_timeout(),
-            Phase::Closing(c) => c.until,
+            Phase::Closing(c) => c.until.into_iter().chain(c.again).min(),
             Phase::Dead => None,
         }
     }
@@ -747,7 +754,12 @@ impl Connection {
             Phase::Confirming { session, until, live, .. } => {
                 (*until <= now || *live && !session.on_timeout(now)).then_some(timed_out)
             }
-            Phase::Closing(c) => c.until.is_some_and(|u| u <= now).then_some(CloseReason::Local),
+            Phase::Closing(c) => {
+                if c.again.is_some_and(|t| t <= now) {
+                    (c.owed, c.again) = (true, None);
+                }
+                c.until.is_some_and(|u| u <= now).then_some(CloseReason::Local)
+            }
             Phase::Dead => None,
         };
         if let Some(why) = ended {
@@ -811,6 +823,10 @@ impl Closing {
             return false;
         }
         self.next = Some(now + CLOSE_INTERVAL);
+        if self.copies > 0 {
+            self.copies -= 1;
+            self.again = Some(now + lasts / (u32::from(CLOSE_COPIES) + 1));
+        }
         let number = self.next_number;
         self.next_number += 1;
         // At the key's limit the last packet is worth less than the key.

@@ -211,6 +211,18 @@ fn close_tells_the_peer_and_silence_ends_in_a_timeout() {
 }
 
 #[test]
+fn a_lost_close_is_followed_by_another() {
+    let mut pair = Pair::connected(&Config::default(), &Link::default(), 1);
+    // Nothing under way that would be answered with another CLOSE.
+    pair.run(SECONDS(5), |_| false);
+    pair.nodes[0].link.loss = 1.0;
+    pair.nodes[0].connection().close(7, "so long");
+    pair.run(Duration::from_millis(1), |_| false);
+    pair.nodes[0].link.loss = 0.0;
+    pair.run_until(SECONDS(1), |p| p.nodes[1].events.len() == 2);
+}
+
+#[test]
 fn the_connection_follows_the_peer_to_a_new_address() {
     let mut pair = Pair::connected(&Config::default(), &Link::default(), 1);
     for tag in 0..300 {
