@@ -33,28 +33,7 @@ fn run(
     net.add_node(Host::new(receiver, noise, 2 * seed + 1));
     net.add_route(0, 1, &[forward]);
     net.add_route(1, 0, &[reverse]);
-    let trace = std::env::var_os("UTP2_TRACE").is_some();
-    let end = Instant::ZERO + Duration::from_secs(seconds);
-    while net.now() < end {
-        let at = (net.now() + if trace { rtt / 2 } else { Duration::from_secs(seconds) }).min(end);
-        net.run(at, |_, _| false);
-        if trace {
-            let s = net.nodes()[0].node().stats();
-            println!(
-                "{:7.2} s {:?} rate {:7.2} delivered {:7.2} MB/s rtt {:6.1} min {:6.1} lost {} base {} drops {}+{}",
-                net.now().as_micros() as f64 * 1e-6,
-                s.state,
-                s.rate as f64 * 1e-6,
-                s.delivered_rate as f64 * 1e-6,
-                s.rtt.as_secs_f64() * 1e3,
-                s.rtt_min.as_secs_f64() * 1e3,
-                s.lost_packets,
-                s.base_loss_ppm,
-                net.links()[0].stats().queue_drops,
-                net.nodes()[1].socket_drops(),
-            );
-        }
-    }
+    net.run(Instant::ZERO + Duration::from_secs(seconds), |_, _| false);
     let line = net.nodes()[1].node().progress().expect("receives").timeline().to_vec();
     let ceiling = mbit as f64 * 125_000.0 * rtt.as_secs_f64() * (1.0 - loss);
     let got: u64 = line.iter().sum();

@@ -1,18 +1,13 @@
 //! quinn's controllers on simulated paths, beside each other and beside ours.
 
+mod common;
+
 use std::time::Duration;
 
-use utp2_sim::{FlowConfig, Outcome, Protocol, Scenario};
+use common::run;
+use utp2_sim::{FlowConfig, Protocol, Scenario};
 
 const MBIT: u64 = 1_000_000;
-
-fn run(what: &str, scenario: &Scenario) -> Outcome {
-    let started = std::time::Instant::now();
-    let outcome = scenario.run();
-    println!("{what}: {outcome} [{:.2} s of real time]", started.elapsed().as_secs_f64());
-    assert!(outcome.intact, "{outcome}");
-    outcome
-}
 
 fn of(protocol: Protocol, rate: u64, rtt_ms: u64, loss: f64, seconds: u64) -> Scenario {
     let mut s = Scenario::new(rate, Duration::from_millis(rtt_ms), loss, 0).for_seconds(seconds);

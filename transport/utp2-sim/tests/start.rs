@@ -18,7 +18,6 @@ struct Run {
     net: Network<FlowNode>,
     scenario: Scenario,
     bucket: Duration,
-    trace: bool,
 }
 
 fn seed_bytes(seed: u64, salt: u8) -> [u8; 32] {
@@ -52,8 +51,7 @@ impl Run {
             net.add_route(from, to, &[forward]);
             net.add_route(to, from, &[reverse]);
         }
-        let trace = std::env::var_os("UTP2_TRACE").is_some();
-        let mut run = Self { net, scenario: scenario.clone(), bucket, trace };
+        let mut run = Self { net, scenario: scenario.clone(), bucket };
         if let Some(memory) = memory {
             // The connection exists once the first INIT has left.
             run.net.run(Instant::from_micros(1), |_, _| false);
@@ -64,29 +62,7 @@ impl Run {
 
     fn advance(&mut self, by: Duration) {
         let end = self.net.now() + by;
-        while self.net.now() < end {
-            let step = if self.trace { self.bucket / 4 } else { by };
-            let at = (self.net.now() + step).min(end);
-            self.net.run(at, |_, _| false);
-            if self.trace {
-                let s = self.stats(0);
-                let d = self.net.links()[0].stats();
-                println!(
-                    "{:7.2} RTT {:?} rate {:8.2} delivered {:8.2} Mbit/s rtt {:6.1} min {:6.1} ms lost {} spurious {} base {} ppm flight {} drops {}",
-                    self.net.now().as_micros() as f64 / self.bucket.as_micros() as f64,
-                    s.state,
-                    s.rate as f64 * 8e-6,
-                    s.delivered_rate as f64 * 8e-6,
-                    s.rtt.as_secs_f64() * 1e3,
-                    s.rtt_min.as_secs_f64() * 1e3,
-                    s.lost_packets,
-                    s.spurious_losses,
-                    s.base_loss_ppm,
-                    s.bytes_in_flight,
-                    d.queue_drops,
-                );
-            }
-        }
+        self.net.run(end, |_, _| false);
     }
 
     fn stats(&self, flow: usize) -> Stats {
@@ -300,71 +276,5 @@ fn who_joins_a_full_link_does_not_flood_it() {
         let part = first as f64 / both as f64;
         assert!((0.25..0.85).contains(&part), "seed {seed}: the first keeps {part}");
         assert!(run.share(80, 155) > 0.9, "seed {seed}: {}", run.share(80, 155));
-    }
-}
-
-/// What the variables JITTER (ms), BURST (packets), REORDER (ms), STEPS (`s,mbit:…`) and OUTAGE (`s,s`) ask for.
-fn vary(s: &mut Scenario) {
-    let numbers = |name: &str| -> Option<Vec<f64>> {
-        Some(std::env::var(name).ok()?.split(',').map(|x| x.parse().expect("a number")).collect())
-    };
-    if let Some(v) = numbers("JITTER") {
-        let jitter = Jitter::Uniform(Duration::from_secs_f64(v[0] / 2e3));
-        (s.forward.jitter, s.reverse.jitter) = (jitter, jitter);
-    }
-    if let Some(v) = numbers("BURST") {
-        s.forward.loss = Loss::bursts(s.forward.loss.mean(), v[0]);
-    }
-    if let Some(v) = numbers("REORDER") {
-        (s.forward.reorder, s.forward.reorder_by) = (0.02, Duration::from_secs_f64(v[0] / 1e3));
-    }
-    if let Ok(steps) = std::env::var("STEPS") {
-        for step in steps.split(':') {
-            let (at, mbit) = step.split_once(',').expect("two numbers");
-            let at = Duration::from_secs_f64(at.parse().expect("a number"));
-            let rate = mbit.parse::<u64>().expect("a number") * MBIT;
-            s.forward = s.forward.clone().with_step(at, Change::Rate(rate));
-        }
-    }
-    if let Some(v) = numbers("OUTAGE") {
-        let (at, len) = (Duration::from_secs_f64(v[0]), Duration::from_secs_f64(v[1]));
-        s.forward = s.forward.clone().with_outage(at, len);
-        s.reverse = s.reverse.clone().with_outage(at, len);
-    }
-}
-
-/// For exploring: `START=mbit,rtt_ms,loss,bdp,seconds[,memory factor]`.
-#[test]
-#[ignore = "measures what is asked for by the variable START"]
-fn explore() {
-    for case in std::env::var("START").unwrap_or_default().split(';') {
-        let v: Vec<f64> = case.split(',').map(|x| x.parse().expect("a number")).collect();
-        let first = std::env::var("FIRST").map_or(1, |s| s.parse().expect("a number"));
-        for seed in first..first + std::env::var("SEEDS").map_or(1, |s| s.parse().expect("a number")) {
-            let mut s = scenario(v[0] as u64, v[1] as u64, v[2], v[3], seed);
-            vary(&mut s);
-            let memory = v.get(5).filter(|&&f| f > 0.0).map(|f| {
-                let m = memory_of(&s);
-                PathMemory { rate: (m.rate as f64 * f) as u64, ..m }
-            });
-            let flows = v.get(6).map_or(1, |&f| f as usize);
-            let clock = std::time::Instant::now();
-            let mut run = Run::new(&s, memory, flows);
-            run.advance(Duration::from_secs_f64(v[4]));
-            let st = run.stats(0);
-            let n = (v[4] / run.bucket.as_secs_f64()) as usize;
-            println!(
-                "{case} seed {seed}: 90 % after {:?}, 95 % after {:?}, whole {:.1} %, after 15 {:.1} %, self loss {:.2} %, again {:.2} % of {:.2} % [{:.1} s] {:?}",
-                run.rtts_to(0.9),
-                run.rtts_to(0.95),
-                run.share(0, n) * 100.0,
-                run.share(15.min(n - 1), n) * 100.0,
-                run.self_loss() * 100.0,
-                100.0 * st.retransmitted_bytes as f64 / st.data_bytes_sent as f64,
-                s.forward.loss.mean() * 100.0,
-                clock.elapsed().as_secs_f64(),
-                run.net.node_mut(0).connection_mut().and_then(|c| c.path_memory()),
-            );
-        }
     }
 }

@@ -166,7 +166,7 @@ fn run_cases(todo: &[&Case], args: &SweepArgs, grid: Grid) -> anyhow::Result<Vec
         None => None,
     };
     let next = AtomicUsize::new(0);
-    let shared = Mutex::new((Vec::new(), file, Ok(())));
+    let shared = Mutex::new((Vec::new(), file, Ok(()), 0));
     std::thread::scope(|scope| {
         for _ in 0..args.jobs {
             scope.spawn(|| {
@@ -174,13 +174,10 @@ fn run_cases(todo: &[&Case], args: &SweepArgs, grid: Grid) -> anyhow::Result<Vec
                     let started = Instant::now();
                     let lines = case.lines(&case.run());
                     let took = started.elapsed().as_secs_f64();
-                    eprintln!(
-                        "utp2: {} of {}: {} [{took:.1} s]",
-                        lines.len(),
-                        todo.len(),
-                        case.key.join(", ")
-                    );
                     let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    shared.3 += 1;
+                    let (done, all) = (shared.3, todo.len());
+                    eprintln!("utp2: {done} of {all}: {} [{took:.1} s]", case.key.join(", "));
                     for line in lines {
                         match &mut shared.1 {
                             Some(file) => {
@@ -197,7 +194,7 @@ fn run_cases(todo: &[&Case], args: &SweepArgs, grid: Grid) -> anyhow::Result<Vec
             });
         }
     });
-    let (lines, _, written) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (lines, _, written, _) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
     written.context("cannot write the table")?;
     Ok(lines)
 }

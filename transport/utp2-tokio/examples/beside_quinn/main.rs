@@ -1,7 +1,7 @@
 //! What µTP2 costs in CPU beside quinn: memory to memory over loopback, one connection, encrypted, datagrams of
 //! 1452 bytes, sender and receiver in two processes, the two protocols in turns.
 //!
-//! `cargo run -p utp2-tokio --example throughput -- [--pairs 5] [--bytes 4000000000] [--threads 1] [--only utp2]
+//! `cargo run -p utp2-tokio --example beside_quinn -- [--pairs 5] [--bytes 4000000000] [--threads 1] [--only utp2]
 //! [--quinn-cc cubic] [--quinn-streams 1] [--json]`
 //!
 //! Time runs on the sender from the first byte handed over until the last one is acknowledged; the CPU is that of
