@@ -42,7 +42,8 @@ pub struct Config {
     /// Probe after so long a silence, to hold NAT state: mappings of UDP are kept for 30 s at least by nearly all of
     /// them. `None` lets a silent session die; may be changed per connection. Default 20 s.
     pub keep_alive: Option<Duration>,
-    /// Give up connecting, or a half-open handshake, after so long. Default 10 s.
+    /// Give up connecting, or a half-open handshake, after so long. Default 15 s: some 70 INITs, so that no path on
+    /// which a transfer is of use ends it by chance.
     pub handshake_timeout: Duration,
     /// How hard connections compete; may be changed per connection.
     pub mode: Mode,
@@ -86,7 +87,7 @@ impl Default for Config {
             max_queued_blocks: 4096,
             idle_timeout: Duration::from_secs(120),
             keep_alive: Some(Duration::from_secs(20)),
-            handshake_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(15),
             mode: Mode::Full,
             rate_limit: None,
             max_connections: 1024,

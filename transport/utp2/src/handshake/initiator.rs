@@ -16,12 +16,18 @@ use crate::wire::Cid;
 use crate::wire::handshake::{Alert, Init, Reply, Retry, SUITE};
 use crate::{ContextId, HandshakeFailure};
 
-const FIRST_REPEAT: Duration = Duration::from_millis(500);
-const LAST_REPEAT: Duration = Duration::from_secs(1);
-const PROVE_REPEAT: Duration = Duration::from_millis(300);
+/// How long the first packet of a step is waited for: longer than nearly all round trips.
+const FIRST_REPEAT: Duration = Duration::from_millis(300);
+/// How long the first PROVE is waited for at least and at most; between them 1.5 round trips.
+const PROVE_REPEAT: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
+/// Time between later ones, at least and at most. Never growing: what swallows twenty packets in a row must not last
+/// until the handshake's time is over, and one of them five times a second burdens no path.
+const REPEAT: [Duration; 2] = [Duration::from_millis(150), Duration::from_millis(250)];
+/// The round trip is taken to be no longer if it is not known which repetition was answered.
+const UNCLEAR_RTT: Duration = Duration::from_millis(500);
 const MAX_RETRIES: u8 = 3;
-/// RESUMEs without an answer before a full handshake is tried: 1.5 s.
-const MAX_RESUMES: u8 = 2;
+/// How long RESUME is repeated without an answer before a full handshake is tried.
+const RESUME_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// The tag under which a responder finds the context (§5.2).
 pub(crate) fn context_tag(context: &ContextId, nonce: &[u8; 32]) -> [u8; 16] {
@@ -44,19 +50,22 @@ pub(crate) struct Initiator {
     /// Datagrams to send now.
     pub(crate) outbox: VecDeque<Vec<u8>>,
     repeat_at: Instant,
-    repeat_after: Duration,
+    /// Repetitions so far, of all steps.
+    repeats: usize,
     until: Instant,
     /// When the present step's packet was sent, and whether only once.
     sent_at: Instant,
     sent_once: bool,
     rtt: Option<Duration>,
+    /// The round trip is no longer, as far as repetitions left that open.
+    rtt_bound: Duration,
     /// Early messages the peer took.
     pub(crate) early_taken: usize,
 }
 
 #[derive(Debug)]
 enum Step {
-    Resume { resuming: Box<Resuming>, datagram: Vec<u8>, retries: u8, sent: u8 },
+    Resume { resuming: Box<Resuming>, datagram: Vec<u8>, retries: u8 },
     Reply { init: Vec<u8>, retries: u8 },
     Prove(Proof),
 }
@@ -101,11 +110,12 @@ impl Initiator {
             step: Step::Reply { init: Vec::new(), retries: 0 },
             outbox: VecDeque::new(),
             repeat_at: now,
-            repeat_after: FIRST_REPEAT,
+            repeats: 0,
             until: now + timeout,
             sent_at: now,
             sent_once: true,
             rtt: None,
+            rtt_bound: UNCLEAR_RTT,
             early_taken: 0,
         };
         match resuming {
@@ -119,7 +129,7 @@ impl Initiator {
         let datagram = resuming.datagram(cookie);
         self.outbox.clear();
         self.outbox.push_back(datagram.clone());
-        self.step = Step::Resume { resuming, datagram, retries, sent: 1 };
+        self.step = Step::Resume { resuming, datagram, retries };
         self.schedule(now, FIRST_REPEAT);
     }
 
@@ -141,8 +151,16 @@ impl Initiator {
     }
 
     fn schedule(&mut self, now: Instant, after: Duration) {
-        (self.repeat_after, self.repeat_at) = (after, now + after);
+        self.repeat_at = now + after;
         (self.sent_at, self.sent_once) = (now, true);
+    }
+
+    /// Time until the next repetition. By chance, so that many who lost the same peer do not return in step; the
+    /// nonce is as good a source of it as any.
+    fn pause(&mut self) -> Duration {
+        let chance = u32::from(self.nonce[self.repeats % self.nonce.len()]);
+        self.repeats += 1;
+        REPEAT[0] + (REPEAT[1] - REPEAT[0]) * chance / 255
     }
 
     pub(crate) fn next_timeout(&self) -> Instant {
@@ -156,30 +174,37 @@ impl Initiator {
         }
         if now >= self.repeat_at {
             self.outbox.clear();
-            if let Step::Resume { sent: MAX_RESUMES, .. } = self.step {
-                self.fall_back(now);
-                return true;
-            }
-            match &mut self.step {
-                Step::Resume { datagram, sent, .. } => {
-                    *sent += 1;
-                    self.outbox.push_back(datagram.clone());
+            match &self.step {
+                Step::Resume { .. } if now >= self.sent_at + RESUME_PATIENCE => {
+                    self.fall_back(now);
+                    return true;
                 }
+                Step::Resume { datagram, .. } => self.outbox.push_back(datagram.clone()),
                 Step::Reply { init, .. } => self.outbox.push_back(init.clone()),
                 Step::Prove(p) => self.outbox.extend(p.datagrams.iter().cloned()),
             }
-            self.repeat_after = (self.repeat_after * 2).min(LAST_REPEAT);
-            self.repeat_at = now + self.repeat_after;
+            self.repeat_at = now + self.pause();
+            if let Step::Resume { .. } = self.step {
+                self.repeat_at = self.repeat_at.min(self.sent_at + RESUME_PATIENCE);
+            }
             self.sent_once = false;
         }
         true
     }
 
+    /// An answer came. Repeated packets leave open which of them it is for: then the first one's age is a bound.
     fn sample(&mut self, now: Instant) {
+        let rtt = now.saturating_since(self.sent_at);
         if self.sent_once {
-            let rtt = now.saturating_since(self.sent_at);
             self.rtt = Some(self.rtt.map_or(rtt, |r| r.min(rtt)));
+        } else {
+            self.rtt_bound = self.rtt_bound.min(rtt);
         }
+    }
+
+    /// The round trip, as well as it is known.
+    fn round_trip(&self) -> Duration {
+        self.rtt.unwrap_or(self.rtt_bound)
     }
 
     pub(crate) fn on_retry(&mut self, now: Instant, datagram: &[u8]) {
@@ -206,7 +231,7 @@ impl Initiator {
             return Progress::Wait;
         }
         self.sample(now);
-        let rtt = self.rtt.unwrap_or(FIRST_REPEAT);
+        let rtt = self.round_trip();
         let Step::Resume { resuming, .. } = &self.step else { return Progress::Wait };
         // One that does not open is somebody else's: the right one may still come.
         let Some((established, taken)) = resuming.on_resumed(from, datagram, rtt) else {
@@ -243,8 +268,8 @@ impl Initiator {
         let remote_cid = reply.source;
         self.step =
             Step::Prove(Proof { remote_cid, schedule, th3, datagrams, assembler: Assembler::default() });
-        let round = self.rtt.unwrap_or(FIRST_REPEAT);
-        self.schedule(now, PROVE_REPEAT.max(round * 3).min(LAST_REPEAT));
+        let [least, most] = PROVE_REPEAT;
+        self.schedule(now, (self.round_trip() * 3 / 2).clamp(least, most));
         Progress::Wait
     }
 
@@ -283,7 +308,7 @@ impl Initiator {
             proved: None,
         };
         self.sample(now);
-        let rtt = self.rtt.unwrap_or(FIRST_REPEAT);
+        let rtt = self.round_trip();
         Progress::Done(Box::new(Established { rtt, ..established }))
     }
 
