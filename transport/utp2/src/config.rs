@@ -37,7 +37,7 @@ pub struct Config {
     pub max_queued_blocks: usize,
     /// Close when nothing authentic arrived for so long; the smaller of both sides' values. Default 120 s:
     /// an outage of a minute (a tunnel, a modem that registers anew) is survived without a new handshake, and a
-    /// peer that restarted is noticed by its reset (§10.5), not by this.
+    /// peer that restarted is noticed by its reset (§10.7), not by this.
     pub idle_timeout: Duration,
     /// Probe after so long a silence, to hold NAT state: mappings of UDP are kept for 30 s at least by nearly all of
     /// them. `None` lets a silent session die; may be changed per connection. Default 20 s.

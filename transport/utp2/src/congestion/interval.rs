@@ -25,7 +25,6 @@ pub(super) struct Interval {
     /// Bytes the rate would have allowed but a busy machine did not send.
     pub(super) missed_bytes: u64,
     pub(super) acked: u32,
-    pub(super) acked_bytes: u64,
     pub(super) lost: u32,
     /// Packets the network marked (ECN CE), by the ACKs whose newest packet lies in it.
     pub(super) marked: u32,
@@ -114,7 +113,6 @@ impl Intervals {
                 sent_bytes: 0,
                 missed_bytes: 0,
                 acked: 0,
-                acked_bytes: 0,
                 lost: 0,
                 marked: 0,
                 loss_runs: 0,

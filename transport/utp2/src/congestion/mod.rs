@@ -248,6 +248,30 @@ impl Shared {
         (self.flooded >= FLOOD_ACKS && !self.is_local()).then_some(queue)
     }
 
+    /// What this path or a like one may be expected to bear; after silence, the present rate tells nothing of it.
+    fn expectation(&self, silent: bool) -> PathMemory {
+        let guess = if silent { self.remembered } else { self.rate };
+        self.memory(if self.learned > 0.0 { self.learned } else { guess })
+    }
+
+    /// The path, as remembered at `rate`.
+    fn memory(&self, rate: f64) -> PathMemory {
+        let base_loss_ppm = (self.base_loss.estimate() * 1e6) as u32;
+        PathMemory { rate: rate as u64, rtt_min: self.rtt_min, base_loss_ppm }
+    }
+
+    /// The lowest rate: two packets in a round trip.
+    fn floor(&self) -> f64 {
+        2.0 * self.packet / self.rtt.as_secs_f64().max(0.01)
+    }
+
+    /// What was delivered lately is no measure of the path.
+    fn forget_delivered(&mut self) {
+        self.delivery.clear_points();
+        self.best = [0.0; 4];
+        self.purpose = Purpose::Normal;
+    }
+
     /// Sets the rate in answer to congestion: what was sent before tells nothing about it.
     fn cut(&mut self, now: Instant, rate: f64) {
         self.rate = rate;
@@ -319,12 +343,8 @@ impl Controller {
 
     /// What is worth remembering of the path; `None` while too little is known of it.
     pub(crate) fn path_memory(&self) -> Option<PathMemory> {
-        let s = &self.shared;
-        (s.learned >= 1.0).then(|| PathMemory {
-            rate: s.learned as u64,
-            rtt_min: s.rtt_min,
-            base_loss_ppm: self.base_loss_ppm(),
-        })
+        let learned = self.shared.learned;
+        (learned >= 1.0).then(|| self.shared.memory(learned))
     }
 
     /// The path may be one met before (§9.8). Of use only while the first search for the rate lasts.
@@ -458,7 +478,6 @@ impl Controller {
         self.shared.delivery.add(bytes);
         if let Some(i) = self.intervals.get_mut(interval) {
             i.acked += 1;
-            i.acked_bytes += bytes;
         }
     }
 
@@ -486,7 +505,6 @@ impl Controller {
         if let Some(i) = self.intervals.get_mut(interval) {
             i.lost = i.lost.saturating_sub(1);
             i.acked += 1;
-            i.acked_bytes += bytes;
         }
     }
 
@@ -679,7 +697,7 @@ impl Controller {
             let most = if s.is_local() { s.local_excess } else { 1.3 };
             s.rate = s.rate.min(most * c / (1.0 - s.base_loss.estimate()));
         }
-        let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
+        let floor = s.floor();
         s.rate = s.rate.clamp(floor.min(MAX_RATE), MAX_RATE);
     }
 
@@ -708,7 +726,7 @@ impl Controller {
         self.silent_halvings += 1;
         // Counted from here: after a long sleep, one halving a turn and not all that were missed.
         self.last_silence = now;
-        let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
+        let floor = s.floor();
         let rate = if self.silent_halvings >= 4 { floor } else { (s.rate * 0.5).max(floor) };
         s.cut(now, rate);
     }
@@ -716,17 +734,10 @@ impl Controller {
     /// The path is back, or another one: half of what it bore is tried at once.
     fn return_from_silence(&mut self) {
         let s = &mut self.shared;
-        s.delivery.clear_points();
-        s.best = [0.0; 4];
-        s.purpose = Purpose::Normal;
-        let floor = 2.0 * s.packet / s.rtt.as_secs_f64().max(0.01);
-        let known = if s.learned > 0.0 { s.learned } else { s.remembered };
-        let base_loss = s.base_loss.estimate();
-        let memory = PathMemory {
-            rate: known.max(floor * 16.0) as u64,
-            rtt_min: s.rtt_min,
-            base_loss_ppm: (base_loss * 1e6) as u32,
-        };
+        let expected = s.expectation(true);
+        s.forget_delivered();
+        let floor = s.floor();
+        let memory = PathMemory { rate: expected.rate.max((floor * 16.0) as u64), ..expected };
         let now = self.last_progress;
         s.rate = floor;
         self.phase = Phase::FastStart(Box::new(FastStart::resume(now, s, &memory, MOVED_SHARE)));
@@ -735,9 +746,7 @@ impl Controller {
     /// The path ceased to carry packets of the size sent (§3.1): what was not delivered meanwhile is no measure.
     pub(crate) fn on_black_hole(&mut self, now: Instant) {
         let s = &mut self.shared;
-        s.delivery.clear_points();
-        s.best = [0.0; 4];
-        s.purpose = Purpose::Normal;
+        s.forget_delivered();
         if matches!(self.phase, Phase::FastStart(_)) {
             let rate = s.rate * 0.5;
             s.cut(now, rate);
@@ -753,6 +762,7 @@ impl Controller {
     /// Else what was learned is about another path, and half of it a first guess about this one.
     pub(crate) fn on_new_path(&mut self, now: Instant, same_host: bool) {
         // Nothing arrived since the old address went, and that says nothing of the path.
+        let memory = self.shared.expectation(self.silent_halvings > 0);
         self.last_progress = now;
         self.silent_halvings = 0;
         self.shared.delivery.clear_points();
@@ -760,24 +770,15 @@ impl Controller {
             return;
         }
         let s = &mut self.shared;
-        let known = if s.learned > 0.0 { s.learned } else { s.rate };
-        let memory = PathMemory {
-            rate: known as u64,
-            rtt_min: s.rtt_min,
-            base_loss_ppm: (s.base_loss.estimate() * 1e6) as u32,
-        };
+        s.forget_delivered();
         s.base_loss = BaseLoss::new();
-        s.delivery.clear_points();
-        s.best = [0.0; 4];
+        s.learned = 0.0;
         s.queue_peak = [Duration::ZERO; 2];
         s.buffer = Buffer::default();
         s.jitter = Duration::ZERO;
-        s.purpose = Purpose::Normal;
         s.rate = 0.0;
         self.recalled = None;
         self.phase = Phase::FastStart(Box::new(FastStart::resume(now, s, &memory, MOVED_SHARE)));
-        self.last_progress = now;
-        self.silent_halvings = 0;
         self.clamp(now);
     }
 }

@@ -148,7 +148,8 @@ pub fn scoreboard(data: &[u8]) {
                 let first = ghosts.range(low..=high).map(|g| *g.0).next();
                 let taken = board.take_ghost(low, high);
                 assert_eq!(taken.is_some(), first.is_some());
-                if let (Some(sent), Some(ghost)) = (taken, first.and_then(|n| ghosts.remove(&n))) {
+                if let (Some((number, sent)), Some(ghost)) = (taken, first.and_then(|n| ghosts.remove(&n))) {
+                    assert_eq!(Some(number), first);
                     assert_eq!(
                         (sent.at, usize::from(sent.size), sent.fate),
                         (ghost.at, ghost.size, Fate::Lost)

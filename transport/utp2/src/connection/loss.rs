@@ -38,6 +38,19 @@ struct News {
     marked: u64,
 }
 
+#[cfg(test)]
+impl Session {
+    /// As if a packet of so many bytes had left.
+    pub(crate) fn pretend_to_send(&mut self, now: Instant, size: usize) {
+        self.sent.push(now, size, 0, Fate::Outstanding, 0);
+    }
+
+    /// Packets declared lost, and those that arrived after all.
+    pub(crate) fn losses(&self) -> (u64, u64) {
+        (self.stats.lost_packets, self.stats.spurious_losses)
+    }
+}
+
 impl Session {
     /// `at`: when the datagram with the ACK reached this host, at or before `now`.
     pub(crate) fn on_ack(&mut self, now: Instant, at: Instant, ack: &Ack<'_>) -> Result<(), Fault> {
@@ -48,8 +61,9 @@ impl Session {
         let before = self.newest_acked;
         let mut news = News::default();
         let mut told = false;
+        self.seal.on_acked(ack.largest);
+        let (base, oldest) = (self.sent.base(), self.sent.oldest());
         for (low, high) in ack.ranges() {
-            self.seal.on_acked(high);
             if self.mtu.on_probe_acked(low, high) {
                 self.resize(now);
             }
@@ -57,18 +71,12 @@ impl Session {
                 self.received.on_ack_of(number);
                 told = true;
             }
-            let base = self.sent.base();
-            if low < base {
-                while let Some(sent) = self.sent.take_ghost(low, high.min(base - 1)) {
-                    self.on_acked_after_all(now, &sent, before, &mut news);
-                    self.on_delivered(&sent);
-                }
-                if high < base {
-                    continue;
-                }
+            // Newest first: below the oldest record nothing is left to learn.
+            if high < oldest {
+                break;
             }
             // Ranges are repeated many times (§8.3): only what is new in them is walked.
-            let mut number = low.max(base);
+            let mut number = low.max(oldest);
             while number <= high {
                 let stop = match self.known.end_of(number) {
                     Ok(end) => {
@@ -77,12 +85,21 @@ impl Session {
                     }
                     Err(next) => next.map_or(high, |n| high.min(n - 1)),
                 };
+                while number < base.min(stop + 1) {
+                    let Some((ghost, sent)) = self.sent.take_ghost(number, stop.min(base - 1)) else {
+                        number = base.min(stop + 1);
+                        break;
+                    };
+                    self.on_acked_after_all(now, &sent, before, &mut news);
+                    self.on_delivered(&sent);
+                    number = ghost + 1;
+                }
                 while number <= stop {
                     self.on_newly_acked(now, at, number, ack, before, &mut news)?;
                     number += 1;
                 }
             }
-            self.known.insert(low.max(base), high + 1);
+            self.known.insert(low.max(oldest), high + 1);
         }
         if news.bytes > 0 {
             (self.probe_backoff, self.probes) = (0, 0);
@@ -243,9 +260,9 @@ impl Session {
             number += 1;
         }
         self.loss_scan = number;
-        // A lost packet's record is kept for two round trips, to notice that it was not lost.
+        // A lost packet's record is kept for a while (§8.5), to notice that it was not lost.
         self.sent.trim(now - self.rtt.smoothed() * 3 - Duration::from_millis(20));
-        self.known.remove_below(self.sent.base());
+        self.known.remove_below(self.sent.oldest());
     }
 
     /// Asks the peer for the acknowledgements that this side's sending needs, when it needs others (§8.1).
@@ -280,16 +297,17 @@ impl Session {
                 mtu::Loss::InHole => self.controller.on_acked(sent.interval, 0),
             }
         }
-        if self.window_told_in == Some(number) {
-            self.tell_window = true;
-        }
-        if self.rhythm_told.1 == number {
-            self.tell_rhythm = true;
-        }
+        self.tell_again(number, sent, false);
+    }
+
+    /// What packet `number` told is told again; `at_once`, whatever windows say.
+    fn tell_again(&mut self, number: u64, sent: &Sent, at_once: bool) {
+        self.tell_window |= self.window_told_in == Some(number);
+        self.tell_rhythm |= self.rhythm_told.1 == number;
         self.tell_ticket |= self.ticket_told_in == Some(number);
         let mut i = 0;
         while let Some(chunk) = self.sent.chunk(sent, i) {
-            self.resend(chunk, false);
+            self.resend(chunk, at_once);
             i += 1;
         }
     }
@@ -355,20 +373,11 @@ impl Session {
         while let Some(sent) = self.sent.get(number)
             && found < 2
         {
+            if sent.fate == Fate::Outstanding {
+                found += 1;
+                self.tell_again(number, &sent, true);
+            }
             number += 1;
-            if sent.fate != Fate::Outstanding {
-                continue;
-            }
-            found += 1;
-            if self.window_told_in == Some(number - 1) {
-                self.tell_window = true;
-            }
-            self.tell_ticket |= self.ticket_told_in == Some(number - 1);
-            let mut i = 0;
-            while let Some(chunk) = self.sent.chunk(&sent, i) {
-                self.resend(chunk, true);
-                i += 1;
-            }
         }
     }
 }

@@ -146,6 +146,7 @@ enum Phase {
 struct Closing {
     seal: SealKeys,
     remote_cid: Cid,
+    peer_reset: [u8; 16],
     next_number: u64,
     code: u16,
     reason: String,
@@ -214,6 +215,7 @@ impl Connection {
         let phase = Phase::Confirming { session, proof, until, live, since: now };
         let mut this = Self::new(handle, context, remote, phase, false);
         this.outbox.push_back(resumed);
+        this.resumed = true;
         if let Some(messages) = early {
             this.announced = true;
             this.peer = Some(peer);
@@ -434,6 +436,7 @@ impl Connection {
                     lasts: session.probe_timeout() * 3,
                     seal: session.seal,
                     remote_cid: session.remote_cid,
+                    peer_reset: session.peer_reset,
                     code,
                     reason: reason[..end].into(),
                     owed: true,
@@ -480,11 +483,13 @@ impl Connection {
         self.outbox.clear();
     }
 
-    /// A RESET that may be for this connection.
+    /// A RESET that may be for this connection. To a CLOSE it is the answer of a peer that took the one before (§10.1).
     pub(crate) fn on_reset(&mut self, token: &[u8; 16]) {
-        let is_true =
-            self.session().is_some_and(|s| s.peer_reset != [0; 16] && s.peer_reset.ct_eq(token).into());
-        if is_true {
+        let known = match &self.phase {
+            Phase::Closing(c) => Some(c.peer_reset),
+            _ => self.session().map(|s| s.peer_reset),
+        };
+        if known.is_some_and(|known| known != [0; 16] && known.ct_eq(token).into()) {
             self.end(CloseReason::Reset);
         }
     }
@@ -635,7 +640,7 @@ impl Connection {
 
     fn establish(&mut self, session: Box<Session>) {
         self.resumed = session.resumed;
-        if !(self.announced && self.peer.is_some()) {
+        if self.peer.is_none() {
             self.announced = true;
             self.peer = Some(session.peer.clone());
             self.events.push_back(Event::Connected);

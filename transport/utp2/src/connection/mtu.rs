@@ -192,7 +192,7 @@ impl Mtu {
 
     /// The host refused a datagram of this size. Only a hint, but what did not leave cannot arrive.
     /// Returns whether the present size changed.
-    pub(crate) fn on_refused(&mut self, now: Instant, size: usize) -> bool {
+    pub(crate) fn on_refused(&mut self, size: usize) -> bool {
         let Ok(size) = u16::try_from(size) else { return false };
         if size <= MIN_DATAGRAM || size >= self.too_large {
             return false;
@@ -205,8 +205,6 @@ impl Mtu {
         if shrinks {
             self.current = MIN_DATAGRAM;
             self.again = None;
-        } else {
-            self.again = self.again.map(|a| a.min(now + AGAIN));
         }
         shrinks
     }
@@ -314,9 +312,9 @@ mod tests {
     fn a_refusal_by_the_host_bounds_the_search_and_ten_minutes_later_it_is_tried_again() {
         let mut m = Mtu::new(8972);
         let now = Instant::from_micros(5);
-        assert!(!m.on_refused(now, 1473));
+        assert!(!m.on_refused(1473));
         assert_eq!(search(&mut m, 1472, 1000).0, 1472);
-        assert!(m.on_refused(now, 1472));
+        assert!(m.on_refused(1472));
         assert_eq!(m.current(), 1200);
         assert_eq!(search(&mut m, 1471, 1000).0, 1464);
         assert_eq!(m.next_probe(now + AGAIN - Duration::from_secs(1)), None);

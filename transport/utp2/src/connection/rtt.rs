@@ -18,6 +18,8 @@ pub(crate) struct Rtt {
     /// Minimum per bucket; the newest first.
     minima: [Duration; BUCKETS],
     bucket_began: Instant,
+    /// Nothing was measured on this path yet.
+    is_guess: bool,
 }
 
 impl Rtt {
@@ -25,11 +27,22 @@ impl Rtt {
     pub(crate) fn new(now: Instant, first: Duration) -> Self {
         let mut minima = [Duration::MAX; BUCKETS];
         minima[0] = first;
-        Self { smoothed: first, deviation: first / 2, latest: first, minima, bucket_began: now }
+        Self {
+            smoothed: first,
+            deviation: first / 2,
+            latest: first,
+            minima,
+            bucket_began: now,
+            is_guess: false,
+        }
     }
 
     pub(crate) fn sample(&mut self, now: Instant, rtt: Duration) {
         let rtt = rtt.max(Duration::from_micros(1));
+        if self.is_guess {
+            *self = Self::new(now, rtt);
+            return;
+        }
         self.latest = rtt;
         let difference = self.smoothed.abs_diff(rtt);
         self.deviation = (self.deviation * 3 + difference) / 4;
@@ -42,9 +55,9 @@ impl Rtt {
         self.minima[0] = self.minima[0].min(rtt);
     }
 
-    /// Forgets the old path (§10).
+    /// Another path (§10.3): the old one's time is a guess until the first sample, and then forgotten.
     pub(crate) fn reset(&mut self, now: Instant) {
-        *self = Self::new(now, self.smoothed);
+        *self = Self { is_guess: true, ..Self::new(now, self.smoothed) };
     }
 
     pub(crate) fn smoothed(&self) -> Duration {
@@ -82,5 +95,17 @@ mod tests {
             assert_eq!(rtt.min(), if i < 59 { ms(20) } else { ms(30) }, "after {} s", i + 1);
         }
         assert!(rtt.smoothed().abs_diff(ms(30)) < ms(1));
+    }
+
+    #[test]
+    fn a_longer_path_is_not_measured_against_the_old_one() {
+        let ms = Duration::from_millis;
+        let mut rtt = Rtt::new(Instant::ZERO, ms(20));
+        rtt.reset(Instant::ZERO);
+        assert_eq!((rtt.smoothed(), rtt.min()), (ms(20), ms(20)), "the best guess so far");
+        rtt.sample(Instant::ZERO, ms(80));
+        assert_eq!((rtt.smoothed(), rtt.min()), (ms(80), ms(80)));
+        rtt.sample(Instant::ZERO, ms(90));
+        assert_eq!(rtt.min(), ms(80));
     }
 }

@@ -168,8 +168,13 @@ impl Scoreboard {
         }
     }
 
-    /// The first ghost among `low..=high`; it is marked as acknowledged and not given again.
-    pub(crate) fn take_ghost(&mut self, low: u64, high: u64) -> Option<Sent> {
+    /// The smallest number of which anything is known.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.ghosts.front().map_or(self.base, |ghost| ghost.number)
+    }
+
+    /// The first ghost among `low..=high` and its number; it is marked as acknowledged and not given again.
+    pub(crate) fn take_ghost(&mut self, low: u64, high: u64) -> Option<(u64, Sent)> {
         let (mut from, mut to) = (0, self.ghosts.len());
         while from < to {
             let middle = from + (to - from) / 2;
@@ -186,7 +191,7 @@ impl Scoreboard {
                 let ghost = *ghost;
                 let mut sent = self.view(&ghost.record, true);
                 sent.fate = Fate::Lost;
-                return Some(sent);
+                return Some((ghost.number, sent));
             }
             from += 1;
         }
@@ -257,14 +262,15 @@ mod tests {
         assert_eq!(b.chunk(&sent, 2), None);
         assert!(b.get(2).is_none() && b.get(10).is_none());
         assert!(b.take_ghost(0, 0).is_none() && b.take_ghost(3, 9).is_none());
-        let ghost = b.take_ghost(2, 9).unwrap();
+        let (number, ghost) = b.take_ghost(2, 9).unwrap();
+        assert_eq!((b.oldest(), number), (1, 2));
         assert_eq!((ghost.at, ghost.fate), (t(2), Fate::Lost));
         assert_eq!(b.chunk(&ghost, 1), Some(Chunk::Message { offset: 21, len: 1 }));
         assert!(b.take_ghost(2, 9).is_none(), "once");
         b.settle(3, Fate::Acked);
         b.trim(t(2));
         assert_eq!((b.base(), b.ghosts.len()), (5, 2), "the oldest is forgotten, one has come");
-        let ghost = b.take_ghost(0, 9).unwrap();
+        let (_, ghost) = b.take_ghost(0, 9).unwrap();
         assert_eq!(b.chunk(&ghost, 0), Some(Chunk::Message { offset: 40, len: 1 }));
     }
 

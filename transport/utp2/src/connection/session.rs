@@ -100,7 +100,7 @@ pub(crate) struct Session {
     /// Pieces of blocks to send again, and of messages (offset, length).
     pub(super) lost_chunks: Ring<LostPiece>,
     pub(super) lost_messages: VecDeque<(u64, u16)>,
-    /// Numbers from `sent.base()` on that are known to have arrived.
+    /// Numbers from `sent.oldest()` on that are known to have arrived.
     pub(super) known: RangeSet,
     /// Pieces of blocks sent again at the end of a transfer, to be sent once more when there is nothing else (§8.5).
     pub(super) tail_copies: Ring<LostPiece>,
@@ -384,7 +384,7 @@ impl Session {
     }
 
     pub(super) fn on_too_large(&mut self, now: Instant, len: usize) {
-        if self.mtu.on_refused(now, len) {
+        if self.mtu.on_refused(len) {
             self.resize(now);
         }
     }

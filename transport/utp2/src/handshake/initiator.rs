@@ -227,18 +227,13 @@ impl Initiator {
     }
 
     pub(crate) fn on_resumed(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) -> Progress {
-        if !matches!(self.step, Step::Resume { .. }) {
-            return Progress::Wait;
-        }
-        self.sample(now);
-        let rtt = self.round_trip();
         let Step::Resume { resuming, .. } = &self.step else { return Progress::Wait };
         // One that does not open is somebody else's: the right one may still come.
-        let Some((established, taken)) = resuming.on_resumed(from, datagram, rtt) else {
+        let Some((established, taken)) = resuming.on_resumed(from, datagram) else {
             return Progress::Wait;
         };
         self.early_taken = if taken { resuming.early_sent } else { 0 };
-        Progress::Done(Box::new(established))
+        self.done(now, established)
     }
 
     pub(crate) fn on_reply(&mut self, now: Instant, datagram: &[u8], local: &Local<'_>) -> Progress {
@@ -307,6 +302,11 @@ impl Initiator {
             resumed: false,
             proved: None,
         };
+        self.done(now, established)
+    }
+
+    /// Only what proved authentic is measured.
+    fn done(&mut self, now: Instant, established: Established) -> Progress {
         self.sample(now);
         let rtt = self.round_trip();
         Progress::Done(Box::new(Established { rtt, ..established }))

@@ -89,14 +89,14 @@ impl Responder {
         datagram: &mut [u8],
         local: &Local<'_>,
     ) -> Progress {
+        if from != self.asker {
+            // The proof that answers is longer than what asks for it: only to where our REPLY was received.
+            return Progress::Wait;
+        }
         if self.schedule.is_none() {
             let s = srp::responder_premaster(&self.exponent, &self.public, &self.peer_public, &self.verifier);
             let Ok(premaster) = s else { return Progress::Drop };
             self.schedule = Some(Schedule::new(self.th2, &premaster));
-        }
-        if from != self.asker {
-            // The proof that answers is longer than what asks for it: only to where our REPLY was received.
-            return Progress::Wait;
         }
         let Some(schedule) = &self.schedule else { return Progress::Drop };
         let body = match self.assembler.add(&schedule.key(Role::Initiator), datagram) {

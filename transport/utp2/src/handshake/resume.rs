@@ -75,16 +75,9 @@ pub(crate) struct Resuming {
     sealed: Vec<u8>,
     share: Share,
     resumption: Resumption,
-    /// The datagram without a cookie.
-    head: Vec<u8>,
-    cid: Cid,
-    nonce: [u8; 32],
+    head: ResumeHead,
     /// How many of the messages offered went along.
     pub(crate) early_sent: usize,
-}
-
-fn params(config: &Config, reset_token: [u8; 16]) -> Params {
-    Params::of(config, reset_token)
 }
 
 impl Resuming {
@@ -102,7 +95,7 @@ impl Resuming {
         head.emit(&[], &resumption.ticket, &mut datagram);
         let early = Early::new(&datagram, datagram.len(), &resumption.secret, context_secret);
         let mut sealed = Vec::new();
-        params(config, reset_token).emit(&mut sealed);
+        Params::of(config, reset_token).emit(&mut sealed);
         let mut early_sent = 0;
         for m in messages {
             if datagram.len() + 2 + sealed.len() + EARLY_PREFIX + m.len() + TAG > Resume::SIZE {
@@ -114,29 +107,21 @@ impl Resuming {
         }
         let tag = early.key().seal(0, &mut sealed, 0);
         sealed.extend_from_slice(&tag);
-        Self { early, sealed, share, resumption, head: datagram, cid, nonce, early_sent }
+        Self { early, sealed, share, resumption, head, early_sent }
     }
 
     /// The datagram to send, with the cookie asked for.
     pub(crate) fn datagram(&self, cookie: &[u8]) -> Vec<u8> {
-        let share = self.share.public();
-        let head = ResumeHead { source: self.cid, suite: SUITE_RESUME, nonce: self.nonce, share };
         let mut out = Vec::with_capacity(Resume::SIZE);
-        head.emit(cookie, &self.resumption.ticket, &mut out);
-        debug_assert_eq!(out.len(), self.head.len());
+        self.head.emit(cookie, &self.resumption.ticket, &mut out);
         out.extend_from_slice(&(self.sealed.len() as u16).to_be_bytes());
         out.extend_from_slice(&self.sealed);
         out.resize(Resume::SIZE.max(out.len()), 0);
         out
     }
 
-    /// Takes a RESUMED; `None` if it is not authentic.
-    pub(crate) fn on_resumed(
-        &self,
-        from: SocketAddr,
-        datagram: &mut [u8],
-        rtt: Duration,
-    ) -> Option<(Established, bool)> {
+    /// Takes a RESUMED; `None` if it is not authentic. The caller knows the round trip.
+    pub(crate) fn on_resumed(&self, from: SocketAddr, datagram: &mut [u8]) -> Option<(Established, bool)> {
         let resumed = Resumed::parse(datagram).ok()?;
         if resumed.suite != SUITE_RESUME {
             return None;
@@ -156,7 +141,7 @@ impl Resuming {
             remote: from,
             peer: self.resumption.peer.clone(),
             params,
-            rtt,
+            rtt: Duration::ZERO,
             role: Role::Initiator,
             resumed: true,
             proved: None,
@@ -214,7 +199,7 @@ impl Opened {
         let mut out = Vec::new();
         head.emit_answer(&resume.head.source, &mut out);
         let hs = self.early.complete(resume.sealed, &out, shared.as_bytes());
-        params(local.config, local.reset_token).emit(&mut out);
+        Params::of(local.config, local.reset_token).emit(&mut out);
         out.push(if early_taken { EARLY_TAKEN } else { 0 });
         let (seal, open, resumption) = hs.finish(Role::Responder, &out[RESUME_HEAD..]);
         let tag = hs.key().seal(0, &mut out, RESUME_HEAD);

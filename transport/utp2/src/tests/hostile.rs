@@ -116,6 +116,34 @@ fn an_acknowledgement_of_what_was_never_sent_closes() {
     assert!(matches!(session.on_ack(Instant::ZERO, Instant::ZERO, &ack), Err(Fault::Violation(_))));
 }
 
+#[test]
+fn acknowledging_what_was_given_up_costs_no_square() {
+    const PACKETS: u64 = 200_000;
+    let (mut now, mut session) = (Instant::ZERO, session(Instant::ZERO));
+    for i in 0..PACKETS {
+        session.pretend_to_send(now, 100);
+        now += Duration::from_micros(u64::from(i % 10 == 0));
+    }
+    let mut tell = |now: Instant, low: u64| {
+        let mut out = Vec::new();
+        let ranges = [(low, PACKETS)];
+        assert!(ack::emit(&mut out, frame::ACK, &ack::Times::default(), &ranges, 100));
+        session.on_ack(now, now, &Ack::parse(out[0], &mut Reader::new(&out[1..])).unwrap()).unwrap();
+        session.losses()
+    };
+    // The newest only: all before are lost. Then all of them, and again: they were not.
+    now += Duration::from_millis(10);
+    let lost = tell(now, PACKETS - 1).0;
+    assert!(lost > PACKETS / 2, "{lost}");
+    let began = std::time::Instant::now();
+    assert_eq!(tell(now, 0), (0, lost));
+    for _ in 0..1000 {
+        assert_eq!(tell(now, 0).0, 0);
+    }
+    // A hundredth of a second; by their square half a minute.
+    assert!(began.elapsed() < SECONDS(10), "{:?}", began.elapsed());
+}
+
 /// A number that is small, or at some edge.
 fn odd_number(random: &mut ChaCha8Rng) -> u64 {
     match random.next_u32() % 6 {

@@ -63,6 +63,18 @@ fn an_address_change_costs_two_round_trips_and_a_fifth_of_a_second() {
 }
 
 #[test]
+fn a_longer_path_is_used_as_fully_as_the_one_before() {
+    let mut pair = busy(10, 1, 20_000);
+    pair.nodes.iter_mut().for_each(|n| n.link.delay = MS(60));
+    pair.nodes[1].address = elsewhere(1, 2000);
+    pair.run(SECONDS(3), |_| false);
+    let before = pair.nodes[1].blocks.fresh;
+    pair.run(SECONDS(10), |_| false);
+    let used = (pair.nodes[1].blocks.fresh - before) as f64 / 10.0 / 12.5e6;
+    assert!(used > 0.9, "{used:.3} of the rate");
+}
+
+#[test]
 fn challenges_are_repeated_when_they_get_lost() {
     for seed in 0..8 {
         let mut pair = busy(50, seed, 8000);

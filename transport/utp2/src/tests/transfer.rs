@@ -211,6 +211,18 @@ fn close_tells_the_peer_and_silence_ends_in_a_timeout() {
 }
 
 #[test]
+fn a_peer_that_took_the_close_ends_the_closing() {
+    let mut pair = Pair::connected(&Config::default(), &Link::default(), 1);
+    pair.run(SECONDS(5), |_| false);
+    pair.nodes[0].captured = Some(Vec::new());
+    pair.nodes[0].connection().close(7, "so long");
+    // Half a round trip for the CLOSE, a wait of 3/4 PTO until the next, which is answered.
+    let took = pair.run_until(SECONDS(1), |p| p.nodes[0].endpoint.connection_count() == 0);
+    let sent = pair.nodes[0].captured.as_ref().map(Vec::len);
+    assert!(took < Duration::from_millis(100) && sent == Some(2), "{took:?}, {sent:?} CLOSE packets");
+}
+
+#[test]
 fn a_lost_close_is_followed_by_another() {
     let mut pair = Pair::connected(&Config::default(), &Link::default(), 1);
     // Nothing under way that would be answered with another CLOSE.
