@@ -251,6 +251,11 @@ impl<'a> Bench<'a> {
         Ok(Self { args, folder, utp2, wan, _raised: Raised::new() })
     }
 
+    /// Where `utp2 send` keeps what it knows of the path.
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     /// A file of `size` bytes that no program can make smaller.
     fn source(&self, size: u64) -> Result<PathBuf> {
         let path = self.folder.path().join("source");
@@ -283,8 +288,13 @@ impl<'a> Bench<'a> {
         let config = Config { offloads, seed: u64::from(run), ..Config::new(shape.clone()) };
         let ideal = size as f64 * 8.0 / shape.rate_bps as f64;
         let limit = self.args.limit.unwrap_or(Duration::from_secs_f64((ideal * 10.0).max(45.0)));
-        let link = Link::start(&config)?;
+        let mut link = Link::start(&config)?;
         if *contender == (Contender::Utp2 { warm: true }) {
+            // What an earlier run learned is not this one's.
+            match fs::remove_file(self.state()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
             let first = self.folder.path().join("first");
             let mut head = File::open(source)?.take(WARM_UP);
             std::io::copy(&mut head, &mut File::create(&first)?)?;
@@ -292,15 +302,14 @@ impl<'a> Bench<'a> {
             fs::remove_file(&first)?;
             let (_, _, error) = done?;
             ensure!(error.is_none(), "the first transfer failed: {}", error.unwrap_or_default());
+            ensure!(self.state().exists(), "the first transfer left nothing at {}", self.state().display());
         }
-        let before = link.report();
+        link.count_anew();
         let (sender, receiver_cpu, error) = self.transfer(&link, contender, shape, source, size, limit)?;
-        let after = link.report();
-        let (sent, back) = (&after.forward, &after.back);
-        let bytes = sent.bytes - before.forward.bytes;
-        let packets = (sent.packets - before.forward.packets).max(1) as f64;
-        let arrived = sent.delivered_bytes - before.forward.delivered_bytes;
-        let useful = if error.is_none() { size } else { arrived };
+        let report = link.report();
+        let (sent, back) = (&report.forward, &report.back);
+        let packets = sent.packets.max(1) as f64;
+        let useful = if error.is_none() { size } else { sent.delivered_bytes };
         let goodput = useful as f64 / 1e6 / sender.seconds;
         let mtu = f64::from(config.mtu);
         let ceiling = shape.rate_bps as f64 / 8e6 * (mtu - HEADERS) / (mtu + f64::from(shape.overhead))
@@ -315,22 +324,16 @@ impl<'a> Bench<'a> {
             seconds: round(sender.seconds, 3),
             goodput_mb_s: round(goodput, 2),
             share_of_ceiling: round(goodput / ceiling, 4),
-            sent_per_byte: round(bytes as f64 / useful.max(1) as f64, 4),
-            back_per_byte: round((back.bytes - before.back.bytes) as f64 / useful.max(1) as f64, 5),
-            queue_drops_percent: round(
-                (sent.queue_drops - before.forward.queue_drops) as f64 / packets * 100.0,
-                3,
-            ),
-            lost_percent: round((sent.lost - before.forward.lost) as f64 / packets * 100.0, 3),
-            socket_drops: sent.socket_drops - before.forward.socket_drops,
+            sent_per_byte: round(sent.bytes as f64 / useful.max(1) as f64, 4),
+            back_per_byte: round(back.bytes as f64 / useful.max(1) as f64, 5),
+            queue_drops_percent: round(sent.queue_drops as f64 / packets * 100.0, 3),
+            lost_percent: round(sent.lost as f64 / packets * 100.0, 3),
+            socket_drops: sent.socket_drops,
             sender_cpu_seconds: round(sender.cpu_seconds, 2),
             receiver_cpu_seconds: round(receiver_cpu, 2),
-            emulator_cpu_seconds: round(
-                sent.cpu_seconds + back.cpu_seconds - before.forward.cpu_seconds - before.back.cpu_seconds,
-                2,
-            ),
+            emulator_cpu_seconds: round(sent.cpu_seconds + back.cpu_seconds, 2),
             late_p99_us: sent.late_us.p99,
-            sound: after.is_sound(),
+            sound: report.is_sound(),
         })
     }
 
@@ -351,6 +354,7 @@ impl<'a> Bench<'a> {
         let (receive, send, ready) = self.commands(contender, shape, source, size, &got, &out);
         let environment = [("UTP2_SECRET", "one machine, one secret")];
         let log = |end: &str| self.folder.path().join(end);
+        let receiving = Instant::now();
         let mut receiver =
             Program::start(&link.b, "the receiver", &receive, &environment, Some(&log("receiver")))?;
         receiver.wait_for(ready)?;
@@ -379,7 +383,7 @@ impl<'a> Bench<'a> {
         let mut receiver_cpu = 0.0;
         let mut error = error;
         if error.is_none() {
-            match receiver.wait(began.elapsed() + LINGER) {
+            match receiver.wait(receiving.elapsed() + LINGER) {
                 Ok(end) if end.success => receiver_cpu = end.cpu_seconds,
                 Ok(end) => error = Some(format!("receiver: {}: {}", end.status, receiver.tail())),
                 Err(why) => error = Some(format!("{why:#}")),
@@ -407,7 +411,7 @@ impl<'a> Bench<'a> {
         let (utp2, wan) = (text(&self.utp2), text(&self.wan));
         let strings = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<String>>();
         let (source, got, out) = (text(source), text(got), text(out));
-        let state = text(&self.folder.path().join("state"));
+        let state = text(&self.state());
         let (protocol, congestion, connections) = match contender {
             Contender::Utp2 { warm } => {
                 let receive = strings(&[&utp2, "recv", "--listen", RECEIVER, "--out", &got, "--once"]);

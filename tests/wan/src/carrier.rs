@@ -66,7 +66,7 @@ pub struct Counters {
     pub overflow: u64,
     /// Packets the kernel dropped before the emulator could read them. Not 0: the emulator was too slow.
     pub missed: u64,
-    /// Packets the other side's device refused.
+    /// Packets the other side's device refused. Not 0: the measurement is void.
     pub refused: u64,
     /// Datagrams that arrived and found their socket's buffer full: the receiving program is too slow.
     pub socket_drops: u64,
@@ -107,11 +107,30 @@ impl Seen {
         Self { counters: Counters::default(), late }
     }
 
+    /// Begins anew, apart from CPU time, which is always that since the start and is returned.
+    pub(crate) fn count_anew(&mut self) -> f64 {
+        let cpu_seconds = self.counters.cpu_seconds;
+        self.counters = Counters { cpu_seconds, ..Counters::default() };
+        self.late.reset();
+        cpu_seconds
+    }
+
     pub(crate) fn counters(&self) -> Counters {
         let late = &self.late;
         let late_us = Lateness { mean: late.mean(), p99: late.value_at_quantile(0.99), max: late.max() };
         Counters { late_us, ..self.counters.clone() }
     }
+}
+
+/// A packet that may be overtaken. Ordered by when it is due.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Held {
+    due: u64,
+    /// Tells equals apart.
+    serial: u64,
+    /// When it leaves the bottleneck.
+    leaves: u64,
+    frame: Vec<u8>,
 }
 
 pub(crate) struct Carrier {
@@ -120,8 +139,7 @@ pub(crate) struct Carrier {
     offloads: bool,
     bottleneck: Bottleneck,
     ring: Ring,
-    /// What may be overtaken: when it is due, a number that tells equals apart, the frame.
-    held: BinaryHeap<Reverse<(u64, u64, Vec<u8>)>>,
+    held: BinaryHeap<Reverse<Held>>,
     control: Arc<Control>,
     seen: Arc<Mutex<Seen>>,
     began: Instant,
@@ -144,13 +162,15 @@ impl Carrier {
     pub(crate) fn new(
         (from, to): (Arc<SyncDevice>, Arc<SyncDevice>),
         offloads: bool,
-        shape: Shape,
+        (shape, peak_bps): (Shape, u64),
         seed: u64,
         control: Arc<Control>,
         seen: Arc<Mutex<Seen>>,
     ) -> Self {
-        // What waits in the queue and what is under way, a little more for being late.
-        let under_way = shape.bytes_in(shape.delay + shape.jitter + Duration::from_millis(20));
+        // What waits in the queue and what is under way at most, a little more for being late. Memory that is never
+        // used costs nothing.
+        let peak = Shape { rate_bps: peak_bps.max(shape.rate_bps), ..shape.clone() };
+        let under_way = peak.bytes_in(shape.delay + shape.jitter + Duration::from_millis(20));
         let memory = (shape.queue_bytes + under_way) / 4 * 5 + (4 << 20);
         let now = Instant::now();
         Self {
@@ -184,7 +204,7 @@ impl Carrier {
             let rate = self.control.rate_bps.load(Ordering::Relaxed);
             if rate != self.rate {
                 self.rate = rate;
-                self.bottleneck.set_rate(rate);
+                self.change_rate(rate);
             }
             self.deliver();
             let read = self.read();
@@ -197,6 +217,18 @@ impl Carrier {
 
     fn now(&self) -> u64 {
         picos(self.began.elapsed())
+    }
+
+    /// What waits for the bottleneck leaves at the new rate.
+    fn change_rate(&mut self, rate: u64) {
+        let now = self.now();
+        let step = self.bottleneck.set_rate(now, rate);
+        self.ring.retime(|leaves| step.moved(leaves));
+        let held = std::mem::take(&mut self.held).into_iter().map(|Reverse(held)| {
+            let leaves = step.moved(held.leaves);
+            Reverse(Held { leaves, due: held.due - held.leaves + leaves, ..held })
+        });
+        self.held = held.collect();
     }
 
     /// Reads what has come, [`BURST`] frames at most.
@@ -225,7 +257,7 @@ impl Carrier {
         let layout = Layout::of(&frame[..len], self.offloads);
         let now = self.now();
         let down = self.control.down.load(Ordering::Relaxed);
-        let mut last_due = 0;
+        let mut last = (0, 0);
         self.kept.clear();
         for index in 0..layout.count {
             let wire = layout.wire_len(index);
@@ -238,41 +270,42 @@ impl Carrier {
             match self.bottleneck.admit(now, wire) {
                 Fate::QueueDrop => self.round.queue_drops += 1,
                 Fate::Lost => self.round.lost += 1,
-                Fate::Delivered { due, held: false } => {
+                Fate::Delivered { leaves, due, held: false } => {
                     let gap = self.kept.last().is_some_and(|last| last + 1 != index);
                     if gap && !layout.mixes() {
-                        self.send_kept(&frame[..len], layout, last_due);
+                        self.send_kept(&frame[..len], layout, last);
                     }
                     self.kept.push(index);
-                    last_due = due;
+                    last = (leaves, due);
                 }
-                Fate::Delivered { due, held: true } => {
+                Fate::Delivered { leaves, due, held: true } => {
                     if self.held.len() < HELD_MAX {
                         let mut alone = Vec::with_capacity(wire + 16);
                         layout.pick(&frame[..len], &[index], &mut alone);
                         self.serial += 1;
-                        self.held.push(Reverse((due, self.serial, alone)));
+                        let held = Held { due, serial: self.serial, leaves, frame: alone };
+                        self.held.push(Reverse(held));
                     } else {
                         self.round.overflow += 1;
                     }
                 }
             }
         }
-        self.send_kept(&frame[..len], layout, last_due);
+        self.send_kept(&frame[..len], layout, last);
         self.frame = frame;
     }
 
-    /// Puts the packets kept so far on their way.
-    fn send_kept(&mut self, frame: &[u8], layout: Layout, due: u64) {
+    /// Puts the packets kept so far on their way, with the times of the last of them.
+    fn send_kept(&mut self, frame: &[u8], layout: Layout, (leaves, due): (u64, u64)) {
         if self.kept.is_empty() {
             return;
         }
         let whole = self.kept.len() == layout.count;
         let pushed = if whole {
-            self.ring.push(frame, due)
+            self.ring.push(frame, leaves, due)
         } else {
             layout.pick(frame, &self.kept, &mut self.scratch);
-            self.ring.push(&self.scratch, due)
+            self.ring.push(&self.scratch, leaves, due)
         };
         if !pushed {
             self.round.overflow += self.kept.len() as u64;
@@ -285,7 +318,7 @@ impl Carrier {
         let mut now = self.now();
         loop {
             let next = self.ring.next_due();
-            let held = self.held.peek().map(|Reverse((due, ..))| *due);
+            let held = self.held.peek().map(|Reverse(held)| held.due);
             let due = match (next, held) {
                 (Some(a), Some(b)) => a.min(b),
                 (Some(one), None) | (None, Some(one)) => one,
@@ -303,8 +336,8 @@ impl Carrier {
                     note(&mut self.round, &mut self.late, write(&self.to, frame, self.offloads), late);
                 }
                 self.ring.pop();
-            } else if let Some(Reverse((_, _, frame))) = self.held.pop() {
-                note(&mut self.round, &mut self.late, write(&self.to, &frame, self.offloads), late);
+            } else if let Some(Reverse(held)) = self.held.pop() {
+                note(&mut self.round, &mut self.late, write(&self.to, &held.frame, self.offloads), late);
             }
             if self.late.len() >= 4096 {
                 // Much is due: the other threads must see it, and new packets must be read.
@@ -315,8 +348,8 @@ impl Carrier {
 
     fn wait(&self) {
         let due = match (self.ring.next_due(), self.held.peek()) {
-            (Some(a), Some(Reverse((b, ..)))) => Some(a.min(*b)),
-            (a, b) => a.or(b.map(|Reverse((due, ..))| *due)),
+            (Some(a), Some(Reverse(held))) => Some(a.min(held.due)),
+            (a, b) => a.or(b.map(|Reverse(held)| held.due)),
         };
         let until = due.map(|due| Duration::from_nanos(due.saturating_sub(self.now()) / 1000));
         if self.last_read.elapsed() > IDLE {
@@ -351,29 +384,25 @@ impl Carrier {
     }
 }
 
-/// Packets and bytes that arrived, or `None` if the device refused them.
-fn write(to: &SyncDevice, frame: &[u8], offloads: bool) -> Option<(u64, u64)> {
+/// What was written: whether the device took it, and what it stands for.
+fn write(to: &SyncDevice, frame: &[u8], offloads: bool) -> (bool, Layout) {
     let layout = Layout::of(frame, offloads);
     loop {
         match nix::unistd::write(to.as_fd(), frame) {
-            Ok(_) => {
-                let bytes = (0..layout.count).map(|index| layout.wire_len(index) as u64).sum();
-                return Some((layout.count as u64, bytes));
-            }
+            Ok(_) => return (true, layout),
             Err(Errno::EINTR) => {}
-            Err(_) => return None,
+            Err(_) => return (false, layout),
         }
     }
 }
 
-fn note(round: &mut Counters, late: &mut Vec<u64>, written: Option<(u64, u64)>, by: u64) {
-    match written {
-        Some((packets, bytes)) => {
-            round.delivered += packets;
-            round.delivered_bytes += bytes;
-            late.push(by);
-        }
-        None => round.refused += 1,
+fn note(round: &mut Counters, late: &mut Vec<u64>, (taken, layout): (bool, Layout), by: u64) {
+    if taken {
+        round.delivered += layout.count as u64;
+        round.delivered_bytes += layout.wire_bytes() as u64;
+        late.push(by);
+    } else {
+        round.refused += layout.count as u64;
     }
 }
 

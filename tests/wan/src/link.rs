@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
@@ -22,6 +22,10 @@ pub struct Config {
     pub forward: Shape,
     /// From `b` to `a`.
     pub back: Shape,
+    /// The highest rate that [`Link::set_rate`] is going to ask for, in bits per second; no more than that of
+    /// `forward` unless set. It decides how much memory there is for packets under way: with too little of it
+    /// packets are lost and the report is not sound.
+    pub peak_bps: u64,
     /// Bytes of the largest IP packet.
     pub mtu: u16,
     /// Whether the kernel hands many packets over at once (GSO). Queue, loss and delay are still decided for each
@@ -35,7 +39,8 @@ impl Config {
     /// A link that is alike both ways, MTU 1500, without offloads.
     #[must_use]
     pub fn new(shape: Shape) -> Self {
-        Self { forward: shape.clone(), back: shape, mtu: 1500, offloads: false, seed: 1 }
+        let peak_bps = shape.rate_bps;
+        Self { forward: shape.clone(), back: shape, peak_bps, mtu: 1500, offloads: false, seed: 1 }
     }
 }
 
@@ -55,7 +60,7 @@ impl Report {
     /// Whether the emulator kept up: no packet lost that the link did not lose on purpose.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        let sound = |c: &Counters| c.missed + c.overflow == 0;
+        let sound = |c: &Counters| c.missed + c.overflow + c.refused == 0;
         sound(&self.forward) && sound(&self.back)
     }
 }
@@ -74,6 +79,14 @@ struct Direction {
     control: Arc<Control>,
     seen: Arc<Mutex<Seen>>,
     thread: Option<JoinHandle<()>>,
+    /// What had been counted where counting can't begin anew: by the kernel, and CPU time.
+    before: Counters,
+}
+
+impl Direction {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Link {
@@ -86,15 +99,15 @@ impl Link {
         let b = Side::new(2, config.mtu, config.offloads)?;
         let (to_b, to_a) = ((a.device(), b.device()), (b.device(), a.device()));
         let mut realtime = true;
-        let mut start = |devices, shape: &Shape, seed, name: &str| -> Result<Direction> {
+        let mut start = |devices, shape: &Shape, peak_bps, seed, name: &str| -> Result<Direction> {
             let control = Arc::new(Control {
                 stop: AtomicBool::new(false),
                 down: AtomicBool::new(false),
                 rate_bps: AtomicU64::new(shape.rate_bps),
             });
             let seen = Arc::new(Mutex::new(Seen::new()));
-            let carrier =
-                Carrier::new(devices, config.offloads, shape.clone(), seed, control.clone(), seen.clone());
+            let shape = (shape.clone(), peak_bps);
+            let carrier = Carrier::new(devices, config.offloads, shape, seed, control.clone(), seen.clone());
             let (tell, told) = mpsc::channel();
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
                 let _ = tell.send(nix::unistd::gettid());
@@ -102,11 +115,11 @@ impl Link {
             })?;
             let id = told.recv().context("the emulator's thread ended")?;
             realtime &= go_first(id.as_raw());
-            Ok(Direction { control, seen, thread: Some(thread) })
+            Ok(Direction { control, seen, thread: Some(thread), before: Counters::default() })
         };
         let directions = [
-            start(to_b, &config.forward, config.seed.wrapping_mul(2), "wan a to b")?,
-            start(to_a, &config.back, config.seed.wrapping_mul(2).wrapping_add(1), "wan b to a")?,
+            start(to_b, &config.forward, config.peak_bps, config.seed.wrapping_mul(2), "wan a to b")?,
+            start(to_a, &config.back, 0, config.seed.wrapping_mul(2).wrapping_add(1), "wan b to a")?,
         ];
         Ok(Self { a, b, directions, realtime })
     }
@@ -116,18 +129,30 @@ impl Link {
         self.directions.iter().for_each(|d| d.control.down.store(down, Ordering::Relaxed));
     }
 
-    /// Changes the rate of the direction from `a` to `b`, in bits per second.
+    /// Changes the rate of the direction from `a` to `b`, in bits per second; at most [`Config::peak_bps`]. The bytes
+    /// in its queue and the room for them stay as they are.
     pub fn set_rate(&self, rate_bps: u64) {
         self.directions[0].control.rate_bps.store(rate_bps, Ordering::Relaxed);
+    }
+
+    /// Forgets what was counted: later reports begin here.
+    pub fn count_anew(&mut self) {
+        let (a, b) = (&self.a, &self.b);
+        for (direction, (side, other)) in self.directions.iter_mut().zip([(a, b), (b, a)]) {
+            let cpu_seconds = direction.seen().count_anew();
+            let (missed, socket_drops) = (side.missed(), other.socket_drops());
+            direction.before = Counters { missed, socket_drops, cpu_seconds, ..Counters::default() };
+        }
     }
 
     /// What both directions have done so far.
     #[must_use]
     pub fn report(&self) -> Report {
         let counters = |direction: &Direction, side: &Side, other: &Side| {
-            let mut counters = direction.seen.lock().unwrap_or_else(PoisonError::into_inner).counters();
-            counters.missed = side.missed();
-            counters.socket_drops = other.socket_drops();
+            let mut counters = direction.seen().counters();
+            counters.missed = side.missed() - direction.before.missed;
+            counters.socket_drops = other.socket_drops() - direction.before.socket_drops;
+            counters.cpu_seconds -= direction.before.cpu_seconds;
             counters
         };
         let [forward, back] = &self.directions;

@@ -4,10 +4,11 @@
 
 use std::collections::VecDeque;
 
-/// A packet's place and time.
+/// A packet's place and times.
 struct Slot {
     at: usize,
     len: usize,
+    leaves: u64,
     due: u64,
 }
 
@@ -29,13 +30,15 @@ impl Ring {
         }
     }
 
-    /// Whether the packet was kept: false if there is no room.
+    /// Whether the packet was kept: false if there is no room. It leaves the bottleneck at `leaves` and arrives at
+    /// `due`, though not before the one ahead.
     #[must_use]
-    pub(crate) fn push(&mut self, packet: &[u8], due: u64) -> bool {
+    pub(crate) fn push(&mut self, packet: &[u8], leaves: u64, due: u64) -> bool {
         let Some(at) = self.place(packet.len()) else { return false };
+        let due = self.slots.back().map_or(due, |last| due.max(last.due));
         self.memory[at..at + packet.len()].copy_from_slice(packet);
         self.tail = at + packet.len();
-        self.slots.push_back(Slot { at, len: packet.len(), due });
+        self.slots.push_back(Slot { at, len: packet.len(), leaves, due });
         true
     }
 
@@ -59,6 +62,17 @@ impl Ring {
         self.slots.front().map(|slot| slot.due)
     }
 
+    /// Moves every packet's times as `moved` moves the time at which it leaves. The order stays.
+    pub(crate) fn retime(&mut self, moved: impl Fn(u64) -> u64) {
+        let mut last = 0;
+        for slot in &mut self.slots {
+            let leaves = moved(slot.leaves);
+            slot.due = ((slot.due - slot.leaves) + leaves).max(last);
+            slot.leaves = leaves;
+            last = slot.due;
+        }
+    }
+
     /// The next packet.
     pub(crate) fn front(&self) -> Option<&[u8]> {
         self.slots.front().map(|slot| &self.memory[slot.at..slot.at + slot.len])
@@ -80,7 +94,7 @@ mod tests {
         let packet = |i: usize| vec![i as u8; 1 + i * 37 % 300];
         let (mut pushed, mut popped) = (0, 0);
         while popped < 5000 {
-            while ring.push(&packet(pushed), pushed as u64) {
+            while ring.push(&packet(pushed), 0, pushed as u64) {
                 pushed += 1;
             }
             assert!(pushed > popped, "an empty ring takes a packet");
@@ -97,11 +111,29 @@ mod tests {
     #[test]
     fn a_full_ring_takes_nothing() {
         let mut ring = Ring::new(100);
-        assert!(!ring.push(&[0; 101], 0) && ring.push(&[0; 60], 0));
-        assert!(!ring.push(&[0; 60], 1) && ring.push(&[0; 40], 1));
-        assert!(!ring.push(&[0; 1], 2));
+        assert!(!ring.push(&[0; 101], 0, 0) && ring.push(&[0; 60], 0, 0));
+        assert!(!ring.push(&[0; 60], 0, 1) && ring.push(&[0; 40], 0, 1));
+        assert!(!ring.push(&[0; 1], 0, 2));
         ring.pop();
-        assert!(ring.push(&[0; 59], 2), "the room at the front is used again");
-        assert!(!ring.push(&[0; 1], 3));
+        assert!(ring.push(&[0; 59], 0, 2), "the room at the front is used again");
+        assert!(!ring.push(&[0; 1], 0, 3));
+    }
+
+    #[test]
+    fn new_times_keep_the_order_and_what_was_added_behind_the_bottleneck() {
+        let mut ring = Ring::new(100);
+        for (leaves, due) in [(10, 15), (20, 29), (30, 35)] {
+            assert!(ring.push(b"a", leaves, due));
+        }
+        // From 20 on at twice the rate: the last would overtake.
+        ring.retime(|leaves| if leaves > 20 { 20 + (leaves - 20) / 2 } else { leaves });
+        let dues: Vec<u64> = ring.slots.iter().map(|slot| slot.due).collect();
+        assert_eq!(dues, [15, 29, 30]);
+        ring.retime(|_| 22);
+        assert_eq!(ring.next_due(), Some(27));
+        ring.pop();
+        assert_eq!(ring.next_due(), Some(31), "9 behind the bottleneck");
+        ring.pop();
+        assert_eq!(ring.next_due(), Some(31), "not before the one ahead");
     }
 }

@@ -76,7 +76,8 @@ impl LinkArgs {
             ensure!(burst >= 1.0 && mean <= 0.5, "bursts of at least one packet, at most half of all lost");
             shape.loss = Loss::Bursts { mean, burst };
         }
-        Ok(Config { forward: shape, back, mtu: self.mtu, offloads: self.gso, seed: self.seed })
+        let peak_bps = self.rate;
+        Ok(Config { forward: shape, back, peak_bps, mtu: self.mtu, offloads: self.gso, seed: self.seed })
     }
 }
 
@@ -127,8 +128,13 @@ enum Event {
 
 /// Whether sender and receiver did well.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let config = args.link.config()?;
+    let mut config = args.link.config()?;
     let mut events = events(args)?;
+    for (_, event) in &events {
+        if let Event::Rate(rate) = event {
+            config.peak_bps = config.peak_bps.max(*rate);
+        }
+    }
     ensure!(!interrupted(), "interrupted");
     let _raised = args.raise_buffers.then(Raised::new);
     let mut link = Link::start(&config)?;

@@ -75,6 +75,11 @@ impl Layout {
         self.headers + self.payload_of(index).len()
     }
 
+    /// IP bytes of all of them.
+    pub(crate) fn wire_bytes(&self) -> usize {
+        self.count * self.headers + self.payload
+    }
+
     fn payload_of(&self, index: usize) -> std::ops::Range<usize> {
         let begin = index * self.each;
         begin..(begin + self.each).min(self.payload)
@@ -211,6 +216,7 @@ mod tests {
         let layout = Layout::of(&f, true);
         assert_eq!((layout.count, layout.wire_len(0), layout.wire_len(4)), (5, 1028, 528));
         assert!(layout.mixes());
+        assert_eq!(layout.wire_bytes(), (0..layout.count).map(|index| layout.wire_len(index)).sum());
         let mut out = Vec::new();
         layout.pick(&f, &[0, 1, 2, 3, 4], &mut out);
         sound(&out, 4508, 6);

@@ -107,11 +107,32 @@ pub(crate) enum Fate {
     Lost,
     /// It arrives.
     Delivered {
-        /// When.
+        /// When its last bit leaves the bottleneck.
+        leaves: u64,
+        /// When it arrives.
         due: u64,
         /// Held back: others may overtake it.
         held: bool,
     },
+}
+
+/// A change of the rate: what waits before the bottleneck leaves earlier or later than was foretold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    at: u64,
+    /// Bits per second before and after.
+    from: u64,
+    to: u64,
+}
+
+impl Step {
+    /// When a packet leaves the bottleneck that would have left at `leaves`.
+    pub(crate) fn moved(self, leaves: u64) -> u64 {
+        let bits = u128::from(leaves.saturating_sub(self.at)) * u128::from(self.from);
+        // Half of all time is left for what comes on top.
+        let left = u64::try_from(bits / u128::from(self.to)).unwrap_or(u64::MAX / 2);
+        leaves.min(self.at).saturating_add(left).min(u64::MAX / 2)
+    }
 }
 
 /// One direction in motion. The same shape, seed and input give the same fates.
@@ -131,9 +152,16 @@ impl Bottleneck {
         Self { shape, rng, busy_until: 0, last_due: 0, in_burst: false }
     }
 
-    /// Changes the rate from now on; what is queued keeps its time of departure.
-    pub(crate) fn set_rate(&mut self, rate_bps: u64) {
-        self.shape.rate_bps = rate_bps.max(1);
+    /// Changes the rate from `now` on. The bytes that wait stay as many, and whoever keeps the packets has to move
+    /// their times by what is returned.
+    pub(crate) fn set_rate(&mut self, now: u64, rate_bps: u64) -> Step {
+        let step = Step { at: now, from: self.shape.rate_bps, to: rate_bps.max(1) };
+        self.shape.rate_bps = step.to;
+        // What is due last moves as what leaves last.
+        let busy_until = step.moved(self.busy_until);
+        self.last_due = (self.last_due + busy_until).saturating_sub(self.busy_until);
+        self.busy_until = busy_until;
+        step
     }
 
     /// Hands over a packet of `len` IP bytes at `now`, which must not go backwards.
@@ -148,16 +176,17 @@ impl Bottleneck {
         if self.is_lost() {
             return Fate::Lost;
         }
-        let mut due = self.busy_until + picos(self.shape.delay);
+        let leaves = self.busy_until;
+        let mut due = leaves + picos(self.shape.delay);
         if self.chance(self.shape.reorder) {
-            return Fate::Delivered { due: due + picos(self.shape.reorder_by), held: true };
+            return Fate::Delivered { leaves, due: due + picos(self.shape.reorder_by), held: true };
         }
         if !self.shape.jitter.is_zero() {
             due += (self.unit() * picos(self.shape.jitter) as f64) as u64;
             due = due.max(self.last_due);
             self.last_due = due;
         }
-        Fate::Delivered { due, held: false }
+        Fate::Delivered { leaves, due, held: false }
     }
 
     fn is_lost(&mut self) -> bool {
@@ -230,6 +259,36 @@ mod tests {
         }
         assert!((83_333..83_333 + 500).contains(&passed), "{passed}");
         assert!((15 * MS - 13_000_000..=15 * MS).contains(&longest), "{longest}");
+    }
+
+    #[test]
+    fn a_step_of_the_rate_keeps_the_bytes_that_wait() {
+        // 1 Gbit/s with a queue of 100 ms: 12.5 MB, which is half a second at 200 Mbit/s.
+        let shape = Shape::new(1_000_000_000, Duration::ZERO).with_queue(Duration::from_millis(100));
+        let mut link = Bottleneck::new(shape, 1);
+        let mut full = 0;
+        while let Fate::Delivered { due, .. } = link.admit(0, 1250) {
+            full = due;
+        }
+        assert_eq!(full, 100 * MS);
+        let slower = link.set_rate(50 * MS, 200_000_000);
+        // What has left has left; the half that still waits takes five times as long.
+        assert_eq!(
+            (slower.moved(50 * MS), slower.moved(60 * MS), slower.moved(full)),
+            (50 * MS, 100 * MS, 300 * MS)
+        );
+        // Half of the queue is free, whatever the rate.
+        let mut passed = 0;
+        let mut last = 0;
+        while let Fate::Delivered { due, .. } = link.admit(50 * MS, 1250) {
+            (passed, last) = (passed + 1, due);
+        }
+        assert_eq!((passed, last), (5_000, 550 * MS));
+        assert_eq!(link.admit(50 * MS + MS / 25, 1250), Fate::QueueDrop, "a packet takes MS / 20 now");
+        // And back: 10 MB wait at 150 ms.
+        let faster = link.set_rate(150 * MS, 1_000_000_000);
+        assert_eq!(faster.moved(last), 230 * MS);
+        assert_eq!(due(link.admit(150 * MS, 1250)), Some(230 * MS + MS / 100));
     }
 
     #[test]

@@ -5,6 +5,8 @@ mod common;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{config, link};
@@ -86,16 +88,52 @@ fn a_burst_arrives_at_the_rate_of_the_link_and_the_queue_drops_the_rest() {
 }
 
 #[test]
+fn a_step_of_the_rate_holds_for_what_waits_already() {
+    const LEN: usize = 1172; // 1200 with the headers
+    let shape = Shape::new(10_000_000, Duration::from_millis(5)).with_queue(Duration::from_secs(2));
+    let config = Config { peak_bps: 100_000_000, ..Config::new(shape) };
+    let Some(link) = link("a_step_of_the_rate_holds_for_what_waits_already", &config) else { return };
+    let (a, b) = pair(&link);
+    let burst = |packets: usize, rate_bps: u64| {
+        let began = Instant::now();
+        (0..packets).for_each(|_| assert_eq!(a.send(&[7; LEN]).unwrap(), LEN));
+        link.set_rate(rate_bps);
+        let mut buffer = [0; 2048];
+        (0..packets).for_each(|_| assert_eq!(b.recv(&mut buffer).unwrap(), LEN));
+        began.elapsed().as_secs_f64()
+    };
+    // 0.24 s at 10 Mbit/s and 0.48 s at half of it, of which some pass while the burst is being sent.
+    let slow = burst(250, 5_000_000);
+    assert!(slow > 0.36, "{slow} s");
+    // 1.92 s at 5 Mbit/s, 0.1 s at 100 Mbit/s.
+    let fast = burst(1000, 100_000_000);
+    assert!(fast > 0.09 && fast < 0.96, "{fast} s");
+    let report = link.report();
+    assert!(report.is_sound() && report.forward.delivered == 1250, "{report:?}");
+}
+
+#[test]
 fn loss_is_what_was_asked_for_and_nothing_else_gets_lost() {
     const PACKETS: u64 = 20_000;
     let mut config = config(1000, 2, 0.05);
     config.back.loss = wan::Loss::None;
     let Some(link) = link("loss_is_what_was_asked_for_and_nothing_else_gets_lost", &config) else { return };
     let (a, b) = pair(&link);
+    let through = Arc::new(AtomicBool::new(false));
+    let end = through.clone();
     let reader = std::thread::spawn(move || {
         let mut buffer = [0; 256];
-        b.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        (0..).take_while(|_| b.recv(&mut buffer).is_ok()).count() as u64
+        let mut got = 0;
+        b.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        loop {
+            // Whether there can be more is to be asked before looking.
+            let last = end.load(Ordering::Relaxed);
+            match b.recv(&mut buffer) {
+                Ok(_) => got += 1,
+                Err(_) if last => return got,
+                Err(_) => {}
+            }
+        }
     });
     for i in 0..PACKETS {
         a.send(&[1; 100]).unwrap();
@@ -103,8 +141,17 @@ fn loss_is_what_was_asked_for_and_nothing_else_gets_lost() {
             std::thread::sleep(Duration::from_micros(500));
         }
     }
-    let got = reader.join().unwrap();
-    let forward = link.report().forward;
+    let began = Instant::now();
+    let forward = loop {
+        let forward = link.report().forward;
+        if forward.delivered + forward.lost + forward.queue_drops >= PACKETS || began.elapsed() > common::WAIT
+        {
+            break forward;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    through.store(true, Ordering::Relaxed);
+    let got: u64 = reader.join().unwrap();
     assert_eq!((forward.packets, forward.missed, forward.overflow, forward.refused), (PACKETS, 0, 0, 0));
     assert_eq!(forward.delivered + forward.lost + forward.queue_drops, PACKETS);
     let (n, p) = (PACKETS as f64, 0.05);
@@ -138,6 +185,11 @@ fn a_link_that_is_down_carries_nothing_and_an_end_can_move() {
     link.a.change_address([10, 77, 0, 9].into()).unwrap();
     assert_eq!(from(&a, &mut buffer), IpAddr::from([10, 77, 0, 9]), "what was lost does not arrive");
     assert_eq!(link.report().forward.delivered, 2);
+    link.count_anew();
+    assert_eq!(from(&a, &mut buffer), link.a.address());
+    let forward = link.report().forward;
+    assert_eq!((forward.packets, forward.delivered, forward.outage_drops), (1, 1, 0), "{forward:?}");
+    assert!((0.0..10.0).contains(&forward.cpu_seconds), "{forward:?}");
 }
 
 /// Processes with this argument.
