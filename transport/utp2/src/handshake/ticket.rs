@@ -196,6 +196,7 @@ mod tests {
         let longest =
             t.issue(at(0), [0; 16], ContextId([0; 16]), &peer(512), &Secret([0; 32]), 1_000_000, None);
         assert_eq!(longest.unwrap().0.len(), MAX_TICKET);
+        assert_eq!(MAX_TICKET, 672, "PROTOCOL.md §3.7.1 and §4 say so");
     }
 
     #[test]
