@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use utp2::{CloseReason, Handle};
 use utp2_tokio::{BlockSink, BlockSource, Closed, Connection, Endpoint};
@@ -34,9 +34,10 @@ const SHOW_EVERY: Duration = Duration::from_millis(200);
 /// the same person, after a crash.
 const SILENT: Duration = Duration::from_secs(3);
 
-/// How long a file waits for another transfer of that name to end, and how often it looks.
+/// How long a file waits for another transfer of that name to end, and how often it looks whether that one is
+/// silent.
 const BUSY_TIME: Duration = Duration::from_secs(10);
-const BUSY_LOOK: Duration = Duration::from_millis(250);
+const BUSY_LOOK: Duration = Duration::from_millis(500);
 
 /// A receiver has nothing to give.
 struct NoSource;
@@ -209,6 +210,8 @@ struct Session {
     arrivals: mpsc::UnboundedReceiver<Arrived>,
     entries: HashMap<u32, Entry>,
     jobs: JoinSet<Job>,
+    /// Tells jobs that wait for something that nobody waits for them.
+    ends: watch::Sender<()>,
     progress: Progress,
     json: bool,
     received: u64,
@@ -235,6 +238,7 @@ impl Session {
             arrivals,
             entries: HashMap::new(),
             jobs: JoinSet::new(),
+            ends: watch::Sender::new(()),
             progress: Progress::new(0),
             json,
             received: 0,
@@ -256,9 +260,17 @@ impl Session {
         let took = started.elapsed();
         self.sink.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(&self.conn.handle());
         self.entries.values().filter_map(Entry::open).for_each(|part| part.abandon());
-        // The files under way are complete for those tasks, or will be left for another time below.
-        while self.jobs.join_next().await.is_some() {}
-        let kept = self.keep_unfinished().await;
+        self.ends.send_replace(());
+        let mut late = Vec::new();
+        while let Some(job) = self.jobs.join_next().await {
+            match job {
+                Ok(Job::Opened(_, Ok(part))) => late.push(part),
+                Ok(Job::Finished(file, Ok(()))) => self.done(file).await,
+                // What is left to do will be done when the file is sent again.
+                _ => {}
+            }
+        }
+        let kept = self.keep_unfinished(late).await;
         let orderly = self.said_finished
             && matches!(&end, Ok(Closed { reason: CloseReason::Peer { code: 0, .. } | CloseReason::Local }));
         let ok = orderly && self.failed == 0 && kept == 0;
@@ -352,7 +364,7 @@ impl Session {
             anyhow::bail!("the sender offers too many files at a time");
         }
         self.entries.insert(file, Entry::Opening);
-        self.jobs.spawn(begin(self.dir.clone(), self.sink.clone(), file, meta));
+        self.jobs.spawn(begin(self.dir.clone(), self.sink.clone(), self.ends.subscribe(), file, meta));
         Ok(())
     }
 
@@ -401,12 +413,9 @@ impl Session {
         }
         let have = part.have();
         self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).insert(file, part.clone());
-        self.entries.insert(file, Entry::Open { part, wanted: None, found: None });
+        self.entries.insert(file, Entry::Open { part: part.clone(), wanted: None, found: None });
         self.say(ToSender::Accept { file, have }).await;
-        let part = self.entries.get(&file).and_then(Entry::open).cloned();
-        if let Some(part) = part {
-            self.jobs.spawn_blocking(move || Job::Room(file, part.take_room()));
-        }
+        self.jobs.spawn_blocking(move || Job::Room(file, part.take_room()));
         self.hash(file);
     }
 
@@ -491,35 +500,48 @@ impl Session {
         });
     }
 
-    /// Leaves files that did not get to their end for another time; how many.
-    async fn keep_unfinished(&mut self) -> usize {
-        let parts: Vec<_> = self.entries.drain().collect();
+    /// Leaves files that did not get to their end for another time, those too that were opened `late`, for
+    /// entries that still wait for it or that are given up; how many entries.
+    async fn keep_unfinished(&mut self, late: Vec<Arc<PartFile>>) -> usize {
         self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).clear();
-        let count = parts.len();
-        let keep = move || {
-            for (_, entry) in parts {
-                if let Some(part) = entry.open() {
-                    part.leave();
-                }
-            }
-        };
+        let count = self.entries.len();
+        let mut parts = late;
+        parts.extend(self.entries.drain().filter_map(|(_, entry)| match entry {
+            Entry::Opening => None,
+            Entry::Open { part, .. } | Entry::Finishing(part) => Some(part),
+        }));
+        let keep = move || parts.iter().for_each(|part| part.leave());
         let _ = tokio::task::spawn_blocking(keep).await;
         count
     }
 }
 
-/// Begins a file, once nobody else is at it.
-async fn begin(dir: Arc<OutDir>, sink: Arc<Sink>, file: u32, meta: Meta) -> Job {
+/// Begins a file, once nobody else is at it, unless the session ends first.
+async fn begin(
+    dir: Arc<OutDir>,
+    sink: Arc<Sink>,
+    mut ends: watch::Receiver<()>,
+    file: u32,
+    meta: Meta,
+) -> Job {
     let until = Instant::now() + BUSY_TIME;
     let shown = name::show(&meta.name);
     loop {
-        let (dir, again) = (dir.clone(), meta.clone());
-        let begun = tokio::task::spawn_blocking(move || PartFile::begin(&dir, again)).await;
+        // Before it looks, so that nothing is missed in between.
+        let freed = dir.freed();
+        let (there, again) = (dir.clone(), meta.clone());
+        let begun = tokio::task::spawn_blocking(move || PartFile::begin(&there, again)).await;
         match begun {
             Ok(Ok(part)) => return Job::Opened(file, Ok(Arc::new(part))),
             Ok(Err(CannotBegin::Busy)) if Instant::now() < until => {
                 sink.evict(&meta.name);
-                tokio::time::sleep(BUSY_LOOK).await;
+                tokio::select! {
+                    () = freed => {}
+                    () = tokio::time::sleep(BUSY_LOOK) => {}
+                    _ = ends.changed() => {
+                        return Job::Opened(file, Err(format!("{shown}: the session has ended")));
+                    }
+                }
             }
             Ok(Err(why)) => return Job::Opened(file, Err(format!("{shown}: {why}"))),
             Err(error) => return Job::Opened(file, Err(format!("{shown}: {error}"))),

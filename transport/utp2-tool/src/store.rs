@@ -7,14 +7,16 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::wire::{BLOCK, HAVE_MAX, Meta, block_len, blocks_of};
 use crate::{name, place};
@@ -52,6 +54,8 @@ pub(crate) struct OutDir {
     fsync: bool,
     /// Names in use by transfers under way.
     busy: Mutex<HashSet<OsString>>,
+    /// Told each time names are given back.
+    freed: Notify,
 }
 
 impl OutDir {
@@ -59,12 +63,17 @@ impl OutDir {
     pub(crate) fn open(path: PathBuf, fsync: bool) -> io::Result<Arc<Self>> {
         fs::create_dir_all(&path)?;
         let probe = path.join(format!(".utp2-probe-{}", std::process::id()));
-        File::create(&probe)?;
+        create_anew(&probe)?;
         fs::remove_file(&probe)?;
-        Ok(Arc::new(Self { path, fsync, busy: Mutex::default() }))
+        Ok(Arc::new(Self { path, fsync, busy: Mutex::default(), freed: Notify::new() }))
     }
 
-    fn reserve(self: &Arc<Self>, names: [OsString; 3]) -> Option<Reserved> {
+    /// The next time that a transfer gives its names back; counts from this call on.
+    pub(crate) fn freed(&self) -> Notified<'_> {
+        self.freed.notified()
+    }
+
+    fn reserve(self: &Arc<Self>, names: [OsString; 4]) -> Option<Reserved> {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         if names.iter().any(|n| busy.contains(n)) {
             return None;
@@ -74,10 +83,10 @@ impl OutDir {
     }
 }
 
-/// Names nobody else writes to meanwhile: the file's, its `.part`'s, its `.map`'s.
+/// Names nobody else writes to meanwhile: the file's, its `.part`'s, its `.map`'s, that of a map being written.
 struct Reserved {
     dir: Arc<OutDir>,
-    names: [OsString; 3],
+    names: [OsString; 4],
 }
 
 impl Reserved {
@@ -90,6 +99,9 @@ impl Reserved {
     fn map(&self) -> PathBuf {
         self.dir.path.join(&self.names[2])
     }
+    fn fresh_map(&self) -> PathBuf {
+        self.dir.path.join(&self.names[3])
+    }
 }
 
 impl Drop for Reserved {
@@ -98,6 +110,8 @@ impl Drop for Reserved {
         for name in &self.names {
             busy.remove(name);
         }
+        drop(busy);
+        self.dir.freed.notify_waiters();
     }
 }
 
@@ -173,7 +187,9 @@ impl PartFile {
         let part = name::part(&meta.name);
         let mut map = part.clone();
         map.push(".map");
-        let reserved = dir.reserve([name, part, map]).ok_or(CannotBegin::Busy)?;
+        let mut fresh = map.clone();
+        fresh.push("~");
+        let reserved = dir.reserve([name, part, map, fresh]).ok_or(CannotBegin::Busy)?;
         let wrong = |e: io::Error| CannotBegin::Other(format!("cannot write the file: {e}"));
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
@@ -186,9 +202,12 @@ impl PartFile {
         let file = options.open(reserved.part()).map_err(wrong)?;
         let words = blocks.div_ceil(64) as usize;
         let known = read_map(&reserved, &meta, &file).filter(|done| done.len() == words);
+        // A map that is believed stays: it was true when it was written, and blocks only get more.
+        let dirty = known.is_none();
         let done = match known {
             Some(done) => done,
             None => {
+                let _ = fs::remove_file(reserved.map());
                 file.set_len(0).map_err(wrong)?;
                 has_room(&file, meta.size).and_then(|()| file.set_len(meta.size)).map_err(|error| {
                     let _ = fs::remove_file(reserved.part());
@@ -197,8 +216,6 @@ impl PartFile {
                 vec![0; words]
             }
         };
-        // What the map says now was there; from now on it would only grow stale.
-        let _ = fs::remove_file(reserved.map());
         let mut state = State {
             missing: blocks - (0..blocks).filter(|&b| has(&done, b)).count() as u32,
             done,
@@ -206,7 +223,7 @@ impl PartFile {
             partial: HashMap::new(),
             run: Run::default(),
             failed: false,
-            dirty: true,
+            dirty,
             hash: Some((Sha256::new(), 0)),
             hash_asked: 0,
         };
@@ -304,6 +321,9 @@ impl PartFile {
         }
         let ranges = state.partial.entry(block).or_default();
         let new = insert(ranges, offset, end as u32);
+        if new == 0 {
+            return Written::More(0);
+        }
         if ranges.len() > RANGES_MAX {
             return Written::Failed("a block comes in too many pieces".into());
         }
@@ -418,11 +438,19 @@ impl PartFile {
         if done.iter().all(|word| *word == 0) {
             return Ok(());
         }
+        let written = self.write_map(done);
+        if written.is_err() {
+            // The disk may have room the next time.
+            self.state().dirty = true;
+        }
+        written
+    }
+
+    fn write_map(&self, done: Vec<u64>) -> io::Result<()> {
         let map = Map { version: MAP_VERSION, size: self.meta.size, modified: self.meta.modified, done };
         let bytes = postcard::to_extend(&map, Vec::new()).map_err(io::Error::other)?;
-        let mut fresh = self.reserved.map().into_os_string();
-        fresh.push("~");
-        fs::write(&fresh, bytes)?;
+        let fresh = self.reserved.fresh_map();
+        create_anew(&fresh)?.write_all(&bytes)?;
         fs::rename(&fresh, self.reserved.map())
     }
 
@@ -469,6 +497,15 @@ fn read_map(reserved: &Reserved, meta: &Meta, file: &File) -> Option<Vec<u64>> {
     let map: Map = postcard::from_bytes(&bytes).ok()?;
     let fits = map.version == MAP_VERSION && map.size == meta.size && map.modified == meta.modified;
     (fits && file.metadata().ok()?.len() == meta.size).then_some(map.done)
+}
+
+/// A new file in the place of what is there, never through a link that somebody laid under that name.
+fn create_anew(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).open(path)
 }
 
 /// Whether a file of `size` bytes fits on the disk now, so that a full one shows before the transfer.
@@ -657,14 +694,70 @@ mod tests {
         assert!(matches!(last, Written::Failed(_)));
     }
 
+    #[test]
+    fn what_was_known_is_not_lost_when_nobody_gets_to_leave() {
+        let (temp, dir) = dir();
+        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        put(&part, 1, 0, BLOCK);
+        part.leave();
+        drop(part);
+        // As after a crash: begun again, some written, nothing said.
+        for _ in 0..2 {
+            let part = PartFile::begin(&dir, meta("a")).unwrap();
+            assert_eq!(part.have(), [(1, 1)]);
+            put(&part, 0, 0, BLOCK);
+        }
+        // A map of another version of the file is no use to anybody.
+        let changed = Meta { modified: None, ..meta("a") };
+        drop(PartFile::begin(&dir, changed).unwrap());
+        assert!(!temp.path().join("new/out/a.part.map").exists());
+    }
+
+    #[test]
+    fn a_map_that_could_not_be_written_is_written_the_next_time() {
+        let (temp, dir) = dir();
+        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        put(&part, 1, 0, BLOCK);
+        let (map, in_the_way) =
+            (temp.path().join("new/out/a.part.map"), temp.path().join("new/out/a.part.map~"));
+        fs::create_dir(&in_the_way).unwrap();
+        assert!(part.save_map().is_err() && !map.exists());
+        fs::remove_dir(&in_the_way).unwrap();
+        part.save_map().unwrap();
+        assert!(map.exists());
+    }
+
+    #[test]
+    fn pieces_that_are_there_are_not_written_again() {
+        let (temp, dir) = dir();
+        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        put(&part, 0, 0, 1000);
+        put(&part, 1, 0, 1000);
+        let other = vec![0xff; 500];
+        assert_eq!(part.write(0, 200, false, &other), Written::More(0));
+        // What was being gathered is gathered on.
+        assert_eq!(put(&part, 1, 1000, BLOCK), Written::More(BLOCK - 1000));
+        let bytes = fs::read(temp.path().join("new/out/a.part")).unwrap();
+        assert_eq!(bytes[..1000], content()[..1000]);
+        assert_eq!(bytes[BLOCK as usize..2 * BLOCK as usize], content()[BLOCK as usize..2 * BLOCK as usize]);
+    }
+
     #[cfg(unix)]
     #[test]
     fn links_are_not_followed() {
+        use std::os::unix::fs::symlink;
         let (temp, dir) = dir();
-        let outside = temp.path().join("outside");
+        let (outside, out) = (temp.path().join("outside"), temp.path().join("new/out"));
         fs::write(&outside, "mine").unwrap();
-        std::os::unix::fs::symlink(&outside, temp.path().join("new/out/a.part")).unwrap();
+        symlink(&outside, out.join("a.part")).unwrap();
         assert!(PartFile::begin(&dir, meta("a")).is_err());
+        symlink(&outside, out.join("b.part.map~")).unwrap();
+        let part = PartFile::begin(&dir, meta("b")).unwrap();
+        put(&part, 1, 0, BLOCK);
+        part.save_map().unwrap();
+        assert!(out.join("b.part.map").symlink_metadata().unwrap().is_file());
+        symlink(&outside, out.join(format!(".utp2-probe-{}", std::process::id()))).unwrap();
+        OutDir::open(out, false).unwrap();
         assert_eq!(fs::read(&outside).unwrap(), b"mine");
     }
 

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -254,18 +254,13 @@ fn a_full_disk_is_told_before_the_transfer() {
     assert_eq!(receiver.end().status.code(), Some(1));
 }
 
-#[test]
-fn an_interrupted_transfer_goes_on_where_it_stopped() {
-    let temp = tempfile::tempdir().unwrap();
-    let file = make(temp.path(), "file", 40_000_000);
-    let out = temp.path().join("out");
-    let receiver = Receiver::start(&out, &[]);
-    let mut slow = send(&receiver.address, &[&file], &["--rate-limit", "8MB"])
+/// Begins to send a file of 40 MB at 8 MB/s; something has arrived, not all. With what it says from then on.
+fn send_slowly(receiver: &Receiver, file: &Path) -> (Child, BufReader<ChildStderr>) {
+    let mut slow = send(&receiver.address, &[file], &["--rate-limit", "8MB"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The first line about progress: something has arrived, not all.
     let mut lines = BufReader::new(slow.stderr.take().unwrap());
     let begun = Instant::now();
     let mut line = String::new();
@@ -273,6 +268,16 @@ fn an_interrupted_transfer_goes_on_where_it_stopped() {
         line.clear();
         assert!(lines.read_line(&mut line).unwrap() > 0 && begun.elapsed() < WAIT, "it ended early");
     }
+    (slow, lines)
+}
+
+#[test]
+fn an_interrupted_transfer_goes_on_where_it_stopped() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 40_000_000);
+    let out = temp.path().join("out");
+    let receiver = Receiver::start(&out, &[]);
+    let (slow, mut lines) = send_slowly(&receiver, &file);
     let stopped = receiver.terminate();
     assert_eq!(stopped.status.code(), Some(1), "{}", stderr(&stopped));
     let mut rest = String::new();
@@ -302,23 +307,39 @@ fn a_sender_that_was_killed_finds_its_file_again() {
     let file = make(temp.path(), "file", 40_000_000);
     let out = temp.path().join("out");
     let receiver = Receiver::start(&out, &[]);
-    let mut slow = send(&receiver.address, &[&file], &["--rate-limit", "8MB"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(slow.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("left") {
-        line.clear();
-        assert!(lines.read_line(&mut line).unwrap() > 0, "it ended early");
-    }
+    let (mut slow, _lines) = send_slowly(&receiver, &file);
     slow.kill().unwrap();
     slow.wait().unwrap();
     // The receiver has not noticed yet; nobody has to wait until its connection times out.
     let sent = run(&mut send(&receiver.address, &[&file], &[]));
     assert!(sent.status.success(), "{}", stderr(&sent));
     assert!(last_json(&sent)["resumed_bytes"].as_u64().unwrap() > 4_000_000);
+    assert_eq!(fs::read(out.join("file")).unwrap(), fs::read(&file).unwrap());
+    receiver.terminate();
+}
+
+#[test]
+fn giving_up_while_waiting_loses_nothing_of_what_is_there() {
+    let temp = tempfile::tempdir().unwrap();
+    let (file, small) = (make(temp.path(), "file", 40_000_000), make(temp.path(), "small", 1000));
+    let out = temp.path().join("out");
+    let mut receiver = Receiver::start(&out, &[]);
+    let (mut slow, _lines) = send_slowly(&receiver, &file);
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    // Waits until the receiver has given up the first one. When the small file is there, the large one was offered.
+    let waiting = send(&receiver.address, &[&file, &small], &[])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while receiver.next()["name"] != "small" {}
+    terminate(waiting.id(), rustix::process::Signal::TERM);
+    assert_eq!(finish(waiting).status.code(), Some(1));
+    while receiver.session()["files"] != 1 {}
+    let sent = run(&mut send(&receiver.address, &[&file], &[]));
+    assert!(sent.status.success(), "{}", stderr(&sent));
+    assert!(last_json(&sent)["resumed_bytes"].as_u64().unwrap() > 4_000_000, "{}", last_json(&sent));
     assert_eq!(fs::read(out.join("file")).unwrap(), fs::read(&file).unwrap());
     receiver.terminate();
 }

@@ -305,7 +305,10 @@ impl<L: Clone> Link<L> {
             if let Discipline::CoDel { target, interval, ecn } = self.config.discipline {
                 let (target, interval) = (picos(target), picos(interval));
                 let wait = departed - next.since;
-                if self.codel.should_drop(departed, wait, self.waiting_bytes + wire, target, interval) {
+                // With no more than a datagram behind this one there is no queue that could stand.
+                let datagram_max = self.wire(self.config.max_datagram);
+                let stands = wait >= target && self.waiting_bytes > datagram_max;
+                if self.codel.should_drop(departed, stands, interval) {
                     if ecn && next.packet.ecn != Ecn::NotEct {
                         next.packet.ecn = Ecn::Ce;
                         self.stats.marked += 1;

@@ -182,6 +182,22 @@ fn codel_keeps_the_queue_short_or_marks() {
 }
 
 #[test]
+fn codel_leaves_the_last_datagram_of_a_queue() {
+    // 12.3 ms each, and one more comes whenever one leaves: each waits longer than the target behind the one being
+    // sent. Without it the link would stand still.
+    let mut config = LinkConfig::new(1_000_000, Duration::from_millis(10)).with_queue(Duration::from_secs(1));
+    config.discipline = Discipline::codel(false);
+    for behind in 1..=3 {
+        let mut b = Bench::new(config.clone());
+        (0..behind).for_each(|_| b.send(0, 1472));
+        (0..500).for_each(|i| b.send(i * 12_304, 1472));
+        b.finish();
+        // With two more behind it the one at the head may go.
+        assert_eq!(b.link.stats().aqm_drops > 0, behind == 3, "{behind}: {:?}", b.link.stats());
+    }
+}
+
+#[test]
 fn a_policer_passes_its_rate_and_its_burst() {
     let mut config = LinkConfig::new(1_000_000_000, Duration::from_millis(10));
     config.policer = Some(Policer { rate_bps: 50_000_000, burst_bytes: 100_000 });
