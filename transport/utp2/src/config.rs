@@ -105,9 +105,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// For a small device: one connection, which it holds in 32 KiB of heap when it receives blocks. Three packets in
-    /// flight to it, each acknowledged at once; messages of up to 512 bytes. The handshake takes a few KiB more while
-    /// it lasts (§11).
+    /// For a small device: one connection, which it holds in 32 KiB of heap when it receives blocks, and whose handshake
+    /// takes no more. Three packets in flight to it, each acknowledged at once; messages of up to 512 bytes.
     #[must_use]
     pub fn small() -> Self {
         Self {
