@@ -112,6 +112,13 @@ impl Connection {
         live.or(self.0.state.mailbox().last_remote).expect("known since the handshake")
     }
 
+    /// Bytes of messages (with 4 bytes each for the length) queued and not yet acknowledged; 0 after the end.
+    #[must_use]
+    pub fn unacknowledged_message_bytes(&self) -> usize {
+        let core = self.0.shared.core();
+        core.endpoint.connection(self.handle()).map_or(0, utp2::Connection::unacknowledged_message_bytes)
+    }
+
     /// Queues a message if there is room now.
     ///
     /// # Errors

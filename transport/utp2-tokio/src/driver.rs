@@ -41,6 +41,9 @@ const COMMANDS_IN_A_ROW: u32 = 8;
 /// How long an ending endpoint waits for its last packets to leave.
 const END_TIME: Duration = Duration::from_secs(1);
 
+/// The same, if nobody wants to wait for peers: what the copies of CLOSE take, and time for a socket that is full.
+const HASTY_END_TIME: Duration = Duration::from_millis(50);
+
 /// Why the driver woke up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wakeup {
@@ -119,6 +122,7 @@ impl Driver {
     pub(crate) async fn run(mut self) {
         let guard = EndGuard(self.shared.clone());
         let mut give_up = None;
+        let mut is_hasty = false;
         loop {
             match self.next_wakeup().await {
                 Ok(Wakeup::Socket) => self.receive(),
@@ -135,9 +139,15 @@ impl Driver {
                     }
                 }
                 Ok(Wakeup::Shutdown) => {
+                    let now = self.shared.now();
                     if give_up.is_none() {
-                        give_up = Some(self.shared.now() + END_TIME);
+                        give_up = Some(now + END_TIME);
                         self.shared.core().close_all();
+                    }
+                    if self.shared.is_hasty() && !is_hasty {
+                        is_hasty = true;
+                        give_up = Some(now + HASTY_END_TIME + self.held_back());
+                        self.shared.core().endpoint.hasten_end(now);
                     }
                 }
                 Err(error) => {
@@ -159,6 +169,11 @@ impl Driver {
             }
         }
         drop(guard);
+    }
+
+    /// How long the injected delay holds what is sent.
+    fn held_back(&self) -> Duration {
+        self.bad.as_ref().map_or(Duration::ZERO, |bad| bad.out.delay())
     }
 
     async fn next_wakeup(&mut self) -> io::Result<Wakeup> {

@@ -63,6 +63,11 @@ impl BadPath {
         self.waiting.push_back(Waiting { due: now + self.delay, remote, data: data.to_vec() });
     }
 
+    /// How long a datagram waits here.
+    pub(crate) fn delay(&self) -> Duration {
+        self.delay
+    }
+
     /// When the next one is due.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.waiting.front().map(|w| w.due)

@@ -369,6 +369,8 @@ pub(crate) struct Shared {
     /// Connections whose last handle was dropped.
     orphans: Mutex<Vec<Handle>>,
     ending: AtomicBool,
+    /// Nobody waits for peers that do not hear of the end.
+    hasty: AtomicBool,
     pub(crate) ended: Notify,
     has_ended: AtomicBool,
     epoch: std::time::Instant,
@@ -419,6 +421,7 @@ impl Shared {
             wake: Notify::new(),
             orphans: Mutex::default(),
             ending: AtomicBool::new(false),
+            hasty: AtomicBool::new(false),
             ended: Notify::new(),
             has_ended: AtomicBool::new(false),
             epoch: std::time::Instant::now(),
@@ -464,6 +467,15 @@ impl Shared {
     pub(crate) fn begin_end(&self) {
         self.ending.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// Lets the end, when it is asked for, not wait for peers.
+    pub(crate) fn hasten_end(&self) {
+        self.hasty.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_hasty(&self) -> bool {
+        self.hasty.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_ending(&self) -> bool {

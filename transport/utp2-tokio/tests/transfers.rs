@@ -256,6 +256,22 @@ async fn closing_an_endpoint_tells_its_peers() {
 }
 
 #[tokio::test]
+async fn leaving_an_endpoint_tells_its_peers_and_takes_no_round_trip() {
+    let fault = LossInjector { loss: 0.0, delay: Duration::from_millis(600), seed: 1 };
+    let pair = pair(1, Some(fault)).await;
+    pair.near.close(9, "off");
+    let begun = std::time::Instant::now();
+    within(10, "leaving", pair.client.leave()).await;
+    // The injected delay holds the last packets for 300 ms; the closing phase would have taken a second.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(700), "{took:?}");
+    let end = within(10, "the end", pair.far.closed()).await;
+    assert!(matches!(end, CloseReason::Peer { code: 9, .. }), "{end:?}");
+    within(10, "leaving again", pair.client.leave()).await;
+    within(10, "closing after that", pair.client.close()).await;
+}
+
+#[tokio::test]
 async fn removing_a_context_ends_its_connections() {
     let pair = pair(1, None).await;
     pair.server.remove_context(CONTEXT);

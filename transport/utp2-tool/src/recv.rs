@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use utp2::{CloseReason, Handle};
+use utp2::Handle;
 use utp2_tokio::{BlockSink, BlockSource, Closed, Connection, Endpoint};
 
 use crate::args::RecvArgs;
 use crate::progress::{Progress, mbps, seconds};
 use crate::store::{CannotBegin, OutDir, PartFile, Written};
-use crate::wire::{Meta, ToReceiver, ToSender, clip, decode, encode, file_and_block};
+use crate::wire::{Ending, Meta, ToReceiver, ToSender, clip, decode, encode, file_and_block};
 use crate::{endpoint_config, interrupted, name, print_json, secret};
 
 /// Files a sender may have under way. Ours has 32.
@@ -38,6 +38,11 @@ const SILENT: Duration = Duration::from_secs(3);
 /// silent.
 const BUSY_TIME: Duration = Duration::from_secs(10);
 const BUSY_LOOK: Duration = Duration::from_millis(500);
+
+/// After our farewell the sender closes at once. If nothing is heard of that, this is waited for: so long and a few
+/// round trips once it is known to have heard the farewell, and else long enough for the path to come back.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+const UNHEARD_TIME: Duration = Duration::from_secs(40);
 
 /// A receiver has nothing to give.
 struct NoSource;
@@ -216,7 +221,12 @@ struct Session {
     json: bool,
     received: u64,
     failed: u64,
-    said_finished: bool,
+    /// The sender has offered all it has.
+    heard_finished: bool,
+    /// When we took leave: all that was offered has ended.
+    farewell: Option<Instant>,
+    /// When the sender was first seen to have heard that.
+    farewell_heard: Option<Instant>,
 }
 
 impl Session {
@@ -243,7 +253,9 @@ impl Session {
             json,
             received: 0,
             failed: 0,
-            said_finished: false,
+            heard_finished: false,
+            farewell: None,
+            farewell_heard: None,
         }
     }
 
@@ -258,6 +270,8 @@ impl Session {
         self.progress.say(&format!("{remote} sends"));
         let end = self.serve().await;
         let took = started.elapsed();
+        // However the connection ended after that.
+        let orderly = self.farewell.is_some() && end.is_ok();
         self.sink.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(&self.conn.handle());
         self.entries.values().filter_map(Entry::open).for_each(|part| part.abandon());
         self.ends.send_replace(());
@@ -271,12 +285,10 @@ impl Session {
             }
         }
         let kept = self.keep_unfinished(late).await;
-        let orderly = self.said_finished
-            && matches!(&end, Ok(Closed { reason: CloseReason::Peer { code: 0, .. } | CloseReason::Local }));
         let ok = orderly && self.failed == 0 && kept == 0;
         let error = match &end {
             _ if orderly => None,
-            Ok(closed) => Some(closed.to_string()),
+            Ok(closed) => closed.as_ref().map(Closed::to_string),
             Err(error) => Some(format!("{error:#}")),
         };
         if let Some(error) = &error {
@@ -299,8 +311,8 @@ impl Session {
         ok
     }
 
-    /// Until the connection ends, or the sender talks nonsense.
-    async fn serve(&mut self) -> anyhow::Result<Closed> {
+    /// Until the connection ends, or the sender talks nonsense. `None` if it had taken leave and was not heard again.
+    async fn serve(&mut self) -> anyhow::Result<Option<Closed>> {
         let conn = self.conn.clone();
         let mut save = tokio::time::interval(SAVE_EVERY);
         let mut show = tokio::time::interval(SHOW_EVERY);
@@ -310,11 +322,11 @@ impl Session {
                     Ok(message) => match decode(&message) {
                         Ok(message) => self.on_message(message).await?,
                         Err(error) => {
-                            conn.close(1, "not a message of this tool");
+                            conn.close(1, &error.to_string());
                             return Err(error.into());
                         }
                     },
-                    Err(closed) => return Ok(closed),
+                    Err(closed) => return Ok(Some(closed)),
                 },
                 Some(arrived) = self.arrivals.recv() => match arrived {
                     Arrived::Hash(file) => self.hash(file),
@@ -325,8 +337,35 @@ impl Session {
                 _ = show.tick() => {
                     self.inbound.listen();
                     self.progress.set(self.bytes());
+                    if self.is_left_alone() {
+                        return Ok(None);
+                    }
                 }
             }
+            if self.is_last_word() {
+                self.say(ToSender::Farewell).await;
+            }
+        }
+    }
+
+    /// Whether it is time to take leave; then what is said next must do so.
+    fn is_last_word(&mut self) -> bool {
+        let is_last = self.heard_finished && self.entries.is_empty() && self.farewell.is_none();
+        if is_last {
+            self.farewell = Some(Instant::now());
+        }
+        is_last
+    }
+
+    /// Whether the sender has gone without its CLOSE having been heard.
+    fn is_left_alone(&mut self) -> bool {
+        let Some(farewell) = self.farewell else { return false };
+        if self.farewell_heard.is_none() && self.conn.unacknowledged_message_bytes() == 0 {
+            self.farewell_heard = Some(Instant::now());
+        }
+        match self.farewell_heard {
+            Some(heard) => heard.elapsed() > CLOSE_TIME + self.conn.stats().rtt * 4,
+            None => farewell.elapsed() > UNHEARD_TIME,
         }
     }
 
@@ -350,15 +389,16 @@ impl Session {
                 let reason = format!("the sender gives up: {}", name::show_text(&reason));
                 self.fail(file, reason, false).await?;
             }
-            ToReceiver::Finished => {
-                self.said_finished = true;
-                self.say(ToSender::Farewell).await;
-            }
+            ToReceiver::Finished => self.heard_finished = true,
         }
         Ok(())
     }
 
     async fn on_offer(&mut self, file: u32, meta: Meta) -> anyhow::Result<()> {
+        if self.heard_finished {
+            self.conn.close(1, "an offer after the last one");
+            anyhow::bail!("the sender offers more after it had finished");
+        }
         if self.entries.len() >= FILES_UNDER_WAY_MAX || self.entries.contains_key(&file) {
             self.conn.close(1, "too many files at a time");
             anyhow::bail!("the sender offers too many files at a time");
@@ -379,7 +419,7 @@ impl Session {
                 self.entries.remove(&file);
                 self.failed += 1;
                 self.progress.say(&format!("declined: {reason}"));
-                self.say(ToSender::Decline { file, reason: clip(reason) }).await;
+                self.say_ended(file, Ending::Declined { reason: clip(reason) }).await;
             }
             Job::Hashed(file, Ok(digest)) => {
                 if let (Some(digest), Some(Entry::Open { found, .. })) = (digest, self.entries.get_mut(&file))
@@ -449,7 +489,7 @@ impl Session {
         let Some(Entry::Finishing(part)) = self.entries.remove(&file) else { return };
         self.received += 1;
         self.tell_file(&part, None);
-        self.say(ToSender::Done { file }).await;
+        self.say_ended(file, Ending::Done).await;
     }
 
     /// Ends a file for a reason; `wrong` if what is there is of no use.
@@ -464,8 +504,14 @@ impl Session {
         self.tell_file(&part, Some(&reason));
         let leave = move || if wrong { part.discard() } else { part.leave() };
         tokio::task::spawn_blocking(leave).await.context("a task failed")?;
-        self.say(ToSender::Failed { file, reason: clip(reason) }).await;
+        self.say_ended(file, Ending::Failed { reason: clip(reason) }).await;
         Ok(())
+    }
+
+    /// Tells what became of a file that is no entry any more, and takes leave in the same breath if it was the last.
+    async fn say_ended(&mut self, file: u32, how: Ending) {
+        let last = self.is_last_word();
+        self.say(ToSender::Ended { file, how, last }).await;
     }
 
     fn forget_blocks(&self, file: u32) {
@@ -557,3 +603,7 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "recv_tests.rs"]
+mod tests;

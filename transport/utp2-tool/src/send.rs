@@ -11,21 +11,21 @@ use std::{fs, io};
 use anyhow::{Context, anyhow, bail};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
-use utp2::{Handle, SendError, Stats};
+use utp2::{CloseReason, Handle, SendError, Stats};
 use utp2_tokio::{BlockEvent, BlockSink, BlockSource, Connection, Endpoint};
 
 use crate::args::SendArgs;
 use crate::progress::{Progress, mbps, seconds};
 use crate::wire::{
-    BLOCK, Meta, ToReceiver, ToSender, block_len, blocks_of, clip, decode, encode, file_and_block, tag,
+    BLOCK, Ending, Meta, ToReceiver, ToSender, block_len, blocks_of, clip, decode, encode, file_and_block,
+    tag,
 };
 use crate::{endpoint_config, explain, interrupted, name, place, print_json, secret, state};
 
 /// Files under way at a time: enough to hide round trips, few enough to be open at once.
 const FILES_UNDER_WAY: usize = 32;
 
-/// How long the receiver may take to say farewell.
+/// How long the receiver may take to say farewell once all files have ended.
 const FAREWELL_TIME: Duration = Duration::from_secs(10);
 
 /// How often the connection's figures are logged, at debug level.
@@ -178,6 +178,10 @@ struct Sender {
     /// Runs of blocks to be queued: file, first block, count.
     to_queue: VecDeque<(u32, u32, u32)>,
     outstanding: HashSet<u64>,
+    said_finished: bool,
+    /// The receiver has said anything at all; has taken leave.
+    heard: bool,
+    farewell: bool,
     hashes: JoinSet<(u32, io::Result<[u8; 32]>)>,
     sent: u64,
     resumed: u64,
@@ -226,6 +230,9 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
         under_way: 0,
         to_queue: VecDeque::new(),
         outstanding: HashSet::new(),
+        said_finished: false,
+        heard: false,
+        farewell: false,
         hashes: JoinSet::new(),
         sent: 0,
         resumed: 0,
@@ -237,8 +244,14 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
     };
     let took = started.elapsed();
     let stats = sender.conn.stats();
-    let farewell = if moved.is_ok() { sender.farewell().await } else { Ok(()) };
-    sender.conn.close(0, "done");
+    if moved.is_ok() {
+        // Nothing of this connection is needed any more, on either side.
+        sender.conn.close(0, "done");
+        endpoint.leave().await;
+    } else {
+        sender.conn.close(0, "given up");
+        endpoint.close().await;
+    }
     if let Some(path) = &args.state
         && let Some((_, resumption)) = endpoint.resumptions().first()
         && let Err(error) = state::save(path, remote, resumption)
@@ -246,23 +259,30 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
         // The files are what counts.
         eprintln!("utp2: {error:#}");
     }
-    endpoint.close().await;
-    sender.report(&args, took, &stats, moved.and(farewell))
+    sender.report(&args, took, &stats, moved)
 }
 
 impl Sender {
-    /// Moves all files; an error only if the connection failed.
+    /// Moves all files until the receiver takes leave; an error only if the connection failed.
     async fn transfer(&mut self) -> anyhow::Result<()> {
         self.offer_more().await?;
         let conn = self.conn.clone();
         let mut look = tokio::time::interval(LOOK_EVERY);
-        while self.next < self.files.len() || self.under_way > 0 {
+        let mut all_ended = None;
+        while !self.farewell {
+            if self.said_finished && self.under_way == 0 {
+                let since: Instant = *all_ended.get_or_insert_with(Instant::now);
+                anyhow::ensure!(since.elapsed() < FAREWELL_TIME, "the receiver does not take leave");
+            }
             tokio::select! {
                 message = conn.recv_message() => {
-                    let message = decode(&message.map_err(lost)?)?;
+                    let message = decode(&message.map_err(|closed| self.lost(&closed))?)?;
+                    self.heard = true;
                     self.on_message(message).await?;
                 }
-                event = conn.recv_event() => self.on_block(event.map_err(lost)?).await?,
+                event = conn.recv_event() => {
+                    self.on_block(event.map_err(|closed| self.lost(&closed))?).await?;
+                }
                 _ = look.tick() => tracing::debug!(stats = ?conn.stats(), "the connection stands so"),
                 Some(hash) = self.hashes.join_next() => {
                     let (file, hash) = hash.context("hashing a file failed")?;
@@ -296,22 +316,36 @@ impl Sender {
                 Err(error) => self.states[index] = State::Failed(format!("the file cannot be read: {error}")),
             }
         }
+        if self.next == self.files.len() && !self.said_finished {
+            self.said_finished = true;
+            self.say(ToReceiver::Finished).await?;
+        }
         Ok(())
     }
 
     async fn on_message(&mut self, message: ToSender) -> anyhow::Result<()> {
         match message {
             ToSender::Accept { file, have } => self.on_accept(file, &have),
-            ToSender::Done { file } => {
-                self.end_file(file, State::Done)?;
-                Ok(())
+            ToSender::Ended { file, how, last } => {
+                let end = match how {
+                    Ending::Done => State::Done,
+                    Ending::Declined { reason } | Ending::Failed { reason } => {
+                        State::Failed(format!("the receiver says: {}", name::show_text(&reason)))
+                    }
+                };
+                self.end_file(file, end)?;
+                if last { self.on_farewell() } else { Ok(()) }
             }
-            ToSender::Decline { file, reason } | ToSender::Failed { file, reason } => {
-                let reason = format!("the receiver says: {}", name::show_text(&reason));
-                self.end_file(file, State::Failed(reason))
-            }
-            ToSender::Farewell => bail!("the receiver took leave too early"),
+            ToSender::Farewell => self.on_farewell(),
         }
+    }
+
+    fn on_farewell(&mut self) -> anyhow::Result<()> {
+        if !self.said_finished || self.under_way > 0 {
+            bail!("the receiver took leave too early");
+        }
+        self.farewell = true;
+        Ok(())
     }
 
     fn on_accept(&mut self, file: u32, have: &[(u32, u32)]) -> anyhow::Result<()> {
@@ -424,17 +458,18 @@ impl Sender {
         }
     }
 
-    /// Lets the receiver know that this is all, and that it is the sender who leaves.
-    async fn farewell(&mut self) -> anyhow::Result<()> {
-        self.say(ToReceiver::Finished).await?;
-        let heard = async {
-            loop {
-                if decode::<ToSender>(&self.conn.recv_message().await.map_err(lost)?)? == ToSender::Farewell {
-                    return anyhow::Ok(());
-                }
+    /// What the end of the connection means.
+    fn lost(&self, closed: &utp2_tokio::Closed) -> anyhow::Error {
+        let reason = name::show_text(&closed.reason.to_string());
+        match closed.reason {
+            // So ends every release of the receiver what it does not understand.
+            CloseReason::Peer { code: 1, .. } if !self.heard => {
+                anyhow!(
+                    "the receiver hangs up ({reason}): is it of another version? Use one release on both sides"
+                )
             }
-        };
-        timeout(FAREWELL_TIME, heard).await.context("the receiver does not take leave")?
+            _ => anyhow!("the connection was lost: {reason}; send again to go on where it stopped"),
+        }
     }
 
     fn report(
@@ -492,13 +527,6 @@ impl Sender {
         }
         Ok(ok)
     }
-}
-
-fn lost(closed: utp2_tokio::Closed) -> anyhow::Error {
-    anyhow!(
-        "the connection was lost: {}; send again to go on where it stopped",
-        name::show_text(&closed.reason.to_string())
-    )
 }
 
 /// The SHA-256 of a file that must have `size` bytes.

@@ -1,11 +1,14 @@
 //! What `utp2 send` and `utp2 recv` say to each other, in messages of postcard behind a version byte.
 //!
+//! The sender offers files and says `Finished` right behind the last offer; the receiver ends each file by `Ended`, and
+//! takes leave with the last of them, so that the sender may close at once. Who has taken leave waits for nothing.
 //! Blocks travel beside the messages: tag = number of the file << 32 | number of the block.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-const VERSION: u8 = 1;
+/// Version 1 said `Finished` when all was done, and was answered a round trip later.
+const VERSION: u8 = 2;
 
 /// Bytes of a block; the last one of a file is shorter.
 pub(crate) const BLOCK: u32 = 32 * 1024;
@@ -24,7 +27,7 @@ pub(crate) enum ToReceiver {
     Sum { file: u32, sha256: [u8; 32] },
     /// It will not come.
     Abort { file: u32, reason: String },
-    /// All files are done, one way or the other.
+    /// Nothing more will be offered.
     Finished,
 }
 
@@ -43,20 +46,34 @@ pub(crate) struct Meta {
 pub(crate) enum ToSender {
     /// Send it, but for these runs of blocks (first, count).
     Accept { file: u32, have: Vec<(u32, u32)> },
-    /// It cannot be taken.
-    Decline { file: u32, reason: String },
-    /// It is complete, verified and in its place.
-    Done { file: u32 },
-    /// It went wrong on the way.
-    Failed { file: u32, reason: String },
-    /// The answer to `Finished`.
+    /// Nothing more will happen to it. `last`: `Farewell` goes with it.
+    Ended { file: u32, how: Ending, last: bool },
+    /// `Finished` was heard, and all that was offered has ended.
     Farewell,
+}
+
+/// What became of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Ending {
+    /// It is complete, verified and in its place.
+    Done,
+    /// It cannot be taken.
+    Declined { reason: String },
+    /// It went wrong on the way.
+    Failed { reason: String },
 }
 
 /// A message that is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the other side speaks another version of this tool, or not this tool at all")]
-pub(crate) struct Malformed;
+pub(crate) enum Malformed {
+    /// Another release wrote it.
+    #[error(
+        "the other side speaks version {0} of this tool's language, this is version {VERSION}: use one release on both"
+    )]
+    Version(u8),
+    #[error("the other side does not speak the language of this tool")]
+    Nonsense,
+}
 
 pub(crate) fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     // Version first, then postcard.
@@ -67,9 +84,10 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> 
     match bytes.split_first() {
         Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
             Ok((message, [])) => Ok(message),
-            _ => Err(Malformed),
+            _ => Err(Malformed::Nonsense),
         },
-        _ => Err(Malformed),
+        Some((&other, _)) => Err(Malformed::Version(other)),
+        None => Err(Malformed::Nonsense),
     }
 }
 
@@ -112,7 +130,7 @@ mod tests {
         let bytes = encode(&offer);
         assert_eq!(decode(&bytes), Ok(offer));
         for cut in 0..bytes.len() {
-            assert_eq!(decode::<ToReceiver>(&bytes[..cut]), Err(Malformed));
+            assert_eq!(decode::<ToReceiver>(&bytes[..cut]), Err(Malformed::Nonsense));
         }
         for i in 0..bytes.len() {
             for bit in 0..8 {
@@ -122,7 +140,12 @@ mod tests {
                 let _ = decode::<ToSender>(&wrong);
             }
         }
-        assert_eq!(decode::<ToReceiver>(&[&bytes[..], &[0]].concat()), Err(Malformed), "nothing may follow");
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(decode::<ToReceiver>(&longer), Err(Malformed::Nonsense), "nothing may follow");
+        // What version 1 said when it had done.
+        let old = decode::<ToReceiver>(&[1, 3]).unwrap_err();
+        assert_eq!(old, Malformed::Version(1));
+        assert!(old.to_string().contains("version 1"), "{old}");
     }
 
     #[test]

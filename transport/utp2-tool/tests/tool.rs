@@ -360,6 +360,22 @@ fn a_bad_network_is_no_reason() {
 }
 
 #[test]
+fn the_end_takes_no_round_trip_of_its_own() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 1000);
+    let receiver = Receiver::start(&temp.path().join("out"), &["--once"]);
+    let begun = Instant::now();
+    let sent = run(&mut send(&receiver.address, &[&file], &["--inject-delay", "800ms"]));
+    let took = begun.elapsed();
+    assert!(sent.status.success(), "{}", stderr(&sent));
+    // Two round trips to connect, one for the offer, one for the file; CLOSE is held for half of one.
+    let seconds = last_json(&sent)["seconds"].as_f64().unwrap();
+    assert!(seconds < 3.9, "{seconds}");
+    assert!(took < Duration::from_millis(4600), "{took:?}");
+    assert!(receiver.end().status.success());
+}
+
+#[test]
 fn many_files_go_together() {
     let temp = tempfile::tempdir().unwrap();
     let files: Vec<PathBuf> = (0..300).map(|i| make(temp.path(), &format!("f{i}"), i * 200)).collect();

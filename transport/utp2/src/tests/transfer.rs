@@ -235,6 +235,36 @@ fn a_lost_close_is_followed_by_another() {
 }
 
 #[test]
+fn who_ends_in_haste_tells_four_times_and_is_gone() {
+    let mut pair = Pair::connected(&Config::default(), &Link::with_delay(100), 1);
+    pair.run(SECONDS(5), |_| false);
+    pair.nodes[0].link.loss = 1.0;
+    pair.nodes[0].captured = Some(Vec::new());
+    pair.nodes[0].connection().close(7, "so long");
+    let now = pair.now;
+    pair.nodes[0].endpoint.hasten_end(now);
+    let ms = Duration::from_millis;
+    pair.run(ms(5), |_| false);
+    // Three of four are lost.
+    pair.nodes[0].link.loss = 0.0;
+    let took = pair.run_until(SECONDS(1), |p| p.nodes[0].endpoint.connection_count() == 0);
+    assert!(took <= ms(5), "{took:?}");
+    assert_eq!(pair.nodes[0].captured.as_ref().unwrap().len(), 4);
+    pair.run_until(SECONDS(1), |p| p.nodes[1].events.len() == 2);
+    // Also in the middle of the usual end.
+    let mut pair = Pair::connected(&Config::default(), &Link::with_delay(100), 1);
+    pair.nodes[0].link.loss = 1.0;
+    pair.nodes[0].connection().close(7, "so long");
+    pair.run(ms(50), |_| false);
+    let now = pair.now;
+    pair.nodes[0].endpoint.hasten_end(now);
+    pair.nodes[0].captured = Some(Vec::new());
+    pair.run(ms(8), |_| false);
+    assert_eq!(pair.nodes[0].endpoint.connection_count(), 0);
+    assert_eq!(pair.nodes[0].captured.as_ref().unwrap().len(), 3);
+}
+
+#[test]
 fn the_connection_follows_the_peer_to_a_new_address() {
     let mut pair = Pair::connected(&Config::default(), &Link::default(), 1);
     for tag in 0..300 {
