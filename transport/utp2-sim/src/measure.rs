@@ -306,6 +306,9 @@ impl Line {
             match step.change {
                 Change::Rate(bps) => what.push((step.at, format!("rate {} Mbit/s", bps as f64 / 1e6))),
                 Change::Up => what.push((step.at, "outage ends".into())),
+                Change::Delay(delay) => {
+                    what.push((step.at, format!("delay {} ms", delay.as_secs_f64() * 1e3)))
+                }
                 _ => {}
             }
         }

@@ -76,6 +76,7 @@ fn what_is_wrong_is_said_with_what_would_be_right() {
         (&["--cross-traffic", "tcp"], "quinn-cubic"),
         (&["--bytes", "1MB", "--seconds", "5"], "cannot be used with"),
         (&["--outage", "5:1s"], "needs a unit"),
+        (&["--rtt-step", "30s"], "30s:120ms"),
     ] {
         let out = sim(args);
         let text = String::from_utf8_lossy(&out.stderr);

@@ -82,6 +82,10 @@ pub(crate) struct RunArgs {
     /// From this time on the bottleneck has this rate, such as 30s:200mbit. May be repeated.
     #[arg(long, value_name = "TIME:RATE", value_parser = step)]
     pub(crate) step: Vec<(Duration, u64)>,
+    /// From this time on the path's round trip without queues is this long, half of it each way, such as
+    /// 30s:120ms. May be repeated.
+    #[arg(long, value_name = "TIME:RTT", value_parser = rtt_step)]
+    pub(crate) rtt_step: Vec<(Duration, Duration)>,
     /// Both directions are dead from this time on for so long, such as 20s:30s. May be repeated.
     #[arg(long, value_name = "TIME:LENGTH", value_parser = outage)]
     pub(crate) outage: Vec<(Duration, Duration)>,
@@ -236,6 +240,9 @@ impl RunArgs {
         link.jitter_reorders = self.jitter_reorders;
         link.duplicate = self.duplicate;
         link.max_datagram = usize::from(self.mtu) - 28;
+        for &(at, rtt) in &self.rtt_step {
+            link = link.with_step(at, Change::Delay(rtt / 2));
+        }
         for &(at, len) in &self.outage {
             link = link.with_outage(at, len);
         }
@@ -333,6 +340,11 @@ fn policer(text: &str) -> Result<Policer, String> {
 fn step(text: &str) -> Result<(Duration, u64), String> {
     let (at, rate) = two(text, ':', "30s:200mbit")?;
     Ok((span(at)?, bits(rate)?))
+}
+
+fn rtt_step(text: &str) -> Result<(Duration, Duration), String> {
+    let (at, rtt) = two(text, ':', "30s:120ms")?;
+    Ok((span(at)?, duration(rtt)?))
 }
 
 fn outage(text: &str) -> Result<(Duration, Duration), String> {
