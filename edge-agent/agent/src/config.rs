@@ -12,7 +12,7 @@ use agent_proto::{Bootstrap, ManagementServer, parse_fingerprint};
 use serde::Deserialize;
 
 use crate::discovery::{LanConfig, LanInterfaces};
-use crate::limits::{CONFIG_LEN_MAX, DATAGRAM_MAX, DATAGRAMS, OUTBOX_MAX, RUNS_MAX};
+use crate::limits::{CONFIG_LEN_MAX, OUTBOX_MAX, RUNS_MAX};
 
 /// Why the configuration is no good.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ struct FileLimits {
     outbox: Option<u64>,
     /// Bytes a second, as `"6MB"`.
     upload: Option<Rate>,
-    /// Bytes of the UDP payload of the largest µTP2 datagrams; default [`DATAGRAM_MAX`].
+    /// Bytes of the UDP payload of the largest µTP2 datagrams; default that of [`utp2::Config`].
     datagram: Option<u16>,
 }
 
@@ -164,8 +164,8 @@ pub(crate) struct Settings {
     pub(crate) outbox_max: u64,
     /// Bytes a second that are sent to other agents at most.
     pub(crate) upload_limit: Option<u64>,
-    /// Bytes of the UDP payload of the largest µTP2 datagrams.
-    pub(crate) datagram: u16,
+    /// Bytes of the UDP payload of the largest µTP2 datagrams; none: what the transport thinks best.
+    pub(crate) datagram: Option<u16>,
     /// Send false blocks, for tests.
     pub(crate) corrupt_blocks: bool,
 }
@@ -202,15 +202,14 @@ impl Settings {
             None => (None, None, BTreeMap::new()),
         };
         tags.extend(file.tags);
-        let listen = overrides.listen.or(file.listen).unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
         let settings = Self {
             data: overrides.data.or(file.data).ok_or(ConfigError::NoData)?,
             invitation: file.management_server.or(server).map(invitation).transpose()?,
             folders_storage_path: file.folders_storage_path.or(storage),
             tags: tags.into_iter().collect(),
             name: overrides.name.or(file.name).unwrap_or_else(host_name),
-            listen,
-            datagram: file.limits.datagram.unwrap_or(DATAGRAM_MAX),
+            listen: overrides.listen.or(file.listen).unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into()),
+            datagram: file.limits.datagram,
             advertise: file.advertise,
             lan: LanConfig {
                 enabled: file.lan.unwrap_or(true),
@@ -229,8 +228,10 @@ impl Settings {
 
     fn check(&self) -> Result<(), ConfigError> {
         let beyond = |what: String| Err(ConfigError::Beyond(what));
-        if !DATAGRAMS.contains(&self.datagram) {
-            return beyond(format!("limits.datagram is {} to {}", DATAGRAMS.start(), DATAGRAMS.end()));
+        if let Some(max_datagram) = self.datagram
+            && let Err(error) = (utp2::Config { max_datagram, ..utp2::Config::default() }).validate()
+        {
+            return beyond(format!("limits.datagram: {error}"));
         }
         if self.name.is_empty() || self.name.len() > NAME_LEN_MAX || self.name.chars().any(char::is_control) {
             return beyond(format!("the name must have 1 to {NAME_LEN_MAX} bytes and no control characters"));
@@ -324,7 +325,10 @@ mod tests {
         assert_eq!(invitation.token.as_deref(), Some(TOKEN));
         assert_eq!((s.name.as_str(), s.lan.enabled, s.runs_max), ("cam", false, 3));
         assert_eq!(s.tags, [("ROLE".into(), "camera".into()), ("SITE".into(), "south".into())]);
+        let s = settings("", "[limits]\ndatagram = 1400").expect("good");
+        assert_eq!(s.datagram, Some(1400));
         let s = settings("", "").expect("an enrolled agent needs nothing");
+        assert_eq!(s.datagram, None);
         assert!(s.invitation.is_none() && !s.name.is_empty() && s.lan.enabled);
     }
 
@@ -362,6 +366,10 @@ mod tests {
         assert!(error("", "nmae = 'x'").contains("nmae"));
         assert!(error("", "allowed_paths = ['srv']").contains("not absolute"));
         assert!(error("", "name = ''").contains("name"));
+        for bytes in [1199, 65_001] {
+            let error = error("", &format!("[limits]\ndatagram = {bytes}"));
+            assert!(error.contains("limits.datagram") && error.contains("1200 to 65000"), "{error}");
+        }
         assert_eq!(Gateway::parse("[::1]:7").expect("good"), Gateway { host: "::1".into(), port: 7 });
     }
 }

@@ -56,10 +56,3 @@ pub(crate) const STATUS_FILE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Cache of the state file, bytes: the agent shares a small NAS with others.
 pub(crate) const STORE_CACHE: usize = 1 << 20;
-
-/// UDP payload that µTP2 takes (`transport/PROTOCOL.md`).
-pub(crate) const DATAGRAMS: std::ops::RangeInclusive<u16> = 1200..=65_000;
-
-/// Where the search for what a path carries ends: jumbo frames of Ethernet. It begins with 1200 bytes, so that
-/// tunnels and mobile networks are served without a setting.
-pub(crate) const DATAGRAM_MAX: u16 = 8972;

@@ -1,4 +1,4 @@
-//! Everything CI runs, in order, each step with its time: `cargo xtask test`, `cargo xtask ci`.
+//! Everything CI runs, in order, each step with its time: `cargo xtask test`.
 //!
 //! Owns the list of steps. A step that fails does not stop the ones after it: one run tells everything that is
 //! wrong. The test runner comes last, so that its closing line is near the end of the output.

@@ -28,10 +28,8 @@ struct Cli {
 enum Task {
     /// Distribute a folder with real processes on loopback, verify every copy, print the run's history
     Demo(demo::Options),
-    /// Install what is missing and run every check that CI runs
+    /// Install what is missing and run every check that CI runs; where CI is set, nothing may be skipped
     Test(checks::Options),
-    /// `test` as CI has it: nothing may be skipped
-    Ci(checks::Options),
     /// Feed parsers and state machines of the transport with inputs that reach ever more of their code
     Fuzz(fuzz::Options),
     /// Hold the rules about the tree: arrows, paths named in ARCHITECTURE.md, sizes, leftovers
@@ -49,7 +47,6 @@ fn main() -> ExitCode {
         // The command is the same for everybody; in CI nothing may be skipped.
         Task::Test(options) if std::env::var_os("CI").is_some() => checks::run(&options, checks::Mode::Ci),
         Task::Test(options) => checks::run(&options, checks::Mode::Local),
-        Task::Ci(options) => checks::run(&options, checks::Mode::Ci),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Tidy => tidy::run(),
         Task::Tools => tools::install_all(),

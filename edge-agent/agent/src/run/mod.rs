@@ -78,7 +78,7 @@ pub(crate) struct RunDeps {
     /// Bytes a second that this agent sends at most, over all connections.
     pub(crate) upload_limit: Option<u64>,
     /// UDP payload of the largest datagrams.
-    pub(crate) datagram: u16,
+    pub(crate) datagram: Option<u16>,
     /// Lie about every content block. For tests.
     pub(crate) corrupt_blocks: bool,
 }
@@ -115,7 +115,9 @@ impl RunManager {
         let identity = identity(&key, &deps.credential.borrow())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the credential is too long"))?;
         let mut config = EndpointConfig::new(identity, move |context, peer| judge.may_connect(context, peer));
-        config.core.max_datagram = deps.datagram;
+        if let Some(max_datagram) = deps.datagram {
+            config.core.max_datagram = max_datagram;
+        }
         let (endpoint, incoming) = Endpoint::bind(deps.listen, config)?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|e| io::Error::other(e.to_string()))?;

@@ -118,7 +118,7 @@ impl Agent {
             advertise: Vec::new(),
             lan: crate::discovery::LanConfig { enabled: false, ..Default::default() },
             upload_limit: self.options.upload_limit,
-            datagram: crate::limits::DATAGRAM_MAX,
+            datagram: None,
             corrupt_blocks: self.options.lies,
         };
         // The port of last time is free when the last task of the old manager has seen its end.

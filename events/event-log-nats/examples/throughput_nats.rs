@@ -1,4 +1,4 @@
-//! Measures the log on NATS: `cargo run -p event-log-nats --example throughput`.
+//! Measures the log on NATS: `cargo run -p event-log-nats --example throughput_nats`.
 //!
 //! Starts a server of its own (see `testing.rs` for where its program is looked for) that syncs before every
 //! acknowledgement, on one machine without replicas. Prints durable appends per second with one writer and with 64, and
