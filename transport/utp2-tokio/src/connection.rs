@@ -112,6 +112,45 @@ impl Connection {
         live.or(self.0.state.mailbox().last_remote).expect("known since the handshake")
     }
 
+    /// Messages that came with the peer's first packet; the first call takes them. They are authentic, and no copy
+    /// of them was taken before, but until [`Connection::confirmed`] they may be a copy that an attacker held back:
+    /// what is done then must do no harm. None unless [`utp2::Config::accept_early`] is set.
+    #[must_use]
+    pub fn early_messages(&self) -> Vec<Vec<u8>> {
+        // They come with the connection, under one lock of the core: behind that lock all of them are here.
+        drop(self.0.shared.core());
+        std::mem::take(&mut self.0.state.mailbox().early)
+    }
+
+    /// Whether the peer has shown that it is there now. Always true, but for a while where there are
+    /// [`Connection::early_messages`]; to the end, if it never did.
+    #[must_use]
+    pub fn is_confirmed(&self) -> bool {
+        self.0.state.mailbox().is_confirmed
+    }
+
+    /// Waits until the peer has shown that it is there now.
+    ///
+    /// # Errors
+    /// [`Closed`] if the connection ended without: what came early should not have come.
+    pub async fn confirmed(&self) -> Result<(), Closed> {
+        loop {
+            let confirmed = self.0.state.confirmed.notified();
+            tokio::pin!(confirmed);
+            confirmed.as_mut().enable();
+            {
+                let mailbox = self.0.state.mailbox();
+                if mailbox.is_confirmed {
+                    return Ok(());
+                }
+                if let Some(reason) = mailbox.closed.clone() {
+                    return Err(Closed { reason });
+                }
+            }
+            confirmed.await;
+        }
+    }
+
     /// Bytes of messages (with 4 bytes each for the length) queued and not yet acknowledged; 0 after the end.
     #[must_use]
     pub fn unacknowledged_message_bytes(&self) -> usize {

@@ -17,7 +17,8 @@ use crate::{BlockSink, BlockSource};
 
 /// What an endpoint needs to know.
 pub struct EndpointConfig {
-    /// Settings and limits of the core.
+    /// Settings and limits of the core. Who sets [`Config::accept_early`] must read
+    /// [`Connection::early_messages`] of each accepted connection.
     pub core: Config,
     /// Who we are.
     pub identity: Identity,
@@ -111,9 +112,7 @@ impl Endpoint {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn bind(addr: SocketAddr, config: EndpointConfig) -> io::Result<(Self, Incoming)> {
-        let EndpointConfig { mut core, identity, authorizer, fault } = config;
-        // Nobody could read them here; they come as ordinary messages then.
-        core.accept_early = false;
+        let EndpointConfig { core, identity, authorizer, fault } = config;
         core.validate().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e.to_string()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|e| io::Error::other(e.to_string()))?;
@@ -168,6 +167,26 @@ impl Endpoint {
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect(&self, remote: SocketAddr, context: ContextId) -> Result<Connection, ConnectError> {
+        self.connect_with(remote, context, &[]).await
+    }
+
+    /// As [`Endpoint::connect`], with messages to begin with. To a peer this endpoint was connected to before, what
+    /// fits of them (about 700 bytes) goes with the very first packet, so that the answer is there when this returns.
+    /// Whatever is not taken as early comes as ordinary messages, in order and before all others: so it is one or
+    /// the other, and both only if the peer's answer to the first packet was lost for good.
+    ///
+    /// An early message may be a copy that an attacker held back, up to the ticket's lifetime: so `first` is for
+    /// requests that do no harm twice or late. The peer reads them by [`Connection::early_messages`].
+    ///
+    /// # Errors
+    /// See [`ConnectError`]. Together they must have half of [`Config::message_buffer`] at most. A message that is
+    /// longer than the peer takes, which nobody knows before, is dropped.
+    pub async fn connect_with(
+        &self,
+        remote: SocketAddr,
+        context: ContextId,
+        first: &[&[u8]],
+    ) -> Result<Connection, ConnectError> {
         let (told, result) = oneshot::channel();
         let conn = {
             let mut core = self.shared.core();
@@ -175,7 +194,7 @@ impl Endpoint {
                 return Err(ConnectError::EndpointClosed);
             }
             let now = core.advance_to(self.shared.now());
-            let state = core.connect(now, remote, context, told)?;
+            let state = core.connect(now, remote, context, first, told)?;
             // From here on the handle closes the connection if it is dropped.
             Connection::new(self.shared.clone(), state)
         };

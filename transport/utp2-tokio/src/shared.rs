@@ -61,6 +61,8 @@ pub(crate) struct ConnState {
     pub(crate) event: Notify,
     /// There may be room for messages, or the end.
     pub(crate) writable: Notify,
+    /// The peer has shown that it is there now, or the end.
+    pub(crate) confirmed: Notify,
     /// The end.
     pub(crate) ended: Notify,
 }
@@ -75,6 +77,9 @@ pub(crate) struct Mailbox {
     pub(crate) events: VecDeque<BlockEvent>,
     pub(crate) events_lost: u64,
     pub(crate) closed: Option<CloseReason>,
+    /// Messages of the peer's first packet (§5.8), and whether it has shown since that it is there now.
+    pub(crate) early: Vec<Vec<u8>>,
+    pub(crate) is_confirmed: bool,
     pub(crate) last_remote: Option<SocketAddr>,
     pub(crate) last_stats: Stats,
 }
@@ -91,6 +96,7 @@ impl ConnState {
             message: Notify::new(),
             event: Notify::new(),
             writable: Notify::new(),
+            confirmed: Notify::new(),
             ended: Notify::new(),
         })
     }
@@ -116,6 +122,7 @@ impl ConnState {
         self.message.notify_one();
         self.event.notify_one();
         self.writable.notify_waiters();
+        self.confirmed.notify_waiters();
         self.ended.notify_waiters();
     }
 }
@@ -216,12 +223,13 @@ impl Core {
         now: Instant,
         remote: SocketAddr,
         context: ContextId,
+        first: &[&[u8]],
         told: Connecting,
     ) -> Result<Arc<ConnState>, utp2::ConnectError> {
         let blocks = self.contexts.get(&context).cloned().ok_or(utp2::ConnectError::UnknownContext)?;
         let handle = match self.tickets.get(remote, context) {
-            Some(resumption) => self.endpoint.connect_resumed(now, remote, resumption, &[])?,
-            None => self.endpoint.connect(now, remote, context)?,
+            Some(resumption) => self.endpoint.connect_resumed(now, remote, resumption, first)?,
+            None => self.endpoint.connect_with(now, remote, context, first)?,
         };
         self.dialled.insert(handle, (remote, context));
         let state = ConnState::new(handle, context, true, blocks);
@@ -251,6 +259,18 @@ impl Core {
             match event {
                 Event::Connected => self.on_connected(handle, shared),
                 Event::Message(message) => self.on_message(handle, message),
+                Event::EarlyMessage(message) => {
+                    if let Some(state) = self.conns.get(&handle) {
+                        // What fits into one packet.
+                        state.mailbox().early.push(message);
+                    }
+                }
+                Event::Confirmed => {
+                    if let Some(state) = self.conns.get(&handle) {
+                        state.mailbox().is_confirmed = true;
+                        state.confirmed.notify_waiters();
+                    }
+                }
                 Event::MessagesWritable => {
                     if let Some(state) = self.conns.get(&handle) {
                         state.writable.notify_waiters();
@@ -273,7 +293,9 @@ impl Core {
         let Some(conn) = self.endpoint.connection(handle) else { return };
         let peer = conn.peer().cloned();
         if let Some(state) = self.conns.get(&handle) {
-            state.mailbox().last_remote = Some(conn.remote());
+            let mut mailbox = state.mailbox();
+            (mailbox.last_remote, mailbox.is_confirmed) = (Some(conn.remote()), true);
+            drop(mailbox);
             peer.map(|p| state.peer.set(p));
             if let Some(told) = self.connecting.remove(&handle) {
                 // The caller may have given up; its guard closes the connection.
@@ -281,10 +303,12 @@ impl Core {
             }
             return;
         }
-        let (context, remote) = (conn.context(), conn.remote());
+        let (context, remote, is_confirmed) = (conn.context(), conn.remote(), conn.is_confirmed());
         let Some(blocks) = self.contexts.get(&context).cloned() else { return };
         let state = ConnState::new(handle, context, conn.is_initiator(), blocks);
-        state.mailbox().last_remote = Some(remote);
+        let mut mailbox = state.mailbox();
+        (mailbox.last_remote, mailbox.is_confirmed) = (Some(remote), is_confirmed);
+        drop(mailbox);
         peer.map(|p| state.peer.set(p));
         self.conns.insert(handle, state.clone());
         let conn = Connection::new(shared.clone(), state);

@@ -217,6 +217,46 @@ async fn who_comes_back_needs_one_round_trip() {
 }
 
 #[tokio::test]
+async fn first_messages_go_early_where_they_are_taken_and_come_once() {
+    for accept_early in [true, false] {
+        let mut config = config(2);
+        config.core.accept_early = accept_early;
+        let (server, mut incoming) = Endpoint::bind("127.0.0.1:0".parse().unwrap(), config).unwrap();
+        let (client, _) = bind(1, None);
+        for endpoint in [&client, &server] {
+            endpoint.add_context(CONTEXT, SECRET, Blocks::new(0), Blocks::new(0));
+        }
+        let long = vec![7; 3000];
+        for round in 0..3 {
+            let before = client.resumptions();
+            let what = [&[round][..], b"second", &long, b"fourth"];
+            let near = within(20, "connecting", client.connect_with(server.local_addr(), CONTEXT, &what));
+            let near = near.await.unwrap();
+            assert_eq!(near.is_resumed(), round > 0);
+            assert!(near.is_confirmed() && near.early_messages().is_empty());
+            let far = within(20, "accepting", incoming.accept()).await.unwrap();
+            let mut got = far.early_messages();
+            assert_eq!(got.len(), if accept_early && round > 0 { 2 } else { 0 });
+            assert!(far.early_messages().is_empty(), "given once");
+            far.send_message(b"answer").await.unwrap();
+            assert_eq!(within(20, "an answer", near.recv_message()).await.unwrap(), b"answer");
+            within(20, "confirmation", far.confirmed()).await.unwrap();
+            assert!(far.is_confirmed());
+            while got.len() < what.len() {
+                got.push(within(20, "a message", far.recv_message()).await.unwrap());
+            }
+            assert_eq!(got, what);
+            within(20, "a new ticket", async {
+                while client.resumptions() == before {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn both_sides_know_each_other() {
     let pair = pair(1, None).await;
     assert_eq!(

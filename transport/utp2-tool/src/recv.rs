@@ -86,8 +86,9 @@ impl Inbound {
         }
     }
 
-    fn is_silent(&self) -> bool {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).1.elapsed() > SILENT
+    fn may_go(&self) -> bool {
+        !self.conn.is_confirmed()
+            || self.heard.lock().unwrap_or_else(PoisonError::into_inner).1.elapsed() > SILENT
     }
 
     fn has(&self, name: &[u8]) -> bool {
@@ -97,11 +98,18 @@ impl Inbound {
 }
 
 impl Sink {
-    /// Ends the session of a silent sender that has a file of this name under way.
+    /// Sessions whose sender is sure to be there.
+    fn confirmed_sessions(&self) -> usize {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.values().filter(|session| session.conn.is_confirmed()).count()
+    }
+
+    /// Ends the session of a silent sender that has a file of this name under way, or of one that may be none: what
+    /// came early was perhaps a copy (§5.8).
     fn evict(&self, name: &[u8]) {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         // Collected, because closing takes the endpoint's lock, under which the driver takes this one.
-        let silent: Vec<_> = sessions.values().filter(|s| s.is_silent() && s.has(name)).cloned().collect();
+        let silent: Vec<_> = sessions.values().filter(|s| s.may_go() && s.has(name)).cloned().collect();
         drop(sessions);
         for session in silent {
             session.conn.close(2, "the file is being sent by somebody else");
@@ -134,7 +142,8 @@ impl BlockSink for Sink {
 pub(crate) async fn run(args: RecvArgs) -> anyhow::Result<bool> {
     let dir = OutDir::open(args.out.clone(), args.fsync)
         .with_context(|| format!("cannot write to {}", args.out.display()))?;
-    let (config, public_key) = endpoint_config(&args.common)?;
+    let (mut config, public_key) = endpoint_config(&args.common)?;
+    config.core.accept_early = true;
     let (endpoint, mut incoming) =
         Endpoint::bind(args.listen, config).with_context(|| format!("cannot listen on {}", args.listen))?;
     let sink = Arc::new(Sink::default());
@@ -151,17 +160,21 @@ pub(crate) async fn run(args: RecvArgs) -> anyhow::Result<bool> {
     let mut interrupted = std::pin::pin!(interrupted());
     loop {
         tokio::select! {
-            conn = incoming.accept(), if sessions.len() < sessions_max => {
+            conn = incoming.accept(), if sink.confirmed_sessions() < sessions_max && sessions.len() < SESSIONS_MAX => {
                 let conn = conn.ok_or_else(|| anyhow!("the socket failed"))?;
                 let session = Session::new(conn, dir.clone(), sink.clone(), args.common.json);
                 sessions.spawn(session.run());
             }
-            Some(ended) = sessions.join_next() => {
-                ok &= ended.context("a session failed")?;
-                if args.once {
-                    break;
+            Some(ended) = sessions.join_next() => match ended.context("a session failed")? {
+                Outcome::Done => if args.once { break },
+                Outcome::Undone => {
+                    ok = false;
+                    if args.once {
+                        break;
+                    }
                 }
-            }
+                Outcome::Nothing => {}
+            },
             () = &mut interrupted => {
                 eprintln!("interrupted");
                 ok = false;
@@ -183,6 +196,16 @@ fn announce(address: SocketAddr, public_key: &[u8; 32], json: bool) {
             "event": "listening", "address": address.to_string(), "public_key": key,
         }));
     }
+}
+
+/// What a session came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Everything offered is in its place.
+    Done,
+    Undone,
+    /// The sender never showed that it was there: somebody replayed what it once sent, or it tried another way.
+    Nothing,
 }
 
 /// What a task on the side has found out.
@@ -221,6 +244,8 @@ struct Session {
     json: bool,
     received: u64,
     failed: u64,
+    /// The sender has shown that it is there now, and not only once was.
+    is_confirmed: bool,
     /// The sender has offered all it has.
     heard_finished: bool,
     /// When we took leave: all that was offered has ended.
@@ -253,6 +278,7 @@ impl Session {
             json,
             received: 0,
             failed: 0,
+            is_confirmed: false,
             heard_finished: false,
             farewell: None,
             farewell_heard: None,
@@ -263,11 +289,10 @@ impl Session {
         self.inbound.bytes.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Serves the sender until it leaves; whether everything it offered is in its place.
-    async fn run(mut self) -> bool {
+    /// Serves the sender until it leaves.
+    async fn run(mut self) -> Outcome {
         let started = Instant::now();
         let remote = self.conn.remote();
-        self.progress.say(&format!("{remote} sends"));
         let end = self.serve().await;
         let took = started.elapsed();
         // However the connection ended after that.
@@ -285,6 +310,10 @@ impl Session {
             }
         }
         let kept = self.keep_unfinished(late).await;
+        if !self.conn.is_confirmed() {
+            tracing::debug!(%remote, "an early offer was never confirmed");
+            return Outcome::Nothing;
+        }
         let ok = orderly && self.failed == 0 && kept == 0;
         let error = match &end {
             _ if orderly => None,
@@ -308,7 +337,7 @@ impl Session {
                 "error": error,
             }));
         }
-        ok
+        if ok { Outcome::Done } else { Outcome::Undone }
     }
 
     /// Until the connection ends, or the sender talks nonsense. `None` if it had taken leave and was not heard again.
@@ -316,16 +345,30 @@ impl Session {
         let conn = self.conn.clone();
         let mut save = tokio::time::interval(SAVE_EVERY);
         let mut show = tokio::time::interval(SHOW_EVERY);
+        // Only offers do no harm when they are repeated; our sender says nothing else so early.
+        for message in conn.early_messages() {
+            match self.understand(&message)? {
+                message @ (ToReceiver::Offer { .. } | ToReceiver::Finished) => {
+                    self.on_message(message).await?
+                }
+                ToReceiver::Sum { .. } | ToReceiver::Abort { .. } => {
+                    conn.close(1, "said too early");
+                    anyhow::bail!("the sender says too early what may be a repetition");
+                }
+            }
+        }
         loop {
             tokio::select! {
+                confirmed = conn.confirmed(), if !self.is_confirmed => match confirmed {
+                    Ok(()) => self.look_confirmed(),
+                    Err(closed) => return Ok(Some(closed)),
+                },
                 message = conn.recv_message() => match message {
-                    Ok(message) => match decode(&message) {
-                        Ok(message) => self.on_message(message).await?,
-                        Err(error) => {
-                            conn.close(1, &error.to_string());
-                            return Err(error.into());
-                        }
-                    },
+                    Ok(message) => {
+                        self.look_confirmed();
+                        let message = self.understand(&message)?;
+                        self.on_message(message).await?;
+                    }
                     Err(closed) => return Ok(Some(closed)),
                 },
                 Some(arrived) = self.arrivals.recv() => match arrived {
@@ -345,6 +388,23 @@ impl Session {
             if self.is_last_word() {
                 self.say(ToSender::Farewell).await;
             }
+        }
+    }
+
+    fn understand(&self, message: &[u8]) -> anyhow::Result<ToReceiver> {
+        Ok(decode(message).inspect_err(|error| self.conn.close(1, &error.to_string()))?)
+    }
+
+    /// If the sender is there, now, what it offered early is begun in earnest.
+    fn look_confirmed(&mut self) {
+        if self.is_confirmed || !self.conn.is_confirmed() {
+            return;
+        }
+        self.is_confirmed = true;
+        self.progress.say(&format!("{} sends", self.conn.remote()));
+        let files: Vec<u32> = self.entries.keys().copied().collect();
+        for file in files {
+            self.start(file);
         }
     }
 
@@ -404,7 +464,8 @@ impl Session {
             anyhow::bail!("the sender offers too many files at a time");
         }
         self.entries.insert(file, Entry::Opening);
-        self.jobs.spawn(begin(self.dir.clone(), self.sink.clone(), self.ends.subscribe(), file, meta));
+        let (dir, sink, conn) = (self.dir.clone(), self.sink.clone(), self.conn.clone());
+        self.jobs.spawn(begin(dir, sink, conn, self.ends.subscribe(), file, meta));
         Ok(())
     }
 
@@ -443,6 +504,19 @@ impl Session {
     }
 
     async fn accept(&mut self, file: u32, part: Arc<PartFile>) {
+        let have = part.have();
+        self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).insert(file, part.clone());
+        self.entries.insert(file, Entry::Open { part, wanted: None, found: None });
+        self.say(ToSender::Accept { file, have }).await;
+        self.start(file);
+    }
+
+    /// Tells of an accepted file, takes its room and hashes what is there of it, once the sender is sure to be there.
+    fn start(&mut self, file: u32) {
+        let Some(Entry::Open { part, .. }) = self.entries.get(&file).filter(|_| self.is_confirmed) else {
+            return;
+        };
+        let part = part.clone();
         let there = part.bytes_there();
         self.progress.add_total(part.meta().size);
         self.progress.skip(there);
@@ -451,10 +525,6 @@ impl Session {
             0 => self.progress.say(&format!("{shown}: {} bytes", part.meta().size)),
             _ => self.progress.say(&format!("{shown}: {} bytes, {there} are there", part.meta().size)),
         }
-        let have = part.have();
-        self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).insert(file, part.clone());
-        self.entries.insert(file, Entry::Open { part: part.clone(), wanted: None, found: None });
-        self.say(ToSender::Accept { file, have }).await;
         self.jobs.spawn_blocking(move || Job::Room(file, part.take_room()));
         self.hash(file);
     }
@@ -562,10 +632,12 @@ impl Session {
     }
 }
 
-/// Begins a file, once nobody else is at it, unless the session ends first.
+/// Begins a file, once nobody else is at it, unless the session ends first. What was offered early and would disturb
+/// anything is begun when it is confirmed.
 async fn begin(
     dir: Arc<OutDir>,
     sink: Arc<Sink>,
+    conn: Connection,
     mut ends: watch::Receiver<()>,
     file: u32,
     meta: Meta,
@@ -576,8 +648,14 @@ async fn begin(
         // Before it looks, so that nothing is missed in between.
         let freed = dir.freed();
         let (there, again) = (dir.clone(), meta.clone());
-        let begun = tokio::task::spawn_blocking(move || PartFile::begin(&there, again)).await;
+        let sure = conn.is_confirmed();
+        let begun = tokio::task::spawn_blocking(move || PartFile::begin(&there, again, sure)).await;
         match begun {
+            Ok(Err(CannotBegin::Unsure | CannotBegin::Busy)) if !sure => {
+                if conn.confirmed().await.is_err() {
+                    return Job::Opened(file, Err(format!("{shown}: the session has ended")));
+                }
+            }
             Ok(Ok(part)) => return Job::Opened(file, Ok(Arc::new(part))),
             Ok(Err(CannotBegin::Busy)) if Instant::now() < until => {
                 sink.evict(&meta.name);

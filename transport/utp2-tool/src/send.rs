@@ -167,18 +167,23 @@ enum State {
     Failed(String),
 }
 
-struct Sender {
-    conn: Connection,
+/// The files and how far they have come.
+struct Queue {
     source: Arc<Source>,
     files: Vec<Planned>,
     states: Vec<State>,
     /// The next file to be offered.
     next: usize,
     under_way: usize,
+    said_finished: bool,
+}
+
+struct Sender {
+    conn: Connection,
+    queue: Queue,
     /// Runs of blocks to be queued: file, first block, count.
     to_queue: VecDeque<(u32, u32, u32)>,
     outstanding: HashSet<u64>,
-    said_finished: bool,
     /// The receiver has said anything at all; has taken leave.
     heard: bool,
     farewell: bool,
@@ -216,21 +221,27 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
         endpoint.remember(remote, resumption);
     }
     let started = Instant::now();
-    let conn = endpoint
-        .connect(remote, secret::CONTEXT)
-        .await
-        .map_err(|error| anyhow!(explain(&error, &args.to)))?;
     let total = plan.iter().map(|f| f.meta.size).sum();
-    let mut sender = Sender {
-        conn,
+    let mut queue = Queue {
         source,
         states: vec![State::Waiting; plan.len()],
         files: plan,
         next: 0,
         under_way: 0,
+        said_finished: false,
+    };
+    // To a receiver that is remembered as many as fit go ahead, and are answered when the connection stands.
+    let first: Vec<Vec<u8>> = queue.offers()?.iter().map(encode).collect();
+    let first: Vec<&[u8]> = first.iter().map(Vec::as_slice).collect();
+    let conn = endpoint
+        .connect_with(remote, secret::CONTEXT, &first)
+        .await
+        .map_err(|error| anyhow!(explain(&error, &args.to)))?;
+    let mut sender = Sender {
+        conn,
+        queue,
         to_queue: VecDeque::new(),
         outstanding: HashSet::new(),
-        said_finished: false,
         heard: false,
         farewell: false,
         hashes: JoinSet::new(),
@@ -262,15 +273,40 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
     sender.report(&args, took, &stats, moved)
 }
 
+impl Queue {
+    /// What can be offered now; and that it was all, behind the last one.
+    fn offers(&mut self) -> anyhow::Result<Vec<ToReceiver>> {
+        let mut offers = Vec::new();
+        while self.under_way < FILES_UNDER_WAY && self.next < self.files.len() {
+            let (index, file) = (self.next, u32::try_from(self.next).context("too many files")?);
+            self.next += 1;
+            let planned = &self.files[index];
+            match File::open(&planned.path) {
+                Ok(opened) => {
+                    self.source.open(file, Arc::new(opened), planned.meta.size);
+                    self.states[index] = State::Offered;
+                    self.under_way += 1;
+                    offers.push(ToReceiver::Offer { file, meta: planned.meta.clone() });
+                }
+                Err(error) => self.states[index] = State::Failed(format!("the file cannot be read: {error}")),
+            }
+        }
+        if self.next == self.files.len() && !self.said_finished {
+            self.said_finished = true;
+            offers.push(ToReceiver::Finished);
+        }
+        Ok(offers)
+    }
+}
+
 impl Sender {
     /// Moves all files until the receiver takes leave; an error only if the connection failed.
     async fn transfer(&mut self) -> anyhow::Result<()> {
-        self.offer_more().await?;
         let conn = self.conn.clone();
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut all_ended = None;
         while !self.farewell {
-            if self.said_finished && self.under_way == 0 {
+            if self.queue.said_finished && self.queue.under_way == 0 {
                 let since: Instant = *all_ended.get_or_insert_with(Instant::now);
                 anyhow::ensure!(since.elapsed() < FAREWELL_TIME, "the receiver does not take leave");
             }
@@ -301,24 +337,8 @@ impl Sender {
     }
 
     async fn offer_more(&mut self) -> anyhow::Result<()> {
-        while self.under_way < FILES_UNDER_WAY && self.next < self.files.len() {
-            let (index, file) = (self.next, u32::try_from(self.next).context("too many files")?);
-            self.next += 1;
-            let planned = &self.files[index];
-            match File::open(&planned.path) {
-                Ok(opened) => {
-                    self.source.open(file, Arc::new(opened), planned.meta.size);
-                    self.states[index] = State::Offered;
-                    self.under_way += 1;
-                    let meta = planned.meta.clone();
-                    self.say(ToReceiver::Offer { file, meta }).await?;
-                }
-                Err(error) => self.states[index] = State::Failed(format!("the file cannot be read: {error}")),
-            }
-        }
-        if self.next == self.files.len() && !self.said_finished {
-            self.said_finished = true;
-            self.say(ToReceiver::Finished).await?;
+        for offer in self.queue.offers()? {
+            self.say(offer).await?;
         }
         Ok(())
     }
@@ -341,7 +361,7 @@ impl Sender {
     }
 
     fn on_farewell(&mut self) -> anyhow::Result<()> {
-        if !self.said_finished || self.under_way > 0 {
+        if !self.queue.said_finished || self.queue.under_way > 0 {
             bail!("the receiver took leave too early");
         }
         self.farewell = true;
@@ -349,11 +369,11 @@ impl Sender {
     }
 
     fn on_accept(&mut self, file: u32, have: &[(u32, u32)]) -> anyhow::Result<()> {
-        let Some(state @ State::Offered) = self.states.get_mut(file as usize) else {
+        let Some(state @ State::Offered) = self.queue.states.get_mut(file as usize) else {
             bail!("the receiver accepts a file that was not offered");
         };
         *state = State::Sending;
-        let size = self.files[file as usize].meta.size;
+        let size = self.queue.files[file as usize].meta.size;
         let blocks = blocks_of(size).context("the file has too many blocks")?;
         let mut next = 0;
         for &(first, count) in have.iter().chain([&(blocks, 0)]) {
@@ -368,7 +388,8 @@ impl Sender {
             self.resumed += there;
             self.progress.skip(there);
         }
-        let opened = self.source.files.read().unwrap_or_else(PoisonError::into_inner).get(&file).cloned();
+        let opened =
+            self.queue.source.files.read().unwrap_or_else(PoisonError::into_inner).get(&file).cloned();
         let (opened, size) = opened.context("a file under way is open")?;
         self.hashes.spawn_blocking(move || (file, hash(&opened, size)));
         Ok(())
@@ -379,14 +400,14 @@ impl Sender {
             BlockEvent::Sent { tag } => {
                 let (file, block) = file_and_block(tag);
                 if self.outstanding.remove(&tag) {
-                    self.sent += u64::from(block_len(self.files[file as usize].meta.size, block));
+                    self.sent += u64::from(block_len(self.queue.files[file as usize].meta.size, block));
                 }
                 Ok(())
             }
             BlockEvent::Failed { tag } => {
                 self.outstanding.remove(&tag);
                 let (file, _) = file_and_block(tag);
-                let reason = self.source.error(file).unwrap_or_else(|| "a block cannot be read".into());
+                let reason = self.queue.source.error(file).unwrap_or_else(|| "a block cannot be read".into());
                 self.give_up(file, reason).await
             }
             BlockEvent::Lagged { count } => bail!("{count} events were missed"),
@@ -395,7 +416,7 @@ impl Sender {
 
     async fn on_hash(&mut self, file: u32, hash: io::Result<[u8; 32]>) -> anyhow::Result<()> {
         match hash {
-            _ if self.states[file as usize] != State::Sending => Ok(()),
+            _ if self.queue.states[file as usize] != State::Sending => Ok(()),
             Ok(sha256) => self.say(ToReceiver::Sum { file, sha256 }).await,
             Err(error) => self.give_up(file, format!("the file cannot be read: {error}")).await,
         }
@@ -403,7 +424,7 @@ impl Sender {
 
     /// Gives a file up for a reason of ours.
     async fn give_up(&mut self, file: u32, reason: String) -> anyhow::Result<()> {
-        if self.states[file as usize] == State::Sending {
+        if self.queue.states[file as usize] == State::Sending {
             self.say(ToReceiver::Abort { file, reason: clip(&reason) }).await?;
             self.end_file(file, State::Failed(reason))?;
         }
@@ -411,18 +432,18 @@ impl Sender {
     }
 
     fn end_file(&mut self, file: u32, end: State) -> anyhow::Result<()> {
-        let Some(state @ (State::Offered | State::Sending)) = self.states.get_mut(file as usize) else {
+        let Some(state @ (State::Offered | State::Sending)) = self.queue.states.get_mut(file as usize) else {
             // It may have been given up here while the word was under way.
-            return match self.states.get(file as usize) {
+            return match self.queue.states.get(file as usize) {
                 Some(State::Failed(_)) => Ok(()),
                 _ => Err(anyhow!("the receiver speaks of a file that is not under way")),
             };
         };
         let is_done = end == State::Done;
         *state = end;
-        self.under_way -= 1;
+        self.queue.under_way -= 1;
         self.to_queue.retain(|run| run.0 != file);
-        let size = self.files[file as usize].meta.size;
+        let size = self.queue.files[file as usize].meta.size;
         let (conn, sent) = (&self.conn, &mut self.sent);
         self.outstanding.retain(|&tag| {
             let (of, block) = file_and_block(tag);
@@ -433,14 +454,14 @@ impl Sender {
             }
             of != file
         });
-        self.source.close(file);
+        self.queue.source.close(file);
         Ok(())
     }
 
     /// Queues blocks until the connection takes no more.
     fn queue_blocks(&mut self) {
         while let Some((file, first, count)) = self.to_queue.front_mut() {
-            let size = self.files[*file as usize].meta.size;
+            let size = self.queue.files[*file as usize].meta.size;
             let tag = tag(*file, *first);
             match self.conn.send_block(tag, block_len(size, *first), 0) {
                 Ok(()) => {
@@ -479,7 +500,7 @@ impl Sender {
         stats: &Stats,
         moved: anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
-        let Self { files, states, sent, resumed, progress, .. } = self;
+        let Self { queue: Queue { files, states, .. }, sent, resumed, progress, .. } = self;
         drop(progress);
         let mut failed = Vec::new();
         for (file, state) in files.iter().zip(&states) {

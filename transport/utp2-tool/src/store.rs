@@ -44,6 +44,9 @@ const ROOM_STEP: u64 = 2 << 20;
 pub(crate) enum CannotBegin {
     #[error("another transfer is writing a file of that name")]
     Busy,
+    /// Something would be lost that is there, and it is not sure yet that anybody wants that.
+    #[error("the offer is not confirmed")]
+    Unsure,
     #[error("{0}")]
     Other(String),
 }
@@ -179,8 +182,9 @@ pub(crate) enum Written {
 }
 
 impl PartFile {
-    /// Begins or resumes a file.
-    pub(crate) fn begin(dir: &Arc<OutDir>, meta: Meta) -> Result<Self, CannotBegin> {
+    /// Begins or resumes a file. If the offer is not `sure` to be fresh, only in a way that [`PartFile::leave`]
+    /// undoes: what arrived of another file under that name stays.
+    pub(crate) fn begin(dir: &Arc<OutDir>, meta: Meta, sure: bool) -> Result<Self, CannotBegin> {
         let name = name::check(&meta.name).map_err(|e| CannotBegin::Other(e.to_string()))?;
         let blocks = blocks_of(meta.size).filter(|_| meta.size <= FILE_MAX);
         let blocks = blocks.ok_or_else(|| CannotBegin::Other("the file is larger than 8 TiB".into()))?;
@@ -199,9 +203,14 @@ impl PartFile {
             // Not through a link that somebody else laid, and for nobody else to read before it is whole.
             options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
         }
+        let is_new =
+            fs::symlink_metadata(reserved.part()).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
         let file = options.open(reserved.part()).map_err(wrong)?;
         let words = blocks.div_ceil(64) as usize;
         let known = read_map(&reserved, &meta, &file).filter(|done| done.len() == words);
+        if known.is_none() && !is_new && !sure {
+            return Err(CannotBegin::Unsure);
+        }
         // A map that is believed stays: it was true when it was written, and blocks only get more.
         let dirty = known.is_none();
         let done = match known {
@@ -594,7 +603,7 @@ mod tests {
     #[test]
     fn pieces_in_any_order_make_the_file() {
         let (temp, dir) = dir();
-        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        let part = PartFile::begin(&dir, meta("a"), true).unwrap();
         assert_eq!(put(&part, 2, 500, 1000), Written::More(500));
         assert_eq!(put(&part, 2, 500, 1000), Written::More(0));
         assert_eq!(put(&part, 0, 0, BLOCK), Written::More(BLOCK));
@@ -626,13 +635,13 @@ mod tests {
     #[test]
     fn a_stopped_file_is_resumed_and_a_changed_one_begins_again() {
         let (_temp, dir) = dir();
-        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        let part = PartFile::begin(&dir, meta("a"), true).unwrap();
         put(&part, 1, 0, BLOCK);
         put(&part, 0, 0, 100);
-        assert_eq!(PartFile::begin(&dir, meta("a")).err(), Some(CannotBegin::Busy), "two writers");
+        assert_eq!(PartFile::begin(&dir, meta("a"), true).err(), Some(CannotBegin::Busy), "two writers");
         part.leave();
         drop(part);
-        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        let part = PartFile::begin(&dir, meta("a"), true).unwrap();
         assert_eq!((part.have(), part.bytes_there()), (vec![(1, 1)], u64::from(BLOCK)));
         put(&part, 0, 0, BLOCK);
         put(&part, 2, 0, 1000);
@@ -640,14 +649,14 @@ mod tests {
         part.leave();
         drop(part);
         let changed = Meta { modified: Some((1_600_000_001, 0)), ..meta("a") };
-        assert_eq!(PartFile::begin(&dir, changed).unwrap().have(), []);
+        assert_eq!(PartFile::begin(&dir, changed, true).unwrap().have(), []);
     }
 
     #[test]
     fn room_is_taken_without_touching_what_is_there() {
         let (temp, dir) = dir();
         let big = Meta { size: 3 * ROOM_STEP + 5, ..meta("a") };
-        let part = PartFile::begin(&dir, big.clone()).unwrap();
+        let part = PartFile::begin(&dir, big.clone(), true).unwrap();
         assert_eq!(part.write(1, 0, true, &[7; BLOCK as usize]), Written::More(BLOCK));
         part.take_room().unwrap();
         let bytes = fs::read(temp.path().join("new/out/a.part")).unwrap();
@@ -659,7 +668,7 @@ mod tests {
     #[test]
     fn a_damaged_map_is_not_believed() {
         let (temp, dir) = dir();
-        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        let part = PartFile::begin(&dir, meta("a"), true).unwrap();
         put(&part, 1, 0, BLOCK);
         part.leave();
         drop(part);
@@ -667,7 +676,7 @@ mod tests {
         let bytes = fs::read(&map).unwrap();
         for cut in 0..bytes.len() {
             fs::write(&map, &bytes[..cut]).unwrap();
-            assert_eq!(PartFile::begin(&dir, meta("a")).unwrap().have(), []);
+            assert_eq!(PartFile::begin(&dir, meta("a"), true).unwrap().have(), []);
         }
     }
 
@@ -675,7 +684,7 @@ mod tests {
     fn pieces_outside_the_file_fail_it() {
         let (_temp, dir) = dir();
         let far = |block, offset, fin, len: usize| {
-            let part = PartFile::begin(&dir, meta("b")).unwrap();
+            let part = PartFile::begin(&dir, meta("b"), true).unwrap();
             matches!(part.write(block, offset, fin, &vec![0; len]), Written::Failed(_))
         };
         assert!(far(3, 0, true, 1));
@@ -689,7 +698,7 @@ mod tests {
     #[test]
     fn crumbs_are_not_kept_for_ever() {
         let (_temp, dir) = dir();
-        let part = PartFile::begin(&dir, meta("c")).unwrap();
+        let part = PartFile::begin(&dir, meta("c"), true).unwrap();
         let last = (0..=RANGES_MAX as u32).map(|i| put(&part, 0, 2 * i, 2 * i + 1)).last().unwrap();
         assert!(matches!(last, Written::Failed(_)));
     }
@@ -697,26 +706,26 @@ mod tests {
     #[test]
     fn what_was_known_is_not_lost_when_nobody_gets_to_leave() {
         let (temp, dir) = dir();
-        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        let part = PartFile::begin(&dir, meta("a"), true).unwrap();
         put(&part, 1, 0, BLOCK);
         part.leave();
         drop(part);
         // As after a crash: begun again, some written, nothing said.
         for _ in 0..2 {
-            let part = PartFile::begin(&dir, meta("a")).unwrap();
+            let part = PartFile::begin(&dir, meta("a"), true).unwrap();
             assert_eq!(part.have(), [(1, 1)]);
             put(&part, 0, 0, BLOCK);
         }
         // A map of another version of the file is no use to anybody.
         let changed = Meta { modified: None, ..meta("a") };
-        drop(PartFile::begin(&dir, changed).unwrap());
+        drop(PartFile::begin(&dir, changed, true).unwrap());
         assert!(!temp.path().join("new/out/a.part.map").exists());
     }
 
     #[test]
     fn a_map_that_could_not_be_written_is_written_the_next_time() {
         let (temp, dir) = dir();
-        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        let part = PartFile::begin(&dir, meta("a"), true).unwrap();
         put(&part, 1, 0, BLOCK);
         let (map, in_the_way) =
             (temp.path().join("new/out/a.part.map"), temp.path().join("new/out/a.part.map~"));
@@ -730,7 +739,7 @@ mod tests {
     #[test]
     fn pieces_that_are_there_are_not_written_again() {
         let (temp, dir) = dir();
-        let part = PartFile::begin(&dir, meta("a")).unwrap();
+        let part = PartFile::begin(&dir, meta("a"), true).unwrap();
         put(&part, 0, 0, 1000);
         put(&part, 1, 0, 1000);
         let other = vec![0xff; 500];
@@ -750,9 +759,9 @@ mod tests {
         let (outside, out) = (temp.path().join("outside"), temp.path().join("new/out"));
         fs::write(&outside, "mine").unwrap();
         symlink(&outside, out.join("a.part")).unwrap();
-        assert!(PartFile::begin(&dir, meta("a")).is_err());
+        assert!(PartFile::begin(&dir, meta("a"), true).is_err());
         symlink(&outside, out.join("b.part.map~")).unwrap();
-        let part = PartFile::begin(&dir, meta("b")).unwrap();
+        let part = PartFile::begin(&dir, meta("b"), true).unwrap();
         put(&part, 1, 0, BLOCK);
         part.save_map().unwrap();
         assert!(out.join("b.part.map").symlink_metadata().unwrap().is_file());

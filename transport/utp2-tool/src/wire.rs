@@ -2,6 +2,10 @@
 //!
 //! The sender offers files and says `Finished` right behind the last offer; the receiver ends each file by `Ended`, and
 //! takes leave with the last of them, so that the sender may close at once. Who has taken leave waits for nothing.
+//! A sender that remembers the receiver sends its first offers (and `Finished`, if they are all) with the very first
+//! packet. They may be a copy that somebody held back, so until the connection is confirmed an offer begins nothing
+//! that is not undone by forgetting it: see `recv::begin`. Everything else comes later.
+//!
 //! Blocks travel beside the messages: tag = number of the file << 32 | number of the block.
 
 use serde::de::DeserializeOwned;

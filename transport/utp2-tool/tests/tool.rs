@@ -376,6 +376,26 @@ fn the_end_takes_no_round_trip_of_its_own() {
 }
 
 #[test]
+fn a_remembered_receiver_answers_the_offer_with_the_first_packet() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 1000);
+    let out = temp.path().join("out");
+    let state = temp.path().join("state");
+    let receiver = Receiver::start(&out, &[]);
+    let mut seconds = Vec::new();
+    for _ in 0..2 {
+        let more = ["--inject-delay", "600ms", "--state", state.to_str().unwrap()];
+        let sent = run(&mut send(&receiver.address, &[&file], &more));
+        assert!(sent.status.success(), "{}", stderr(&sent));
+        seconds.push(last_json(&sent)["seconds"].as_f64().unwrap());
+        fs::remove_file(out.join("file")).unwrap();
+    }
+    // Connecting takes two round trips, offer and file one each; then one with the offer, and one.
+    assert!(seconds[0] >= 2.4 && (1.2..1.75).contains(&seconds[1]), "{seconds:?}");
+    receiver.terminate();
+}
+
+#[test]
 fn many_files_go_together() {
     let temp = tempfile::tempdir().unwrap();
     let files: Vec<PathBuf> = (0..300).map(|i| make(temp.path(), &format!("f{i}"), i * 200)).collect();

@@ -38,6 +38,9 @@ pub enum Event {
     /// authentic and new as far as this endpoint knows, but it is not ordered with [`Event::Message`]s, and only
     /// requests that may be carried out twice should be: a peer that got no answer sends it again as a message.
     EarlyMessage(Vec<u8>),
+    /// After [`Event::EarlyMessage`]s: the peer has proved to be there now. What came early was no repetition, or a
+    /// copy of what it has just said itself.
+    Confirmed,
     /// To be kept for [`crate::Endpoint::connect_resumed`]; replaces the one before.
     Resumption(Resumption),
     /// There is room again after [`crate::SendError::Blocked`].

@@ -284,6 +284,13 @@ impl Connection {
         self.early_taken
     }
 
+    /// Whether the peer has proved to be there now: false only between [`crate::Event::EarlyMessage`] and
+    /// [`crate::Event::Confirmed`]. If that does not follow within [`crate::Config::handshake_timeout`], the
+    /// connection ends.
+    pub fn is_confirmed(&self) -> bool {
+        !matches!(self.phase, Phase::Confirming { .. })
+    }
+
     /// The context both sides proved to know.
     pub fn context(&self) -> ContextId {
         self.context
@@ -640,6 +647,9 @@ impl Connection {
                 core::mem::replace(&mut self.phase, Phase::Dead)
         {
             session.path.on_confirmed();
+            if live {
+                self.events.push_back(Event::Confirmed);
+            }
             if session.resumed && !live {
                 session.on_first_round_trip(now, now.saturating_since(since));
             }

@@ -201,6 +201,31 @@ impl Endpoint {
         self.start(now, remote, context, None, Vec::new())
     }
 
+    /// As [`Endpoint::connect`], with `first` messages that are queued when the connection stands, before all others.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub fn connect_with(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        context: ContextId,
+        first: &[&[u8]],
+    ) -> Result<Handle, ConnectError> {
+        let first = self.first_messages(first)?;
+        self.start(now, remote, context, None, first)
+    }
+
+    /// Copies messages that will find room.
+    fn first_messages(&self, messages: &[&[u8]]) -> Result<Vec<Vec<u8>>, ConnectError> {
+        let bytes: usize = messages.iter().map(|m| m.len() + 4).sum();
+        let too_long = messages.iter().any(|m| m.len() > self.config.max_message);
+        if bytes > self.config.message_buffer / 2 || too_long {
+            return Err(ConnectError::EarlyTooLong);
+        }
+        Ok(messages.iter().map(|m| m.to_vec()).collect())
+    }
+
     /// As [`Endpoint::connect`], in one round trip if the peer still takes the ticket, else by a full handshake, one
     /// round trip later than without. The [`Authorizer`] is asked about the peer as it was known; so is the peer's
     /// about us.
@@ -219,11 +244,7 @@ impl Endpoint {
         resumption: Resumption,
         early: &[&[u8]],
     ) -> Result<Handle, ConnectError> {
-        let bytes: usize = early.iter().map(|m| m.len() + 4).sum();
-        if bytes > self.config.message_buffer / 2 || early.iter().any(|m| m.len() > self.config.max_message) {
-            return Err(ConnectError::EarlyTooLong);
-        }
-        let early = early.iter().map(|m| m.to_vec()).collect();
+        let early = self.first_messages(early)?;
         let (context, memory) = (resumption.context, resumption.memory);
         let welcome = self.authorizer.authorize(context, &resumption.peer);
         let handle = self.start(now, remote, context, welcome.then_some(resumption), early)?;
