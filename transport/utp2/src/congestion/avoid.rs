@@ -300,7 +300,8 @@ impl Avoid {
         let quick = s.rate > 5.0 * PROBE_PACKETS * s.packet;
         let unknown =
             quick && s.base_loss.is_unproven() && since_probe >= (s.rtt() * 10).max(Duration::from_secs(1));
-        let stale = now.saturating_since(s.last_near_minimum.max(self.last_probe)) >= period;
+        let low = s.low.map_or(self.last_probe, |l| l.1);
+        let stale = now.saturating_since(s.last_near_minimum.max(self.last_probe).max(low)) >= period;
         (stale || unknown && s.base_loss.estimate() > 0.003 || self.asks_for_loss(now, s))
             && !s.is_limited(now)
     }
@@ -317,12 +318,13 @@ impl Avoid {
     fn probe(&mut self, now: Instant, s: &mut Shared, queue: Duration) {
         let rtt = s.rtt();
         let share = s.rate;
-        let slow = s.delivered().map_or(share * 0.7, |d| (0.7 * d).min(0.85 * share));
-        let mut lasts = if queue > Duration::from_millis(1) {
-            queue.mul_f64(1.0 / 0.3).min(rtt / 2 + Duration::from_millis(150)) + rtt / 4
-        } else {
-            Duration::from_millis(20)
-        };
+        let (mut lasts, mut depth) = (Duration::from_millis(20), 0.3);
+        if queue > Duration::from_millis(1) {
+            let time = queue.mul_f64(1.0 / 0.3).min(rtt / 2 + Duration::from_millis(150));
+            depth = (queue.as_secs_f64() / time.as_secs_f64()).clamp(0.3, 0.6);
+            lasts = time + rtt / 4;
+        }
+        let slow = s.delivered().map_or(share * (1.0 - depth), |d| ((1.0 - depth) * d).min(0.85 * share));
         let unproven = s.base_loss.estimate() > 0.003 && s.base_loss.is_unproven();
         if unproven && s.rate > 5.0 * PROBE_PACKETS * s.packet || self.asks_for_loss(now, s) {
             let packets = Duration::from_secs_f64((PROBE_PACKETS * s.packet / slow.max(1.0)).min(1.0));
@@ -334,6 +336,7 @@ impl Avoid {
         s.purpose = Purpose::DeepProbe;
         s.cut(now, slow);
         self.last_probe = now;
+        s.low = None;
         self.episode = Episode::Probe { until: now + lasts, share };
     }
 
@@ -356,6 +359,11 @@ impl Avoid {
             // Where delays vary by themselves, the longest is no queue's.
             let longest = if s.jitter > Duration::from_millis(1) { longest.min(queue * 4) } else { longest };
             self.pool.delay_max = self.pool.delay_max.max(longest);
+            let (sent, lost, p) = (f64::from(i.sent), f64::from(i.lost), s.base_loss.estimate());
+            let chance = if p > 0.0 { sent * (p + 3.5 * s.base_loss.sigma(p, sent)) + 1.0 } else { 0.0 };
+            if lost > chance {
+                s.buffer.on_loss(now, longest);
+            }
         }
         if let Some(trial) = &mut self.trial {
             match trial.judge(s, i, queue) {
@@ -539,6 +547,8 @@ impl Avoid {
         let relative = REFERENCE / s.rate.max(1.0);
         let f = fourth_root(relative).clamp(0.5, 3.0);
         let least = 0.004 * sqrt(relative).min(10.0) * (rtt.as_secs_f64() / 0.1).clamp(0.1, 2.0);
+        // A packet per round trip is no haste: without it, who has little keeps little.
+        let least = least.max((s.packet / (s.rate.max(1.0) * rtt.as_secs_f64())).min(0.25));
         let r = self.sustainable(now, s).map(|r| if x >= 0.5 { self.refine(s, i, r) } else { r });
         if x >= 1.0 {
             if let Some(r) = r.and_then(|r| if s.last_queue < s.target() / 2 { bearable } else { Some(r) }) {

@@ -8,10 +8,24 @@ use timebase::Instant;
 const MEMORY: Duration = Duration::from_secs(60);
 /// Queues shorter than this cannot be told from noise.
 const SHORTEST: Duration = Duration::from_millis(2);
+/// How fast what is known grows when nothing bears it out any more: by e in this time.
+const GROWS_IN: Duration = Duration::from_secs(30);
+/// Queues longer than this need not be known.
+const FORGOTTEN: Duration = Duration::from_millis(300);
+
+/// What a queue holds, as far as it is known.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    delay: Duration,
+    /// When an overflow last bore it out.
+    seen: Instant,
+    /// Until when it has grown since.
+    grown: Instant,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
-    room: Option<(Duration, Instant)>,
+    room: Option<Room>,
     /// Largest delay of the present and the previous half of a minute.
     peak: [Duration; 2],
     peak_began: Instant,
@@ -20,7 +34,7 @@ pub(super) struct Buffer {
 impl Buffer {
     /// Delay of the queue when it is full; `None` while it was not seen to overflow.
     pub(super) fn room(&self) -> Option<Duration> {
-        self.room.map(|r| r.0)
+        self.room.map(|r| r.delay)
     }
 
     /// The longest packet of an interval waited `delay`.
@@ -30,12 +44,26 @@ impl Buffer {
             self.peak_began = now;
         }
         self.peak[0] = self.peak[0].max(delay);
-        if let Some((room, since)) = &mut self.room {
-            *room = (*room).max(delay);
-            // Flows that came later may not know it: to share equally, all must forget it where nothing is lost.
-            if now.saturating_since(*since) > MEMORY / 2 {
+        let Some(room) = &mut self.room else { return };
+        room.delay = room.delay.max(delay);
+        // Flows that came later may not know it: to share equally, all must forget it where nothing is lost. Not at once,
+        // for who is the first to forget would outgrow the others.
+        let still = room.seen + MEMORY / 2;
+        if now > still {
+            let time = now.saturating_since(room.grown.max(still));
+            room.delay = room.delay.mul_f64(1.0 + (time.as_secs_f64() / GROWS_IN.as_secs_f64()).min(1.0));
+            room.grown = now;
+            if room.delay > FORGOTTEN {
                 self.room = None;
             }
+        }
+    }
+
+    /// Packets were lost by more than chance, if only a few, while the longest delay was `delay`.
+    pub(super) fn on_loss(&mut self, now: Instant, delay: Duration) {
+        let peak = self.peak();
+        if delay >= SHORTEST && delay >= peak.mul_f64(0.8) {
+            self.room = Some(Room { delay: peak, seen: now, grown: now });
         }
     }
 
@@ -48,8 +76,45 @@ impl Buffer {
     pub(super) fn on_excess_loss(&mut self, now: Instant, delay: Duration) -> bool {
         let full = delay >= SHORTEST && delay >= self.peak().mul_f64(0.7);
         if full {
-            self.room = Some((self.peak(), now));
+            self.room = Some(Room { delay: self.peak(), seen: now, grown: now });
         }
         full
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn any_loss_at_the_top_teaches_and_time_lets_it_grow() {
+        let mut b = Buffer::default();
+        let mut now = Instant::ZERO;
+        b.observe(now, MS(25));
+        b.on_loss(now, MS(15));
+        assert_eq!(b.room(), None, "far below the longest delay no queue overflows");
+        b.on_loss(now, MS(21));
+        assert_eq!(b.room(), Some(MS(25)));
+        for _ in 0..29 {
+            now += MS(1000);
+            b.observe(now, MS(10));
+        }
+        assert_eq!(b.room(), Some(MS(25)));
+        for _ in 0..31 {
+            now += MS(1000);
+            b.observe(now, MS(10));
+        }
+        let grown = b.room().expect("still known");
+        assert!((MS(60)..MS(70)).contains(&grown), "{grown:?}");
+        b.observe(now, MS(25));
+        b.on_loss(now, MS(24));
+        assert_eq!(b.room(), Some(MS(25)), "borne out");
+        for _ in 0..120 {
+            now += MS(1000);
+            b.observe(now, MS(10));
+        }
+        assert_eq!(b.room(), None);
     }
 }

@@ -124,6 +124,8 @@ struct Shared {
     since_judged: (u64, Duration),
     /// When a delay near the minimum was last seen.
     last_near_minimum: Instant,
+    /// The shortest round trip since the last deep probe, and when it was: a moment all flows on the path share.
+    low: Option<(Duration, Instant)>,
     /// What the path was seen to sustain while the sender was not held back; 0 before. For [`PathMemory`].
     learned: f64,
     /// Bytes in flight at the last ACK.
@@ -323,6 +325,7 @@ impl Controller {
             local_lossy: 0,
             since_judged: (0, Duration::ZERO),
             last_near_minimum: now,
+            low: None,
             learned: 0.0,
             in_flight: 0,
             congested: f64::INFINITY,
@@ -535,6 +538,9 @@ impl Controller {
         if let Some((rtt, interval)) = ack.rtt {
             if rtt.saturating_sub(s.rtt_min) < Duration::from_micros(500) {
                 s.last_near_minimum = now;
+            }
+            if s.low.is_none_or(|l| rtt < l.0) {
+                s.low = Some((rtt, now));
             }
             let point = (ack.arrival_us, s.delivery.total());
             if let Some(i) = self.intervals.get_mut(interval) {

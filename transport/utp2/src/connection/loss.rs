@@ -288,6 +288,8 @@ impl Session {
             match self.mtu.on_lost(number, sent.size, self.newest_acked_size, self.sent.next_number()) {
                 mtu::Loss::Usual => self.controller.on_lost(sent.interval, number),
                 mtu::Loss::HoleFound => {
+                    // Settled as well, or its interval would hold up the judgement of all after it.
+                    self.controller.on_acked(sent.interval, 0);
                     // Where the size changes, the route did; and what did not arrive meanwhile is no measure of the
                     // rate.
                     self.controller.on_black_hole(now);
