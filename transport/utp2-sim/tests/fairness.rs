@@ -38,6 +38,23 @@ fn own_flows_share_equally() {
     }
 }
 
+/// Many flows, each with a few dozen packets in flight, behind queues little longer than they aim at, and much longer. Each
+/// begins while those before it hold a queue, and has to find out how long the path is without.
+#[test]
+fn sixteen_flows_share_equally() {
+    for (seed, bdp) in [(2, 1.0), (3, 1.0), (3, 2.0)] {
+        let mut s = path(seed, bdp, 0.0);
+        (s.forward.rate_bps, s.reverse.rate_bps) = (100 * MBIT, 100 * MBIT);
+        s = s.with_queue_bdp(bdp);
+        s.flows =
+            (0..16).map(|i| FlowConfig { start: Duration::from_secs(i), ..FlowConfig::endless() }).collect();
+        let o = run(&format!("16 flows, queue {bdp} BDP, seed {seed}"), s, 76, 106);
+        assert!(o.jain > 0.93, "{o}");
+        assert!(o.utilization > 0.97, "{o}");
+        assert!(o.steady.self_loss < 0.01, "{o}");
+    }
+}
+
 fn beside_cubic(seed: u64, mode: Mode, ours_first: bool) -> (f64, Outcome) {
     let mut s = path(seed, 1.0, 0.0);
     let late = Duration::from_secs(5);

@@ -548,7 +548,8 @@ impl Avoid {
         let f = fourth_root(relative).clamp(0.5, 3.0);
         let least = 0.004 * sqrt(relative).min(10.0) * (rtt.as_secs_f64() / 0.1).clamp(0.1, 2.0);
         // A packet per round trip is no haste: without it, who has little keeps little.
-        let least = least.max((s.packet / (s.rate.max(1.0) * rtt.as_secs_f64())).min(0.25));
+        let packet = if s.is_local() { 0.0 } else { s.packet / (s.rate.max(1.0) * rtt.as_secs_f64()) };
+        let least = least.max(packet.min(0.25));
         let r = self.sustainable(now, s).map(|r| if x >= 0.5 { self.refine(s, i, r) } else { r });
         if x >= 1.0 {
             if let Some(r) = r.and_then(|r| if s.last_queue < s.target() / 2 { bearable } else { Some(r) }) {

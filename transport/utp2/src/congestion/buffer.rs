@@ -63,7 +63,7 @@ impl Buffer {
     pub(super) fn on_loss(&mut self, now: Instant, delay: Duration) {
         let peak = self.peak();
         if delay >= SHORTEST && delay >= peak.mul_f64(0.8) {
-            self.room = Some(Room { delay: peak, seen: now, grown: now });
+            self.room = Some(Room { delay: peak.max(delay), seen: now, grown: now });
         }
     }
 
@@ -76,7 +76,7 @@ impl Buffer {
     pub(super) fn on_excess_loss(&mut self, now: Instant, delay: Duration) -> bool {
         let full = delay >= SHORTEST && delay >= self.peak().mul_f64(0.7);
         if full {
-            self.room = Some(Room { delay: self.peak(), seen: now, grown: now });
+            self.room = Some(Room { delay: self.peak().max(delay), seen: now, grown: now });
         }
         full
     }

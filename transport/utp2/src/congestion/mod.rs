@@ -639,7 +639,7 @@ impl Controller {
             }
             _ => None,
         };
-        if matches!(self.phase, Phase::FastStart(_)) && i.loss() > 0.02 {
+        if matches!(self.phase, Phase::FastStart(_)) && i.loss() > 0.02 && !i.train {
             let longest = i.rtt_max.saturating_sub(s.rtt_min);
             s.buffer.on_excess_loss(now, longest);
         }
