@@ -7,6 +7,6 @@ mod process;
 mod tree;
 mod world;
 
-pub use process::{Process, binary, wait_until};
+pub use process::{Process, binary, utp2, wait_until};
 pub use tree::{Tree, differences};
 pub use world::{Agent, Control, Options, Run, World};

@@ -9,23 +9,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Path of one of the workspace's binaries: in the folder `FLOTILLA_BINARIES` names, as `cargo xtask
-/// test` does after building them, otherwise built if it is missing or old.
+/// Path of one of the programs a [`crate::World`] consists of: in the folder `FLOTILLA_BINARIES` names, as `cargo
+/// xtask test` does after building them, otherwise built if it is missing or old.
 pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER
-        .get_or_init(|| match std::env::var_os("FLOTILLA_BINARIES") {
-            Some(folder) => folder.into(),
-            None => build(),
-        })
-        .join(name)
+    FOLDER.get_or_init(|| folder(&["control", "agent", "tracker"])).join(name)
 }
 
-fn build() -> PathBuf {
+/// Path of `utp2`, likewise. Nothing else is built for it.
+pub fn utp2() -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| folder(&["utp2-tool"])).join("utp2")
+}
+
+/// Where the programs of these packages are.
+fn folder(packages: &[&str]) -> PathBuf {
+    std::env::var_os("FLOTILLA_BINARIES").map_or_else(|| build(packages), PathBuf::from)
+}
+
+fn build(packages: &[&str]) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = ["-p", "control", "-p", "agent", "-p", "tracker", "-p", "utp2-tool"];
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--bins"]).args(packages);
+    command.args(["build", "--quiet", "--bins"]);
+    command.args(packages.iter().flat_map(|package| ["--package", package]));
     // What cargo tells this test about its own package would make build scripts run again.
     let ours = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
     for (name, _) in std::env::vars_os() {

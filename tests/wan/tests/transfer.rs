@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{WAIT, config, link, until, utp2};
+use common::{WAIT, config, link, until};
+use e2e::utp2;
 use serde_json::Value;
 use wan::{Link, Program};
 

@@ -1,8 +1,6 @@
-//! What the tests over the emulated link share: the link or a loud reason why there is none, and the programs.
+//! What the tests over the emulated link share: the link or a loud reason why there is none, and waiting.
 #![allow(dead_code)] // Each test file uses its part.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use wan::{Config, Link, Loss, NotPermitted, Program, Shape};
@@ -29,25 +27,6 @@ pub(crate) fn config(mbit: u64, rtt_ms: u64, loss: f64) -> Config {
     let mut shape = Shape::new(mbit * 1_000_000, Duration::from_micros(rtt_ms * 500));
     shape.loss = if loss > 0.0 { Loss::Independent(loss) } else { Loss::None };
     Config::new(shape)
-}
-
-/// The `utp2` program: in the folder that `FLOTILLA_BINARIES` names, otherwise built now if it is missing or old.
-pub(crate) fn utp2() -> PathBuf {
-    if let Some(folder) = std::env::var_os("FLOTILLA_BINARIES") {
-        return Path::new(&folder).join("utp2");
-    }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--package", "utp2-tool", "--bins"]);
-    // What cargo tells this test about its own package would make build scripts run again.
-    let ours = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
-    for (name, _) in std::env::vars_os() {
-        if ours.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-            command.env_remove(name);
-        }
-    }
-    assert!(command.status().is_ok_and(|status| status.success()), "utp2 does not build");
-    Path::new(env!("CARGO_BIN_EXE_wan")).with_file_name("utp2")
 }
 
 /// Waits until the sender has done so or `reached` is true, whichever is first; true for the latter.
