@@ -113,6 +113,34 @@ fn a_step_of_the_rate_holds_for_what_waits_already() {
 }
 
 #[test]
+fn there_is_memory_for_what_the_highest_rate_has_under_way() {
+    const PACKETS: u64 = 6_000;
+    let shape = Shape::new(1_000_000, Duration::from_secs(1));
+    let config = Config { peak_bps: 1_000_000_000, ..Config::new(shape) };
+    let Some(link) = link("there_is_memory_for_what_the_highest_rate_has_under_way", &config) else { return };
+    let (a, _b) = pair(&link);
+    link.set_rate(1_000_000_000);
+    // 7 MB within the second that the first of them takes; at 1 Mbit/s a tenth of that would be under way.
+    for i in 0..PACKETS {
+        a.send(&[1; 1172]).unwrap();
+        if i % 50 == 0 {
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+    let began = Instant::now();
+    let forward = loop {
+        let forward = link.report().forward;
+        let done = forward.delivered + forward.overflow + forward.queue_drops >= PACKETS;
+        if done || began.elapsed() > common::WAIT {
+            break forward;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!((forward.overflow, forward.delivered + forward.queue_drops), (0, PACKETS), "{forward:?}");
+    assert!(forward.delivered * 10 > PACKETS * 9, "{forward:?}");
+}
+
+#[test]
 fn loss_is_what_was_asked_for_and_nothing_else_gets_lost() {
     const PACKETS: u64 = 20_000;
     let mut config = config(1000, 2, 0.05);
