@@ -98,7 +98,7 @@ struct RunArgs {
     /// Name of the agent [default: the host's name].
     #[arg(long)]
     name: Option<String>,
-    /// Most that this agent sends to others, bytes a second, such as 500KB or 6MB [default: no limit].
+    /// Most that this agent sends to others, bytes or bits a second, such as 500KB, 6MB or 50mbit [default: no limit].
     #[arg(long, value_name = "RATE", value_parser = config::parse_rate)]
     upload_limit: Option<u64>,
     /// Make this agent misbehave, for tests.

@@ -18,7 +18,7 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use serde::Serialize;
-use wan::{Config, Link, Loss, Program, Raised, Shape, units};
+use wan::{Config, Link, Loss, Program, Raised, Shape};
 
 use crate::peer::LISTENING;
 use crate::{interrupted, print_json};
@@ -37,6 +37,10 @@ const CHUNK: usize = 1 << 20;
 
 /// Header and tag of a µTP2 packet, and IP and UDP headers: what the ceiling takes off each packet.
 const HEADERS: f64 = 60.0;
+
+fn size(text: &str) -> Result<u64, String> {
+    units::size(text, 0..=10_000_000_000_000)
+}
 
 /// Options of `wan bench`.
 #[derive(clap::Args)]
@@ -58,10 +62,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
     /// Another size of the file than the scenario's.
-    #[arg(long, value_parser = units::size)]
+    #[arg(long, value_parser = size)]
     size: Option<u64>,
     /// A run that takes longer is stopped; by default the time at a tenth of the rate, 45 seconds at least.
-    #[arg(long, value_parser = units::time, value_name = "TIME")]
+    #[arg(long, value_parser = crate::run::time, value_name = "TIME")]
     limit: Option<Duration>,
     /// Whether the kernel hands many packets over at once; by default from 1 Gbit/s on.
     #[arg(long)]

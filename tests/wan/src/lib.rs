@@ -13,7 +13,6 @@ mod ring;
 mod segments;
 mod shape;
 mod side;
-pub mod units;
 
 pub use carrier::{Counters, Lateness};
 pub use host::Raised;

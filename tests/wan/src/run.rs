@@ -4,39 +4,50 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
-use wan::{Config, Link, Loss, Program, Raised, Shape, units};
+use units::{pair, share};
+use wan::{Config, Link, Loss, Program, Raised, Shape};
 
 use crate::{interrupted, print_json};
 
 /// How often events are due and ends are looked for.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// From a packet of 1500 bytes every 12 s to more than memory can copy, bits per second.
+fn rate(text: &str) -> Result<u64, String> {
+    units::rate(text, 1_000..=100_000_000_000)
+}
+
+/// At most a minute.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    units::time(text, Duration::from_secs(60))
+}
+
 /// What the link is like.
 #[derive(clap::Args, Clone)]
 pub(crate) struct LinkArgs {
     /// Rate of the bottleneck, both ways: 100mbit, 2.5gbit. Counts IP bytes.
-    #[arg(long, value_parser = units::rate, default_value = "100mbit")]
+    #[arg(long, value_parser = rate, default_value = "100mbit")]
     pub(crate) rate: u64,
     /// Round trip time without queue; half of it each way.
-    #[arg(long, value_parser = units::time, default_value = "50ms")]
+    #[arg(long, value_parser = time, default_value = "50ms")]
     pub(crate) rtt: Duration,
     /// Share of packets lost by chance, each alone, both ways: 1%, 0.01.
-    #[arg(long, value_parser = units::share, default_value = "0")]
+    #[arg(long, value_parser = share, default_value = "0")]
     pub(crate) loss: f64,
     /// Share lost on the way back, if another one.
-    #[arg(long, value_parser = units::share, value_name = "LOSS")]
+    #[arg(long, value_parser = share, value_name = "LOSS")]
     pub(crate) loss_back: Option<f64>,
     /// Loss in bursts instead, from sender to receiver: mean share and packets per burst, such as 2%,20.
     #[arg(long, value_name = "MEAN,BURST", conflicts_with = "loss")]
     pub(crate) gilbert: Option<String>,
     /// Room of the queue as time at the full rate.
-    #[arg(long, value_parser = units::time, conflicts_with = "queue_bdp", value_name = "TIME")]
+    #[arg(long, value_parser = time, conflicts_with = "queue_bdp", value_name = "TIME")]
     pub(crate) queue: Option<Duration>,
     /// Room of the queue in bandwidth-delay products.
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub(crate) queue_bdp: f64,
     /// Up to so much more delay for each packet, each way; the order stays.
-    #[arg(long, value_parser = units::time, default_value = "0ms")]
+    #[arg(long, value_parser = time, default_value = "0ms")]
     pub(crate) jitter: Duration,
     /// Share of packets held back, and for how long: 2%,10ms.
     #[arg(long, value_name = "SHARE,TIME")]
@@ -65,14 +76,14 @@ impl LinkArgs {
         shape.jitter = self.jitter;
         shape.overhead = self.overhead;
         if let Some(text) = &self.reorder {
-            let pair = units::pair(text, units::share, units::time).map_err(anyhow::Error::msg)?;
-            (shape.reorder, shape.reorder_by) = pair;
+            let late = pair(text, ',', "2%,10ms", share, time).map_err(anyhow::Error::msg)?;
+            (shape.reorder, shape.reorder_by) = late;
         }
         let mut back = shape.clone();
         back.loss = independent(self.loss_back.unwrap_or(self.loss));
         if let Some(text) = &self.gilbert {
             let number = |text: &str| text.trim().parse::<f64>().map_err(|error| error.to_string());
-            let (mean, burst) = units::pair(text, units::share, number).map_err(anyhow::Error::msg)?;
+            let (mean, burst) = pair(text, ',', "2%,20", share, number).map_err(anyhow::Error::msg)?;
             ensure!(burst >= 1.0 && mean <= 0.5, "bursts of at least one packet, at most half of all lost");
             shape.loss = Loss::Bursts { mean, burst };
         }
@@ -101,10 +112,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COMMAND")]
     sender: String,
     /// Time for the receiver to get ready.
-    #[arg(long, value_parser = units::time, default_value = "300ms", value_name = "TIME")]
+    #[arg(long, value_parser = time, default_value = "300ms", value_name = "TIME")]
     ready: Duration,
     /// How long the receiver may take to end after the sender; then it is ended.
-    #[arg(long, value_parser = units::time, default_value = "5s", value_name = "TIME")]
+    #[arg(long, value_parser = time, default_value = "5s", value_name = "TIME")]
     linger: Duration,
     /// Cut the link: when, and for how long, such as 3s,2s. May be given several times.
     #[arg(long, value_name = "AT,TIME")]
@@ -113,7 +124,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "AT,RATE")]
     rate_step: Vec<String>,
     /// Give the sender's end another address (10.77.0.3, then .4 …) at this time. May be given several times.
-    #[arg(long, value_parser = units::time, value_name = "AT")]
+    #[arg(long, value_parser = time, value_name = "AT")]
     move_sender: Vec<Duration>,
     /// Raise net.core.rmem_max and wmem_max of the whole machine meanwhile.
     #[arg(long)]
@@ -181,12 +192,12 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 fn events(args: &Args) -> Result<Vec<(Duration, Event)>> {
     let mut events = Vec::new();
     for text in &args.outage {
-        let (at, length) = units::pair(text, units::time, units::time).map_err(anyhow::Error::msg)?;
+        let (at, length) = pair(text, ',', "20s,5s", time, time).map_err(anyhow::Error::msg)?;
         events.push((at, Event::Down(true)));
         events.push((at + length, Event::Down(false)));
     }
     for text in &args.rate_step {
-        let (at, rate) = units::pair(text, units::time, units::rate).map_err(anyhow::Error::msg)?;
+        let (at, rate) = pair(text, ',', "20s,50mbit", time, rate).map_err(anyhow::Error::msg)?;
         events.push((at, Event::Rate(rate)));
     }
     events.extend(args.move_sender.iter().map(|at| (*at, Event::Move)));

@@ -64,15 +64,7 @@ impl BlockSink for Nowhere {
 
 /// Which end of a flow a node is.
 enum End {
-    Sender {
-        to: SocketAddr,
-        start: Instant,
-        bytes: u64,
-        block_len: u32,
-        next: u64,
-        sent: u64,
-        conn: Option<Handle>,
-    },
+    Sender { to: SocketAddr, start: Instant, bytes: u64, block_len: u32, next: u64, started: bool },
     Receiver(Box<Arrivals>),
 }
 
@@ -111,12 +103,7 @@ impl FlowNode {
     #[must_use]
     pub fn sender(config: Config, secret: &[u8; 32], seed: [u8; 32], to: SocketAddr, load: Load) -> Self {
         let Load { bytes, block_len, start, .. } = load;
-        Self::new(
-            config,
-            secret,
-            seed,
-            End::Sender { to, start, bytes, block_len, next: 0, sent: 0, conn: None },
-        )
+        Self::new(config, secret, seed, End::Sender { to, start, bytes, block_len, next: 0, started: false })
     }
 
     /// The same, knowing the path from an earlier connection.
@@ -173,15 +160,6 @@ impl FlowNode {
         self.closed.as_ref()
     }
 
-    /// Blocks that were wholly acknowledged; 0 for a receiver.
-    #[must_use]
-    pub fn blocks_sent(&self) -> u64 {
-        match &self.end {
-            End::Sender { sent, .. } => *sent,
-            End::Receiver(_) => 0,
-        }
-    }
-
     /// The connection's counters, those of its last moment if it has ended.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -209,22 +187,17 @@ impl FlowNode {
         }
     }
 
-    /// The endpoint, to be acted on between two runs.
-    pub fn endpoint_mut(&mut self) -> &mut Endpoint {
-        &mut self.endpoint
-    }
-
     /// The connection, once the sender has begun or the receiver was reached, until it ends.
     pub fn connection_mut(&mut self) -> Option<&mut Connection> {
         self.conn.and_then(|h| self.endpoint.connection_mut(h))
     }
 
     fn start_if_due(&mut self, now: Instant) {
-        if let End::Sender { to, start, conn: conn @ None, .. } = &mut self.end
+        if let End::Sender { to, start, started: started @ false, .. } = &mut self.end
             && *start <= now
         {
             let handle = self.endpoint.connect(now, *to, CONTEXT).expect("a fresh endpoint connects");
-            *conn = Some(handle);
+            *started = true;
             self.conn = Some(handle);
             if let (Some(memory), Some(conn)) = (self.recalled, self.endpoint.connection_mut(handle)) {
                 conn.recall_path(memory);
@@ -241,12 +214,7 @@ impl FlowNode {
                     self.connected_at = Some(now);
                     hungry = true;
                 }
-                Event::BlockSent { .. } => {
-                    if let End::Sender { sent, .. } = &mut self.end {
-                        *sent += 1;
-                    }
-                    hungry = true;
-                }
+                Event::BlockSent { .. } => hungry = true,
                 Event::Closed(why) => {
                     self.closed = Some(why);
                     self.conn = None;
@@ -306,7 +274,7 @@ impl Node for FlowNode {
 
     fn poll_timeout(&mut self) -> Option<Instant> {
         let start = match self.end {
-            End::Sender { start, conn: None, .. } => Some(start),
+            End::Sender { start, started: false, .. } => Some(start),
             _ => None,
         };
         self.endpoint.poll_timeout().into_iter().chain(start).min()

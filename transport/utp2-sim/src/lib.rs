@@ -23,7 +23,7 @@ pub mod sweep;
 pub mod tcp;
 
 pub use link::{Change, Discipline, Jitter, Link, LinkConfig, LinkStats, Loss, Policer};
-pub use measure::{FlowOutcome, Outcome, Recovery, Steady, jain};
+pub use measure::{FlowOutcome, Happening, Outcome, Recovery, Steady, jain};
 pub use network::{Move, Network, Node, Stop, Transmission, address_of};
 pub use noise::{Host, Noise};
 pub use protocol::Protocol;

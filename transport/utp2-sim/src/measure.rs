@@ -7,11 +7,11 @@ use timebase::Instant;
 use utp2::PathMemory;
 
 use crate::link::{Change, LinkStats, QueueSummary};
-use crate::network::{Network, Stop};
+use crate::network::{Move, Network, Stop};
 use crate::pattern::ENDLESS;
 use crate::progress::Counters;
 use crate::protocol::AnyNode;
-use crate::scenario::{FlowConfig, Scenario};
+use crate::scenario::{FlowConfig, Scenario, Side};
 
 /// Fewest datagrams that a rate over a round trip is judged by.
 const PACKETS_FOR_A_RATE: f64 = 40.0;
@@ -76,8 +76,34 @@ pub struct Steady {
     pub spurious_ratio: f64,
     /// The bottleneck's queue.
     pub queue: QueueSummary,
-    /// Jain's index over the flows: 1 is fair, 1/n is one flow having all.
-    pub jain: f64,
+}
+
+/// Something that happened to the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// The bottleneck's rate became this, bits per second.
+    Rate(u64),
+    /// The propagation delay towards the receiver became this.
+    Delay(Duration),
+    /// The link came back.
+    OutageEnds,
+    /// This end of a flow got another address, or another port.
+    Moved(Side, Move),
+}
+
+impl fmt::Display for Happening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::Rate(bps) => return f.pad(&format!("rate {} Mbit/s", *bps as f64 / 1e6)),
+            Self::Delay(delay) => return f.pad(&format!("delay {} ms", delay.as_secs_f64() * 1e3)),
+            Self::OutageEnds => "outage ends",
+            Self::Moved(Side::Sender, Move::Address) => "sender address changes",
+            Self::Moved(Side::Sender, Move::Port) => "sender port changes",
+            Self::Moved(Side::Receiver, Move::Address) => "receiver address changes",
+            Self::Moved(Side::Receiver, Move::Port) => "receiver port changes",
+        };
+        f.pad(text)
+    }
 }
 
 /// How the flows took something that happened to the path.
@@ -86,7 +112,7 @@ pub struct Recovery {
     /// When it happened, after the beginning of the run. For an outage, its end.
     pub at: Duration,
     /// What it was.
-    pub what: String,
+    pub what: Happening,
     /// Until new data arrived again; `None` if none did.
     pub resumed: Option<Duration>,
     /// Until 90 % of the present ceiling were kept for five round trips at less than 1 % loss of congestion;
@@ -137,6 +163,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Whether the run came to its end with every byte in its place.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.intact && self.stop == Stop::Done
+    }
+
     pub(crate) fn measure(scenario: &Scenario, net: &Network<AnyNode>, stop: Stop, marks: &Marks) -> Self {
         let now = net.now() - Instant::ZERO;
         let pairs: Vec<(&FlowConfig, &[AnyNode])> =
@@ -180,7 +212,7 @@ impl Outcome {
             rtts_to_90: line.rtts_to_90(scenario),
             retransmit_ratio: ratio(again, sent),
             self_loss: ratio(forward.congestion_drops(), forward.datagrams),
-            jain: steady.jain,
+            jain: jain(&flows.iter().map(|f| f.steady).collect::<Vec<f64>>()),
             steady,
             recoveries: line.recoveries(scenario, net, end),
             forward,
@@ -201,7 +233,12 @@ fn measure_flow(
     let progress = receiver.progress().expect("every second node receives");
     let completed = progress.completed_at().map(|at| at - Instant::ZERO);
     let took = completed.unwrap_or(now).saturating_sub(config.start);
-    let fault = [receiver, sender].into_iter().find_map(AnyNode::fault);
+    // That somebody closed is no fault once everything is there.
+    let closed = || {
+        let why =
+            [receiver, sender].into_iter().filter(|_| completed.is_none()).find_map(AnyNode::close_reason)?;
+        Some(format!("closed before the end: {why}"))
+    };
     FlowOutcome {
         completed,
         connected: sender.connected_at().map(|at| (at - Instant::ZERO).saturating_sub(config.start)),
@@ -209,8 +246,7 @@ fn measure_flow(
         duplicate: receiver.duplicate(),
         goodput: progress.received() as f64 / took.as_secs_f64().max(1e-6),
         steady: steady(progress.timeline()),
-        // That somebody closed is no fault once everything is there.
-        fault: fault.filter(|f| completed.is_none() || !f.starts_with("closed")),
+        fault: receiver.data_fault().map(str::to_owned).or_else(closed),
         memory: sender.path_memory(),
         counters: sender.counters(),
         timeline: progress.timeline().to_vec(),
@@ -236,11 +272,10 @@ fn measure_steady(
     }
     let duplicate: u64 = flows.iter().map(|f| f.duplicate).sum();
     let all: u64 = flows.iter().map(|f| f.counters.data_bytes_sent).sum();
-    let rates: Vec<f64> = flows.iter().map(|f| f.steady).collect();
     Steady {
         from,
         until: until.max(from),
-        goodput: rates.iter().sum(),
+        goodput: flows.iter().map(|f| f.steady).sum(),
         ceiling: scenario.ceiling_over(from, until.max(from)),
         retransmit_ratio: ratio(sums.1, sums.0),
         self_loss: ratio(
@@ -249,7 +284,6 @@ fn measure_steady(
         ),
         spurious_ratio: ratio(duplicate, all),
         queue: bottleneck.queue_summary(Instant::ZERO + from, Instant::ZERO + until.max(from)),
-        jain: jain(&rates),
     }
 }
 
@@ -301,25 +335,19 @@ impl Line {
     }
 
     fn recoveries(&self, scenario: &Scenario, net: &Network<AnyNode>, end: Duration) -> Vec<Recovery> {
-        let mut what: Vec<(Duration, String)> = Vec::new();
-        for step in &scenario.forward.schedule {
-            match step.change {
-                Change::Rate(bps) => what.push((step.at, format!("rate {} Mbit/s", bps as f64 / 1e6))),
-                Change::Up => what.push((step.at, "outage ends".into())),
-                Change::Delay(delay) => {
-                    what.push((step.at, format!("delay {} ms", delay.as_secs_f64() * 1e3)))
-                }
-                _ => {}
-            }
-        }
-        for m in &scenario.moves {
-            what.push((m.at, format!("{:?} {:?} changes", m.side, m.what).to_lowercase()));
-        }
+        let changes = scenario.forward.schedule.iter().filter_map(|step| match step.change {
+            Change::Rate(bps) => Some((step.at, Happening::Rate(bps))),
+            Change::Delay(delay) => Some((step.at, Happening::Delay(delay))),
+            Change::Up => Some((step.at, Happening::OutageEnds)),
+            Change::Down => None,
+        });
+        let moves = scenario.moves.iter().map(|m| (m.at, Happening::Moved(m.side, m.what)));
+        let mut what: Vec<(Duration, Happening)> = changes.chain(moves).collect();
         what.sort_by_key(|w| w.0);
         let next = |i: usize| what.get(i + 1).map_or(end, |w| w.0).min(end);
         (0..what.len())
             .filter(|&i| what[i].0 < end)
-            .map(|i| self.recovery(scenario, net, what[i].0, next(i), what[i].1.clone()))
+            .map(|i| self.recovery(scenario, net, what[i].0, next(i), what[i].1))
             .collect()
     }
 
@@ -329,7 +357,7 @@ impl Line {
         net: &Network<AnyNode>,
         at: Duration,
         end: Duration,
-        what: String,
+        what: Happening,
     ) -> Recovery {
         // What was under way arrives half a round trip later: it is no sign of life.
         let echo =
@@ -339,8 +367,7 @@ impl Line {
         let ceiling = scenario.ceiling_over(at, at) * self.step.as_secs_f64();
         let since = |i: usize| (self.step * u32::try_from(i + 1).unwrap_or(u32::MAX)).saturating_sub(at);
         let quiet = first.max(self.index(at + echo) + 1).min(last);
-        let (is_outage, is_move) = (what.starts_with("outage"), what.ends_with("changes"));
-        let begin = if is_outage { first } else { quiet };
+        let begin = if what == Happening::OutageEnds { first } else { quiet };
         let resumed = (begin..last).find(|&i| self.sums[i] > 0).map(since);
         let span = 5 * self.steps_per_rtt(scenario);
         let steps = net.links()[0].timeline();
@@ -357,6 +384,7 @@ impl Line {
         let before: &[u64] = &self.sums[before.min(first.min(last))..first.min(last)];
         let usual = before.iter().sum::<u64>() as f64 / before.len().max(1) as f64;
         // After a change of the rate, or with nothing before, what should be reached is the measure.
+        let is_move = matches!(what, Happening::Moved(..));
         let usual = if is_move && usual > 0.0 { usual } else { 0.97 * ceiling };
         let missing = (usual * ten.saturating_sub(first) as f64 - got as f64).max(0.0) / usual.max(1.0);
         Recovery {

@@ -49,7 +49,6 @@ pub struct Host<N> {
     now: Instant,
     socket: VecDeque<(Arrival, Vec<u8>)>,
     socket_bytes: usize,
-    socket_drops: u64,
     /// The deadline the node asked for last, and by how much its timer will be late.
     timer: Option<(Instant, Duration)>,
     /// Made when a stall began, and not yet given to the kernel: leaves when it ends, older than its packets say.
@@ -68,7 +67,6 @@ impl<N> Host<N> {
             now: Instant::ZERO,
             socket: VecDeque::new(),
             socket_bytes: 0,
-            socket_drops: 0,
             timer: None,
             made: None,
         };
@@ -80,17 +78,6 @@ impl<N> Host<N> {
     #[must_use]
     pub fn node(&self) -> &N {
         &self.node
-    }
-
-    /// The node, to be changed between two runs.
-    pub fn node_mut(&mut self) -> &mut N {
-        &mut self.node
-    }
-
-    /// Datagrams that found the socket buffer full.
-    #[must_use]
-    pub fn socket_drops(&self) -> u64 {
-        self.socket_drops
     }
 
     /// Evenly distributed in [0, 1).
@@ -136,8 +123,6 @@ impl<N: Node> Node for Host<N> {
         } else if self.noise.is_some_and(|n| self.socket_bytes + datagram.len() <= n.socket) {
             self.socket_bytes += datagram.len();
             self.socket.push_back((arrival, datagram.to_vec()));
-        } else {
-            self.socket_drops += 1;
         }
     }
 

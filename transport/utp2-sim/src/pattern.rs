@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use utp2::RangeSet;
+
 /// Fills `buf` with the bytes of block `tag` from `offset` on.
 pub fn fill(tag: u64, offset: u32, buf: &mut [u8]) {
     let base = base(tag);
@@ -56,7 +58,7 @@ pub const ENDLESS: u64 = u64::MAX;
 #[derive(Default)]
 struct Block {
     complete: bool,
-    ranges: Vec<(u32, u32)>,
+    ranges: RangeSet,
 }
 
 /// What a receiver has of a transfer, in blocks tagged 0, 1, 2…; checks every byte. Keeps nothing of the
@@ -67,7 +69,7 @@ pub struct Ledger {
     /// Blocks below are complete; the first of `open` has this tag.
     first: u64,
     open: VecDeque<Block>,
-    spare: Vec<Vec<(u32, u32)>>,
+    spare: Vec<RangeSet>,
     received: u64,
     duplicate: u64,
     fault: Option<String>,
@@ -131,10 +133,10 @@ impl Ledger {
             self.duplicate += data.len() as u64;
             return;
         }
-        let new = insert(&mut block.ranges, offset, end as u32);
-        self.received += u64::from(new);
-        self.duplicate += data.len() as u64 - u64::from(new);
-        block.complete = block.ranges[0] == (0, len);
+        let new = block.ranges.insert(u64::from(offset), end);
+        self.received += new;
+        self.duplicate += data.len() as u64 - new;
+        block.complete = block.ranges.contains(0, u64::from(len));
         while self.open.front().is_some_and(|b| b.complete) {
             let mut done = self.open.pop_front().expect("just seen").ranges;
             done.clear();
@@ -170,28 +172,6 @@ impl Ledger {
     fn fail(&mut self, what: String) {
         self.fault.get_or_insert(what);
     }
-}
-
-/// Adds `start..end` to sorted, disjoint ranges and gives the number of bytes that are new.
-fn insert(ranges: &mut Vec<(u32, u32)>, start: u32, end: u32) -> u32 {
-    // Nearly always the next piece of the block.
-    if let [.., last] = ranges.as_mut_slice()
-        && last.1 == start
-    {
-        last.1 = end;
-        return end - start;
-    }
-    let first = ranges.partition_point(|r| r.1 < start);
-    let last = ranges.partition_point(|r| r.0 <= end);
-    if first == last {
-        ranges.insert(first, (start, end));
-        return end - start;
-    }
-    let merged = (start.min(ranges[first].0), end.max(ranges[last - 1].1));
-    let had: u32 = ranges[first..last].iter().map(|r| r.1 - r.0).sum();
-    ranges.drain(first + 1..last);
-    ranges[first] = merged;
-    merged.1 - merged.0 - had
 }
 
 #[cfg(test)]

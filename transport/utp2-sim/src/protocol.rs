@@ -120,17 +120,26 @@ impl AnyNode {
         }
     }
 
-    /// What is wrong with this end, if anything. That a connection ended is wrong unless everything arrived.
+    /// Why the connection has ended, if it has.
     #[must_use]
-    pub fn fault(&self) -> Option<String> {
+    pub fn close_reason(&self) -> Option<String> {
         match self {
-            Self::Utp2(n) => {
-                let data = n.ledger().and_then(|l| l.fault()).map(str::to_owned);
-                data.or_else(|| n.closed().map(|why| format!("closed before the end: {why}")))
-            }
+            Self::Utp2(n) => n.closed().map(ToString::to_string),
             Self::Tcp(_) => None,
             #[cfg(feature = "quinn")]
-            Self::Quic(n) => n.closed().map(|why| format!("closed before the end: {why}")),
+            Self::Quic(n) => n.closed().map(ToString::to_string),
+        }
+    }
+
+    /// The first thing that was wrong with the data that came, if anything was; `None` for a sender, and for
+    /// protocols whose data is not looked at.
+    #[must_use]
+    pub fn data_fault(&self) -> Option<&str> {
+        match self {
+            Self::Utp2(n) => n.ledger()?.fault(),
+            Self::Tcp(_) => None,
+            #[cfg(feature = "quinn")]
+            Self::Quic(_) => None,
         }
     }
 }

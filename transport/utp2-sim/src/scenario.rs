@@ -257,6 +257,14 @@ impl Scenario {
         before.run().flows.first()?.memory
     }
 
+    /// The same with every flow knowing the path from an earlier connection, which is simulated for it.
+    #[must_use]
+    pub fn remembering(mut self) -> Self {
+        let memory = self.learn();
+        self.flows.iter_mut().for_each(|f| f.remembered = memory);
+        self
+    }
+
     /// Runs until every flow has arrived or [`Scenario::time_max`] has passed; if [`Scenario::seconds`] are
     /// given, for just so long.
     #[must_use]

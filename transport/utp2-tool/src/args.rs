@@ -1,10 +1,11 @@
-//! The command line, and the units people write on it.
+//! The command line.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use units::share;
 use utp2_tokio::LossInjector;
 
 /// Moves files over bad networks: encrypted, paced, resumed where they stopped.
@@ -105,7 +106,7 @@ pub(crate) struct SendArgs {
     /// How hard to compete: full takes what the path gives, fair leaves TCP its share, background yields.
     #[arg(long, value_enum, default_value_t = ModeArg::Full)]
     pub(crate) mode: ModeArg,
-    /// Send no faster: 80mbit, 1.5gbit (bits/s), 10MB (bytes/s).
+    /// Send no faster: 80mbit, 1.5gbit (bits/s), 10MB, 1.5MiB (bytes/s).
     #[arg(long, value_name = "R", value_parser = rate)]
     pub(crate) rate_limit: Option<u64>,
     /// Keep here, readable for you alone, what lets the next send to the same receiver start at full speed.
@@ -163,56 +164,19 @@ fn public_key(text: &str) -> Result<PublicKey, String> {
     bytes.and_then(|b| b.try_into().ok()).map(PublicKey).ok_or_else(|| "64 hex digits are needed".into())
 }
 
-/// Splits `12.5mbit` into number and unit.
-pub(crate) fn number_and_unit(text: &str) -> Result<(f64, String), String> {
-    let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let number: f64 = text[..end].parse().map_err(|_| format!("{text:?} does not begin with a number"))?;
-    Ok((number, text[end..].trim().to_owned()))
+/// Bits per second. Less than 1 kB/s, a packet a second, never gets anywhere.
+pub(crate) fn bits(text: &str) -> Result<u64, String> {
+    units::rate(text, 8_000..=8_000_000_000_000)
 }
 
-/// Bytes per second from `80mbit`, `10MB`, `10MB/s`; without a unit it is bytes.
+/// Bytes per second, for what counts in bytes.
 pub(crate) fn rate(text: &str) -> Result<u64, String> {
-    let (number, unit) = number_and_unit(text)?;
-    let bytes = match unit.trim_end_matches("/s") {
-        "" | "B" => number,
-        "kB" | "KB" | "k" | "K" => number * 1e3,
-        "MB" | "M" => number * 1e6,
-        "GB" | "G" => number * 1e9,
-        "bit" => number / 8.0,
-        "kbit" => number * 1e3 / 8.0,
-        "mbit" | "Mbit" => number * 1e6 / 8.0,
-        "gbit" | "Gbit" => number * 1e9 / 8.0,
-        other => return Err(format!("unknown unit {other:?}; use kbit, mbit, gbit, kB, MB or GB")),
-    };
-    // 1 kB/s is a packet a second: less never gets anywhere.
-    if (1e3..=1e12).contains(&bytes) {
-        Ok(bytes as u64)
-    } else {
-        Err("a rate from 1kB to 1000GB per second is needed".into())
-    }
+    bits(text).map(|bits| bits / 8)
 }
 
-/// `5%` or `0.05`.
-pub(crate) fn share(text: &str) -> Result<f64, String> {
-    let (number, unit) = number_and_unit(text)?;
-    let share = match unit.as_str() {
-        "" => number,
-        "%" => number / 100.0,
-        other => return Err(format!("unknown unit {other:?}")),
-    };
-    if share < 1.0 { Ok(share) } else { Err("less than 100 % is needed".into()) }
-}
-
+/// A time on a path: at most a minute.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = number_and_unit(text)?;
-    let seconds = match unit.as_str() {
-        "us" => number / 1e6,
-        "ms" => number / 1e3,
-        "s" => number,
-        other => return Err(format!("unknown unit {other:?}; use us, ms or s")),
-    };
-    if seconds <= 60.0 { Ok(Duration::from_secs_f64(seconds)) } else { Err("at most 60s".into()) }
+    units::time(text, Duration::from_secs(60))
 }
 
 #[cfg(test)]
@@ -227,16 +191,10 @@ mod tests {
     }
 
     #[test]
-    fn units() {
-        assert_eq!(rate("80mbit"), Ok(10_000_000));
-        assert_eq!(rate("1.5 GB/s"), Ok(1_500_000_000));
-        assert_eq!(rate("5000"), Ok(5000));
-        assert!(rate("5").is_err() && rate("fast").is_err() && rate("5 furlongs").is_err());
-        assert_eq!(share("5%"), Ok(0.05));
-        assert_eq!(share("0.5"), Ok(0.5));
-        assert!(share("100%").is_err() && share("-1").is_err());
-        assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
-        assert!(duration("100").is_err() && duration("61s").is_err());
+    fn values_have_limits() {
+        assert_eq!((bits("80mbit"), rate("80mbit")), (Ok(80_000_000), Ok(10_000_000)));
+        assert!(rate("1kB").is_ok() && rate("999B").is_err() && rate("1001GB").is_err());
+        assert!(duration("60s").is_ok() && duration("61s").is_err());
         assert!(public_key(&"0f".repeat(32)).is_ok() && public_key("0f").is_err());
     }
 }

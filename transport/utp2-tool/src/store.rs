@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use utp2::RangeSet;
 
 use crate::wire::{BLOCK, HAVE_MAX, Meta, block_len, blocks_of};
 use crate::{name, place};
@@ -28,7 +29,7 @@ const FILE_MAX: u64 = 8 << 40;
 const PARTIAL_MAX: usize = 1 << 16;
 
 /// Separate ranges of one block: honest senders make some 25 pieces of a block.
-const RANGES_MAX: usize = 256;
+const RANGES_MAX: usize = 128;
 
 /// Bytes read at a time to hash what has arrived.
 const HASH_CHUNK: usize = 1 << 20;
@@ -149,7 +150,7 @@ struct State {
     missing: u32,
     /// Blocks from the beginning that are all there.
     prefix: u32,
-    partial: HashMap<u32, Vec<(u32, u32)>>,
+    partial: HashMap<u32, RangeSet>,
     run: Run,
     failed: bool,
     /// Changed since the map was saved.
@@ -329,14 +330,14 @@ impl PartFile {
             return Written::Failed("too many blocks were begun and not finished".into());
         }
         let ranges = state.partial.entry(block).or_default();
-        let new = insert(ranges, offset, end as u32);
+        let new = ranges.insert(u64::from(offset), end) as u32;
         if new == 0 {
             return Written::More(0);
         }
-        if ranges.len() > RANGES_MAX {
+        if ranges.as_slice().len() > RANGES_MAX {
             return Written::Failed("a block comes in too many pieces".into());
         }
-        let is_whole = ranges[0] == (0, len);
+        let is_whole = ranges.contains(0, u64::from(len));
         let kept = self.keep(&mut state.run, block, offset, data);
         let kept = kept.and_then(|()| if is_whole { self.flush(&mut state.run) } else { Ok(()) });
         if let Err(error) = kept {
@@ -557,21 +558,6 @@ fn system_time((seconds, nanos): (i64, u32)) -> Option<SystemTime> {
             .checked_sub(Duration::from_secs(seconds.unsigned_abs()))?
             .checked_add(nanos),
     }
-}
-
-/// Adds `start..end` to sorted, disjoint ranges and gives the number of bytes that are new.
-fn insert(ranges: &mut Vec<(u32, u32)>, start: u32, end: u32) -> u32 {
-    let first = ranges.partition_point(|r| r.1 < start);
-    let last = ranges.partition_point(|r| r.0 <= end);
-    if first == last {
-        ranges.insert(first, (start, end));
-        return end - start;
-    }
-    let merged = (start.min(ranges[first].0), end.max(ranges[last - 1].1));
-    let had: u32 = ranges[first..last].iter().map(|r| r.1 - r.0).sum();
-    ranges.drain(first + 1..last);
-    ranges[first] = merged;
-    merged.1 - merged.0 - had
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ mod wire;
 
 pub use config::{Config, ConfigError, Mode};
 pub use congestion::PathMemory;
-pub use connection::{Connection, State, Stats};
+pub use connection::{Connection, RangeSet, State, Stats};
 pub use datagram::{Arrival, Ecn};
 pub use endpoint::{Endpoint, Transmit};
 pub use error::{ConnectError, SendError, SourceError};

@@ -10,7 +10,7 @@ use crate::workspace::{Kind, Member, Workspace};
 
 /// From the ground up. A crate depends on layers below its own, or on its own layer; never on one above.
 const LAYERS: &[&[&str]] = &[
-    &["event-schema", "timebase"],
+    &["event-schema", "timebase", "units"],
     &["utp2", "tracker-proto", "agent-proto", "sync-core", "control-core"],
     &["utp2-tokio", "utp2-sim", "event-log", "event-log-nats"],
     PROGRAMS,
@@ -28,8 +28,16 @@ const FOR_TESTS: &[&str] = &["utp2-sim", "utp2-tool", "e2e", "wan"];
 const OUTSIDE: &[&str] = &["xtask"];
 
 /// No socket, file, clock, thread or unseeded randomness.
-pub(crate) const PURE: &[&str] =
-    &["event-schema", "timebase", "utp2", "tracker-proto", "agent-proto", "sync-core", "control-core"];
+pub(crate) const PURE: &[&str] = &[
+    "event-schema",
+    "timebase",
+    "units",
+    "utp2",
+    "tracker-proto",
+    "agent-proto",
+    "sync-core",
+    "control-core",
+];
 
 /// What would bring input, output, clocks or threads into a pure crate.
 const IMPURE: &[&str] = &[

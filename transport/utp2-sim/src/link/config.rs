@@ -69,8 +69,6 @@ pub enum Jitter {
     None,
     /// Any value up to this one, all alike.
     Uniform(Duration),
-    /// The positive half of a normal distribution with this standard deviation, cut at four of them.
-    Normal(Duration),
 }
 
 /// Who is dropped, or marked, before the queue is full.
@@ -108,16 +106,12 @@ pub struct Policer {
 }
 
 /// One thing about a link that becomes different.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The bottleneck's rate, bits per second; also for what waits in the queue.
     Rate(u64),
     /// The propagation delay. What is under way keeps its own.
     Delay(Duration),
-    /// The chance loss behind the bottleneck.
-    Loss(Loss),
-    /// The queue's room, bytes on the wire. What waits already stays.
-    Queue(u64),
     /// The link goes down. What waits in its queue is lost, and what is handed to it.
     Down,
     /// The link comes back.
@@ -125,7 +119,7 @@ pub enum Change {
 }
 
 /// A [`Change`] and its time after the beginning of the run.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// When.
     pub at: Duration,
@@ -237,7 +231,7 @@ impl LinkConfig {
                 Change::Rate(bps) => rate = bps,
                 Change::Down => up = false,
                 Change::Up => up = true,
-                _ => {}
+                Change::Delay(_) => {}
             }
         }
         if up { rate } else { 0 }

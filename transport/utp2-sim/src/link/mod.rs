@@ -279,8 +279,6 @@ impl<L: Clone> Link<L> {
                 }
             }
             Change::Delay(delay) => self.config.delay = delay,
-            Change::Loss(loss) => self.config.loss = loss,
-            Change::Queue(bytes) => self.config.queue_bytes = bytes,
             Change::Down => {
                 self.down = true;
                 for lost in self.serving.take().into_iter().chain(self.waiting.drain(..)) {
@@ -420,12 +418,6 @@ impl<L: Clone> Link<L> {
         match self.config.jitter {
             Jitter::None => 0,
             Jitter::Uniform(max) => (picos(max) as f64 * self.uniform()) as u64,
-            Jitter::Normal(sd) => {
-                // The sum of twelve uniform numbers is normal enough up to four deviations, and the same
-                // on every machine, which logarithms and cosines are not.
-                let sum: f64 = (0..12).map(|_| self.uniform()).sum();
-                (picos(sd) as f64 * (sum - 6.0).abs().min(4.0)) as u64
-            }
         }
     }
 

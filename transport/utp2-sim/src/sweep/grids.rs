@@ -85,12 +85,12 @@ impl List {
     }
 }
 
-fn utilization(least: f64) -> Question {
-    Question::new("utilization, %", AtLeast(least), 2, |_, o| Some(o.utilization * 100.0))
+fn utilization(demand: Demand) -> Question {
+    figure("utilization, %", demand, 2, |o| o.utilization * 100.0)
 }
 
 fn own_loss() -> Question {
-    Question::new("own loss, %", AtMost(0.5), 3, |_, o| Some(o.steady.self_loss * 100.0))
+    figure("own loss, %", AtMost(0.5), 3, |o| o.steady.self_loss * 100.0)
 }
 
 fn resent(loss: f64) -> Question {
@@ -150,11 +150,11 @@ fn steady_cases(list: &mut List, single: impl Fn(u64, u64, f64, u64) -> Scenario
     list.add(
         "1 Gbit/s, 200 ms, 1 %",
         single(GBIT, 200, 0.01, 30),
-        vec![utilization(98.5), own_loss(), resent(0.01)],
+        vec![utilization(AtLeast(98.5)), own_loss(), resent(0.01)],
     );
     let mut s = single(GBIT, 100, 0.0, 30);
     (s.forward.loss, s.reverse.loss) = (Loss::bursts(0.02, 20.0), Loss::bursts(0.02, 20.0));
-    list.add("bursts of 20, mean 2 %, 1 Gbit/s, 100 ms", s, vec![utilization(90.0), own_loss()]);
+    list.add("bursts of 20, mean 2 %, 1 Gbit/s, 100 ms", s, vec![utilization(AtLeast(90.0)), own_loss()]);
     let mut s = single(GBIT, 100, 0.0, 30);
     for link in [&mut s.forward, &mut s.reverse] {
         (link.reorder, link.reorder_by) = (0.02, MS(10));
@@ -163,7 +163,7 @@ fn steady_cases(list: &mut List, single: impl Fn(u64, u64, f64, u64) -> Scenario
         "2 % reordered by up to 10 ms, 1 Gbit/s, 100 ms",
         s,
         vec![
-            utilization(95.0),
+            utilization(AtLeast(95.0)),
             figure("resent for nothing, %", AtMost(1.0), 3, |o| o.steady.spurious_ratio * 100.0),
         ],
     );
@@ -171,15 +171,15 @@ fn steady_cases(list: &mut List, single: impl Fn(u64, u64, f64, u64) -> Scenario
     for link in [&mut s.forward, &mut s.reverse] {
         link.jitter = Jitter::Uniform(MS(10));
     }
-    list.add("jitter of 10 ms in order, 100 Mbit/s, 50 ms", s.clone(), vec![utilization(90.0), own_loss()]);
+    list.add(
+        "jitter of 10 ms in order, 100 Mbit/s, 50 ms",
+        s.clone(),
+        vec![utilization(AtLeast(90.0)), own_loss()],
+    );
     for link in [&mut s.forward, &mut s.reverse] {
         link.jitter = Jitter::Uniform(MS(30));
     }
-    list.add(
-        "jitter of 30 ms in order, 100 Mbit/s, 50 ms",
-        s,
-        vec![Question::new("utilization, %", Any, 2, |_, o| Some(o.utilization * 100.0))],
-    );
+    list.add("jitter of 30 ms in order, 100 Mbit/s, 50 ms", s, vec![utilization(Any)]);
     let mut s = single(GBIT, 50, 0.0, 20);
     s.flows[0].rate_limit = Some(200 * MBIT / 8);
     list.add(
@@ -199,7 +199,7 @@ fn queue_cases(list: &mut List, single: impl Fn(u64, u64, f64, u64) -> Scenario)
     for loss in [0.0, 0.01] {
         let s = single(GBIT, 100, loss, 30).with_queue_bdp(0.02);
         let name = format!("queue of 2 % of a BDP, 1 Gbit/s, 100 ms, {} %", loss * 100.0);
-        list.add(&name, s, vec![utilization(95.0)]);
+        list.add(&name, s, vec![utilization(AtLeast(95.0))]);
     }
     for (mode, name) in [(Mode::Full, "full"), (Mode::Fair, "fair")] {
         let mut s = single(GBIT, 50, 0.0, 60).with_queue_bdp(10.0);
@@ -209,7 +209,7 @@ fn queue_cases(list: &mut List, single: impl Fn(u64, u64, f64, u64) -> Scenario)
             &format!("queue of 10 BDP, mode {name}, 1 Gbit/s, 50 ms"),
             s,
             vec![
-                utilization(97.0),
+                utilization(AtLeast(97.0)),
                 figure("standing delay, ms", standing, 1, |o| o.steady.queue.standing_ms),
                 figure("mean delay, ms", Any, 1, |o| o.steady.queue.mean_ms),
             ],
@@ -218,7 +218,7 @@ fn queue_cases(list: &mut List, single: impl Fn(u64, u64, f64, u64) -> Scenario)
     for (ecn, name) in [(false, "CoDel"), (true, "CoDel with ECN")] {
         let mut s = single(100 * MBIT, 40, 0.0, 40).with_queue_bdp(2.0);
         s.forward.discipline = Discipline::codel(ecn);
-        let mut questions = vec![utilization(95.0), own_loss()];
+        let mut questions = vec![utilization(AtLeast(95.0)), own_loss()];
         if ecn {
             questions.push(figure("marks", Any, 0, |o| o.forward.marked as f64));
         }
@@ -229,10 +229,7 @@ fn queue_cases(list: &mut List, single: impl Fn(u64, u64, f64, u64) -> Scenario)
     list.add(
         "policer of 100 Mbit/s, burst 600 kB, 40 ms",
         s,
-        vec![
-            Question::new("utilization, %", AtLeast(90.0), 2, |_, o| Some(o.utilization * 100.0)),
-            figure("own loss, %", Any, 3, |o| o.steady.self_loss * 100.0),
-        ],
+        vec![utilization(AtLeast(90.0)), figure("own loss, %", Any, 3, |o| o.steady.self_loss * 100.0)],
     );
 }
 
@@ -302,7 +299,7 @@ pub(super) fn fairness(protocol: Protocol) -> Vec<Case> {
                     s,
                     vec![
                         jain(demand),
-                        Question::new("utilization, %", Any, 2, |_, o| Some(o.utilization * 100.0)),
+                        utilization(Any),
                         figure("own loss, %", Any, 3, |o| o.steady.self_loss * 100.0),
                     ],
                 );
@@ -335,7 +332,7 @@ pub(super) fn fairness(protocol: Protocol) -> Vec<Case> {
                             figure("CUBIC's share, %", demand, 1, |o| {
                                 o.flows[1].steady / o.steady.goodput.max(1.0) * 100.0
                             }),
-                            Question::new("utilization, %", Any, 2, |_, o| Some(o.utilization * 100.0)),
+                            utilization(Any),
                         ],
                     );
                 }

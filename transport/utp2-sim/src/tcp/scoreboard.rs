@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use timebase::Instant;
+use utp2::RangeSet;
 
 /// Segments acknowledged above one before it is lost (RFC 6675).
 const DUP_THRESHOLD: u64 = 3;
@@ -32,8 +33,6 @@ struct Segment {
 pub(super) struct News {
     /// Segments that are now known to have arrived.
     pub(super) arrived: u64,
-    /// Whether the first one not acknowledged is another.
-    pub(super) advanced: bool,
     /// Segments found lost.
     pub(super) lost: u64,
     /// Round trip of a segment that was sent only once.
@@ -45,8 +44,8 @@ pub(super) struct Scoreboard {
     /// The first segment not acknowledged; `segments[0]`.
     una: u64,
     segments: VecDeque<Segment>,
-    /// Ranges acknowledged above, sorted and disjoint.
-    sacked: Vec<(u64, u64)>,
+    /// Acknowledged above.
+    sacked: RangeSet,
     in_flight: u64,
     lost: u64,
     /// No segment below is `Lost`.
@@ -108,16 +107,11 @@ impl Scoreboard {
         let mut news = News::default();
         let cumulative = cumulative.min(self.next());
         while self.una < cumulative {
-            let index = 0;
-            self.arrive(index, now, &mut news);
+            self.arrive(0, now, &mut news);
             self.segments.pop_front();
             self.una += 1;
-            news.advanced = true;
         }
-        self.sacked.retain_mut(|r| {
-            r.0 = r.0.max(cumulative);
-            r.0 < r.1
-        });
+        self.sacked.remove_below(cumulative);
         for &(start, end) in blocks {
             let (start, end) = (start.max(self.una), end.min(self.next()));
             if start < end {
@@ -129,21 +123,18 @@ impl Scoreboard {
     }
 
     fn on_block(&mut self, start: u64, end: u64, now: Instant, news: &mut News) {
-        let first = self.sacked.partition_point(|r| r.1 < start);
-        let last = self.sacked.partition_point(|r| r.0 <= end);
         let mut at = start;
-        for i in first..last {
-            let (from, to) = self.sacked[i];
-            (at..from.min(end)).for_each(|n| self.arrive((n - self.una) as usize, now, news));
-            at = at.max(to);
+        while at < end {
+            match self.sacked.end_of(at) {
+                Ok(known) => at = known,
+                Err(next) => {
+                    let until = next.map_or(end, |n| n.min(end));
+                    (at..until).for_each(|n| self.arrive((n - self.una) as usize, now, news));
+                    at = until;
+                }
+            }
         }
-        (at..end).for_each(|n| self.arrive((n - self.una) as usize, now, news));
-        if first == last {
-            self.sacked.insert(first, (start, end));
-        } else {
-            self.sacked[first] = (start.min(self.sacked[first].0), end.max(self.sacked[last - 1].1));
-            self.sacked.drain(first + 1..last);
-        }
+        self.sacked.insert(start, end);
     }
 
     fn arrive(&mut self, index: usize, now: Instant, news: &mut News) {
@@ -170,7 +161,7 @@ impl Scoreboard {
     fn judge(&mut self) -> u64 {
         let mut above = 0;
         let mut below = self.una;
-        for &(start, end) in self.sacked.iter().rev() {
+        for &(start, end) in self.sacked.as_slice().iter().rev() {
             above += end - start;
             if above >= DUP_THRESHOLD {
                 below = start + (above - DUP_THRESHOLD);
@@ -273,9 +264,9 @@ mod tests {
         let mut b = sent(20);
         assert_eq!(b.on_ack(at(100), 0, &[(5, 8), (10, 12)], RTT).arrived, 5);
         assert_eq!(b.on_ack(at(101), 0, &[(4, 11), (15, 30)], RTT).arrived, 8);
-        assert_eq!(b.sacked, [(4, 12), (15, 20)]);
+        assert_eq!(b.sacked.as_slice(), [(4, 12), (15, 20)]);
         let news = b.on_ack(at(102), 16, &[(4, 12)], RTT);
-        assert_eq!((news.arrived, b.sacked.clone()), (7, vec![(16, 20)]));
+        assert_eq!((news.arrived, b.sacked.as_slice()), (7, &[(16, 20)][..]));
         assert_eq!(b.on_ack(at(103), 20, &[], RTT).arrived, 0);
         assert_eq!((b.in_flight(), b.next()), (0, 20));
     }

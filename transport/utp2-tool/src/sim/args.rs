@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use units::{pair, share};
 use utp2_sim::{
     AddressChange, Change, Discipline, FlowConfig, Jitter, LinkConfig, Loss, Move, Policer, Protocol,
     Scenario, Side,
 };
 
 use super::sweep::SweepArgs;
-use crate::args::{ModeArg, duration, number_and_unit, rate, share};
+use crate::args::{ModeArg, bits, duration, rate};
 
 /// Longest virtual time of a run.
 const SPAN_MAX: f64 = 24.0 * 3600.0;
@@ -210,14 +211,10 @@ impl RunArgs {
             ..one.clone()
         }));
         s.flows = flows;
-        if self.remembered {
-            let memory = s.learn();
-            s.flows.iter_mut().for_each(|f| f.remembered = memory);
-        }
         if self.bytes.is_none() {
             s.seconds = Some(Duration::from_secs_f64(self.seconds.unwrap_or(30.0)));
         }
-        s
+        if self.remembered { s.remembering() } else { s }
     }
 
     fn link(&self, loss: f64) -> LinkConfig {
@@ -259,10 +256,6 @@ impl RunArgs {
     }
 }
 
-fn bits(text: &str) -> Result<u64, String> {
-    rate(text).map(|bytes| bytes * 8)
-}
-
 fn positive(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if number > 0.0 && number <= SPAN_MAX {
@@ -272,53 +265,28 @@ fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Bytes from `10GB`, `512MiB`; without a unit it is bytes.
+/// What a transfer moves, bytes.
 fn size(text: &str) -> Result<u64, String> {
-    let (number, unit) = number_and_unit(text)?;
-    let bytes = match unit.as_str() {
-        "" | "B" => number,
-        "kB" | "KB" | "k" | "K" => number * 1e3,
-        "MB" | "M" => number * 1e6,
-        "GB" | "G" => number * 1e9,
-        "TB" | "T" => number * 1e12,
-        "KiB" => number * 1024.0,
-        "MiB" => number * 1048576.0,
-        "GiB" => number * 1073741824.0,
-        other => return Err(format!("unknown unit {other:?}; use kB, MB, GB, KiB, MiB or GiB")),
-    };
-    if (1.0..=1e13).contains(&bytes) { Ok(bytes as u64) } else { Err("1B to 10TB are needed".into()) }
+    units::size(text, 1..=10_000_000_000_000)
 }
 
-/// As [`duration`], but up to a day: a point or a length of virtual time.
+/// A point or a length of virtual time: at most a day.
 pub(crate) fn span(text: &str) -> Result<Duration, String> {
-    let (number, unit) = number_and_unit(text)?;
-    let seconds = match unit.as_str() {
-        "us" => number / 1e6,
-        "ms" => number / 1e3,
-        "s" => number,
-        "m" | "min" => number * 60.0,
-        "" => return Err(format!("{text:?} needs a unit: us, ms, s or min")),
-        other => return Err(format!("unknown unit {other:?}; use us, ms, s or min")),
-    };
-    if seconds <= SPAN_MAX { Ok(Duration::from_secs_f64(seconds)) } else { Err("at most a day".into()) }
-}
-
-fn two<'a>(text: &'a str, by: char, example: &str) -> Result<(&'a str, &'a str), String> {
-    text.split_once(by).ok_or_else(|| format!("two values are needed, such as {example}"))
+    units::time(text, Duration::from_secs_f64(SPAN_MAX))
 }
 
 fn gilbert(text: &str) -> Result<Loss, String> {
-    let (mean, burst) = two(text, ',', "2%,20")?;
-    let burst: f64 = burst.trim().parse().map_err(|_| format!("{burst:?} is not a number of datagrams"))?;
-    if burst < 1.0 {
+    let number =
+        |text: &str| text.trim().parse().map_err(|_| format!("{text:?} is not a number of datagrams"));
+    let (mean, burst): (_, f64) = pair(text, ',', "2%,20", share, number)?;
+    if burst.is_nan() || burst < 1.0 {
         return Err("bursts have at least one datagram".into());
     }
-    Ok(Loss::bursts(share(mean)?, burst))
+    Ok(Loss::bursts(mean, burst))
 }
 
 fn reorder(text: &str) -> Result<(f64, Duration), String> {
-    let (part, by) = two(text, ',', "2%,10ms")?;
-    Ok((share(part)?, duration(by)?))
+    pair(text, ',', "2%,10ms", share, duration)
 }
 
 fn aqm(text: &str) -> Result<Discipline, String> {
@@ -338,18 +306,15 @@ fn policer(text: &str) -> Result<Policer, String> {
 }
 
 fn step(text: &str) -> Result<(Duration, u64), String> {
-    let (at, rate) = two(text, ':', "30s:200mbit")?;
-    Ok((span(at)?, bits(rate)?))
+    pair(text, ':', "30s:200mbit", span, bits)
 }
 
 fn rtt_step(text: &str) -> Result<(Duration, Duration), String> {
-    let (at, rtt) = two(text, ':', "30s:120ms")?;
-    Ok((span(at)?, duration(rtt)?))
+    pair(text, ':', "30s:120ms", span, duration)
 }
 
 fn outage(text: &str) -> Result<(Duration, Duration), String> {
-    let (at, len) = two(text, ':', "20s:30s")?;
-    Ok((span(at)?, span(len)?))
+    pair(text, ':', "20s:30s", span, span)
 }
 
 fn address_change(text: &str) -> Result<AddressChange, String> {
@@ -385,9 +350,7 @@ mod tests {
 
     #[test]
     fn values_are_read_as_people_write_them() {
-        assert_eq!(bits("200mbit"), Ok(200_000_000));
-        assert_eq!(size("10GB"), Ok(10_000_000_000));
-        assert_eq!(size("1.5KiB"), Ok(1536));
+        assert_eq!(size("10TB"), Ok(10_000_000_000_000));
         assert_eq!(span("2min"), Ok(Duration::from_secs(120)));
         assert_eq!(step("30s:200mbit"), Ok((Duration::from_secs(30), 200_000_000)));
         assert_eq!(cross("cubic:10s"), Ok((ProtocolArg::Cubic, Duration::from_secs(10))));

@@ -14,7 +14,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use utp2_sim::{Sample, Stop};
+use utp2_sim::Sample;
 
 use args::{RunArgs, SimArgs, SimCommand};
 
@@ -74,7 +74,7 @@ fn run_one(args: &RunArgs) -> anyhow::Result<bool> {
     } else {
         report::print(&scenario, &outcome);
     }
-    Ok(outcome.intact && outcome.stop == Stop::Done)
+    Ok(outcome.is_good())
 }
 
 fn create(path: &Path) -> anyhow::Result<BufWriter<File>> {

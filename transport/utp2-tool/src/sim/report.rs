@@ -20,7 +20,7 @@ fn seconds(d: Option<Duration>) -> Value {
     d.map_or(Value::Null, |d| json!(round(d.as_secs_f64(), 6)))
 }
 
-/// The keys are a contract: see DESIGN §8 and `utp2 sim --help`.
+/// The keys are a contract with programs; `utp2 sim --help` tells what they mean.
 pub(super) fn json(scenario: &Scenario, o: &Outcome) -> Value {
     let flows = scenario.flows.iter().zip(&o.flows).map(|(c, f)| {
         json!({
@@ -49,7 +49,7 @@ pub(super) fn json(scenario: &Scenario, o: &Outcome) -> Value {
         .map(|r| {
             json!({
                 "at": round(r.at.as_secs_f64(), 6),
-                "what": r.what,
+                "what": r.what.to_string(),
                 "resumed": seconds(r.resumed),
                 "settled": seconds(r.settled),
                 "settled_rtts": r.settled.map(|s| round(s.as_secs_f64() / scenario.rtt().as_secs_f64().max(1e-6), 1)),
@@ -58,7 +58,7 @@ pub(super) fn json(scenario: &Scenario, o: &Outcome) -> Value {
         })
         .collect();
     json!({
-        "ok": o.intact,
+        "ok": o.is_good(),
         "seed": scenario.seed,
         "protocol": scenario.flows.first().map(|f| f.protocol.name()),
         "bytes": o.flows.iter().map(|f| f.received).sum::<u64>(),

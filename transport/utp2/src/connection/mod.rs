@@ -33,6 +33,8 @@ use core::time::Duration;
 use subtle::ConstantTimeEq;
 use timebase::Instant;
 
+pub use self::ranges::RangeSet;
+
 use self::keys::SealKeys;
 use self::session::{Fault, IssuedTicket, Session};
 use crate::handshake::initiator::{self, Initiator};

@@ -2,17 +2,19 @@
 
 use alloc::vec::Vec;
 
-/// Grows with the number of holes only; a set filled in order is one range.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct RangeSet(Vec<(u64, u64)>);
+/// A set of numbers that grows with the number of its holes only: filled in order it is one range. Nothing limits
+/// the holes; look at [`RangeSet::as_slice`] where a stranger makes them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangeSet(Vec<(u64, u64)>);
 
 impl RangeSet {
-    pub(crate) fn clear(&mut self) {
+    /// Forgets everything but its room in memory.
+    pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Adds `start..end` and returns how many numbers of it were new.
-    pub(crate) fn insert(&mut self, start: u64, end: u64) -> u64 {
+    /// Adds `start..end` and returns how many numbers of it were new. Cheap at the end, a binary search elsewhere.
+    pub fn insert(&mut self, start: u64, end: u64) -> u64 {
         if start >= end {
             return 0;
         }
@@ -47,13 +49,14 @@ impl RangeSet {
     }
 
     /// Whether all of `start..end` is in the set.
-    pub(crate) fn contains(&self, start: u64, end: u64) -> bool {
+    #[must_use]
+    pub fn contains(&self, start: u64, end: u64) -> bool {
         let i = self.0.partition_point(|r| r.1 < end);
         start >= end || self.0.get(i).is_some_and(|r| r.0 <= start && end <= r.1)
     }
 
     /// Forgets everything below `limit`.
-    pub(crate) fn remove_below(&mut self, limit: u64) {
+    pub fn remove_below(&mut self, limit: u64) {
         let gone = self.0.partition_point(|r| r.1 <= limit);
         if gone > 0 {
             self.0.drain(..gone);
@@ -71,8 +74,9 @@ impl RangeSet {
         }
     }
 
-    /// The ranges, smallest first.
-    pub(crate) fn as_slice(&self) -> &[(u64, u64)] {
+    /// The ranges, smallest first, each with its end excluded.
+    #[must_use]
+    pub fn as_slice(&self) -> &[(u64, u64)] {
         &self.0
     }
 
@@ -81,8 +85,11 @@ impl RangeSet {
         self.0.drain(..n.min(self.0.len()));
     }
 
-    /// The end of the range that holds `at`, or `Err` with the start of the next range.
-    pub(crate) fn end_of(&self, at: u64) -> Result<u64, Option<u64>> {
+    /// The end of the range that holds `at`.
+    ///
+    /// # Errors
+    /// The start of the next range, if there is one, where none holds `at`.
+    pub fn end_of(&self, at: u64) -> Result<u64, Option<u64>> {
         let i = self.0.partition_point(|r| r.1 <= at);
         match self.0.get(i) {
             Some(r) if r.0 <= at => Ok(r.1),
