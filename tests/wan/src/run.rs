@@ -17,9 +17,14 @@ fn rate(text: &str) -> Result<u64, String> {
     units::rate(text, 1_000..=100_000_000_000)
 }
 
-/// At most a minute.
-pub(crate) fn time(text: &str) -> Result<Duration, String> {
+/// What a packet waits somewhere: at most a minute, or memory would not hold what is under way.
+fn delay(text: &str) -> Result<Duration, String> {
     units::time(text, Duration::from_secs(60))
+}
+
+/// How long a run lasts, or when something happens in it: at most a day.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    units::time(text, Duration::from_secs(24 * 3600))
 }
 
 /// What the link is like.
@@ -29,7 +34,7 @@ pub(crate) struct LinkArgs {
     #[arg(long, value_parser = rate, default_value = "100mbit")]
     pub(crate) rate: u64,
     /// Round trip time without queue; half of it each way.
-    #[arg(long, value_parser = time, default_value = "50ms")]
+    #[arg(long, value_parser = delay, default_value = "50ms")]
     pub(crate) rtt: Duration,
     /// Share of packets lost by chance, each alone, both ways: 1%, 0.01.
     #[arg(long, value_parser = share, default_value = "0")]
@@ -41,13 +46,13 @@ pub(crate) struct LinkArgs {
     #[arg(long, value_name = "MEAN,BURST", conflicts_with = "loss")]
     pub(crate) gilbert: Option<String>,
     /// Room of the queue as time at the full rate.
-    #[arg(long, value_parser = time, conflicts_with = "queue_bdp", value_name = "TIME")]
+    #[arg(long, value_parser = delay, conflicts_with = "queue_bdp", value_name = "TIME")]
     pub(crate) queue: Option<Duration>,
     /// Room of the queue in bandwidth-delay products.
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub(crate) queue_bdp: f64,
     /// Up to so much more delay for each packet, each way; the order stays.
-    #[arg(long, value_parser = time, default_value = "0ms")]
+    #[arg(long, value_parser = delay, default_value = "0ms")]
     pub(crate) jitter: Duration,
     /// Share of packets held back, and for how long: 2%,10ms.
     #[arg(long, value_name = "SHARE,TIME")]
@@ -76,7 +81,7 @@ impl LinkArgs {
         shape.jitter = self.jitter;
         shape.overhead = self.overhead;
         if let Some(text) = &self.reorder {
-            let late = pair(text, ',', "2%,10ms", share, time).map_err(anyhow::Error::msg)?;
+            let late = pair(text, ',', "2%,10ms", share, delay).map_err(anyhow::Error::msg)?;
             (shape.reorder, shape.reorder_by) = late;
         }
         let mut back = shape.clone();
@@ -203,4 +208,35 @@ fn events(args: &Args) -> Result<Vec<(Duration, Event)>> {
     events.extend(args.move_sender.iter().map(|at| (*at, Event::Move)));
     events.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
     Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn read(options: &[&str]) -> Result<Args> {
+        let line = ["run", "--receiver", "true", "--sender", "true"].iter().chain(options);
+        Ok(Line::try_parse_from(line)?.args)
+    }
+
+    #[test]
+    fn what_happens_may_take_long_and_a_delay_may_not() {
+        let args =
+            read(&["--outage", "90s,2min", "--rate-step", "5min,20mbit", "--move-sender", "1h"]).unwrap();
+        let at: Vec<u64> = events(&args).unwrap().iter().rev().map(|(at, _)| at.as_secs()).collect();
+        assert_eq!(at, [90, 210, 300, 3600], "the next one is last");
+        assert!(read(&["--move-sender", "25h"]).is_err());
+        for option in ["--rtt", "--queue", "--jitter"] {
+            assert!(read(&[option, "61s"]).is_err() && read(&[option, "60s"]).is_ok(), "{option}");
+        }
+        assert!(read(&["--reorder", "1%,61s"]).unwrap().link.config().is_err());
+    }
 }
