@@ -209,7 +209,7 @@ impl Endpoint {
     /// What is kept to come back to peers this endpoint connected to: with it, [`Endpoint::connect`] takes one round
     /// trip instead of two and begins at the rate the path sustained. By the address given to `connect`; at most 256.
     /// To be stored by who wants it to outlive this endpoint, as privately as a key; best asked for after the
-    /// connections were closed.
+    /// connections have ended, on whichever side.
     #[must_use]
     pub fn resumptions(&self) -> Vec<(SocketAddr, Resumption)> {
         self.shared.core().tickets.all()

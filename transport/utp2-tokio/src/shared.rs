@@ -283,6 +283,11 @@ impl Core {
                         self.tickets.put(remote, resumption);
                     }
                 }
+                Event::PathLearned(memory) => {
+                    if let Some(&(remote, context)) = self.dialled.get(&handle) {
+                        self.tickets.set_memory(remote, context, Some(memory));
+                    }
+                }
                 Event::Closed(reason) => self.on_closed(handle, reason),
                 other => tracing::debug!(?handle, ?other, "an event this driver does not know"),
             }

@@ -69,8 +69,8 @@ pub(crate) struct Common {
     /// Write machine-readable results to stdout.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Accept only a peer with this Ed25519 public key (64 hex digits). `utp2 recv` prints its own, new
-    /// one each time, when it starts.
+    /// Accept only a peer with this Ed25519 public key (64 hex digits). `utp2 recv` prints its own
+    /// when it starts; without --state it is a new one each time.
     #[arg(long, value_name = "HEX", value_parser = public_key)]
     pub(crate) peer_key: Option<PublicKey>,
     /// Lose this share of the datagrams, both ways, before they reach the socket (for tests).
@@ -127,6 +127,10 @@ pub(crate) struct RecvArgs {
     /// End after the first session; exit code 1 if it left anything undone.
     #[arg(long)]
     pub(crate) once: bool,
+    /// Keep here, readable for you alone, who this receiver is: with it, it has the same key each time it starts, and
+    /// senders that remember it come back as fast as before. One receiver at a time.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) state: Option<PathBuf>,
     /// Wait for the disk before a file counts as received.
     #[arg(long)]
     pub(crate) fsync: bool,

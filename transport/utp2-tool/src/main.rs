@@ -88,12 +88,17 @@ fn print_json(value: &serde_json::Value) {
     let _ = out.flush();
 }
 
-/// An endpoint of a new identity that accepts the peer asked for. Gives its public key.
-fn endpoint_config(common: &Common) -> anyhow::Result<(EndpointConfig, [u8; 32])> {
-    let mut seed = [0; 32];
-    if let Err(error) = getrandom::fill(&mut seed) {
+/// 32 bytes nobody can guess.
+fn random() -> anyhow::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if let Err(error) = getrandom::fill(&mut bytes) {
         bail!("the system gives no random numbers: {error}");
     }
+    Ok(bytes)
+}
+
+/// An endpoint of the identity made from `seed`, that accepts the peer asked for. Gives its public key.
+fn endpoint_config(common: &Common, seed: [u8; 32]) -> anyhow::Result<(EndpointConfig, [u8; 32])> {
     let identity = Identity::new(seed, Vec::new());
     let public_key = identity.public_key();
     let wanted = common.peer_key;

@@ -16,7 +16,7 @@ use crate::args::RecvArgs;
 use crate::progress::{Progress, mbps, seconds};
 use crate::store::{CannotBegin, OutDir, PartFile, Written};
 use crate::wire::{Ending, Meta, ToReceiver, ToSender, clip, decode, encode, file_and_block};
-use crate::{endpoint_config, interrupted, name, print_json, secret};
+use crate::{endpoint_config, interrupted, name, print_json, random, secret, state};
 
 /// Files a sender may have under way. Ours has 32.
 const FILES_UNDER_WAY_MAX: usize = 64;
@@ -142,10 +142,15 @@ impl BlockSink for Sink {
 pub(crate) async fn run(args: RecvArgs) -> anyhow::Result<bool> {
     let dir = OutDir::open(args.out.clone(), args.fsync)
         .with_context(|| format!("cannot write to {}", args.out.display()))?;
-    let (mut config, public_key) = endpoint_config(&args.common)?;
+    let kept = args.state.as_deref().map(state::Kept::open).transpose()?;
+    let seed = kept.as_ref().map_or_else(random, |kept| Ok(kept.identity))?;
+    let (mut config, public_key) = endpoint_config(&args.common, seed)?;
     config.core.accept_early = true;
     let (endpoint, mut incoming) =
         Endpoint::bind(args.listen, config).with_context(|| format!("cannot listen on {}", args.listen))?;
+    if let Some(kept) = &kept {
+        endpoint.set_lasting_secret(&kept.secret);
+    }
     let sink = Arc::new(Sink::default());
     endpoint.add_context(
         secret::CONTEXT,

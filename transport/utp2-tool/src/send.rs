@@ -20,7 +20,7 @@ use crate::wire::{
     BLOCK, Ending, Meta, ToReceiver, ToSender, block_len, blocks_of, clip, decode, encode, file_and_block,
     tag,
 };
-use crate::{endpoint_config, explain, interrupted, name, place, print_json, secret, state};
+use crate::{endpoint_config, explain, interrupted, name, place, print_json, random, secret, state};
 
 /// Files under way at a time: enough to hide round trips, few enough to be open at once.
 const FILES_UNDER_WAY: usize = 32;
@@ -204,7 +204,7 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let (mut config, _) = endpoint_config(&args.common)?;
+    let (mut config, _) = endpoint_config(&args.common, random()?)?;
     config.core.mode = args.mode.into();
     config.core.rate_limit = args.rate_limit;
     let (endpoint, _incoming) = Endpoint::bind(local, config).context("cannot open a socket")?;

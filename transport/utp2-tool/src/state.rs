@@ -1,16 +1,19 @@
-//! `--state FILE`: what `utp2 send` keeps from one run to the next, so that it comes back to a receiver in one round
-//! trip and begins at the rate the path sustained. The file lets whoever reads it do the same, so it is private.
+//! `--state FILE`: what is kept from one run to the next. `utp2 send` comes back to a receiver in one round trip and
+//! begins at the rate the path sustained; `utp2 recv` stays who it was, and so lets it. The files let whoever reads them
+//! do the same, so they are private.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::{fs, io};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use utp2::Resumption;
+
+use crate::random;
 
 /// Receivers kept in one file.
 const MAX: usize = 64;
@@ -48,6 +51,58 @@ pub(crate) fn save(path: &Path, remote: SocketAddr, resumption: &Resumption) -> 
         .with_context(|| format!("cannot write the state file {}", path.display()))
 }
 
+/// What a receiver keeps: who it is, and what its tickets are made from. Nobody else uses it as long as this lives,
+/// for two endpoints of one lasting secret could be played against each other (PROTOCOL.md §11).
+pub(crate) struct Kept {
+    pub(crate) identity: [u8; 32],
+    pub(crate) secret: [u8; 32],
+    _lock: fs::File,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeptFile {
+    /// Base64 of 32 bytes each.
+    identity: String,
+    secret: String,
+}
+
+impl Kept {
+    /// Opens the file, or makes it.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let what = || format!("cannot use the state file {}", path.display());
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(path).with_context(what)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                bail!("another receiver uses the state file {}", path.display())
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(error).with_context(what),
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(what)?;
+        if text.is_empty() {
+            let (identity, secret) = (random()?, random()?);
+            let made = KeptFile { identity: BASE64.encode(&identity), secret: BASE64.encode(&secret) };
+            // Written where it is, not replaced: the lock is on this file.
+            file.write_all(&serde_json::to_vec_pretty(&made)?)
+                .and_then(|()| file.sync_all())
+                .with_context(what)?;
+            return Ok(Self { identity, secret, _lock: file });
+        }
+        let bytes = |text: &str| BASE64.decode(text.as_bytes()).ok()?.try_into().ok();
+        let kept = serde_json::from_str(&text).ok();
+        let kept = kept.and_then(|k: KeptFile| Some((bytes(&k.identity)?, bytes(&k.secret)?)));
+        let Some((identity, secret)) = kept else {
+            bail!("{} is no state file of utp2 recv; delete it to begin anew", path.display());
+        };
+        Ok(Self { identity, secret, _lock: file })
+    }
+}
+
 /// Replaces the file as a whole; only its owner may read it.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -71,6 +126,27 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_receiver_stays_who_it_is_and_is_so_once_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let kept = Kept::open(&path).unwrap();
+        let (identity, secret) = (kept.identity, kept.secret);
+        assert!(identity != secret && Kept::open(&path).err().unwrap().to_string().contains("another"));
+        drop(kept);
+        let again = Kept::open(&path).unwrap();
+        assert_eq!((again.identity, again.secret), (identity, secret));
+        drop(again);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        // A sender's.
+        fs::write(&path, "{\"peers\":{}}").unwrap();
+        assert!(Kept::open(&path).err().unwrap().to_string().contains("no state file"));
+    }
 
     #[test]
     fn a_state_file_is_private_begins_empty_and_is_not_guessed_at() {

@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::Resumption;
+use crate::{PathMemory, Resumption};
 
 /// Names a connection of one endpoint; never used again for another one within the endpoint's life.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +43,9 @@ pub enum Event {
     Confirmed,
     /// To be kept for [`crate::Endpoint::connect_resumed`]; replaces the one before.
     Resumption(Resumption),
+    /// What the connection has learned of its path, before its end: for [`Resumption::set_path_memory`]. Not if it
+    /// learned too little.
+    PathLearned(PathMemory),
     /// There is room again after [`crate::SendError::Blocked`].
     MessagesWritable,
     /// Every byte of the block was acknowledged.

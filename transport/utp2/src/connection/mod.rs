@@ -460,6 +460,7 @@ impl Connection {
             Phase::Initiating(_) | Phase::Responding(_) | Phase::Confirming { .. } => self.outbox.clear(),
         }
         if self.announced {
+            self.events.extend(self.last_memory.map(Event::PathLearned));
             self.events.push_back(Event::Closed(why));
         }
     }
@@ -498,6 +499,7 @@ impl Connection {
         self.last_memory = self.path_memory();
         self.remote = self.remote();
         if !matches!(self.phase, Phase::Dead | Phase::Closing(_)) && self.announced {
+            self.events.extend(self.last_memory.map(Event::PathLearned));
             self.events.push_back(Event::Closed(why));
         }
         self.phase = Phase::Dead;

@@ -26,6 +26,10 @@ const QUIET_PING: Duration = Duration::from_millis(100);
 /// Most pieces remembered to be sent once more at the end.
 const MAX_TAIL_COPIES: usize = 4096;
 
+/// Bytes of such copies that a connection may send, and in addition a hundredth of what it sent.
+const COPIES_AT_FIRST: u64 = 512 << 10;
+const COPIES_SHARE: u64 = 100;
+
 /// With less room than this left, a packet is closed rather than given another piece.
 const MIN_ROOM: usize = 48;
 
@@ -332,7 +336,8 @@ impl Session {
             }
             self.lost_chunks.pop_front();
             if self.piece_again(buf, end, lost, source) {
-                if !self.has_fresh_data() && self.tail_copies.len() < MAX_TAIL_COPIES {
+                if self.is_worth_a_copy() {
+                    self.copied_bytes += u64::from(lost.len);
                     self.tail_copies.push_back(lost);
                 }
                 return true;
@@ -350,6 +355,14 @@ impl Session {
             }
         }
         false
+    }
+
+    /// Whether a piece sent again just now should be sent once more: nothing else is to be sent, and not too much was
+    /// sent twice so far, which a sender that often has nothing else would (§8.5).
+    fn is_worth_a_copy(&self) -> bool {
+        !self.has_fresh_data()
+            && self.tail_copies.len() < MAX_TAIL_COPIES
+            && self.copied_bytes <= COPIES_AT_FIRST + self.stats.data_bytes_sent / COPIES_SHARE
     }
 
     /// Appends what fits of a piece that was sent before, unless it arrived or nobody wants it any more; the rest of it

@@ -104,6 +104,8 @@ pub(crate) struct Session {
     pub(super) known: RangeSet,
     /// Pieces of blocks sent again at the end of a transfer, to be sent once more when there is nothing else (§8.5).
     pub(super) tail_copies: Ring<LostPiece>,
+    /// Bytes of pieces that were put there so far.
+    pub(super) copied_bytes: u64,
     pub(super) ecn: EcnSender,
     /// Packets until a number is left out (§8.8).
     pub(super) skip_in: u32,
@@ -213,6 +215,7 @@ impl Session {
             lost_messages: VecDeque::new(),
             known: RangeSet::default(),
             tail_copies: Ring::default(),
+            copied_bytes: 0,
             ecn: EcnSender::new(0),
             rhythm_asked: None,
             rhythm_told: (Rhythm { interval: rtt.ack_interval(), packets: FIRST_PACKETS }, u64::MAX),

@@ -203,3 +203,28 @@ fn a_receiver_of_four_kibibytes_works_and_reopening_needs_no_timer() {
     assert_eq!(pair.nodes[0].connection().stats().probe_timeouts, probes);
     pair.run_until(SECONDS(10), |p| p.nodes[0].count(|e| matches!(e, Event::BlockSent { .. })) == 6);
 }
+
+#[test]
+fn what_was_learned_of_a_path_is_told_however_the_connection_ends() {
+    for way in 0..3 {
+        let config = Config { idle_timeout: SECONDS(2), ..Config::default() };
+        let mut pair = Pair::connected(&config, &link(20), 1);
+        pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = true);
+        for tag in 0..3000 {
+            pair.nodes[0].connection().send_block(tag, 32 * 1024, 0).unwrap();
+        }
+        pair.run(SECONDS(6), |_| false);
+        match way {
+            0 => pair.nodes[0].connection().close(0, ""),
+            1 => pair.nodes[1].connection().close(0, ""),
+            _ => pair.nodes.iter_mut().for_each(|n| n.link.loss = 1.0),
+        }
+        pair.run_until(SECONDS(5), |p| matches!(p.nodes[0].events.last().unwrap().1, Event::Closed(_)));
+        let events = &pair.nodes[0].events;
+        let (_, Event::PathLearned(memory)) = &events[events.len() - 2] else {
+            panic!("{way}: nothing was told before the end");
+        };
+        assert!((9e6..13e6).contains(&(memory.rate as f64)), "{way}: {memory:?}");
+        assert_eq!(pair.nodes[1].count(|e| matches!(e, Event::PathLearned(_))), 0, "it sent nothing");
+    }
+}

@@ -188,6 +188,25 @@ fn the_receive_window_bounds_what_is_in_flight_and_zero_halts() {
 }
 
 #[test]
+fn who_often_has_nothing_else_to_send_does_not_send_all_repairs_twice() {
+    let link = Link { loss: 0.2, ..Link::default() };
+    let mut pair = Pair::connected(&Config::default(), &link, 1);
+    pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = true);
+    pair.nodes[1].link.loss = 0.0;
+    // One after the other, each with an end of its own.
+    for tag in 0..600 {
+        pair.nodes[0].connection().send_block(tag, BLOCK, 0).unwrap();
+        pair.run_until(SECONDS(60), |p| {
+            p.nodes[0].events.last().is_some_and(|e| e.1 == Event::BlockSent { tag })
+        });
+    }
+    let stats = pair.nodes[0].connection().stats();
+    let lost = stats.lost_packets as f64 / stats.sent_packets as f64;
+    let again = stats.retransmitted_bytes as f64 / stats.data_bytes_sent as f64;
+    assert!(lost > 0.15 && again < lost + 0.1, "{lost} {again}");
+}
+
+#[test]
 fn close_tells_the_peer_and_silence_ends_in_a_timeout() {
     let mut pair = Pair::connected(&Config::default(), &Link::default(), 1);
     pair.nodes[0].connection().close(7, "so long");
