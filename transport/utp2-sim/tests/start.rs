@@ -46,6 +46,9 @@ fn memory_of(s: &Scenario) -> PathMemory {
     }
 }
 
+/// A scenario of a seed.
+type Make<'a> = &'a dyn Fn(u64) -> Scenario;
+
 /// How many seeds each case is run with.
 const SEEDS: usize = 5;
 
@@ -115,7 +118,7 @@ fn jitter_bursts_reordering_and_shallow_queues_do_not_fool_the_start() {
     };
     let shallow = |seed| scenario(100, 100, 0.01, 0.02, seed);
     // Six seconds of which one is the search; 16 packets of queue lose up to 3.2 % in them.
-    let cases: [(&str, &dyn Fn(u64) -> Scenario, u32, f64); 4] = [
+    let cases: [(&str, Make, u32, f64); 4] = [
         ("jitter", &jitter, 14, 0.03),
         ("bursts", &bursts, 12, 0.03),
         ("reordering", &reordering, 11, 0.03),
