@@ -146,7 +146,11 @@ impl Config {
             "message_buffer must hold a longest message and 4 bytes",
         )?;
         check(self.max_connections >= 1, "max_connections must be at least 1")?;
-        check(self.max_in_flight_packets >= 16, "max_in_flight_packets must be at least 16")?;
+        // Packet numbers are told by three bytes at most (§3.8).
+        check(
+            (16..=1 << 22).contains(&self.max_in_flight_packets),
+            "max_in_flight_packets must be 16 to 2^22",
+        )?;
         check((64..=1 << 24).contains(&self.replay_window), "replay_window must be 64 to 2^24")?;
         check(self.max_ack_ranges >= 16, "max_ack_ranges must be at least 16")?;
         check((1..=1 << 27).contains(&self.key_update_after), "key_update_after must be 1 to 2^27")?;

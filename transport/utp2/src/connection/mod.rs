@@ -43,7 +43,7 @@ use crate::handshake::{Established, Local};
 use crate::wire::Cid;
 use crate::wire::frame::{Frame, MAX_REASON};
 use crate::wire::handshake::Alert;
-use crate::wire::header::{Header, Kind, PROTECTED_HEADER, emit_protected};
+use crate::wire::header::{Header, Kind, ShortNumber, emit_protected};
 use crate::{Arrival, Ecn, PathMemory, PeerIdentity, Resumption, SendError, Transmit};
 use crate::{BlockSink, BlockSource, CloseReason, ContextId, Event, Handle, HandshakeFailure, Mode};
 
@@ -630,7 +630,7 @@ impl Connection {
         &mut self,
         now: Instant,
         arrival: Arrival,
-        packet: (bool, u32),
+        packet: (bool, ShortNumber),
         data: &mut [u8],
         sink: &mut dyn BlockSink,
     ) {
@@ -864,9 +864,10 @@ impl Closing {
         if !self.seal.advance(number) {
             return false;
         }
-        emit_protected(buf, &self.remote_cid, self.seal.phase, number);
+        let short = ShortNumber::long(number);
+        emit_protected(buf, &self.remote_cid, self.seal.phase, short);
         Frame::Close { code: self.code, reason: self.reason.as_bytes() }.emit_control(buf);
-        let tag = self.seal.key.seal(number, buf, PROTECTED_HEADER);
+        let tag = self.seal.key.seal(number, buf, short.header());
         buf.extend_from_slice(&tag);
         true
     }

@@ -13,7 +13,7 @@ use super::received::Rhythm;
 use super::session::{Fault, IssuedTicket, Session};
 use crate::handshake::Role;
 use crate::wire::frame::Frame;
-use crate::wire::header::{PROTECTED_HEADER, expand_number};
+use crate::wire::header::ShortNumber;
 use crate::wire::{Reader, VARINT_MAX};
 use crate::{Arrival, BlockSink, Event};
 
@@ -26,18 +26,18 @@ impl Session {
         &mut self,
         now: Instant,
         arrival: Arrival,
-        (phase, low): (bool, u32),
+        (phase, short): (bool, ShortNumber),
         data: &mut [u8],
         sink: &mut dyn BlockSink,
     ) -> Result<bool, Fault> {
         let from = arrival.remote;
         let largest = self.replay.largest();
-        let number = expand_number(low, largest);
+        let (number, header) = (short.expand(largest), short.header());
         // Tested before the packet is opened, noted after (§7.2).
         if number > VARINT_MAX || self.replay.is_replay(number) {
             self.stats.rejected_packets += 1;
             if self.path.is_copy_of_interest(from, number)
-                && self.open.open(phase, number, largest, data, PROTECTED_HEADER).is_some()
+                && self.open.open(phase, number, largest, data, header).is_some()
                 && self.path.on_copy(now, from, number)
             {
                 self.update_pacer(now);
@@ -45,7 +45,7 @@ impl Session {
             return Ok(false);
         }
         let size = data.len();
-        let Some(body) = self.open.open(phase, number, largest, data, PROTECTED_HEADER) else {
+        let Some(body) = self.open.open(phase, number, largest, data, header) else {
             self.stats.rejected_packets += 1;
             return if self.open.forgeries >= super::keys::FORGERY_LIMIT {
                 Err(Fault::KeyLimit)

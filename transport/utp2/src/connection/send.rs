@@ -13,7 +13,8 @@ use super::scoreboard::{Chunk, Fate, MAX_CHUNKS};
 use super::session::{Fault, LostPiece, Session};
 use crate::config::MIN_DATAGRAM;
 use crate::wire::frame::{self, Frame};
-use crate::wire::header::{self, PROTECTED_HEADER, TAG};
+use crate::wire::handshake::RESET;
+use crate::wire::header::{self, ShortNumber, TAG};
 use crate::{BlockSource, Event, Transmit};
 
 /// Records of settled packets that may lie between those in flight, beside half as many as may be in flight.
@@ -98,11 +99,10 @@ impl Session {
         let Some(size) = self.mtu.next_probe(now) else {
             return Ok(None);
         };
-        let number = self.number(now)?;
-        header::emit_protected(buf, &self.remote_cid, self.seal.phase, number);
+        let (number, header) = self.header(now, buf)?;
         Frame::Ping.emit_control(buf);
         buf.resize(size - TAG, frame::PADDING);
-        let tag = self.seal.key.seal(number, buf, PROTECTED_HEADER);
+        let tag = self.seal.key.seal(number, buf, header);
         buf.extend_from_slice(&tag);
         self.mtu.on_sent(now, number, size);
         self.stats.sent_packets += 1;
@@ -128,6 +128,15 @@ impl Session {
         }
         debug_assert!(number < u64::MAX - KEY_LIMIT);
         Ok(number)
+    }
+
+    /// Begins the next packet, which must now be sent: its number, and the bytes of its header.
+    #[inline]
+    fn header(&mut self, now: Instant, buf: &mut Vec<u8>) -> Result<(u64, usize), Fault> {
+        let number = self.number(now)?;
+        let short = ShortNumber::of(number, self.newest_acked.map(|(newest, _)| newest));
+        header::emit_protected(buf, &self.remote_cid, self.seal.phase, short);
+        Ok((number, short.header()))
     }
 
     fn has_data(&self) -> bool {
@@ -198,13 +207,11 @@ impl Session {
             // A peer that takes our acknowledgements but never tells of our probes would make us remember for ever.
             return Err(Fault::Violation("acknowledged nothing for too long"));
         }
-        let number = self.number(now)?;
         let start = buf.len();
+        let (number, header) = self.header(now, buf)?;
         // Probes also tell a path that lost its larger packets from one that is down (§3.1).
         let most = if self.probes > 0 { usize::from(MIN_DATAGRAM) } else { self.datagram };
         let end = start + most.min(allowance) - TAG;
-        header::emit_protected(buf, &self.remote_cid, self.seal.phase, number);
-
         let rhythm = self.rhythm();
         // With a RESPONSE, all that arrived is told: what went elsewhere can be told from what is under way.
         let all = Rhythm { interval: Duration::ZERO, ..rhythm };
@@ -241,12 +248,16 @@ impl Session {
                 }
             }
         }
-        if buf.len() == start + PROTECTED_HEADER {
+        if buf.len() == start + header {
             // Everything that seemed to wait was cancelled or could not be read.
             buf.truncate(start);
             return Ok(false);
         }
-        let tag = self.seal.key.seal(number, &mut buf[start..], PROTECTED_HEADER);
+        // Who has forgotten us answers a RESET only to what is longer (§10.7). Only control frames are that short.
+        if buf.len() - start + TAG <= RESET {
+            buf.resize(start + RESET + 1 - TAG, frame::PADDING);
+        }
+        let tag = self.seal.key.seal(number, &mut buf[start..], header);
         buf.extend_from_slice(&tag);
         self.path.on_sent(buf.len() - start);
         self.record(now, buf.len() - start, chunks, eliciting);

@@ -8,7 +8,7 @@ use super::Input;
 use crate::wire::ack::{self, Ack, Times};
 use crate::wire::frame::{Frame, emit_data_head, emit_message_head};
 use crate::wire::handshake::{Alert, Body, Init, ProveHead, Reply, Retry};
-use crate::wire::header::{self, HANDSHAKE_HEADER, Header, PROTECTED_HEADER};
+use crate::wire::header::{self, HANDSHAKE_HEADER, Header, ShortNumber};
 use crate::wire::{Malformed, Reader, VARINT_MAX, put_varint, varint_len};
 
 /// The first bytes of a datagram, and the packet number made whole.
@@ -16,8 +16,8 @@ pub fn header(data: &[u8]) {
     match Header::parse(data) {
         Ok(Header::Protected { cid, phase, number }) => {
             let mut out = Vec::new();
-            header::emit_protected(&mut out, &cid, phase, u64::from(number));
-            assert_eq!(out, data[..PROTECTED_HEADER]);
+            header::emit_protected(&mut out, &cid, phase, number);
+            assert_eq!(out, data[..number.header()]);
         }
         Ok(Header::Handshake { kind, cid }) => {
             let mut out = Vec::new();
@@ -28,13 +28,18 @@ pub fn header(data: &[u8]) {
         Err(Malformed) => {}
     }
     let mut input = Input::new(data);
-    let (low, largest) = (input.u32(), input.flag().then(|| input.number() & VARINT_MAX));
-    let number = header::expand_number(low, largest);
-    assert_eq!(number as u32, low);
+    let low = u64::from(input.u32());
+    let (short, range) = match input.flag() {
+        true => (ShortNumber::long(low), 1 << 24),
+        false => (ShortNumber::of(low & 0xffff, Some(low & 0xffff)), 1 << 16),
+    };
+    let largest = input.flag().then(|| input.number() & VARINT_MAX);
+    let number = short.expand(largest);
+    assert_eq!(number % range, low % range);
     // No other number that ends so is nearer to the one expected.
     let expected = largest.map_or(0, |l| l + 1);
     let distance = number.abs_diff(expected);
-    for other in [number.checked_sub(1 << 32), number.checked_add(1 << 32)].into_iter().flatten() {
+    for other in [number.checked_sub(range), number.checked_add(range)].into_iter().flatten() {
         assert!(distance <= other.abs_diff(expected), "{low:x} after {largest:x?} is not {number:x}");
     }
 }

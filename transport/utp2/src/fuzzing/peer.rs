@@ -31,9 +31,10 @@ impl Peer {
 
     fn seal(&mut self, frames: &[u8]) -> Vec<u8> {
         let mut packet = Vec::new();
-        header::emit_protected(&mut packet, &CIDS[0], self.phase, self.number);
+        let short = header::ShortNumber::long(self.number);
+        header::emit_protected(&mut packet, &CIDS[0], self.phase, short);
         packet.extend_from_slice(frames);
-        let tag = self.key.seal(self.number, &mut packet, header::PROTECTED_HEADER);
+        let tag = self.key.seal(self.number, &mut packet, short.header());
         packet.extend_from_slice(&tag);
         packet
     }
@@ -214,7 +215,8 @@ pub fn peer(data: &[u8]) {
         for (_, _, datagram) in out {
             assert!(datagram.len() <= usize::from(config.max_datagram.min(peer_config.max_datagram)));
             if let Ok(header::Header::Protected { number, .. }) = header::Header::parse(&datagram) {
-                peer.seen = peer.seen.max(u64::from(number) + 1);
+                let number = number.expand(peer.seen.checked_sub(1));
+                peer.seen = peer.seen.max(number + 1);
             }
         }
         if end.closed.is_some() && end.endpoint.connection_count() == 0 {

@@ -201,12 +201,13 @@ fn an_authentic_peer_that_says_odd_things_causes_no_panic() {
         for _ in 0..40 {
             number += 1 + odd_number(&mut random) % 3;
             let mut p = Vec::new();
-            header::emit_protected(&mut p, &[0; 8], false, number);
+            let short = header::ShortNumber::of(number, Some(number));
+            header::emit_protected(&mut p, &[0; 8], false, short);
             odd_frames(&mut random, &mut p);
-            let tag = key.seal(number, &mut p, header::PROTECTED_HEADER);
+            let tag = key.seal(number, &mut p, short.header());
             p.extend_from_slice(&tag);
             let from = if random.next_u32() % 20 == 0 { "10.0.0.9:9" } else { "127.0.0.1:1" };
-            let packet = (false, number as u32);
+            let packet = (false, short);
             let arrival = Arrival { remote: from.parse().unwrap(), at: now, ecn: Ecn::NotEct };
             if s.receive(now, arrival, packet, &mut p, &mut blocks).is_err() {
                 closed += 1;

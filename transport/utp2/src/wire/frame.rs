@@ -21,6 +21,8 @@ const DATA: u8 = 0x10;
 const FIN: u8 = 0x01;
 const LENGTH: u8 = 0x02;
 const WIDE: u8 = 0x04;
+/// The offset has two bytes instead of being a varint of four.
+const SHORT: u8 = 0x20;
 
 /// Longest reason text of a CLOSE.
 pub(crate) const MAX_REASON: usize = 256;
@@ -97,9 +99,13 @@ impl<'a> Frame<'a> {
                 }
                 Self::Ticket { lifetime, nonce, ticket: r.bytes(len)? }
             }
-            _ if kind & !(FIN | LENGTH | WIDE) == DATA => {
+            _ if kind & !(FIN | LENGTH | WIDE | SHORT) == DATA => {
                 let tag = if kind & WIDE != 0 { r.u64()? } else { r.varint()? };
-                let offset = u32::try_from(r.varint()?).map_err(|_| Malformed)?;
+                let offset = if kind & SHORT != 0 {
+                    u32::from(r.u16()?)
+                } else {
+                    u32::try_from(r.varint()?).map_err(|_| Malformed)?
+                };
                 let data = if kind & LENGTH != 0 {
                     let len = usize::try_from(r.varint()?).map_err(|_| Malformed)?;
                     r.bytes(len)?
@@ -162,15 +168,19 @@ impl<'a> Frame<'a> {
 #[inline]
 pub(crate) fn emit_data_head(out: &mut Vec<u8>, tag: u64, offset: u32, fin: bool, len: Option<usize>) {
     let wide = tag > VARINT_MAX;
-    let flags =
-        if fin { FIN } else { 0 } | if len.is_some() { LENGTH } else { 0 } | if wide { WIDE } else { 0 };
-    out.push(DATA | flags);
+    let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+    let short = is_short(offset);
+    out.push(DATA | flag(fin, FIN) | flag(len.is_some(), LENGTH) | flag(wide, WIDE) | flag(short, SHORT));
     if wide {
         out.extend_from_slice(&tag.to_be_bytes());
     } else {
         put_varint(out, tag);
     }
-    put_varint(out, u64::from(offset));
+    if short {
+        out.extend_from_slice(&(offset as u16).to_be_bytes());
+    } else {
+        put_varint(out, u64::from(offset));
+    }
     if let Some(len) = len {
         put_varint(out, len as u64);
     }
@@ -178,7 +188,13 @@ pub(crate) fn emit_data_head(out: &mut Vec<u8>, tag: u64, offset: u32, fin: bool
 
 /// Bytes of a DATA head without a length.
 pub(crate) const fn data_head_len(tag: u64, offset: u32) -> usize {
-    1 + if tag > VARINT_MAX { 8 } else { varint_len(tag) } + varint_len(offset as u64)
+    let tag = if tag > VARINT_MAX { 8 } else { varint_len(tag) };
+    1 + tag + if is_short(offset) { 2 } else { varint_len(offset as u64) }
+}
+
+/// Whether two bytes hold an offset for which a varint takes four.
+const fn is_short(offset: u32) -> bool {
+    offset >= 1 << 14 && offset < 1 << 16
 }
 
 pub(crate) fn emit_message_head(out: &mut Vec<u8>, offset: u64, len: usize) {
@@ -209,7 +225,7 @@ mod tests {
     #[test]
     fn data_heads_survive_the_round_trip() {
         for tag in [0, 63, 1 << 20, VARINT_MAX, VARINT_MAX + 1, 1 << 63, u64::MAX] {
-            for offset in [0, 100, 32_000, u32::MAX - 3] {
+            for offset in [0, 100, 16_383, 16_384, 32_000, 65_535, 65_536, u32::MAX - 3] {
                 for fin in [false, true] {
                     for len in [None, Some(3)] {
                         let mut out = Vec::new();
