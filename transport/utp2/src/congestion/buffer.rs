@@ -8,6 +8,8 @@ use timebase::Instant;
 const MEMORY: Duration = Duration::from_secs(60);
 /// Queues shorter than this cannot be told from noise.
 const SHORTEST: Duration = Duration::from_millis(2);
+/// A queue this part of what was seen at an overflow bears it out.
+const AGAIN: f64 = 0.9;
 /// How fast what is known grows when nothing bears it out any more: by e in this time.
 const GROWS_IN: Duration = Duration::from_secs(30);
 /// Queues longer than this need not be known.
@@ -16,8 +18,10 @@ const FORGOTTEN: Duration = Duration::from_millis(300);
 /// What a queue holds, as far as it is known.
 #[derive(Clone, Copy, Debug)]
 struct Room {
+    /// What is believed, and what was seen: the former grows when the latter was not borne out for long.
     delay: Duration,
-    /// When an overflow last bore it out.
+    full: Duration,
+    /// When the queue was last that long.
     seen: Instant,
     /// Until when it has grown since.
     grown: Instant,
@@ -45,9 +49,14 @@ impl Buffer {
         }
         self.peak[0] = self.peak[0].max(delay);
         let Some(room) = &mut self.room else { return };
-        room.delay = room.delay.max(delay);
-        // Flows that came later may not know it: to share equally, all must forget it where nothing is lost. Not at once,
-        // for who is the first to forget would outgrow the others.
+        if delay >= room.full.mul_f64(AGAIN) {
+            // All flows on the path see this, also those that lost nothing: what they believe stays the same.
+            let full = room.full.max(delay);
+            *room = Room { delay: full, full, seen: now, grown: now };
+            return;
+        }
+        // Flows that came later may not know it: to share equally, all must forget it where the queue stays short. Not at
+        // once, for who is the first to forget would outgrow the others.
         let still = room.seen + MEMORY / 2;
         if now > still {
             let time = now.saturating_since(room.grown.max(still));
@@ -59,11 +68,26 @@ impl Buffer {
         }
     }
 
+    /// The path without a queue turned out to be shorter `by` this: so much longer was every delay seen.
+    pub(super) fn on_shorter(&mut self, by: Duration) {
+        for delay in self.peak.iter_mut().filter(|d| !d.is_zero()) {
+            *delay += by;
+        }
+        if let Some(room) = &mut self.room {
+            room.delay += by;
+            room.full += by;
+        }
+    }
+
+    fn learn(&mut self, now: Instant, full: Duration) {
+        self.room = Some(Room { delay: full, full, seen: now, grown: now });
+    }
+
     /// Packets were lost by more than chance, if only a few, while the longest delay was `delay`.
     pub(super) fn on_loss(&mut self, now: Instant, delay: Duration) {
         let peak = self.peak();
         if delay >= SHORTEST && delay >= peak.mul_f64(0.8) {
-            self.room = Some(Room { delay: peak.max(delay), seen: now, grown: now });
+            self.learn(now, peak.max(delay));
         }
     }
 
@@ -76,7 +100,7 @@ impl Buffer {
     pub(super) fn on_excess_loss(&mut self, now: Instant, delay: Duration) -> bool {
         let full = delay >= SHORTEST && delay >= self.peak().mul_f64(0.7);
         if full {
-            self.room = Some(Room { delay: self.peak().max(delay), seen: now, grown: now });
+            self.learn(now, self.peak().max(delay));
         }
         full
     }
@@ -116,5 +140,24 @@ mod tests {
             b.observe(now, MS(10));
         }
         assert_eq!(b.room(), None);
+    }
+
+    #[test]
+    fn a_long_queue_without_loss_bears_it_out_for_all_who_know() {
+        let mut b = Buffer::default();
+        let mut now = Instant::ZERO;
+        b.observe(now, MS(20));
+        b.on_loss(now, MS(20));
+        b.on_shorter(MS(5));
+        assert_eq!(b.room(), Some(MS(25)), "all delays were longer than they seemed");
+        for _ in 0..45 {
+            now += MS(1000);
+            b.observe(now, MS(10));
+        }
+        assert!(b.room() > Some(MS(35)));
+        b.observe(now, MS(23));
+        assert_eq!(b.room(), Some(MS(25)));
+        b.observe(now, MS(28));
+        assert_eq!(b.room(), Some(MS(28)));
     }
 }

@@ -529,6 +529,7 @@ impl Controller {
             // What was taken for an empty queue was none: what was lost in it tells nothing.
             s.base_loss.replace(0.0);
         }
+        s.buffer.on_shorter(s.rtt_min.saturating_sub(ack.min));
         s.rtt_min = ack.min;
         s.in_flight = ack.in_flight;
         let mut train = false;
@@ -624,8 +625,8 @@ impl Controller {
             if empty {
                 s.base_loss.observe_dispersion(sent, lost);
             }
-            let noisy = s.jitter > Duration::from_millis(1);
             let longest = i.rtt_max.saturating_sub(s.rtt_min);
+            let noisy = s.jitter > Duration::from_millis(1);
             let empty = empty && (noisy || longest < s.empty_below() * 2);
             let in_doubt = matches!(&self.phase, Phase::Avoid(a) if a.is_in_doubt());
             let empty = empty && !in_doubt;
