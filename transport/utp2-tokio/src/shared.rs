@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use timebase::Instant;
 use tokio::sync::{Notify, mpsc, oneshot};
-use utp2::{Arrival, CloseReason, ContextId, Event, Handle, PeerIdentity, SourceError, Stats};
+use utp2::{
+    Arrival, CloseReason, ContextId, Event, Handle, HandshakeFailure, PeerIdentity, SourceError, Stats,
+};
 
 use crate::connection::{BlockEvent, Connection};
 use crate::fault::BadPath;
@@ -227,9 +229,16 @@ impl Core {
         told: Connecting,
     ) -> Result<Arc<ConnState>, utp2::ConnectError> {
         let blocks = self.contexts.get(&context).cloned().ok_or(utp2::ConnectError::UnknownContext)?;
-        let handle = match self.tickets.get(remote, context) {
+        let handle = match self.tickets.take(remote, context) {
             Some(resumption) => self.endpoint.connect_resumed(now, remote, resumption, first)?,
-            None => self.endpoint.connect_with(now, remote, context, first)?,
+            None => {
+                let handle = self.endpoint.connect_with(now, remote, context, first)?;
+                let memory = self.tickets.memory(remote, context);
+                if let (Some(memory), Some(conn)) = (memory, self.endpoint.connection_mut(handle)) {
+                    conn.recall_path(memory);
+                }
+                handle
+            }
         };
         self.dialled.insert(handle, (remote, context));
         let state = ConnState::new(handle, context, true, blocks);
@@ -358,8 +367,13 @@ impl Core {
         let dialled = self.dialled.remove(&handle);
         if let Some(told) = self.connecting.remove(&handle) {
             let _ = told.send(Err(reason.clone()));
-            if let (Some((remote, context)), CloseReason::HandshakeFailed(_)) = (dialled, &reason) {
-                self.tickets.remove(remote, context);
+            if let (Some((remote, context)), CloseReason::HandshakeFailed(why)) = (dialled, &reason) {
+                match why {
+                    HandshakeFailure::Timeout | HandshakeFailure::Busy => {
+                        self.tickets.give_back(remote, context);
+                    }
+                    _ => self.tickets.remove(remote, context),
+                }
             }
         }
         self.last = None;

@@ -11,9 +11,15 @@ const MAX: usize = 256;
 /// Bounded; in memory only. [`crate::Endpoint::resumptions`] and [`crate::Endpoint::remember`] are the way to a disk.
 #[derive(Default)]
 pub(crate) struct Tickets {
-    by_peer: HashMap<(SocketAddr, ContextId), Resumption>,
+    by_peer: HashMap<(SocketAddr, ContextId), Held>,
     /// The same keys, oldest first.
     order: VecDeque<(SocketAddr, ContextId)>,
+}
+
+struct Held {
+    resumption: Resumption,
+    /// A ticket is used once (PROTOCOL.md §5.8); what is known of the path outlives it.
+    used: bool,
 }
 
 impl Tickets {
@@ -22,7 +28,7 @@ impl Tickets {
         if let Some(old) = self.by_peer.get(&key) {
             // A fresh ticket knows nothing of the path yet.
             if resumption.path_memory().is_none() {
-                resumption.set_path_memory(old.path_memory());
+                resumption.set_path_memory(old.resumption.path_memory());
             }
             self.order.retain(|k| *k != key);
         } else if self.by_peer.len() == MAX
@@ -31,16 +37,30 @@ impl Tickets {
             self.by_peer.remove(&oldest);
         }
         self.order.push_back(key);
-        self.by_peer.insert(key, resumption);
+        self.by_peer.insert(key, Held { resumption, used: false });
     }
 
-    pub(crate) fn get(&self, remote: SocketAddr, context: ContextId) -> Option<Resumption> {
-        self.by_peer.get(&(remote, context)).cloned()
+    /// The ticket for a connection to this peer, which takes it.
+    pub(crate) fn take(&mut self, remote: SocketAddr, context: ContextId) -> Option<Resumption> {
+        let held = self.by_peer.get_mut(&(remote, context))?;
+        (!std::mem::replace(&mut held.used, true)).then(|| held.resumption.clone())
+    }
+
+    /// The ticket taken last was not answered: the peer is away, and will take it when it is back.
+    pub(crate) fn give_back(&mut self, remote: SocketAddr, context: ContextId) {
+        if let Some(held) = self.by_peer.get_mut(&(remote, context)) {
+            held.used = false;
+        }
+    }
+
+    /// What is known of the path to this peer.
+    pub(crate) fn memory(&self, remote: SocketAddr, context: ContextId) -> Option<PathMemory> {
+        self.by_peer.get(&(remote, context))?.resumption.path_memory()
     }
 
     pub(crate) fn set_memory(&mut self, remote: SocketAddr, context: ContextId, memory: Option<PathMemory>) {
-        if let (Some(r), Some(_)) = (self.by_peer.get_mut(&(remote, context)), memory) {
-            r.set_path_memory(memory);
+        if let (Some(held), Some(_)) = (self.by_peer.get_mut(&(remote, context)), memory) {
+            held.resumption.set_path_memory(memory);
         }
     }
 
@@ -56,6 +76,6 @@ impl Tickets {
     }
 
     pub(crate) fn all(&self) -> Vec<(SocketAddr, Resumption)> {
-        self.by_peer.iter().map(|(k, r)| (k.0, r.clone())).collect()
+        self.by_peer.iter().filter(|(_, h)| !h.used).map(|(k, h)| (k.0, h.resumption.clone())).collect()
     }
 }

@@ -200,12 +200,21 @@ async fn who_comes_back_needs_one_round_trip() {
     })
     .await;
     pair.near.close(0, "for now");
-    let again =
-        within(20, "coming back", pair.client.connect(pair.server.local_addr(), CONTEXT)).await.unwrap();
-    assert!(again.is_resumed());
+    let server = pair.server.local_addr();
+    let both =
+        async { tokio::join!(pair.client.connect(server, CONTEXT), pair.client.connect(server, CONTEXT)) };
+    let (again, second) = within(20, "coming back", both).await;
+    let (again, second) = (again.unwrap(), second.unwrap());
+    assert!(again.is_resumed() && !second.is_resumed(), "a ticket is used once");
     let far = within(20, "accepting", incoming.accept()).await.unwrap();
     again.send_message(b"here again").await.unwrap();
     assert_eq!(within(20, "a message", far.recv_message()).await.unwrap(), b"here again");
+    within(20, "a new ticket", async {
+        while pair.client.resumptions().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     // Another endpoint may go on with what was stored.
     let (other, _) = bind(1, None);
     other.add_context(CONTEXT, SECRET, pair.blocks.clone(), pair.blocks.clone());
@@ -214,6 +223,36 @@ async fn who_comes_back_needs_one_round_trip() {
     }
     let third = within(20, "connecting", other.connect(pair.server.local_addr(), CONTEXT)).await.unwrap();
     assert!(third.is_resumed());
+}
+
+#[tokio::test]
+async fn a_ticket_that_nobody_answered_is_kept() {
+    let mut config = config(1);
+    config.core.handshake_timeout = Duration::from_millis(300);
+    let (client, _) = Endpoint::bind("127.0.0.1:0".parse().unwrap(), config).unwrap();
+    let (server, _incoming) = bind(2, None);
+    for endpoint in [&client, &server] {
+        endpoint.add_context(CONTEXT, SECRET, Blocks::new(0), Blocks::new(0));
+    }
+    let address = server.local_addr();
+    let near = within(20, "connecting", client.connect(address, CONTEXT)).await.unwrap();
+    within(20, "a ticket", async {
+        while client.resumptions().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    drop(near);
+    within(20, "closing", server.close()).await;
+    let silence = within(20, "giving up", client.connect(address, CONTEXT)).await;
+    assert!(
+        matches!(
+            silence,
+            Err(ConnectError::Handshake(CloseReason::HandshakeFailed(HandshakeFailure::Timeout)))
+        ),
+        "{silence:?}"
+    );
+    assert_eq!(client.resumptions().len(), 1);
 }
 
 #[tokio::test]
@@ -247,7 +286,7 @@ async fn first_messages_go_early_where_they_are_taken_and_come_once() {
             }
             assert_eq!(got, what);
             within(20, "a new ticket", async {
-                while client.resumptions() == before {
+                while client.resumptions().is_empty() || client.resumptions() == before {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             })
