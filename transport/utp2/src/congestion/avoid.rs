@@ -47,6 +47,9 @@ pub(super) struct Avoid {
 /// Runs of losses that make an event: one burst is an accident, a queue that overflows drops again and again.
 const RUNS_MIN: f64 = 4.0;
 
+/// On shorter round trips, which are judged as if they were far longer, a packet in each is much.
+const NEAR: Duration = Duration::from_millis(2);
+
 /// How much of what is predicted is believed.
 const PREDICTION: f64 = 0.8;
 
@@ -369,7 +372,10 @@ impl Avoid {
             match trial.judge(s, i, queue) {
                 Verdict::Waiting => return Some(Change::Stay),
                 Verdict::Queue => {}
-                Verdict::Own => s.remembered = s.remembered.min(trial.rate),
+                Verdict::Own(sent, lost) => {
+                    s.remembered = s.remembered.min(trial.rate);
+                    s.sent_slower(sent, lost);
+                }
                 Verdict::Chance(loss) => {
                     s.base_loss.replace(1.03 * loss);
                     let back = 0.98 * trial.rate;
@@ -548,7 +554,8 @@ impl Avoid {
         let f = fourth_root(relative).clamp(0.5, 3.0);
         let least = 0.004 * sqrt(relative).min(10.0) * (rtt.as_secs_f64() / 0.1).clamp(0.1, 2.0);
         // A packet per round trip is no haste: without it, who has little keeps little.
-        let packet = if s.is_local() { 0.0 } else { s.packet / (s.rate.max(1.0) * rtt.as_secs_f64()) };
+        let near = s.rtt_min < NEAR;
+        let packet = if near { 0.0 } else { s.packet / (s.rate.max(1.0) * rtt.as_secs_f64()) };
         let least = least.max(packet.min(0.25));
         let r = self.sustainable(now, s).map(|r| if x >= 0.5 { self.refine(s, i, r) } else { r });
         if x >= 1.0 {

@@ -40,6 +40,8 @@ pub(super) struct BaseLoss {
     observed: f64,
     /// Packets sent and lost in the last deep probes, older ones weighing less.
     probed: (f64, f64),
+    /// The same of what was sent slower for other reasons: before the start came to the path's rate, in trials.
+    slower: (f64, f64),
 }
 
 impl BaseLoss {
@@ -57,6 +59,7 @@ impl BaseLoss {
             mean: 0.0,
             observed: 0.0,
             probed: (0.0, 0.0),
+            slower: (0.0, 0.0),
         }
     }
 
@@ -70,8 +73,8 @@ impl BaseLoss {
 
     /// No more than what was lost when sending much slower, as far as that is known.
     fn ceiling(&self) -> f64 {
-        let (sent, lost) = self.probed;
-        if sent < 300.0 {
+        let (sent, lost) = (self.probed.0 + self.slower.0, self.probed.1 + self.slower.1);
+        if sent < if self.slower.0 > 0.0 { 150.0 } else { 300.0 } {
             return CAP;
         }
         let loss = lost / sent;
@@ -85,6 +88,15 @@ impl BaseLoss {
         self.set(self.estimate);
     }
 
+    /// Slower than what the path was seen to bear, `lost` of `sent` were lost. What was lost before was of our own making,
+    /// and so was its unevenness.
+    pub(super) fn add_slower(&mut self, sent: f64, lost: f64) {
+        self.dispersion = (self.dispersion / 2.0).max(1.0);
+        self.slower.0 += sent;
+        self.slower.1 += lost;
+        self.set(self.estimate);
+    }
+
     /// Whether no deep probe has confirmed it yet.
     pub(super) fn is_unproven(&self) -> bool {
         self.probed.0 < 300.0
@@ -92,14 +104,15 @@ impl BaseLoss {
 
     /// A deep probe begins.
     pub(super) fn begin_probe(&mut self) {
-        self.probed.0 /= 2.0;
-        self.probed.1 /= 2.0;
+        for p in [&mut self.probed, &mut self.slower] {
+            *p = (p.0 / 2.0, p.1 / 2.0);
+        }
     }
 
     /// A trial has shown what the loss is; what was seen before it is out of date.
     pub(super) fn replace(&mut self, loss: f64) {
         self.windows.clear();
-        self.probed = (0.0, 0.0);
+        (self.probed, self.slower) = ((0.0, 0.0), (0.0, 0.0));
         self.set(loss);
     }
 

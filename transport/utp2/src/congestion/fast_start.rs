@@ -48,6 +48,11 @@ pub(super) struct FastStart {
 
 /// Intervals remembered; older ones are far slower than what matters.
 const MAX_PAST: usize = 32;
+/// On shorter round trips there are no trains: a queue of half a round trip would not hold them, and the rate is found
+/// within milliseconds without.
+pub(super) const SHORT: Duration = Duration::from_millis(5);
+/// Intervals in a row with loss and without growth that end the start, if nothing slower is known.
+const STUCK: usize = 3;
 
 impl FastStart {
     pub(super) fn new() -> Self {
@@ -91,6 +96,7 @@ impl FastStart {
     /// Whether another train would tell something.
     pub(super) fn wants_train(&self, s: &Shared) -> bool {
         !s.is_local()
+            && s.rtt_min >= SHORT
             && !self.surpassed
             && self.known.is_none()
             && (self.trains.is_coarse() || self.trains.rate().is_none_or(|r| s.rate < r / 2.0))
@@ -229,7 +235,13 @@ impl FastStart {
             let before = self.past.iter().rev().find(|p| p.began <= old && p.rate <= 0.6 * rate);
             before.is_some_and(|p| p.delivered > 0.0 && rate > 1.6 * p.rate && d < 1.15 * p.delivered)
         };
-        if queued || lossy || collapsed || plateau {
+        // So short a round trip that there are no slower intervals: the rate does not get any further, and much is lost.
+        // Whether by chance is for SpeedProbe to find out.
+        let stuck = !judged && lost > 0.02 * sent && sent >= 20.0 && {
+            let last = self.past.iter().rev().take(STUCK);
+            last.filter(|p| p.rate > 0.9 * rate && p.lost > 0.02 * p.sent).count() == STUCK
+        };
+        if queued || lossy || collapsed || plateau || stuck {
             // The best of the last three intervals is what the path carries.
             let last = self.past.iter().rev().take(2).map(|p| p.delivered).fold(d, f64::max);
             let seen = last.max(s.delivered().unwrap_or(0.0));

@@ -63,7 +63,7 @@ mod tests {
         let began = Instant::from_micros(at_ms * 1000);
         let mut intervals = Intervals::new();
         let long = Duration::from_millis(200);
-        let id = intervals.on_sent(began, 1000, long, long / 2, Purpose::Normal, 0, false);
+        let id = intervals.on_sent(began, 1000, long, (long / 2, 1), Purpose::Normal, 0, false);
         let mut interval = intervals.get_mut(id).expect("just begun").clone();
         interval.ended = Some(began + Duration::from_millis(100));
         interval.sent_bytes = sent * 1000;

@@ -72,20 +72,21 @@ pub(super) struct Intervals {
 /// Intervals waiting to be judged; beyond that (silence of many round trips) the oldest go unjudged.
 const MAX_WAITING: usize = 256;
 /// Packets an interval has at least, unless it lasts too long.
-const MIN_PACKETS: u32 = 40;
+pub(super) const MIN_PACKETS: u32 = 40;
 
 impl Intervals {
     pub(super) fn new() -> Self {
         Self { ring: VecDeque::new(), base: 0 }
     }
 
-    /// The interval a packet sent now belongs to; begins a new one if it is time.
+    /// The interval a packet sent now belongs to; begins a new one if it is time, and the present one has so much time
+    /// and so many packets at least.
     pub(super) fn on_sent(
         &mut self,
         now: Instant,
         bytes: usize,
         rtt: Duration,
-        shortest: Duration,
+        (shortest, packets): (Duration, u32),
         purpose: Purpose,
         epoch: u32,
         train: bool,
@@ -94,7 +95,7 @@ impl Intervals {
             let age = now.saturating_since(last.began);
             let wanted = (rtt / 2).clamp(shortest, Duration::from_millis(250));
             let longest = rtt.max(Duration::from_millis(50)) * 4;
-            let full = age >= wanted && last.sent >= MIN_PACKETS || age >= longest;
+            let full = age >= wanted && last.sent >= packets || age >= longest;
             if full || last.purpose != purpose || last.epoch != epoch || last.train != train {
                 last.ended = Some(now);
             }

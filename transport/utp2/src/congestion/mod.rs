@@ -45,6 +45,8 @@ const REFERENCE: f64 = 125e6;
 const MAX_RATE: f64 = 12.5e9;
 /// Paths with a shorter round trip are judged as if it were this long: timers and schedulers are no finer.
 const MIN_RTT: Duration = Duration::from_millis(10);
+/// Paths with a shorter round trip lie within a machine or a room: what delays there is schedulers and socket buffers.
+const LOCAL: Duration = Duration::from_micros(500);
 
 /// Bytes in flight on a local path: nearly all of them wait in the peer's socket buffer, of unknown size, until it
 /// overflows. The limit begins at the first number, shrinks with every loss and grows slowly without, between the
@@ -57,6 +59,9 @@ const LOCAL_LIMIT: [f64; 3] = [2e6, 96e3, 8e6];
 const LOCAL_EXCESS: [f64; 2] = [0.85, 2.6];
 const LOCAL_LOSS: f64 = 0.08;
 const LOCAL_PATIENCE: u32 = 4;
+
+/// A path whose queue delay stays below this for [`Shared::peak`]'s memory has a queue too short to be seen.
+const UNSEEN: Duration = Duration::from_millis(2);
 
 /// Share of a remembered rate to resume at, when the path seems the same and after a change of address.
 const RESUME_SHARE: f64 = 0.95;
@@ -153,9 +158,9 @@ impl Shared {
         self.queue_peak[0].max(self.queue_peak[1])
     }
 
-    /// On a path of less than 2 ms, a few milliseconds are the work of schedulers, not of queues.
+    /// On a path of less than half a millisecond, a few milliseconds are the work of schedulers, not of queues.
     fn is_local(&self) -> bool {
-        self.rtt_min < Duration::from_millis(2)
+        self.rtt_min < LOCAL
     }
 
     /// How far the rate may be above what arrives. A local machine that sleeps half of the time must send twice as
@@ -274,6 +279,15 @@ impl Shared {
         self.purpose = Purpose::Normal;
     }
 
+    /// Slower than what the path was seen to bear, `lost` of `sent` were lost: the base loss is no more than that. Of
+    /// use only where no delay shows the queue; else what is lost while it is seen empty tells more, and all flows the
+    /// same.
+    fn sent_slower(&mut self, sent: f64, lost: f64) {
+        if self.peak() < UNSEEN {
+            self.base_loss.add_slower(sent, lost);
+        }
+    }
+
     /// Sets the rate in answer to congestion: what was sent before tells nothing about it.
     fn cut(&mut self, now: Instant, rate: f64) {
         self.rate = rate;
@@ -298,8 +312,8 @@ pub(crate) struct Controller {
 impl Controller {
     pub(crate) fn new(now: Instant, rtt: Duration, packet: usize, mode: Mode) -> Self {
         let packet = packet as f64;
-        // 32 packets in 100 ms, or 10 in a round trip.
-        let rate = (packet * 320.0).max(packet * 10.0 / rtt.as_secs_f64().max(1e-3));
+        // 32 packets in 100 ms, or 10 in a round trip or 4 ms.
+        let rate = (packet * 320.0).max(packet * 10.0 / rtt.as_secs_f64().max(4e-3));
         let shared = Shared {
             mode,
             packet,
@@ -436,14 +450,25 @@ impl Controller {
         let shortest = match (s.is_local(), fast_start) {
             (true, false) => 50,
             (true, true) => 20,
-            (false, _) => 10,
+            (false, false) => 10,
+            (false, true) => 4,
         };
         let shortest = Duration::from_millis(shortest);
+        // Where many round trips pass in an interval, the start must not wait for more packets than it needs.
+        let packets = interval::MIN_PACKETS / if fast_start && s.rtt_min < fast_start::SHORT { 2 } else { 1 };
         let train = match &mut self.phase {
             Phase::FastStart(f) if f.trains.is_leaving() => Some(&mut f.trains),
             _ => None,
         };
-        let id = self.intervals.on_sent(now, bytes, s.rtt, shortest, s.purpose, s.epoch, train.is_some());
+        let id = self.intervals.on_sent(
+            now,
+            bytes,
+            s.rtt,
+            (shortest, packets),
+            s.purpose,
+            s.epoch,
+            train.is_some(),
+        );
         if let Some(train) = train {
             train.on_sent(id);
         }
@@ -664,8 +689,12 @@ impl Controller {
         }
         let Some(d) = delivered.map(|d| d / (1.0 - s.base_loss.estimate())) else { return false };
         let excess = i.loss() - s.base_loss.estimate() > s.base_loss.noise(f64::from(i.sent));
-        if queue > s.target() / 2 || excess {
+        if queue > s.target() / 2 {
             s.congested = d;
+        } else if excess {
+            // Where no queue evens it out, less may arrive of too much than of enough.
+            let before = if s.peak() < UNSEEN { 0.97 * s.congested } else { 0.0 };
+            s.congested = d.max(before);
         }
         s.mode != Mode::Background && d > 1.2 * s.congested && s.rate > 1.2 * s.congested
     }

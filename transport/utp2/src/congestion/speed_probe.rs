@@ -102,6 +102,7 @@ impl SpeedProbe {
         let loss = self.lost / self.sent;
         let excess = loss - s.base_loss.estimate();
         if excess <= s.base_loss.noise(self.sent) {
+            s.sent_slower(self.sent, self.lost);
             return Change::Avoid;
         }
         if self.cuts > 0 && self.empty_since_cut && loss > 0.85 * self.loss_before {

@@ -28,8 +28,8 @@ pub(super) enum Verdict {
     Waiting,
     /// A queue shows: delay tells more than the trial could.
     Queue,
-    /// The loss went away.
-    Own,
+    /// The loss went away; sent and lost meanwhile.
+    Own(f64, f64),
     /// The loss, so much of it, stayed.
     Chance(f64),
 }
@@ -68,7 +68,7 @@ impl Trial {
         if above > (0.35 * excess).max(2.0 * s.base_loss.sigma(seen, self.sent)) {
             Verdict::Chance(seen)
         } else {
-            Verdict::Own
+            Verdict::Own(self.sent, self.lost)
         }
     }
 }
