@@ -76,11 +76,16 @@ fn a_busy_machine_neither_ends_the_start_early_nor_wears_the_rate_down() {
 #[test]
 fn a_near_host_is_not_given_up_for_its_stalls() {
     for (mbit, loss) in [(100, 0.0), (1000, 0.0), (1000, 0.001)] {
+        let (mut got, mut sent) = (Vec::new(), Vec::new());
         for seed in 1..=4 {
             let (line, wire) = run(mbit, Duration::from_millis(1), loss, Some(Noise::default()), seed, 3);
-            let steady = mean(&line[1000..]);
-            println!("{mbit} Mbit/s, 1 ms, {loss}, seed {seed}: {steady:.3}, wire bytes per byte {wire:.3}");
-            assert!(steady > 0.25 && wire < 1.3, "seed {seed}: {steady}, {wire}");
+            println!(
+                "{mbit} Mbit/s, 1 ms, {loss}, seed {seed}: {:.3}, wire bytes per byte {wire:.3}",
+                mean(&line[1000..])
+            );
+            got.push(mean(&line[1000..]));
+            sent.push(wire);
         }
+        assert!(mean(&got) > 0.35 && mean(&sent) < 1.25, "{mbit} Mbit/s: {got:?}, {sent:?}");
     }
 }
