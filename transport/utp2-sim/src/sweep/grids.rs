@@ -246,6 +246,43 @@ fn changing_cases(list: &mut List, single: impl Fn(u64, u64, f64, u64) -> Scenar
             recovery("round trips to settle, up", 1, AtMost(20.0), settled_rtts),
         ],
     );
+    let longer = [
+        (GBIT, &[50, 150, 50][..], 0.001, Mode::Full),
+        (GBIT, &[50, 80], 0.0, Mode::Full),
+        (100 * MBIT, &[20, 120, 20], 0.0, Mode::Full),
+        (100 * MBIT, &[20, 40], 0.01, Mode::Fair),
+        (20 * MBIT, &[200, 600], 0.01, Mode::Full),
+    ];
+    for (rate, rtts, loss, mode) in longer {
+        let mut s = single(rate, rtts[0], loss, 20 + 20 * (rtts.len() as u64 - 1));
+        s.flows[0].mode = mode;
+        let mut questions = Vec::new();
+        for (i, &rtt) in rtts.iter().enumerate().skip(1) {
+            let at = S(20 * i as u64);
+            for link in [&mut s.forward, &mut s.reverse] {
+                *link = link.clone().with_step(at, Change::Delay(MS(rtt) / 2));
+            }
+            let most = (rtt as f64 / 100.0).max(2.0);
+            questions.push(recovery(
+                &format!("settled after, to {rtt} ms, s"),
+                i - 1,
+                AtMost(most),
+                |_, r| Some(r.settled?.as_secs_f64()),
+            ));
+            // What settles must not fall off again.
+            questions.push(recovery(
+                &format!("cost, to {rtt} ms, s of the rate"),
+                i - 1,
+                AtMost(1.0),
+                |_, r| Some(r.cost.as_secs_f64()),
+            ));
+        }
+        let steps: Vec<String> = rtts.iter().map(u64::to_string).collect();
+        let mode = if mode == Mode::Fair { "fair" } else { "full" };
+        let rate = rate / MBIT;
+        let name = format!("{} ms, {rate} Mbit/s, {} %, mode {mode}", steps.join(" → "), loss * 100.0);
+        list.add(&name, s, questions);
+    }
     let moves = [
         ("sender's address", Side::Sender, Move::Address),
         ("receiver's port", Side::Receiver, Move::Port),

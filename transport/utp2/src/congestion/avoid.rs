@@ -12,7 +12,7 @@ use super::compete::Compete;
 use super::interval::{Interval, Purpose};
 use super::math::{fourth_root, sqrt};
 use super::trial::{Trial, Verdict};
-use super::{Change, REFERENCE, Shared};
+use super::{AckSample, Change, REFERENCE, Shared};
 use crate::Mode;
 
 #[derive(Debug)]
@@ -80,6 +80,21 @@ struct Pool {
     runs: f64,
     /// Longest and shortest delay beyond the minimum.
     delay_max: Duration,
+}
+
+/// ACKs in a row that make a flood.
+const FLOOD_ACKS: u32 = 3;
+
+impl Shared {
+    /// The queue, if several ACKs in a row told of one far beyond what is aimed at, that still grows: the path has
+    /// become slower, and to wait for an interval would fill its buffer.
+    pub(super) fn flood(&mut self, ack: &AckSample) -> Option<Duration> {
+        let (rtt, _) = ack.rtt?;
+        let queue = rtt.saturating_sub(self.rtt_min);
+        let much = (self.target() * 4).max(self.rtt_min / 4).max(Duration::from_millis(20)) + self.jitter * 2;
+        self.flooded = if queue > much { self.flooded + 1 } else { 0 };
+        (self.flooded >= FLOOD_ACKS && !self.is_local()).then_some(queue)
+    }
 }
 
 impl Avoid {
@@ -168,9 +183,15 @@ impl Avoid {
             return;
         }
         let window = (s.rtt_min / 2).max(Duration::from_millis(20)).as_micros() as u64;
-        let Some(d) = s.delivery.rate(window) else { return };
+        let d = match s.longer.arrived(now, s.rtt()) {
+            None => s.delivery.rate(window),
+            Some(d) => d,
+        };
+        let Some(d) = d else { return };
         let share = d / (1.0 - s.base_loss.estimate());
-        if share < 0.75 * s.rate {
+        // Where the way itself may be longer, only this tells.
+        if share < 0.75 * s.rate || s.longer.is_in_doubt() {
+            let share = share.min(s.rate);
             s.remembered = share;
             s.cut(now, share * 0.5);
             self.episode = Episode::Drain { until: now + queue * 2 + s.rtt() * 5 / 2, share };
@@ -182,7 +203,8 @@ impl Avoid {
         let share =
             if s.is_limited(now) { s.rate } else { s.sustainable().map_or(s.rate, |r| r.min(s.rate)) };
         // A deep queue would take too long to drain by a seventh of the rate.
-        let depth = if s.mode == Mode::Background || queue > s.rtt_min / 2 { 0.5 } else { 0.85 };
+        let deep = s.mode == Mode::Background || queue > s.rtt_min / 2 || s.longer.is_in_doubt();
+        let depth = if deep { 0.5 } else { 0.85 };
         let until = now + queue.mul_f64(1.0 / (1.0 - depth)) + s.rtt() * 5 / 2;
         s.remembered = share;
         s.cut(now, share * depth);

@@ -91,7 +91,8 @@ impl Buffer {
         }
     }
 
-    fn peak(&self) -> Duration {
+    /// The largest delay of the last half to whole minute.
+    pub(super) fn peak(&self) -> Duration {
         self.peak[0].max(self.peak[1])
     }
 

@@ -80,6 +80,15 @@ impl FastStart {
         Self { known: Some(rate), known_loss: Some(memory.base_loss()), ..Self::new() }
     }
 
+    /// The path has become longer and is thought to carry `rate`: goes on with nearly that. Where nothing was learned
+    /// yet, the search begins from there.
+    pub(super) fn lengthened(now: Instant, s: &mut Shared, rate: f64) -> Self {
+        s.remembered = rate;
+        s.cut(now, super::RESUME_SHARE * rate);
+        let known = (s.learned > 0.0).then_some(rate);
+        Self { known, known_loss: Some(s.base_loss.estimate()), ..Self::new() }
+    }
+
     /// The path carries more than it did: search anew from the present rate.
     pub(super) fn again(s: &Shared) -> Self {
         Self { known_loss: Some(s.base_loss.estimate()), again: true, ..Self::new() }

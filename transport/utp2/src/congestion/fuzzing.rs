@@ -71,6 +71,7 @@ pub fn controller(data: &[u8]) {
                     now,
                     &AckSample {
                         rtt: sample,
+                        left: now - rtt.min(now.saturating_since(Instant::ZERO)),
                         smoothed: rtt,
                         min,
                         arrival_us: arrival,

@@ -5,6 +5,8 @@
 
 use core::time::Duration;
 
+use super::{Controller, Shared};
+
 /// What was learned of a path: enough to begin at nearly full speed when it is met again.
 ///
 /// Made by [`crate::Connection::path_memory`], used by [`crate::Connection::recall_path`]. It is a hint and never
@@ -32,6 +34,28 @@ impl PathMemory {
     /// The remembered base loss, as a share.
     pub(super) fn base_loss(&self) -> f64 {
         f64::from(self.base_loss_ppm.min(LOSS_CAP_PPM)) / 1e6
+    }
+}
+
+impl Shared {
+    /// What this path or a like one may be expected to bear; after silence, the present rate tells nothing of it.
+    pub(super) fn expectation(&self, silent: bool) -> PathMemory {
+        let guess = if silent { self.remembered } else { self.rate };
+        self.memory(if self.learned > 0.0 { self.learned } else { guess })
+    }
+
+    /// The path, as remembered at `rate`.
+    pub(super) fn memory(&self, rate: f64) -> PathMemory {
+        let base_loss_ppm = (self.base_loss.estimate() * 1e6) as u32;
+        PathMemory { rate: rate as u64, rtt_min: self.rtt_min, base_loss_ppm }
+    }
+}
+
+impl Controller {
+    /// What is worth remembering of the path; `None` while too little is known of it.
+    pub(crate) fn path_memory(&self) -> Option<PathMemory> {
+        let learned = self.shared.learned;
+        (learned >= 1.0).then(|| self.shared.memory(learned))
     }
 }
 

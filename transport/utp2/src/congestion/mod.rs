@@ -14,6 +14,7 @@ mod fast_start;
 pub(crate) mod fuzzing;
 mod held;
 mod interval;
+mod longer;
 mod math;
 mod memory;
 mod onset;
@@ -33,6 +34,7 @@ use self::delivery::Delivery;
 use self::fast_start::FastStart;
 use self::held::Held;
 use self::interval::{Interval, Intervals, Purpose};
+use self::longer::Longer;
 use self::math::fourth_root;
 pub use self::memory::PathMemory;
 use self::speed_probe::{Drain, SpeedProbe};
@@ -66,8 +68,6 @@ const UNSEEN: Duration = Duration::from_millis(2);
 /// Share of a remembered rate to resume at, when the path seems the same and after a change of address.
 const RESUME_SHARE: f64 = 0.95;
 const MOVED_SHARE: f64 = 0.5;
-/// ACKs in a row that make a flood.
-const FLOOD_ACKS: u32 = 3;
 /// Round trips that may bear out a memory.
 const RECALL_SAMPLES: u32 = 4;
 
@@ -76,6 +76,8 @@ const RECALL_SAMPLES: u32 = 4;
 pub(crate) struct AckSample {
     /// A round trip measured, and the interval of the packet it was measured with.
     pub(crate) rtt: Option<(Duration, u32)>,
+    /// When that packet left.
+    pub(crate) left: Instant,
     pub(crate) smoothed: Duration,
     pub(crate) min: Duration,
     /// When the largest packet arrived, on the peer's clock.
@@ -141,6 +143,9 @@ struct Shared {
     flooded: u32,
     /// What the machine let us send of what the rate allowed, in the intervals judged last.
     held: Held,
+    longer: Longer,
+    /// When the path last became shorter at once.
+    path_since: Instant,
 }
 
 impl Shared {
@@ -245,28 +250,6 @@ impl Shared {
         self.last_limited.is_some_and(|t| now.saturating_since(t) < memory)
     }
 
-    /// The queue, if several ACKs in a row told of one far beyond what is aimed at, that still grows: the path has
-    /// become slower, and to wait for an interval would fill its buffer.
-    fn flood(&mut self, ack: &AckSample) -> Option<Duration> {
-        let (rtt, _) = ack.rtt?;
-        let queue = rtt.saturating_sub(self.rtt_min);
-        let much = (self.target() * 4).max(self.rtt_min / 4).max(Duration::from_millis(20)) + self.jitter * 2;
-        self.flooded = if queue > much { self.flooded + 1 } else { 0 };
-        (self.flooded >= FLOOD_ACKS && !self.is_local()).then_some(queue)
-    }
-
-    /// What this path or a like one may be expected to bear; after silence, the present rate tells nothing of it.
-    fn expectation(&self, silent: bool) -> PathMemory {
-        let guess = if silent { self.remembered } else { self.rate };
-        self.memory(if self.learned > 0.0 { self.learned } else { guess })
-    }
-
-    /// The path, as remembered at `rate`.
-    fn memory(&self, rate: f64) -> PathMemory {
-        let base_loss_ppm = (self.base_loss.estimate() * 1e6) as u32;
-        PathMemory { rate: rate as u64, rtt_min: self.rtt_min, base_loss_ppm }
-    }
-
     /// The lowest rate: two packets in a round trip.
     fn floor(&self) -> f64 {
         2.0 * self.packet / self.rtt.as_secs_f64().max(0.01)
@@ -307,6 +290,8 @@ pub(crate) struct Controller {
     /// A memory not yet borne out by a round trip, and how many more may try.
     recalled: Option<(PathMemory, u32)>,
     last_silence: Instant,
+    /// The round trip of a path that has become longer, until [`Controller::take_longer`].
+    lengthened: Option<Duration>,
 }
 
 impl Controller {
@@ -345,6 +330,8 @@ impl Controller {
             congested: f64::INFINITY,
             flooded: 0,
             held: Held::default(),
+            longer: Longer::default(),
+            path_since: now,
         };
         let phase = Phase::FastStart(Box::new(FastStart::new()));
         Self {
@@ -355,13 +342,8 @@ impl Controller {
             silent_halvings: 0,
             last_silence: now,
             recalled: None,
+            lengthened: None,
         }
-    }
-
-    /// What is worth remembering of the path; `None` while too little is known of it.
-    pub(crate) fn path_memory(&self) -> Option<PathMemory> {
-        let learned = self.shared.learned;
-        (learned >= 1.0).then(|| self.shared.memory(learned))
     }
 
     /// The path may be one met before (§9.8). Of use only while the first search for the rate lasts.
@@ -444,7 +426,8 @@ impl Controller {
         if alone {
             self.last_progress = now;
         }
-        let s = &self.shared;
+        let s = &mut self.shared;
+        s.longer.on_sent(now, bytes, s.rtt);
         // Long enough that its luckiest packet met a machine that was awake.
         let fast_start = matches!(self.phase, Phase::FastStart(_));
         let shortest = match (s.is_local(), fast_start) {
@@ -550,11 +533,17 @@ impl Controller {
         }
         let s = &mut self.shared;
         s.rtt = ack.smoothed;
-        if ack.min + (s.rtt_min / 20).max(Duration::from_millis(2)) < s.rtt_min {
-            // What was taken for an empty queue was none: what was lost in it tells nothing.
-            s.base_loss.replace(0.0);
+        let shorter = ack.min + (s.rtt_min / 20).max(Duration::from_millis(2)) < s.rtt_min;
+        if shorter && ack.rtt.is_some_and(|(rtt, _)| s.longer.is_step_down(s, (ack.left, rtt))) {
+            // The way itself: what was sent before has met no such queue as it seems, nor is lost if overtaken.
+            s.path_since = now;
+        } else {
+            if shorter {
+                // What was taken for an empty queue was none: what was lost in it tells nothing.
+                s.base_loss.replace(0.0);
+            }
+            s.buffer.on_shorter(s.rtt_min.saturating_sub(ack.min));
         }
-        s.buffer.on_shorter(s.rtt_min.saturating_sub(ack.min));
         s.rtt_min = ack.min;
         s.in_flight = ack.in_flight;
         let mut train = false;
@@ -575,6 +564,9 @@ impl Controller {
                 i.first_ack.get_or_insert(point);
                 train = i.train;
             }
+            if !train {
+                self.watch(now, (ack.left, rtt), point);
+            }
             self.confirm(now, rtt);
         }
         let s = &mut self.shared;
@@ -593,8 +585,8 @@ impl Controller {
         };
         self.change(now, change);
         while let Some((interval, next)) = self.intervals.pop_settled() {
-            // Half of it went elsewhere: what arrived of the rest says nothing of any path.
-            if !interval.withdrawn {
+            // Half of it went elsewhere, or was overtaken by what took a shorter way: says nothing of any path.
+            if !interval.withdrawn && interval.began >= self.shared.path_since {
                 self.judge(now, &interval, next);
             }
         }
@@ -812,6 +804,7 @@ impl Controller {
         s.queue_peak = [Duration::ZERO; 2];
         s.buffer = Buffer::default();
         s.jitter = Duration::ZERO;
+        s.longer.forget();
         s.rate = 0.0;
         self.recalled = None;
         self.phase = Phase::FastStart(Box::new(FastStart::resume(now, s, &memory, MOVED_SHARE)));

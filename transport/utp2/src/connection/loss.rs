@@ -32,6 +32,8 @@ struct News {
     bytes: u64,
     /// Round trip time by the largest number, and the controller's interval it belongs to.
     sample: Option<(Duration, u32)>,
+    /// When that packet left.
+    sample_left: Instant,
     /// Interval and number of the newest packet.
     newest: Option<(u32, u64)>,
     /// Packets sent with an ECN mark.
@@ -117,6 +119,7 @@ impl Session {
             now,
             &AckSample {
                 rtt: news.sample,
+                left: news.sample_left,
                 smoothed: self.rtt.smoothed(),
                 min: self.rtt.min(),
                 arrival_us: ack.arrival_us,
@@ -124,6 +127,9 @@ impl Session {
                 in_flight: self.sent.in_flight_bytes(),
             },
         );
+        if let Some(min) = self.controller.take_longer() {
+            self.rtt.lengthen(now, min);
+        }
         self.update_pacer(now);
         self.update_rhythm();
         while let Some(tag) = self.blocks.pop_done() {
@@ -158,6 +164,7 @@ impl Session {
                     let rtt = at.saturating_since(sent.at).saturating_sub(hold);
                     self.rtt.sample(now, rtt);
                     news.sample = Some((rtt.max(Duration::from_micros(1)), sent.interval));
+                    news.sample_left = sent.at;
                 }
                 if news.newest.is_none_or(|(_, n)| number > n) {
                     news.newest = Some((sent.interval, number));

@@ -60,6 +60,13 @@ impl Rtt {
         *self = Self { is_guess: true, ..Self::new(now, self.smoothed) };
     }
 
+    /// The same path has become longer (§9.7): its minimum is now `min`.
+    pub(crate) fn lengthen(&mut self, now: Instant, min: Duration) {
+        self.minima = [Duration::MAX; BUCKETS];
+        self.minima[0] = min;
+        self.bucket_began = now;
+    }
+
     pub(crate) fn smoothed(&self) -> Duration {
         self.smoothed
     }

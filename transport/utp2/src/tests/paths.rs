@@ -2,10 +2,11 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
+use std::format;
 use std::vec::Vec;
 
 use super::pair::{Link, Pair};
-use crate::{Config, Event};
+use crate::{Config, Event, Mode};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -72,6 +73,79 @@ fn a_longer_path_is_used_as_fully_as_the_one_before() {
     pair.run(SECONDS(10), |_| false);
     let used = (pair.nodes[1].blocks.fresh - before) as f64 / 10.0 / 12.5e6;
     assert!(used > 0.9, "{used:.3} of the rate");
+}
+
+/// `mbit`, a queue of half a round trip, and a transfer of `seconds` at most that has lasted three of them.
+fn busier(mbit: u64, rtt_ms: u64, loss: f64, mode: Mode, seconds: u64) -> Pair {
+    let bytes = mbit as f64 * 1e6 / 8.0;
+    let delay = MS(rtt_ms) / 2;
+    let queue = bytes * rtt_ms as f64 / 2e3;
+    let link = Link { delay, loss, bottleneck: Some((bytes, queue)), max_datagram: 1472, ..Link::default() };
+    let config = Config { mode, max_queued_blocks: 100_000, ..Config::default() };
+    let mut pair = Pair::connected(&config, &link, 1);
+    pair.nodes.iter_mut().for_each(|n| n.blocks.count_only = true);
+    let blocks = (bytes * seconds as f64 / f64::from(BLOCK)) as u64;
+    for tag in 0..blocks {
+        pair.nodes[0].connection().send_block(tag, BLOCK, 0).unwrap();
+    }
+    pair.run(SECONDS(3), |_| false);
+    pair
+}
+
+fn goodput(pair: &mut Pair, over: Duration) -> f64 {
+    let before = pair.nodes[1].blocks.fresh;
+    pair.run(over, |_| false);
+    (pair.nodes[1].blocks.fresh - before) as f64 / over.as_secs_f64()
+}
+
+#[test]
+fn a_path_that_becomes_longer_under_way_is_used_as_fully_as_before() {
+    const STEPS: [(u64, u64); 5] = [(20, 40), (20, 120), (50, 80), (100, 250), (200, 600)];
+    // `background` keeps less of a path of its own, and no better of the longer one.
+    let ways = [
+        (0.0, Mode::Full, false, 0.88),
+        (0.01, Mode::Full, true, 0.88),
+        (0.01, Mode::Fair, false, 0.88),
+        (0.0, Mode::Background, false, 0.6),
+    ];
+    for (mbit, steps) in [(10, &STEPS[..]), (100, &STEPS[1..2])] {
+        for &(from, to) in steps {
+            for (loss, mode, moves, least) in ways {
+                let rate = mbit as f64 * 1e6 / 8.0 * (1.0 - loss);
+                let mut pair = busier(mbit, from, loss, mode, 14);
+                pair.nodes.iter_mut().for_each(|n| n.link.delay = MS(to) / 2);
+                if moves {
+                    // The side that sends: nobody tells it.
+                    pair.nodes[0].address = elsewhere(0, 2000);
+                }
+                pair.run(SECONDS(2).max(MS(to) * 10), |_| false);
+                let used = goodput(&mut pair, SECONDS(2)) / rate;
+                let what = format!("{mbit} Mbit/s, {from} to {to} ms, loss {loss}, {mode:?}, moves {moves}");
+                assert!(used > least, "{what}: {used:.3} of the rate");
+                // And back: nothing that was learned is in the way. Packets overtake each other meanwhile, which mode
+                // `fair` may take for a competitor's loss for some seconds.
+                let least = if mode == Mode::Fair { 0.4 } else { least };
+                pair.nodes.iter_mut().for_each(|n| n.link.delay = MS(from) / 2);
+                pair.run(SECONDS(1), |_| false);
+                let used = goodput(&mut pair, SECONDS(2)) / rate;
+                assert!(used > least, "{what}, and back: {used:.3} of the rate");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_longer_path_that_is_slower_as_well_is_found_out() {
+    for (from, to, share) in [(20, 120, 0.2), (50, 150, 0.5), (20, 500, 1.0)] {
+        let mut pair = busier(100, from, 0.0, Mode::Full, 20);
+        for n in &mut pair.nodes {
+            n.link.delay = MS(to) / 2;
+            n.link.bottleneck = n.link.bottleneck.map(|(rate, queue)| (rate * share, queue));
+        }
+        pair.run(SECONDS(4).max(MS(to) * 10), |_| false);
+        let used = goodput(&mut pair, SECONDS(2)) / (12.5e6 * share);
+        assert!(used > 0.88, "{from} to {to} ms, {share} of the rate: {used:.3} of it");
+    }
 }
 
 #[test]
