@@ -18,10 +18,19 @@ pub(crate) enum BadName {
     TooLong,
     #[error("the name would leave the folder")]
     Escapes,
+    /// Who may choose it could write what we believe of another file.
+    #[error(
+        "names in .part, .part.map or .part.map~ and names from .utp2- on are of unfinished files: rename it"
+    )]
+    Reserved,
     #[cfg(not(unix))]
     #[error("this system cannot have a file of that name")]
     NotHere,
 }
+
+/// Where the names of unfinished files and of what is known of them end, and where all others of ours begin.
+const OUR_ENDS: [&[u8]; 3] = [b".part", b".part.map", b".part.map~"];
+const OUR_START: &[u8] = b".utp2-";
 
 /// The name as a file in our folder, if it can be one.
 pub(crate) fn check(name: &[u8]) -> Result<OsString, BadName> {
@@ -30,8 +39,17 @@ pub(crate) fn check(name: &[u8]) -> Result<OsString, BadName> {
         b"." | b".." => Err(BadName::Escapes),
         _ if name.len() > NAME_MAX => Err(BadName::TooLong),
         _ if name.contains(&b'/') || name.contains(&0) => Err(BadName::Escapes),
+        _ if is_ours(name) => Err(BadName::Reserved),
         _ => native(name),
     }
+}
+
+/// Whether we keep something of our own under names of this kind. Some file systems know no small and large letters.
+fn is_ours(name: &[u8]) -> bool {
+    let ends =
+        |end: &&[u8]| name.len() >= end.len() && name[name.len() - end.len()..].eq_ignore_ascii_case(end);
+    let starts = name.get(..OUR_START.len()).is_some_and(|start| start.eq_ignore_ascii_case(OUR_START));
+    starts || OUR_ENDS.iter().any(ends)
 }
 
 #[cfg(unix)]
@@ -126,6 +144,20 @@ mod tests {
         for name in [&b"a"[..], b"...", b"-rf", b" ", &[b'a'; 255]] {
             assert!(check(name).is_ok(), "{}", show(name));
         }
+    }
+
+    #[test]
+    fn names_of_our_own_are_refused() {
+        for name in
+            [&b"a.part"[..], b"a.part.map", b"a.part.map~", b"A.PART", b".part", b".utp2-probe-1", b".UTP2-"]
+        {
+            assert_eq!(check(name), Err(BadName::Reserved), "{}", show(name));
+        }
+        for name in [&b"apart"[..], b"a.part.mp4", b"a.part1", b"part", b"utp2-a", b".utp2", b"a.part~"] {
+            assert!(check(name).is_ok(), "{}", show(name));
+        }
+        let mine = part(&[b'x'; 255]);
+        assert_eq!(check(&bytes(&mine)), Err(BadName::Reserved));
     }
 
     #[cfg(unix)]

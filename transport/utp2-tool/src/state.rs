@@ -24,8 +24,58 @@ struct State {
     peers: BTreeMap<SocketAddr, String>,
 }
 
+/// The longest state file: 64 receivers take a tenth of it.
+const LEN_MAX: u64 = 1 << 20;
+
+/// Opens a state file that nobody else may read from now on: not what a link points to, and no pipe or device.
+fn open_private(path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+
+        use rustix::fs::OFlags;
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = options.mode(0o600).custom_flags(flags.bits() as i32).open(path).map_err(|error| {
+            if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+                io::Error::other("it is a link; name the file itself")
+            } else {
+                error
+            }
+        })?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        if metadata.permissions().mode() & 0o077 != 0 {
+            // Fails if it is somebody else's, who knows what is in it.
+            file.set_permissions(fs::Permissions::from_mode(0o600))?;
+            if metadata.len() > 0 {
+                let path = path.display();
+                eprintln!(
+                    "utp2: other users could use the state file {path} until now; delete it if they did"
+                );
+            }
+        }
+        Ok(file)
+    }
+    #[cfg(not(unix))]
+    options.open(path)
+}
+
+fn read_all(file: &fs::File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(LEN_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LEN_MAX {
+        return Err(io::Error::other("it is too long"));
+    }
+    Ok(bytes)
+}
+
 fn read(path: &Path) -> anyhow::Result<State> {
-    match fs::read(path) {
+    let read = open_private(path, fs::OpenOptions::new().read(true)).and_then(|file| read_all(&file));
+    match read {
+        // Made for us beforehand.
+        Ok(bytes) if bytes.is_empty() => Ok(State::default()),
         Ok(bytes) => serde_json::from_slice(&bytes)
             .with_context(|| format!("{} is no state file of utp2; delete it to begin anew", path.display())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::default()),
@@ -72,9 +122,7 @@ impl Kept {
         let what = || format!("cannot use the state file {}", path.display());
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(path).with_context(what)?;
+        let mut file = open_private(path, &mut options).with_context(what)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
@@ -82,8 +130,7 @@ impl Kept {
             }
             Err(fs::TryLockError::Error(error)) => return Err(error).with_context(what),
         }
-        let mut text = String::new();
-        file.read_to_string(&mut text).with_context(what)?;
+        let text = read_all(&file).with_context(what)?;
         if text.is_empty() {
             let (identity, secret) = (random()?, random()?);
             let made = KeptFile { identity: BASE64.encode(&identity), secret: BASE64.encode(&secret) };
@@ -94,7 +141,7 @@ impl Kept {
             return Ok(Self { identity, secret, _lock: file });
         }
         let bytes = |text: &str| BASE64.decode(text.as_bytes()).ok()?.try_into().ok();
-        let kept = serde_json::from_str(&text).ok();
+        let kept = serde_json::from_slice(&text).ok();
         let kept = kept.and_then(|k: KeptFile| Some((bytes(&k.identity)?, bytes(&k.secret)?)));
         let Some((identity, secret)) = kept else {
             bail!("{} is no state file of utp2 recv; delete it to begin anew", path.display());
@@ -163,5 +210,45 @@ mod tests {
         }
         fs::write(&path, "not json").unwrap();
         assert!(load(&path, remote).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nobody_else_reads_a_state_file_that_was_there_and_links_are_not_followed() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let open_to_all = |name: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+            path
+        };
+        let remote = "192.0.2.1:4433".parse().unwrap();
+        let (receiver, sender) = (open_to_all("receiver"), open_to_all("sender"));
+        let identity = Kept::open(&receiver).unwrap().identity;
+        assert_eq!(mode(&receiver), 0o600);
+        // With something in it, too.
+        fs::set_permissions(&receiver, fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(Kept::open(&receiver).unwrap().identity, identity);
+        assert_eq!(mode(&receiver), 0o600);
+        assert!(load(&sender, remote).unwrap().is_none());
+        assert_eq!(mode(&sender), 0o600);
+
+        let (target, link) = (open_to_all("target"), dir.path().join("link"));
+        symlink(&target, &link).unwrap();
+        let wrong = Kept::open(&link).err().unwrap();
+        assert!(format!("{wrong:#}").contains("a link"), "{wrong:#}");
+        assert!(load(&link, remote).is_err());
+        assert_eq!((mode(&target), fs::read(&target).unwrap()), (0o644, Vec::new()));
+        symlink(dir.path().join("nowhere"), dir.path().join("dangling")).unwrap();
+        assert!(Kept::open(&dir.path().join("dangling")).is_err());
+        assert!(!dir.path().join("nowhere").exists());
+
+        // Nobody will ever write to it.
+        let pipe = dir.path().join("pipe");
+        let (fifo, private) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, fifo, private, 0).unwrap();
+        assert!(Kept::open(&pipe).is_err() && load(&pipe, remote).is_err());
     }
 }

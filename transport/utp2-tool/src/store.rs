@@ -2,12 +2,12 @@
 //! a transfer stops, `NAME` at the end.
 //!
 //! Knows neither connections nor messages. A map is only believed as far as the SHA-256 of the whole file
-//! confirms it in the end.
+//! confirms it in the end. Nobody may offer a file under the name of a map (`name::check`).
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -202,13 +202,16 @@ impl PartFile {
         {
             use std::os::unix::fs::OpenOptionsExt;
             // Not through a link that somebody else laid, and for nobody else to read before it is whole.
-            options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+            options.mode(0o600).custom_flags(HERE_AND_NOW);
         }
         let is_new =
             fs::symlink_metadata(reserved.part()).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
         let file = options.open(reserved.part()).map_err(wrong)?;
+        if !file.metadata().map_err(wrong)?.is_file() {
+            return Err(wrong(io::Error::other("what is there under its name is no file")));
+        }
         let words = blocks.div_ceil(64) as usize;
-        let known = read_map(&reserved, &meta, &file).filter(|done| done.len() == words);
+        let known = read_map(&reserved, &meta, &file, words);
         if known.is_none() && !is_new && !sure {
             return Err(CannotBegin::Unsure);
         }
@@ -502,11 +505,32 @@ fn has(done: &[u64], block: u32) -> bool {
     done.get(block as usize / 64).is_some_and(|word| word >> (block % 64) & 1 == 1)
 }
 
-fn read_map(reserved: &Reserved, meta: &Meta, file: &File) -> Option<Vec<u64>> {
-    let bytes = fs::read(reserved.map()).ok()?;
+/// Opens what is there under a name and neither what a link points to, nor waits for the other end of a pipe.
+#[cfg(unix)]
+const HERE_AND_NOW: i32 = rustix::fs::OFlags::NOFOLLOW.union(rustix::fs::OFlags::NONBLOCK).bits() as i32;
+
+/// The most that the map of a file of so many words takes: ten bytes for each number.
+fn map_max(words: usize) -> u64 {
+    64 + 10 * words as u64
+}
+
+/// The blocks that are there, if the map is of this file. Others may write to the folder: what is no file or too long
+/// to be such a map is not read.
+fn read_map(reserved: &Reserved, meta: &Meta, file: &File, words: usize) -> Option<Vec<u64>> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, HERE_AND_NOW);
+    let opened = options.open(reserved.map()).ok()?;
+    let metadata = opened.metadata().ok()?;
+    if !metadata.is_file() || metadata.len() > map_max(words) {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    opened.take(map_max(words)).read_to_end(&mut bytes).ok()?;
     let map: Map = postcard::from_bytes(&bytes).ok()?;
     let fits = map.version == MAP_VERSION && map.size == meta.size && map.modified == meta.modified;
-    (fits && file.metadata().ok()?.len() == meta.size).then_some(map.done)
+    (fits && map.done.len() == words && file.metadata().ok()?.len() == meta.size).then_some(map.done)
 }
 
 /// A new file in the place of what is there, never through a link that somebody laid under that name.
@@ -754,6 +778,70 @@ mod tests {
         symlink(&outside, out.join(format!(".utp2-probe-{}", std::process::id()))).unwrap();
         OutDir::open(out, false).unwrap();
         assert_eq!(fs::read(&outside).unwrap(), b"mine");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_map_is_a_file_of_the_length_of_a_map() {
+        use std::os::unix::fs::symlink;
+        let (temp, dir) = dir();
+        let out = temp.path().join("new/out");
+        let (map, kept) = (out.join("a.part.map"), temp.path().join("kept"));
+        let part = PartFile::begin(&dir, meta("a"), true).unwrap();
+        put(&part, 1, 0, BLOCK);
+        part.leave();
+        drop(part);
+        let have = || PartFile::begin(&dir, meta("a"), true).unwrap().have();
+        assert_eq!(have(), [(1, 1)]);
+        fs::rename(&map, &kept).unwrap();
+        let spoil = |with: &mut dyn FnMut()| {
+            // What the first attempt takes for unknown it clears.
+            fs::write(out.join("a.part"), content()).unwrap();
+            with();
+            assert_eq!(have(), []);
+            assert!(map.symlink_metadata().is_err(), "what was in the way is gone");
+        };
+        spoil(&mut || symlink(&kept, &map).unwrap());
+        let mut long = fs::read(&kept).unwrap();
+        long.resize(map_max(1) as usize, 0);
+        fs::write(&map, &long).unwrap();
+        fs::write(out.join("a.part"), content()).unwrap();
+        assert_eq!(have(), [(1, 1)]);
+        spoil(&mut || {
+            long.push(0);
+            fs::write(&map, &long).unwrap();
+        });
+        // Nobody will ever write to it.
+        let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR);
+        spoil(&mut || rustix::fs::mknodat(rustix::fs::CWD, &map, fifo, mode, 0).unwrap());
+        // And one in the place of the file itself is none.
+        rustix::fs::mknodat(rustix::fs::CWD, out.join("b.part"), fifo, mode, 0).unwrap();
+        let wrong = PartFile::begin(&dir, Meta { size: 0, ..meta("b") }, true).err().unwrap();
+        assert!(wrong.to_string().contains("no file"), "{wrong}");
+    }
+
+    #[test]
+    fn the_longest_map_is_not_too_long() {
+        let words = 1000;
+        let map = Map {
+            version: u8::MAX,
+            size: u64::MAX,
+            modified: Some((i64::MIN, u32::MAX)),
+            done: vec![u64::MAX; words],
+        };
+        assert!(postcard::to_extend(&map, Vec::new()).unwrap().len() as u64 <= map_max(words));
+    }
+
+    #[test]
+    fn nobody_offers_what_is_believed_of_another_file() {
+        let (temp, dir) = dir();
+        for name in ["y.part", "y.part.map", "y.part.map~", ".utp2-0123.part"] {
+            let Err(CannotBegin::Other(why)) = PartFile::begin(&dir, meta(name), true) else {
+                panic!("{name} was taken")
+            };
+            assert!(why.contains("rename it"), "{why}");
+        }
+        assert_eq!(fs::read_dir(temp.path().join("new/out")).unwrap().count(), 0);
     }
 
     #[test]
