@@ -21,6 +21,14 @@ use crate::{endpoint_config, interrupted, name, print_json, random, secret, stat
 /// Files a sender may have under way. Ours has 32.
 const FILES_UNDER_WAY_MAX: usize = 64;
 
+/// Jobs on the side at which a session reads no more messages. A file has two at most, and a few may still be about
+/// files that have just ended.
+const JOBS_MAX: usize = 4 * FILES_UNDER_WAY_MAX;
+
+/// A sender that has nothing under way, has not finished and says nothing for so long holds the place of another one;
+/// so does one that does not take what it is told.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Sessions at a time; further ones wait to be accepted.
 const SESSIONS_MAX: usize = 64;
 
@@ -225,14 +233,27 @@ enum Job {
 
 /// A file of a session.
 enum Entry {
-    Opening,
+    /// Stays until its job answers; with the sender's reason if it has given the file up meanwhile.
+    Opening {
+        aborted: Option<String>,
+    },
     Open {
         part: Arc<PartFile>,
         wanted: Option<[u8; 32]>,
         found: Option<[u8; 32]>,
+        hashing: Hashing,
     },
     /// On its way to its place.
     Finishing(Arc<PartFile>),
+}
+
+/// What is hashed on the side: one job for a file at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hashing {
+    Idle,
+    UnderWay,
+    /// More has come together since, which the job may have missed.
+    Again,
 }
 
 struct Session {
@@ -242,6 +263,8 @@ struct Session {
     inbound: Arc<Inbound>,
     arrivals: mpsc::UnboundedReceiver<Arrived>,
     entries: HashMap<u32, Entry>,
+    /// The last file offered. Numbers only rise, so what comes late of a file is never taken for another's.
+    last_offer: Option<u32>,
     jobs: JoinSet<Job>,
     /// Tells jobs that wait for something that nobody waits for them.
     ends: watch::Sender<()>,
@@ -253,6 +276,11 @@ struct Session {
     is_confirmed: bool,
     /// The sender has offered all it has.
     heard_finished: bool,
+    /// When the sender last said something, or its last file ended.
+    active: Instant,
+    /// What is there is being written down.
+    is_saving: bool,
+    patience: Duration,
     /// When we took leave: all that was offered has ended.
     farewell: Option<Instant>,
     /// When the sender was first seen to have heard that.
@@ -277,6 +305,7 @@ impl Session {
             inbound,
             arrivals,
             entries: HashMap::new(),
+            last_offer: None,
             jobs: JoinSet::new(),
             ends: watch::Sender::new(()),
             progress: Progress::new(0),
@@ -285,6 +314,9 @@ impl Session {
             failed: 0,
             is_confirmed: false,
             heard_finished: false,
+            active: Instant::now(),
+            is_saving: false,
+            patience: PATIENCE,
             farewell: None,
             farewell_heard: None,
         }
@@ -368,8 +400,12 @@ impl Session {
                     Ok(()) => self.look_confirmed(),
                     Err(closed) => return Ok(Some(closed)),
                 },
-                message = conn.recv_message() => match message {
+                closed = conn.closed(), if self.jobs.len() >= JOBS_MAX => {
+                    return Ok(Some(Closed { reason: closed }));
+                }
+                message = conn.recv_message(), if self.jobs.len() < JOBS_MAX => match message {
                     Ok(message) => {
+                        self.active = Instant::now();
                         self.look_confirmed();
                         let message = self.understand(&message)?;
                         self.on_message(message).await?;
@@ -387,6 +423,10 @@ impl Session {
                     self.progress.set(self.bytes());
                     if self.is_left_alone() {
                         return Ok(None);
+                    }
+                    if self.is_idle() {
+                        conn.close(3, "nothing was offered for too long");
+                        anyhow::bail!("the sender offers nothing");
                     }
                 }
             }
@@ -434,25 +474,43 @@ impl Session {
         }
     }
 
-    /// Says something to the sender. If it is gone, the end will be heard where messages are read.
+    /// Whether the sender only holds the place of another one.
+    fn is_idle(&self) -> bool {
+        !self.heard_finished
+            && self.entries.is_empty()
+            && self.jobs.is_empty()
+            && self.active.elapsed() > self.patience
+    }
+
+    /// Says something to the sender. If it is gone, or does not listen, the end will be heard where messages are read.
     async fn say(&self, message: ToSender) {
-        let _ = self.conn.send_message(&encode(&message)).await;
+        let message = encode(&message);
+        let said = self.conn.send_message(&message);
+        if tokio::time::timeout(self.patience, said).await.is_err() {
+            self.conn.close(3, "what is said is not listened to");
+        }
     }
 
     async fn on_message(&mut self, message: ToReceiver) -> anyhow::Result<()> {
         match message {
             ToReceiver::Offer { file, meta } => self.on_offer(file, meta).await?,
             ToReceiver::Sum { file, sha256 } => {
-                if let Some(Entry::Open { wanted, .. }) = self.entries.get_mut(&file) {
-                    *wanted = Some(sha256);
-                }
+                // The first one counts.
+                let Some(Entry::Open { wanted: wanted @ None, .. }) = self.entries.get_mut(&file) else {
+                    return Ok(());
+                };
+                *wanted = Some(sha256);
                 // A file without blocks has nothing else to set it off.
                 self.hash(file);
                 self.compare(file).await?;
             }
             ToReceiver::Abort { file, reason } => {
                 let reason = format!("the sender gives up: {}", name::show_text(&reason));
-                self.fail(file, reason, false).await?;
+                if let Some(Entry::Opening { aborted }) = self.entries.get_mut(&file) {
+                    *aborted = Some(reason);
+                } else {
+                    self.fail(file, reason, false).await?;
+                }
             }
             ToReceiver::Finished => self.heard_finished = true,
         }
@@ -464,11 +522,16 @@ impl Session {
             self.conn.close(1, "an offer after the last one");
             anyhow::bail!("the sender offers more after it had finished");
         }
-        if self.entries.len() >= FILES_UNDER_WAY_MAX || self.entries.contains_key(&file) {
+        if self.last_offer.is_some_and(|last| file <= last) {
+            self.conn.close(1, "a file's number is not above the one before");
+            anyhow::bail!("the sender numbers its files out of order");
+        }
+        if self.entries.len() >= FILES_UNDER_WAY_MAX {
             self.conn.close(1, "too many files at a time");
             anyhow::bail!("the sender offers too many files at a time");
         }
-        self.entries.insert(file, Entry::Opening);
+        self.last_offer = Some(file);
+        self.entries.insert(file, Entry::Opening { aborted: None });
         let (dir, sink, conn) = (self.dir.clone(), self.sink.clone(), self.conn.clone());
         self.jobs.spawn(begin(dir, sink, conn, self.ends.subscribe(), file, meta));
         Ok(())
@@ -476,22 +539,17 @@ impl Session {
 
     async fn on_job(&mut self, job: Job) -> anyhow::Result<()> {
         match job {
-            Job::Opened(file, Ok(part)) if matches!(self.entries.get(&file), Some(Entry::Opening)) => {
-                self.accept(file, part).await;
-            }
-            // Given up meanwhile.
-            Job::Opened(_, Ok(part)) => part.leave(),
-            Job::Opened(file, Err(reason)) => {
-                self.entries.remove(&file);
-                self.failed += 1;
-                self.progress.say(&format!("declined: {reason}"));
-                self.say_ended(file, Ending::Declined { reason: clip(reason) }).await;
-            }
+            Job::Opened(file, opened) => self.on_opened(file, opened).await?,
             Job::Hashed(file, Ok(digest)) => {
-                if let (Some(digest), Some(Entry::Open { found, .. })) = (digest, self.entries.get_mut(&file))
-                {
-                    *found = Some(digest);
+                let Some(Entry::Open { found, hashing, .. }) = self.entries.get_mut(&file) else {
+                    return Ok(());
+                };
+                let is_again = std::mem::replace(hashing, Hashing::Idle) == Hashing::Again;
+                if digest.is_some() {
+                    *found = digest;
                     self.compare(file).await?;
+                } else if is_again {
+                    self.hash(file);
                 }
             }
             Job::Hashed(file, Err(error)) => {
@@ -503,7 +561,23 @@ impl Session {
             Job::Room(file, Err(error)) if matches!(self.entries.get(&file), Some(Entry::Open { .. })) => {
                 self.fail(file, format!("cannot write the file: {error}"), false).await?;
             }
-            Job::Room(..) | Job::Saved => {}
+            Job::Room(..) => {}
+            Job::Saved => self.is_saving = false,
+        }
+        Ok(())
+    }
+
+    async fn on_opened(&mut self, file: u32, opened: Result<Arc<PartFile>, String>) -> anyhow::Result<()> {
+        // It stays until now, and its number is its alone.
+        let Some(Entry::Opening { aborted }) = self.entries.remove(&file) else { return Ok(()) };
+        match (opened, aborted) {
+            (Ok(part), None) => self.accept(file, part).await,
+            (Ok(part), Some(reason)) => self.end_failed(file, part, reason, false).await?,
+            (Err(reason), _) => {
+                self.failed += 1;
+                self.progress.say(&format!("declined: {reason}"));
+                self.say_ended(file, Ending::Declined { reason: clip(reason) }).await;
+            }
         }
         Ok(())
     }
@@ -511,7 +585,7 @@ impl Session {
     async fn accept(&mut self, file: u32, part: Arc<PartFile>) {
         let have = part.have();
         self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).insert(file, part.clone());
-        self.entries.insert(file, Entry::Open { part, wanted: None, found: None });
+        self.entries.insert(file, Entry::Open { part, wanted: None, found: None, hashing: Hashing::Idle });
         self.say(ToSender::Accept { file, have }).await;
         self.start(file);
     }
@@ -536,15 +610,20 @@ impl Session {
 
     /// Hashes what has come together, on the side.
     fn hash(&mut self, file: u32) {
-        if let Some(Entry::Open { part, .. }) = self.entries.get(&file) {
+        let Some(Entry::Open { part, hashing, .. }) = self.entries.get_mut(&file) else { return };
+        if *hashing == Hashing::Idle {
+            *hashing = Hashing::UnderWay;
             let part = part.clone();
             self.jobs.spawn_blocking(move || Job::Hashed(file, part.hash_some()));
+        } else {
+            *hashing = Hashing::Again;
         }
     }
 
     /// Places the file once both sums are known and the same.
     async fn compare(&mut self, file: u32) -> anyhow::Result<()> {
-        let Some(Entry::Open { part, wanted: Some(wanted), found: Some(found) }) = self.entries.get(&file)
+        let Some(Entry::Open { part, wanted: Some(wanted), found: Some(found), .. }) =
+            self.entries.get(&file)
         else {
             return Ok(());
         };
@@ -569,12 +648,24 @@ impl Session {
 
     /// Ends a file for a reason; `wrong` if what is there is of no use.
     async fn fail(&mut self, file: u32, reason: String, wrong: bool) -> anyhow::Result<()> {
-        self.forget_blocks(file);
-        let part = match self.entries.remove(&file) {
-            Some(Entry::Open { part, .. } | Entry::Finishing(part)) => part,
-            // Given up while it was being opened: the job's answer will find no entry.
-            Some(Entry::Opening) | None => return Ok(()),
+        let part = match self.entries.get(&file) {
+            Some(Entry::Open { part, .. } | Entry::Finishing(part)) => part.clone(),
+            Some(Entry::Opening { .. }) | None => return Ok(()),
         };
+        self.entries.remove(&file);
+        self.end_failed(file, part, reason, wrong).await
+    }
+
+    async fn end_failed(
+        &mut self,
+        file: u32,
+        part: Arc<PartFile>,
+        reason: String,
+        wrong: bool,
+    ) -> anyhow::Result<()> {
+        self.forget_blocks(file);
+        // What goes on beside it ends soon.
+        part.abandon();
         self.failed += 1;
         self.tell_file(&part, Some(&reason));
         let leave = move || if wrong { part.discard() } else { part.leave() };
@@ -585,6 +676,7 @@ impl Session {
 
     /// Tells what became of a file that is no entry any more, and takes leave in the same breath if it was the last.
     async fn say_ended(&mut self, file: u32, how: Ending) {
+        self.active = Instant::now();
         let last = self.is_last_word();
         self.say(ToSender::Ended { file, how, last }).await;
     }
@@ -608,9 +700,10 @@ impl Session {
 
     fn save(&mut self) {
         let parts: Vec<_> = self.entries.values().filter_map(Entry::open).cloned().collect();
-        if parts.is_empty() {
+        if parts.is_empty() || self.is_saving {
             return;
         }
+        self.is_saving = true;
         self.jobs.spawn_blocking(move || {
             for part in parts {
                 if let Err(error) = part.save_map() {
@@ -628,7 +721,7 @@ impl Session {
         let count = self.entries.len();
         let mut parts = late;
         parts.extend(self.entries.drain().filter_map(|(_, entry)| match entry {
-            Entry::Opening => None,
+            Entry::Opening { .. } => None,
             Entry::Open { part, .. } | Entry::Finishing(part) => Some(part),
         }));
         let keep = move || parts.iter().for_each(|part| part.leave());
@@ -682,7 +775,7 @@ impl Entry {
     fn open(&self) -> Option<&Arc<PartFile>> {
         match self {
             Self::Open { part, .. } => Some(part),
-            Self::Opening | Self::Finishing(_) => None,
+            Self::Opening { .. } | Self::Finishing(_) => None,
         }
     }
 }

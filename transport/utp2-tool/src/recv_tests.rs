@@ -8,6 +8,7 @@ use utp2::{CloseReason, Identity};
 use utp2_tokio::EndpointConfig;
 
 use super::*;
+use crate::wire::HAVE_MAX;
 
 /// A sender in the test's hands and the receiver's session with it.
 struct Talk {
@@ -37,15 +38,24 @@ fn offer(file: u32) -> ToReceiver {
     ToReceiver::Offer { file, meta }
 }
 
-async fn talk(out: &Path) -> Talk {
+/// A session that nobody serves yet, and its sender.
+async fn pair(dir: Arc<OutDir>) -> (Session, Connection, (Endpoint, Endpoint)) {
     let sink = Arc::new(Sink::default());
     let (receiver, mut incoming) = bind(1, &sink);
     let (sender, _) = bind(2, &sink);
     let conn = within("connecting", sender.connect(receiver.local_addr(), secret::CONTEXT)).await.unwrap();
     let accepted = within("accepting", incoming.accept()).await.unwrap();
-    let dir = OutDir::open(out.to_owned(), false).unwrap();
-    let session = tokio::spawn(Session::new(accepted, dir, sink, false).run());
-    Talk { conn, session, _endpoints: (receiver, sender) }
+    (Session::new(accepted, dir, sink, false), conn, (receiver, sender))
+}
+
+async fn talk_in(dir: Arc<OutDir>, patience: Duration) -> Talk {
+    let (mut session, conn, endpoints) = pair(dir).await;
+    session.patience = patience;
+    Talk { conn, session: tokio::spawn(session.run()), _endpoints: endpoints }
+}
+
+async fn talk(out: &Path) -> Talk {
+    talk_in(OutDir::open(out.to_owned(), false).unwrap(), PATIENCE).await
 }
 
 impl Talk {
@@ -212,4 +222,149 @@ async fn a_copy_of_an_early_offer_does_no_harm_and_gives_way() {
     assert_eq!(within("the copy's end", copy).await.unwrap(), Outcome::Nothing);
     assert_eq!((there("f0"), there("f0.part")), (Some(Vec::new()), None));
     assert_eq!((there("f1"), there("f1.part")), (None, Some(b"partial".to_vec())));
+}
+
+fn meta(name: &str, size: u64) -> Meta {
+    Meta { name: name.into(), size, mode: None, modified: None }
+}
+
+fn abort(file: u32) -> ToReceiver {
+    ToReceiver::Abort { file, reason: "no more".into() }
+}
+
+#[tokio::test]
+async fn files_that_are_given_up_count_until_nothing_is_done_for_them() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = OutDir::open(temp.path().to_owned(), false).unwrap();
+    let holder = PartFile::begin(&dir, meta("held", 5), true).unwrap();
+    let one = talk_in(dir.clone(), PATIENCE).await;
+    // What was given up while it waited is answered when it waits no more.
+    one.say(ToReceiver::Offer { file: 0, meta: meta("held", 5) }).await;
+    one.say(abort(0)).await;
+    one.offer(1).await;
+    assert!(matches!(one.hear().await, ToSender::Accept { file: 1, .. }));
+    drop(holder);
+    let ToSender::Ended { file: 0, how: Ending::Failed { reason }, last: false } = one.hear().await else {
+        panic!("the file was given up")
+    };
+    assert!(reason.contains("no more"), "{reason}");
+    drop(one);
+
+    let holder = PartFile::begin(&dir, meta("held", 5), true).unwrap();
+    let many = talk_in(dir, PATIENCE).await;
+    let say_all = async {
+        for file in 0..4 * FILES_UNDER_WAY_MAX as u32 {
+            for message in [ToReceiver::Offer { file, meta: meta("held", 5) }, abort(file)] {
+                if many.conn.send_message(&encode(&message)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    within("to say all", say_all).await;
+    let begun = Instant::now();
+    let end = within("the end", many.conn.closed()).await;
+    assert!(matches!(&end, CloseReason::Peer { code: 1, reason } if reason.contains("too many")), "{end:?}");
+    assert!(begun.elapsed() < BUSY_TIME);
+    assert!(!many.end().await);
+    drop(holder);
+}
+
+#[tokio::test]
+async fn a_number_is_used_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let talk = talk(temp.path()).await;
+    talk.offer(3).await;
+    assert!(matches!(talk.hear().await, ToSender::Accept { file: 3, .. }));
+    talk.say(abort(3)).await;
+    assert!(matches!(talk.hear().await, ToSender::Ended { file: 3, .. }));
+    talk.offer(3).await;
+    let end = within("the end", talk.conn.closed()).await;
+    assert!(matches!(end, CloseReason::Peer { code: 1, .. }), "{end:?}");
+    assert!(!talk.end().await);
+}
+
+#[tokio::test]
+async fn sums_said_again_make_no_work() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = OutDir::open(temp.path().to_owned(), false).unwrap();
+    let (mut session, _conn, _endpoints) = pair(dir).await;
+    session.look_confirmed();
+    session.on_offer(0, meta("a", 100_000)).await.unwrap();
+    while let Some(job) = within("a job", session.jobs.join_next()).await {
+        session.on_job(job.unwrap()).await.unwrap();
+    }
+    for sum in 0..100 {
+        session.on_message(ToReceiver::Sum { file: 0, sha256: [sum; 32] }).await.unwrap();
+        session.hash(0);
+    }
+    assert_eq!(session.jobs.len(), 1, "one for a file");
+    let Some(Entry::Open { wanted, hashing, .. }) = session.entries.get(&0) else { panic!("not open") };
+    assert_eq!((*wanted, *hashing), (Some([0; 32]), Hashing::Again));
+    // What the first job may have missed is looked at once more.
+    for left in [1, 0] {
+        let job = within("a job", session.jobs.join_next()).await.unwrap().unwrap();
+        session.on_job(job).await.unwrap();
+        assert_eq!(session.jobs.len(), left);
+    }
+}
+
+#[tokio::test]
+async fn who_only_holds_a_place_gives_way() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = OutDir::open(temp.path().to_owned(), false).unwrap();
+    let patience = Duration::from_secs(1);
+    let silent = talk_in(dir.clone(), patience).await;
+    let busy = talk_in(dir, patience).await;
+    busy.offer(0).await;
+    assert!(matches!(busy.hear().await, ToSender::Accept { file: 0, .. }));
+    let end = within("the end", silent.conn.closed()).await;
+    assert!(matches!(end, CloseReason::Peer { code: 3, .. }), "{end:?}");
+    assert!(!silent.end().await);
+    // A file may take long.
+    tokio::time::sleep(2 * patience).await;
+    busy.say(ToReceiver::Sum { file: 0, sha256: Sha256::digest([]).into() }).await;
+    assert_eq!(busy.hear().await, done(0, false));
+    let end = within("the end", busy.conn.closed()).await;
+    assert!(matches!(end, CloseReason::Peer { code: 3, .. }), "{end:?}");
+    assert!(!busy.end().await);
+}
+
+#[tokio::test]
+async fn who_does_not_listen_is_not_told_for_ever() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = OutDir::open(temp.path().to_owned(), false).unwrap();
+    let (mut session, conn, _endpoints) = pair(dir).await;
+    session.patience = Duration::from_millis(400);
+    let have = (0..HAVE_MAX as u32).map(|i| (2 * i, 1)).collect();
+    let message = ToSender::Accept { file: 0, have };
+    let told = async {
+        while tokio::time::timeout(Duration::ZERO, session.conn.closed()).await.is_err() {
+            session.say(message.clone()).await;
+        }
+    };
+    within("giving up", told).await;
+    let end = within("the end", conn.closed()).await;
+    assert!(matches!(end, CloseReason::Peer { code: 3, .. }), "{end:?}");
+}
+
+#[tokio::test]
+async fn nothing_more_is_read_while_too_much_is_to_be_done() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = OutDir::open(temp.path().to_owned(), false).unwrap();
+    let (mut session, conn, endpoints) = pair(dir).await;
+    for _ in 0..JOBS_MAX {
+        let mut ends = session.ends.subscribe();
+        session.jobs.spawn(async move {
+            let _ = ends.changed().await;
+            Job::Saved
+        });
+    }
+    let talk = Talk { conn, session: tokio::spawn(session.run()), _endpoints: endpoints };
+    talk.say(ToReceiver::Finished).await;
+    let heard = tokio::time::timeout(Duration::from_millis(300), talk.conn.recv_message()).await;
+    assert!(heard.is_err(), "{heard:?}");
+    // But the end is heard.
+    talk.conn.close(0, "given up");
+    assert!(!talk.end().await);
 }

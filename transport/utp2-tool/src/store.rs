@@ -382,13 +382,16 @@ impl PartFile {
         Ok(())
     }
 
-    /// Hashes what has come together since the last time. Gives the digest at the end, once. Reads the
-    /// disk: not on the driver.
+    /// Hashes what has come together since the last time. Gives the digest at the end, once, and nothing any more
+    /// once the file is abandoned. Reads the disk: not on the driver.
     pub(crate) fn hash_some(&self) -> io::Result<Option<[u8; 32]>> {
         let mut buf = vec![0; HASH_CHUNK];
         loop {
             let (mut hash, at, until) = {
                 let mut state = self.state();
+                if self.abandoned.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
                 let until = (u64::from(state.prefix) * u64::from(BLOCK)).min(self.meta.size);
                 // Somebody else is at it, and will look again before putting it back.
                 let Some((hash, at)) = state.hash.take() else { return Ok(None) };

@@ -25,7 +25,7 @@ pub(crate) const TEXT_MAX: usize = 500;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToReceiver {
-    /// Here is a file.
+    /// Here is a file. Each has a higher number than the one before.
     Offer { file: u32, meta: Meta },
     /// The SHA-256 of the whole file.
     Sum { file: u32, sha256: [u8; 32] },
