@@ -87,6 +87,7 @@ impl Session {
                     }
                     Err(next) => next.map_or(high, |n| high.min(n - 1)),
                 };
+                self.fresh.push((number, stop + 1));
                 while number < base.min(stop + 1) {
                     let Some((ghost, sent)) = self.sent.take_ghost(number, stop.min(base - 1)) else {
                         number = base.min(stop + 1);
@@ -101,8 +102,8 @@ impl Session {
                     number += 1;
                 }
             }
-            self.known.insert(low.max(oldest), high + 1);
         }
+        self.known.insert_all(&mut self.fresh);
         if news.bytes > 0 {
             (self.probe_backoff, self.probes) = (0, 0);
             self.probe_from = now;

@@ -551,6 +551,18 @@ impl Connection {
         matches!(self.phase, Phase::Responding(_) | Phase::Confirming { .. })
     }
 
+    /// Whether the peer has shown nothing yet but that it receives at its address.
+    pub(crate) fn is_unproven(&self) -> bool {
+        matches!(&self.phase, Phase::Responding(r) if !r.is_proving())
+    }
+
+    /// Gives up a handshake nobody else knows of.
+    pub(crate) fn abandon(&mut self) {
+        if self.is_unproven() {
+            self.end(CloseReason::HandshakeFailed(HandshakeFailure::Busy));
+        }
+    }
+
     /// Whether nothing is left to do but to tell the application.
     pub(crate) fn is_dead(&self) -> bool {
         matches!(self.phase, Phase::Dead) && self.outbox.is_empty()
@@ -745,7 +757,10 @@ impl Connection {
                     self.outbox.extend(proof.iter().cloned());
                 }
             }
-            (Phase::Confirming { .. }, Kind::Alert) if from == self.remote => self.phase = Phase::Dead,
+            // Who resumes has nothing to refuse; and an ALERT is anybody's word.
+            (Phase::Confirming { session, .. }, Kind::Alert) if from == self.remote && !session.resumed => {
+                self.end(CloseReason::HandshakeFailed(HandshakeFailure::Refused));
+            }
             _ => {}
         }
     }
@@ -778,7 +793,7 @@ impl Connection {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         let timed_out = CloseReason::HandshakeFailed(HandshakeFailure::Timeout);
         let ended = match &mut self.phase {
-            Phase::Initiating(i) => (!i.on_timeout(now)).then_some(timed_out),
+            Phase::Initiating(i) => (!i.on_timeout(now)).then(|| CloseReason::HandshakeFailed(i.failure())),
             Phase::Established(s) => (!s.on_timeout(now)).then_some(CloseReason::IdleTimeout),
             // Of these the application never heard, or has heard the end.
             Phase::Responding(r) => (r.until <= now).then_some(timed_out),

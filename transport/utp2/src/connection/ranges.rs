@@ -7,6 +7,9 @@ use alloc::vec::Vec;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeSet(Vec<(u64, u64)>);
 
+/// So many ranges are inserted one by one.
+const FEW: usize = 16;
+
 impl RangeSet {
     /// Forgets everything but its room in memory.
     pub fn clear(&mut self) {
@@ -46,6 +49,27 @@ impl RangeSet {
         self.0[from] = merged;
         self.0.drain(from + 1..to);
         merged.1 - merged.0 - had
+    }
+
+    /// Adds all of `ranges`, in whatever order, and empties the list. However many there are and wherever they lie,
+    /// it costs one pass over the set, not one each.
+    pub fn insert_all(&mut self, ranges: &mut Vec<(u64, u64)>) {
+        if ranges.len() <= FEW {
+            for (start, end) in ranges.drain(..) {
+                self.insert(start, end);
+            }
+            return;
+        }
+        ranges.retain(|r| r.0 < r.1);
+        self.0.append(ranges);
+        self.0.sort_unstable();
+        self.0.dedup_by(|next, last| {
+            let touch = next.0 <= last.1;
+            if touch {
+                last.1 = last.1.max(next.1);
+            }
+            touch
+        });
     }
 
     /// Whether all of `start..end` is in the set.
@@ -107,6 +131,25 @@ mod tests {
     use rand_core::{Rng, SeedableRng};
 
     use super::*;
+
+    #[test]
+    fn many_at_once_are_the_same_as_one_by_one() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        for count in [0, 1, FEW, FEW + 1, 200] {
+            let (mut one_by_one, mut at_once) = (RangeSet::default(), RangeSet::default());
+            for _ in 0..20 {
+                let mut ranges: Vec<_> = (0..count)
+                    .map(|_| (u64::from(rng.next_u32() % 2000), u64::from(rng.next_u32() % 9)))
+                    .map(|(start, len)| (start, start + len))
+                    .collect();
+                for &(start, end) in &ranges {
+                    one_by_one.insert(start, end);
+                }
+                at_once.insert_all(&mut ranges);
+                assert_eq!((&at_once, ranges.len()), (&one_by_one, 0));
+            }
+        }
+    }
 
     #[test]
     fn behaves_like_a_plain_set() {

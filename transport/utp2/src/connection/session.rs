@@ -100,6 +100,8 @@ pub(crate) struct Session {
     /// Pieces of blocks to send again, and of messages (offset, length).
     pub(super) lost_chunks: Ring<LostPiece>,
     pub(super) lost_messages: VecDeque<(u64, u16)>,
+    /// What an ACK told that is new, while it is looked at.
+    pub(super) fresh: Vec<(u64, u64)>,
     /// Numbers from `sent.oldest()` on that are known to have arrived.
     pub(super) known: RangeSet,
     /// Pieces of blocks sent again at the end of a transfer, to be sent once more when there is nothing else (§8.5).
@@ -213,6 +215,7 @@ impl Session {
             reordering: Reordering { seen: Duration::ZERO, faded: now },
             lost_chunks: Ring::default(),
             lost_messages: VecDeque::new(),
+            fresh: Vec::new(),
             known: RangeSet::default(),
             tail_copies: Ring::default(),
             copied_bytes: 0,

@@ -70,7 +70,7 @@ impl Endpoint {
             connection.check();
             half_open += usize::from(connection.is_half_open());
         }
-        assert_eq!(self.half_open, half_open);
+        assert_eq!(self.half_open.len(), half_open);
         assert!(half_open <= self.config.max_handshakes);
     }
 }

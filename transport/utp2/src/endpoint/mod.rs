@@ -7,8 +7,9 @@ mod queue;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use core::fmt;
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
@@ -61,6 +62,18 @@ const RESET_PERIOD: Duration = Duration::from_millis(100);
 /// Stateless answers (RETRY, ALERT) waiting to be sent; more are dropped, their askers ask again.
 const MAX_ANSWERS: usize = 64;
 
+/// Who asks for a connection: the nonce of an INIT or RESUME, and where it came from. A copy from elsewhere is a
+/// handshake of its own, and does not stop the one it was made of.
+type Asker = ([u8; 32], SocketAddr);
+
+/// The network of an address that somebody may have all of: an IPv4 address, the first half of an IPv6 address.
+fn network(address: IpAddr) -> u64 {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
+    }
+}
+
 /// All connections of one socket; see the crate's page for how to drive it.
 pub struct Endpoint {
     config: Config,
@@ -75,14 +88,15 @@ pub struct Endpoint {
     slots: Slots,
     cids: BTreeMap<Cid, u32>,
     /// Nonces of INITs that made a connection, so that a repeated one finds it.
-    inits: BTreeMap<[u8; 32], u32>,
+    inits: BTreeMap<Asker, u32>,
     /// The CIDs that peers chose, to find who a RESET is for (§10.7).
     remotes: BTreeMap<Cid, u32>,
     tickets: Tickets,
     reset_key: Secret,
     /// When the present tenth of a second for RESETs began, and how many were sent in it.
     resets: (Instant, u32),
-    half_open: usize,
+    /// Handshakes begun by others and not confirmed, the oldest first.
+    half_open: Vec<u32>,
     answers: VecDeque<(SocketAddr, Vec<u8>)>,
 }
 
@@ -137,7 +151,7 @@ impl Endpoint {
             slots: Slots::new(),
             cids: BTreeMap::new(),
             inits: BTreeMap::new(),
-            half_open: 0,
+            half_open: Vec::new(),
             answers: VecDeque::new(),
         }
     }
@@ -387,7 +401,7 @@ impl Endpoint {
 
     fn on_resume(&mut self, now: Instant, from: SocketAddr, data: &[u8]) {
         let Ok(resume) = Resume::parse(data) else { return };
-        if self.on_repeated(&resume.head.nonce, from) {
+        if self.on_repeated((resume.head.nonce, from)) {
             return;
         }
         let asker = (&resume.head.source, &resume.head.nonce);
@@ -435,9 +449,9 @@ impl Endpoint {
         let messages = early.then(|| core::mem::take(&mut opened.messages));
         let (config, asker) = (&self.config, (from, data.len()));
         let make = |h| Connection::respond_resumed(h, context, now, asker, answer, messages, config, seed);
-        let handle = self.slots.insert(make, cid, Some(resume.head.nonce));
+        let handle = self.slots.insert(make, cid, Some((resume.head.nonce, from)));
         self.cids.insert(cid, handle.slot);
-        self.inits.insert(resume.head.nonce, handle.slot);
+        self.inits.insert((resume.head.nonce, from), handle.slot);
         if let (Some(memory), Some(c)) = (memory, self.slots.get_mut(handle.slot)) {
             c.recall_path(memory);
         }
@@ -452,10 +466,10 @@ impl Endpoint {
     }
 
     /// Whether this is a repetition, which is answered as before.
-    fn on_repeated(&mut self, nonce: &[u8; 32], from: SocketAddr) -> bool {
-        let Some(&slot) = self.inits.get(nonce) else { return false };
+    fn on_repeated(&mut self, asker: Asker) -> bool {
+        let Some(&slot) = self.inits.get(&asker) else { return false };
         if let Some(c) = self.slots.get_mut(slot)
-            && c.remote() == from
+            && c.remote() == asker.1
         {
             c.on_repeated_init();
             self.after(slot);
@@ -466,7 +480,7 @@ impl Endpoint {
     /// Whether another handshake is begun, perhaps only with a cookie. Nothing costly before this, and nothing kept
     /// (§5.3).
     fn admit(&mut self, now: Instant, from: SocketAddr, asker: cookie::Asker<'_>, cookie: &[u8]) -> bool {
-        if self.half_open >= self.config.retry_threshold
+        if self.half_open.len() >= self.config.retry_threshold
             && !cookie::is_valid(&self.cookie_key, now, from, asker, cookie)
         {
             let cookie = cookie::issue(&self.cookie_key, now, from, asker);
@@ -475,11 +489,33 @@ impl Endpoint {
             self.answer(from, out);
             return false;
         }
-        if self.half_open >= self.config.max_handshakes || self.slots.len() >= self.config.max_connections {
+        if self.half_open.len() >= self.config.max_handshakes {
+            self.displace();
+        }
+        let full = self.half_open.len() >= self.config.max_handshakes;
+        if full || self.slots.len() >= self.config.max_connections {
             self.alert(from, asker.0, Alert::Busy);
             return false;
         }
         true
+    }
+
+    /// Makes room for a handshake: the oldest that has proved nothing gives way, of the network that has most of them,
+    /// so that who only begins handshakes displaces himself (§5.3).
+    fn displace(&mut self) {
+        let mut unproven = BTreeMap::<u64, (usize, Reverse<usize>, u32)>::new();
+        for (age, &slot) in self.half_open.iter().enumerate() {
+            if let Some(c) = self.slots.get_mut(slot).filter(|c| c.is_unproven()) {
+                let of = unproven.entry(network(c.remote().ip())).or_insert((0, Reverse(age), slot));
+                of.0 += 1;
+            }
+        }
+        if let Some(&(.., slot)) = unproven.values().max()
+            && let Some(c) = self.slots.get_mut(slot)
+        {
+            c.abandon();
+            self.after(slot);
+        }
     }
 
     fn answer(&mut self, to: SocketAddr, datagram: Vec<u8>) {
@@ -501,7 +537,7 @@ impl Endpoint {
 
     fn on_init(&mut self, now: Instant, from: SocketAddr, data: &[u8]) {
         let Ok(init) = Init::parse(data) else { return };
-        if self.on_repeated(&init.nonce, from) {
+        if self.on_repeated((init.nonce, from)) {
             return;
         }
         if init.suite != SUITE {
@@ -521,10 +557,13 @@ impl Endpoint {
         let timeout = self.config.handshake_timeout;
         let responder =
             Responder::new(now, context, (from, data), &init, verifier, self.salt, secrets, timeout);
-        let handle =
-            self.slots.insert(|h| Connection::respond(h, context, from, responder), cid, Some(init.nonce));
+        let handle = self.slots.insert(
+            |h| Connection::respond(h, context, from, responder),
+            cid,
+            Some((init.nonce, from)),
+        );
         self.cids.insert(cid, handle.slot);
-        self.inits.insert(init.nonce, handle.slot);
+        self.inits.insert((init.nonce, from), handle.slot);
         self.after(handle.slot);
     }
 
@@ -559,7 +598,11 @@ impl Endpoint {
         let Some(c) = self.slots.get_mut(slot) else { return };
         let (half_open, gone) = (c.is_half_open(), c.is_dead() && !c.is_announced());
         let was = self.slots.set_half_open(slot, half_open && !gone);
-        self.half_open = self.half_open + usize::from(half_open && !gone) - usize::from(was);
+        match (was, half_open && !gone) {
+            (false, true) => self.half_open.push(slot),
+            (true, false) => self.half_open.retain(|s| *s != slot),
+            _ => {}
+        }
         if gone {
             self.remove(slot);
         } else {
@@ -574,8 +617,8 @@ impl Endpoint {
     fn remove(&mut self, slot: u32) {
         if let Some(known) = self.slots.remove(slot) {
             self.cids.remove(&known.cid);
-            if let Some(nonce) = known.nonce {
-                self.inits.remove(&nonce);
+            if let Some(asker) = known.asker {
+                self.inits.remove(&asker);
             }
             if let Some(cid) = known.remote_cid.filter(|c| self.remotes.get(c) == Some(&slot)) {
                 self.remotes.remove(&cid);

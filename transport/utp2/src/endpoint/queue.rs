@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use timebase::Instant;
 
+use super::Asker;
 use crate::wire::Cid;
 use crate::{Connection, Handle};
 
@@ -15,7 +16,7 @@ struct Slot {
     generation: u32,
     connection: Option<Box<Connection>>,
     cid: Cid,
-    nonce: Option<[u8; 32]>,
+    asker: Option<Asker>,
     remote_cid: Option<Cid>,
     half_open: bool,
     /// Its end was told to the application.
@@ -30,7 +31,7 @@ struct Slot {
 /// What a connection was known by.
 pub(super) struct Known {
     pub(super) cid: Cid,
-    pub(super) nonce: Option<[u8; 32]>,
+    pub(super) asker: Option<Asker>,
     pub(super) remote_cid: Option<Cid>,
 }
 
@@ -66,7 +67,7 @@ impl Slots {
         &mut self,
         make: impl FnOnce(Handle) -> Connection,
         cid: Cid,
-        nonce: Option<[u8; 32]>,
+        asker: Option<Asker>,
     ) -> Handle {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
@@ -75,7 +76,7 @@ impl Slots {
         let s = &mut self.slots[slot as usize];
         let handle = Handle { slot, generation: s.generation };
         s.connection = Some(Box::new(make(handle)));
-        (s.cid, s.nonce, s.half_open, s.told) = (cid, nonce, false, false);
+        (s.cid, s.asker, s.half_open, s.told) = (cid, asker, false, false);
         s.remote_cid = None;
         self.used += 1;
         handle
@@ -94,7 +95,7 @@ impl Slots {
         if s.generation != 0 {
             self.free.push(slot);
         }
-        Some(Known { cid: s.cid, nonce: s.nonce.take(), remote_cid: s.remote_cid.take() })
+        Some(Known { cid: s.cid, asker: s.asker.take(), remote_cid: s.remote_cid.take() })
     }
 
     /// Notes the peer's CID; returns it if it is new.

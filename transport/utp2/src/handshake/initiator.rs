@@ -59,6 +59,8 @@ pub(crate) struct Initiator {
     rtt: Option<Duration>,
     /// The round trip is no longer, as far as repetitions left that open.
     rtt_bound: Duration,
+    /// The peer, or somebody, said that it has no room at present.
+    busy: bool,
     /// Early messages the peer took.
     pub(crate) early_taken: usize,
 }
@@ -115,6 +117,7 @@ impl Initiator {
             sent_at: now,
             sent_once: true,
             rtt: None,
+            busy: false,
             rtt_bound: UNCLEAR_RTT,
             early_taken: 0,
         };
@@ -161,6 +164,11 @@ impl Initiator {
         let chance = u32::from(self.nonce[self.repeats % self.nonce.len()]);
         self.repeats += 1;
         REPEAT[0] + (REPEAT[1] - REPEAT[0]) * chance / 255
+    }
+
+    /// Why it failed, when its time is over.
+    pub(crate) fn failure(&self) -> HandshakeFailure {
+        if self.busy { HandshakeFailure::Busy } else { HandshakeFailure::Timeout }
     }
 
     pub(crate) fn next_timeout(&self) -> Instant {
@@ -320,7 +328,11 @@ impl Initiator {
             }
             Ok(Alert::Ticket) => Progress::Wait,
             Ok(Alert::Refused) => Progress::Failed(HandshakeFailure::Refused),
-            Ok(Alert::Busy) => Progress::Failed(HandshakeFailure::Busy),
+            // Room may come, and it may not even have been the peer who said so.
+            Ok(Alert::Busy) => {
+                self.busy = true;
+                Progress::Wait
+            }
             Ok(Alert::Version) => Progress::Failed(HandshakeFailure::Version),
             Err(_) => Progress::Wait,
         }

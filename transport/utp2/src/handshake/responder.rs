@@ -82,6 +82,11 @@ impl Responder {
         self.remote_cid
     }
 
+    /// Whether something of its proof has come.
+    pub(crate) fn is_proving(&self) -> bool {
+        self.schedule.is_some()
+    }
+
     pub(crate) fn on_prove(
         &mut self,
         now: Instant,
