@@ -182,6 +182,9 @@ fn replayed_handshake_packets_change_nothing() {
     }
     pair.nodes[0].connection().send_message(b"still here").unwrap();
     pair.run_until(SECONDS(3), |p| p.nodes[1].messages() == [b"still here"]);
+    // A copy of the INIT from elsewhere is a handshake of its own, which gets no further.
+    assert_eq!(pair.nodes.each_ref().map(|n| n.endpoint.connection_count()), [1, 2]);
+    pair.run(Config::default().handshake_timeout, |_| false);
     assert_eq!(pair.nodes.each_ref().map(|n| n.endpoint.connection_count()), [1, 1]);
     assert!(pair.nodes.iter().all(|n| n.count(|e| matches!(e, Event::Closed(_))) == 0));
 }

@@ -10,6 +10,7 @@ use std::vec::Vec;
 use timebase::Instant;
 
 use super::pair::{Allow, CONTEXT, Link, Pair, SECRET, everybody, node};
+use crate::wire::handshake::Alert;
 use crate::{CloseReason, Config, ContextId, Event, HandshakeFailure, Resumption};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
@@ -238,6 +239,50 @@ fn early_data_is_taken_once_however_often_it_comes() {
     pair.run_until(SECONDS(2), |p| p.nodes[1].messages() == [b"twice"]);
     assert!(pair.nodes[0].connection().is_resumed() && early(&pair).is_empty());
     assert_eq!(pair.nodes[0].connection().early_taken(), 0);
+}
+
+#[test]
+fn an_alert_from_anybody_does_not_end_who_resumes() {
+    let (mut pair, resumption) = acquainted(&config());
+    pair.nodes[1].captured = Some(Vec::new());
+    come_back(&mut pair, &resumption, &[b"early"]);
+    pair.run_until(SECONDS(1), |p| early(p).len() == 1);
+    // On the path its CID is seen; the address is as easily forged.
+    let resumed = pair.nodes[1].captured.take().unwrap().remove(0);
+    let mut alert = Vec::new();
+    Alert::Refused.emit(resumed[13..21].try_into().unwrap(), &mut alert);
+    let from = pair.nodes[0].address;
+    pair.inject(1, from, alert);
+    pair.run_until(SECONDS(1), |p| connected(p, 0));
+    pair.nodes[0].connection().send_message(b"later").unwrap();
+    pair.run_until(SECONDS(2), |p| p.nodes[1].messages() == [b"later"]);
+}
+
+#[test]
+fn who_only_begins_handshakes_displaces_himself() {
+    let config = Config { max_handshakes: 16, retry_threshold: 16, ..Config::default() };
+    let mut pair = Pair::with(&config, &Link::with_delay(50), 1);
+    let mut init = Vec::new();
+    pair.nodes[0].captured = Some(Vec::new());
+    pair.connect();
+    pair.run_until(SECONDS(1), |p| !p.nodes[0].captured.as_ref().unwrap().is_empty());
+    init.extend(pair.nodes[0].captured.take().unwrap().remove(0));
+    pair.run_until(SECONDS(1), |p| connected(p, 1));
+    let mut flood = |pair: &mut Pair| {
+        for port in 1..=40 {
+            init[22] = init[22].wrapping_add(1);
+            pair.inject(1, ([9, 9, 9, 9], port).into(), init.clone());
+        }
+    };
+    flood(&mut pair);
+    pair.run(MS(200), |_| false);
+    pair.nodes.iter_mut().for_each(|n| n.events.clear());
+    pair.connect();
+    for _ in 0..5 {
+        pair.run(MS(100), |_| false);
+        flood(&mut pair);
+    }
+    assert!(connected(&pair, 0) && connected(&pair, 1));
 }
 
 #[test]
