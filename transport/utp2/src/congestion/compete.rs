@@ -19,8 +19,8 @@ const BETA: f64 = 0.7;
 const BETA_ALONE: f64 = 0.9;
 /// The round trip, of what it was before a loss, above which only our window can have shrunk.
 const ALONE: f64 = 0.82;
-/// Growth, packets per cubic second: 1.5 times CUBIC's, since paced packets lose more of what is lost than their share.
-const C: f64 = 0.6;
+/// Growth, packets per cubic second: twice CUBIC's, since paced packets lose more of what is lost than their share.
+const C: f64 = 0.8;
 /// Growth at least, packets per round trip: as much as Reno's on average with its own BETA.
 const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
 /// The first time to listen whether the other is gone, and the longest.
