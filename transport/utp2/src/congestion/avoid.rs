@@ -11,8 +11,9 @@ use timebase::Instant;
 use super::compete::Compete;
 use super::interval::{Interval, Purpose};
 use super::math::{fourth_root, sqrt};
+use super::shared::REFERENCE;
 use super::trial::{Trial, Verdict};
-use super::{AckSample, Change, REFERENCE, Shared};
+use super::{AckSample, Change, Shared};
 use crate::Mode;
 
 #[derive(Debug)]
