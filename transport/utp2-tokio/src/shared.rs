@@ -230,7 +230,10 @@ impl Core {
     ) -> Result<Arc<ConnState>, utp2::ConnectError> {
         let blocks = self.contexts.get(&context).cloned().ok_or(utp2::ConnectError::UnknownContext)?;
         let handle = match self.tickets.take(remote, context) {
-            Some(resumption) => self.endpoint.connect_resumed(now, remote, resumption, first)?,
+            Some(resumption) => self
+                .endpoint
+                .connect_resumed(now, remote, resumption, first)
+                .inspect_err(|_| self.tickets.give_back(remote, context))?,
             None => {
                 let handle = self.endpoint.connect_with(now, remote, context, first)?;
                 let memory = self.tickets.memory(remote, context);

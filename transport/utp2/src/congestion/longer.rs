@@ -122,7 +122,7 @@ impl Longer {
     /// By how much a sample may differ from the one before without a step, if a queue may change by `moves` meanwhile:
     /// it seldom grows by a quarter of the time that passes, and shrinks by less than that.
     fn usual(&self, s: &Shared, moves: Duration) -> Duration {
-        // Where the way takes less than 2 ms, steps of many are a scheduler's.
+        // On a local path, steps of many milliseconds are a scheduler's.
         let smallest = if s.is_local() { SMALLEST * 10 } else { SMALLEST };
         smallest + moves + self.noise * 6
     }

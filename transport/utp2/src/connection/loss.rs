@@ -301,8 +301,6 @@ impl Session {
                     // Where the size changes, the route did; and what did not arrive meanwhile is no measure of the
                     // rate.
                     self.controller.on_black_hole(now);
-                    // Settled like those in the hole: an interval that waits for one packet holds up all behind it.
-                    self.controller.on_acked(sent.interval, 0);
                     self.resize(now);
                 }
                 // Settled, and no congestion.

@@ -82,9 +82,9 @@ impl Responder {
         self.remote_cid
     }
 
-    /// Whether something of its proof has come.
+    /// Whether something of its proof has come that only who knows the secret can have sent.
     pub(crate) fn is_proving(&self) -> bool {
-        self.schedule.is_some()
+        self.assembler.count > 0
     }
 
     pub(crate) fn on_prove(

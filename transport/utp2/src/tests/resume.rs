@@ -11,6 +11,7 @@ use timebase::Instant;
 
 use super::pair::{Allow, CONTEXT, Link, Pair, SECRET, everybody, node};
 use crate::wire::handshake::Alert;
+use crate::wire::header::{Kind, emit_handshake};
 use crate::{CloseReason, Config, ContextId, Event, HandshakeFailure, Resumption};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
@@ -274,7 +275,17 @@ fn who_only_begins_handshakes_displaces_himself() {
             pair.inject(1, ([9, 9, 9, 9], port).into(), init.clone());
         }
     };
+    pair.nodes[1].captured = Some(Vec::new());
     flood(&mut pair);
+    pair.run(MS(100), |_| false);
+    // Proofs that prove nothing change nothing. The CID they need is in the REPLY.
+    for reply in pair.nodes[1].captured.take().unwrap().iter().filter(|d| d[0] == 0x83) {
+        let mut prove = Vec::new();
+        emit_handshake(&mut prove, Kind::Prove, reply[13..21].try_into().unwrap());
+        prove.extend_from_slice(&[0, 1]);
+        prove.resize(400, 7);
+        (1..=40).for_each(|port| pair.inject(1, ([9, 9, 9, 9], port).into(), prove.clone()));
+    }
     pair.run(MS(200), |_| false);
     pair.nodes.iter_mut().for_each(|n| n.events.clear());
     pair.connect();
