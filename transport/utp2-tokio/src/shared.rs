@@ -258,9 +258,6 @@ impl Core {
                 mailbox.last_stats = conn.stats();
                 mailbox.last_remote = Some(conn.remote());
             }
-            if let Some(&(remote, context)) = self.dialled.get(&handle) {
-                self.tickets.set_memory(remote, context, conn.path_memory());
-            }
             conn.close(code, reason);
         }
     }
@@ -297,7 +294,7 @@ impl Core {
                 }
                 Event::PathLearned(memory) => {
                     if let Some(&(remote, context)) = self.dialled.get(&handle) {
-                        self.tickets.set_memory(remote, context, Some(memory));
+                        self.tickets.set_memory(remote, context, memory);
                     }
                 }
                 Event::Closed(reason) => self.on_closed(handle, reason),

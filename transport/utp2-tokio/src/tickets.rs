@@ -58,9 +58,9 @@ impl Tickets {
         self.by_peer.get(&(remote, context))?.resumption.path_memory()
     }
 
-    pub(crate) fn set_memory(&mut self, remote: SocketAddr, context: ContextId, memory: Option<PathMemory>) {
-        if let (Some(held), Some(_)) = (self.by_peer.get_mut(&(remote, context)), memory) {
-            held.resumption.set_path_memory(memory);
+    pub(crate) fn set_memory(&mut self, remote: SocketAddr, context: ContextId, memory: PathMemory) {
+        if let Some(held) = self.by_peer.get_mut(&(remote, context)) {
+            held.resumption.set_path_memory(Some(memory));
         }
     }
 

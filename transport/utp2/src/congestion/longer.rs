@@ -11,7 +11,6 @@ use core::time::Duration;
 
 use timebase::Instant;
 
-use super::buffer::Buffer;
 use super::fast_start::FastStart;
 use super::{Controller, Phase, Shared};
 use crate::Mode;
@@ -65,7 +64,7 @@ pub(super) struct Longer {
     noise: Duration,
     /// The last samples.
     recent: [Duration; 4],
-    doubt: Option<Doubt>,
+    doubt: Option<Box<Doubt>>,
 }
 
 #[derive(Debug)]
@@ -243,23 +242,25 @@ impl Longer {
         if rtt < last.1 && self.doubt.is_none() {
             return;
         }
-        let d = self.doubt.get_or_insert_with(|| Doubt {
-            before: Before {
-                rate: if s.learned > 0.0 { s.learned } else { s.rate },
-                learned: s.learned,
-                jitter: s.jitter,
-                peak: s.buffer.peak(),
-            },
-            queue: last.1.saturating_sub(s.rtt_min),
-            level: recently,
-            stepped: now,
-            since: left,
-            rise: Duration::ZERO,
-            point,
-            arrived: 0.0,
-            sent: 0,
-            course: VecDeque::new(),
-            still: None,
+        let d = self.doubt.get_or_insert_with(|| {
+            Box::new(Doubt {
+                before: Before {
+                    rate: if s.learned > 0.0 { s.learned } else { s.rate },
+                    learned: s.learned,
+                    jitter: s.jitter,
+                    peak: s.buffer.peak(),
+                },
+                queue: last.1.saturating_sub(s.rtt_min),
+                level: recently,
+                stepped: now,
+                since: left,
+                rise: Duration::ZERO,
+                point,
+                arrived: 0.0,
+                sent: 0,
+                course: VecDeque::new(),
+                still: None,
+            })
         });
         d.stepped = now;
         d.rise = rtt.saturating_sub(d.level);
@@ -296,37 +297,32 @@ fn ahead(point: (Instant, u64), at: Instant, rate: f64) -> f64 {
 }
 
 impl Controller {
-    /// Looks at a round trip, not of a train, for a path that has become longer.
-    pub(super) fn watch(&mut self, now: Instant, sample: (Instant, Duration), point: (u64, u64)) {
+    /// Looks at a round trip, not of a train, for a path that has become longer; gives its round trip.
+    pub(super) fn watch(
+        &mut self,
+        now: Instant,
+        sample: (Instant, Duration),
+        point: (u64, u64),
+    ) -> Option<Duration> {
         let mut longer = core::mem::take(&mut self.shared.longer);
         let conclusion = longer.on_sample(now, &self.shared, sample, point);
         self.shared.longer = longer;
-        if let Some(c) = conclusion {
+        conclusion.map(|c| {
             self.lengthen(now, &c);
-        }
+            c.rtt
+        })
     }
 
     /// What stood before the bottleneck was no queue: the path has become longer (§9.7). What it bore it still does, as
     /// far as as much arrived since.
     fn lengthen(&mut self, now: Instant, c: &Conclusion) {
         let s = &mut self.shared;
-        self.lengthened = Some(c.rtt);
+        s.forget_path(now);
         s.rtt_min = c.rtt;
-        s.last_near_minimum = now;
         s.jitter = c.before.jitter;
-        s.last_queue = Duration::ZERO;
-        s.queue_peak = [Duration::ZERO; 2];
-        s.buffer = Buffer::default();
         s.learned = c.before.learned;
-        s.flooded = 0;
-        s.forget_delivered();
         let rate = c.before.rate.min(c.arrived / (1.0 - s.base_loss.estimate()));
         self.phase = Phase::FastStart(Box::new(FastStart::lengthened(now, s, rate)));
-    }
-
-    /// The round trip at which the minimum is to begin anew, if the path was found to have become longer.
-    pub(crate) fn take_longer(&mut self) -> Option<Duration> {
-        self.lengthened.take()
     }
 }
 

@@ -30,7 +30,6 @@ use timebase::Instant;
 
 use self::avoid::Avoid;
 use self::base_loss::BaseLoss;
-use self::buffer::Buffer;
 use self::fast_start::FastStart;
 use self::interval::{Interval, Intervals, Purpose};
 pub use self::memory::PathMemory;
@@ -80,8 +79,6 @@ pub(crate) struct Controller {
     /// A memory not yet borne out by a round trip, and how many more may try.
     recalled: Option<(PathMemory, u32)>,
     last_silence: Instant,
-    /// The round trip of a path that has become longer, until [`Controller::take_longer`].
-    lengthened: Option<Duration>,
 }
 
 impl Controller {
@@ -96,7 +93,6 @@ impl Controller {
             silent_halvings: 0,
             last_silence: now,
             recalled: None,
-            lengthened: None,
         }
     }
 
@@ -273,8 +269,9 @@ impl Controller {
         }
     }
 
-    /// An ACK was processed; the fates it told were told before.
-    pub(crate) fn on_ack(&mut self, now: Instant, ack: &AckSample) {
+    /// An ACK was processed; the fates it told were told before. If the path was found to have become longer, gives
+    /// the round trip at which the minimum is to begin anew.
+    pub(crate) fn on_ack(&mut self, now: Instant, ack: &AckSample) -> Option<Duration> {
         if ack.acked_bytes > 0 {
             if now.saturating_since(self.last_progress) > self.shared.rtt.max(Duration::from_millis(100)) {
                 // A gap that no congestion makes: what arrived on average over it is no measure of the path.
@@ -300,7 +297,7 @@ impl Controller {
         }
         s.rtt_min = ack.min;
         s.in_flight = ack.in_flight;
-        let mut train = false;
+        let (mut train, mut lengthened) = (false, None);
         let keep = s.rtt.max(Duration::from_millis(100)) * 2;
         s.delivery.mark(ack.arrival_us, keep.as_micros() as u64);
         s.remember_best(now);
@@ -319,7 +316,7 @@ impl Controller {
                 train = i.train;
             }
             if !train {
-                self.watch(now, (ack.left, rtt), point);
+                lengthened = self.watch(now, (ack.left, rtt), point);
             }
             self.confirm(now, rtt);
         }
@@ -345,6 +342,7 @@ impl Controller {
             }
         }
         self.clamp(now);
+        lengthened
     }
 
     fn judge(&mut self, now: Instant, i: &Interval, next: Option<(u64, u64)>) {
@@ -552,11 +550,9 @@ impl Controller {
             return;
         }
         let s = &mut self.shared;
-        s.forget_delivered();
+        s.forget_path(now);
         s.base_loss = BaseLoss::new();
         s.learned = 0.0;
-        s.queue_peak = [Duration::ZERO; 2];
-        s.buffer = Buffer::default();
         s.jitter = Duration::ZERO;
         s.longer.forget();
         s.rate = 0.0;

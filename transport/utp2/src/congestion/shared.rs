@@ -252,6 +252,17 @@ impl Shared {
         }
     }
 
+    /// What is known of delays and of the queue belongs to a path that is no more.
+    pub(super) fn forget_path(&mut self, now: Instant) {
+        self.queue_peak = [Duration::ZERO; 2];
+        self.buffer = Buffer::default();
+        self.last_queue = Duration::ZERO;
+        self.flooded = 0;
+        self.low = None;
+        self.last_near_minimum = now;
+        self.forget_delivered();
+    }
+
     /// Sets the rate in answer to congestion: what was sent before tells nothing about it.
     pub(super) fn cut(&mut self, now: Instant, rate: f64) {
         self.rate = rate;

@@ -116,7 +116,7 @@ impl Session {
             self.controller.on_marked(interval, u32::try_from(marked).unwrap_or(u32::MAX));
         }
         self.detect_losses(now);
-        self.controller.on_ack(
+        let longer = self.controller.on_ack(
             now,
             &AckSample {
                 rtt: news.sample,
@@ -128,7 +128,7 @@ impl Session {
                 in_flight: self.sent.in_flight_bytes(),
             },
         );
-        if let Some(min) = self.controller.take_longer() {
+        if let Some(min) = longer {
             self.rtt.lengthen(now, min);
         }
         self.update_pacer(now);
