@@ -279,6 +279,17 @@ impl<'a> Bench<'a> {
         Ok(path)
     }
 
+    /// Touches as much memory as the file that arrives will take, and gives it back. A virtual machine may have to ask
+    /// its host for memory that it has not used lately, which costs several times what writing to it does, at moments
+    /// nobody chose: no matter of the transfer. So it happens before.
+    fn warm(&self, size: u64) -> Result<()> {
+        let path = self.folder.path().join("warm");
+        let mut file = File::create(&path)?;
+        let done = std::io::copy(&mut std::io::repeat(1).take(size), &mut file);
+        fs::remove_file(&path)?;
+        done.context("touching the memory for a file").map(drop)
+    }
+
     fn run(
         &self,
         scenario: Scenario,
@@ -353,6 +364,7 @@ impl<'a> Bench<'a> {
     ) -> Result<(wan::Ended, f64, Option<String>)> {
         let got = self.folder.path().join("got");
         fs::create_dir_all(&got)?;
+        self.warm(size)?;
         let name = source.file_name().context("a file has a name")?;
         let out = got.join(name);
         let (receive, send, ready) = self.commands(contender, shape, source, size, &got, &out);
@@ -415,13 +427,15 @@ impl<'a> Bench<'a> {
         let (utp2, wan) = (text(&self.utp2), text(&self.wan));
         let strings = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<String>>();
         let (source, got, out) = (text(source), text(got), text(out));
-        let state = text(&self.state());
+        let (state, kept) = (text(&self.state()), text(&self.folder.path().join("kept")));
         let (protocol, congestion, connections) = match contender {
             Contender::Utp2 { warm } => {
-                let receive = strings(&[&utp2, "recv", "--listen", RECEIVER, "--out", &got, "--once"]);
+                let mut receive = strings(&[&utp2, "recv", "--listen", RECEIVER, "--out", &got, "--once"]);
                 let mut send = strings(&[&utp2, "send", &source, "--to", RECEIVER, "--json"]);
                 if *warm {
+                    // Either side stays who it was, as it does between two visits of a vehicle.
                     send.extend(strings(&["--state", &state]));
+                    receive.extend(strings(&["--state", &kept]));
                 }
                 send.extend(self.args.utp2_option.iter().cloned());
                 return (receive, send, "listening on");

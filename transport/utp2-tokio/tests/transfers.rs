@@ -188,17 +188,22 @@ async fn an_identity_that_is_not_authorized_gets_nowhere() {
     );
 }
 
+/// Waits until the endpoint may come back to its peer in one round trip.
+async fn a_ticket(endpoint: &Endpoint) {
+    within(20, "a ticket", async {
+        while endpoint.resumptions().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn who_comes_back_needs_one_round_trip() {
     let pair = pair(0, None).await;
     assert!(!pair.near.is_resumed());
     let mut incoming = pair.incoming;
-    within(20, "a ticket", async {
-        while pair.client.resumptions().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    a_ticket(&pair.client).await;
     pair.near.close(0, "for now");
     let server = pair.server.local_addr();
     let both =
@@ -209,12 +214,7 @@ async fn who_comes_back_needs_one_round_trip() {
     let far = within(20, "accepting", incoming.accept()).await.unwrap();
     again.send_message(b"here again").await.unwrap();
     assert_eq!(within(20, "a message", far.recv_message()).await.unwrap(), b"here again");
-    within(20, "a new ticket", async {
-        while pair.client.resumptions().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    a_ticket(&pair.client).await;
     // Another endpoint may go on with what was stored.
     let (other, _) = bind(1, None);
     other.add_context(CONTEXT, SECRET, pair.blocks.clone(), pair.blocks.clone());
@@ -236,12 +236,7 @@ async fn a_ticket_that_nobody_answered_is_kept() {
     }
     let address = server.local_addr();
     let near = within(20, "connecting", client.connect(address, CONTEXT)).await.unwrap();
-    within(20, "a ticket", async {
-        while client.resumptions().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    a_ticket(&client).await;
     drop(near);
     within(20, "closing", server.close()).await;
     let silence = within(20, "giving up", client.connect(address, CONTEXT)).await;

@@ -43,8 +43,8 @@ pub(crate) enum Command {
     Send(SendArgs),
     /// Wait for files and write them to a folder.
     ///
-    /// Blocks are written to NAME.part at their place; when all are there and the SHA-256 of the whole
-    /// fits, the file is renamed to NAME, replacing what was there. Names like those of unfinished files (*.part,
+    /// Blocks are written to NAME.part at their place; when all are there and the BLAKE3 hash of the
+    /// whole fits, the file is renamed to NAME, replacing what was there. Names like those of unfinished files (*.part,
     /// *.part.map, .utp2-*) are declined. With --json every received file and the
     /// end of every session is an object on a line of stdout.
     #[command(after_help = "Example:\n  UTP2_SECRET=… utp2 recv --listen 0.0.0.0:4433 --out incoming --once")]

@@ -494,12 +494,12 @@ impl Session {
     async fn on_message(&mut self, message: ToReceiver) -> anyhow::Result<()> {
         match message {
             ToReceiver::Offer { file, meta } => self.on_offer(file, meta).await?,
-            ToReceiver::Sum { file, sha256 } => {
+            ToReceiver::Sum { file, blake3 } => {
                 // The first one counts.
                 let Some(Entry::Open { wanted: wanted @ None, .. }) = self.entries.get_mut(&file) else {
                     return Ok(());
                 };
-                *wanted = Some(sha256);
+                *wanted = Some(blake3);
                 // A file without blocks has nothing else to set it off.
                 self.hash(file);
                 self.compare(file).await?;
@@ -628,7 +628,7 @@ impl Session {
             return Ok(());
         };
         if wanted != found {
-            let reason = "its SHA-256 is not the sender's: the file changed while it was sent, or since an \
+            let reason = "its hash is not the sender's: the file changed while it was sent, or since an \
                           earlier attempt; what had arrived was removed, send it again";
             return self.fail(file, reason.to_owned(), true).await;
         }

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use utp2::{CloseReason, Identity};
 use utp2_tokio::EndpointConfig;
 
@@ -94,10 +93,10 @@ async fn leave_is_taken_with_the_last_file_and_a_lost_close_is_not_waited_for() 
         accepted[file as usize] = true;
     }
     assert_eq!(accepted, [true; 2]);
-    let sha256 = Sha256::digest([]).into();
-    talk.say(ToReceiver::Sum { file: 1, sha256 }).await;
+    let blake3 = blake3::hash(&[]).into();
+    talk.say(ToReceiver::Sum { file: 1, blake3 }).await;
     assert_eq!(talk.hear().await, done(1, false));
-    talk.say(ToReceiver::Sum { file: 0, sha256 }).await;
+    talk.say(ToReceiver::Sum { file: 0, blake3 }).await;
     assert_eq!(talk.hear().await, done(0, true));
     // CLOSE never comes, the connection would live on for two minutes.
     assert!(talk.end().await);
@@ -155,7 +154,7 @@ async fn an_offer_after_the_last_one_and_another_version_are_refused() {
     let CloseReason::Peer { code: 1, reason } = within("the end", old.conn.closed()).await else {
         panic!("not refused");
     };
-    assert!(reason.contains("version 1") && reason.contains("version 2"), "{reason}");
+    assert!(reason.contains("version 1") && reason.contains("version 3"), "{reason}");
     assert!(!old.end().await);
 }
 
@@ -215,7 +214,7 @@ async fn a_copy_of_an_early_offer_does_no_harm_and_gives_way() {
     talk.say(ToReceiver::Finished).await;
     assert!(matches!(talk.hear().await, ToSender::Accept { file: 0, .. }));
     assert!(begun.elapsed() < SILENT, "{:?}", begun.elapsed());
-    talk.say(ToReceiver::Sum { file: 0, sha256: Sha256::digest([]).into() }).await;
+    talk.say(ToReceiver::Sum { file: 0, blake3: blake3::hash(&[]).into() }).await;
     assert_eq!(talk.hear().await, done(0, true));
     talk.conn.close(0, "done");
     assert!(talk.end().await);
@@ -295,7 +294,7 @@ async fn sums_said_again_make_no_work() {
         session.on_job(job.unwrap()).await.unwrap();
     }
     for sum in 0..100 {
-        session.on_message(ToReceiver::Sum { file: 0, sha256: [sum; 32] }).await.unwrap();
+        session.on_message(ToReceiver::Sum { file: 0, blake3: [sum; 32] }).await.unwrap();
         session.hash(0);
     }
     assert_eq!(session.jobs.len(), 1, "one for a file");
@@ -323,7 +322,7 @@ async fn who_only_holds_a_place_gives_way() {
     assert!(!silent.end().await);
     // A file may take long.
     tokio::time::sleep(2 * patience).await;
-    busy.say(ToReceiver::Sum { file: 0, sha256: Sha256::digest([]).into() }).await;
+    busy.say(ToReceiver::Sum { file: 0, blake3: blake3::hash(&[]).into() }).await;
     assert_eq!(busy.hear().await, done(0, false));
     let end = within("the end", busy.conn.closed()).await;
     assert!(matches!(end, CloseReason::Peer { code: 3, .. }), "{end:?}");

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 use std::{fs, io};
 
 use anyhow::{Context, anyhow, bail};
-use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 use utp2::{CloseReason, Handle, SendError, Stats};
 use utp2_tokio::{BlockEvent, BlockSink, BlockSource, Connection, Endpoint};
@@ -263,12 +262,15 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
         sender.conn.close(0, "given up");
         endpoint.close().await;
     }
-    if let Some(path) = &args.state
-        && let Some((_, resumption)) = endpoint.resumptions().first()
-        && let Err(error) = state::save(path, remote, resumption)
-    {
-        // The files are what counts.
-        eprintln!("utp2: {error:#}");
+    if let Some(path) = &args.state {
+        let kept = match endpoint.resumptions().first() {
+            Some((_, resumption)) => state::save(path, remote, resumption),
+            None => state::forget(path, remote),
+        };
+        if let Err(error) = kept {
+            // The files are what counts.
+            eprintln!("utp2: {error:#}");
+        }
     }
     sender.report(&args, took, &stats, moved)
 }
@@ -417,7 +419,7 @@ impl Sender {
     async fn on_hash(&mut self, file: u32, hash: io::Result<[u8; 32]>) -> anyhow::Result<()> {
         match hash {
             _ if self.queue.states[file as usize] != State::Sending => Ok(()),
-            Ok(sha256) => self.say(ToReceiver::Sum { file, sha256 }).await,
+            Ok(blake3) => self.say(ToReceiver::Sum { file, blake3 }).await,
             Err(error) => self.give_up(file, format!("the file cannot be read: {error}")).await,
         }
     }
@@ -550,9 +552,9 @@ impl Sender {
     }
 }
 
-/// The SHA-256 of a file that must have `size` bytes.
+/// The BLAKE3 hash of a file that must have `size` bytes.
 fn hash(file: &File, size: u64) -> io::Result<[u8; 32]> {
-    let mut hash = Sha256::new();
+    let mut hash = blake3::Hasher::new();
     let mut buf = vec![0; HASH_CHUNK];
     let mut at = 0;
     while at < size {

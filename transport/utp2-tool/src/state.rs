@@ -13,7 +13,7 @@ use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use utp2::Resumption;
 
-use crate::random;
+use crate::{place, random};
 
 /// Receivers kept in one file.
 const MAX: usize = 64;
@@ -27,25 +27,13 @@ struct State {
 /// The longest state file: 64 receivers take a tenth of it.
 const LEN_MAX: u64 = 1 << 20;
 
-/// Opens a state file that nobody else may read from now on: not what a link points to, and no pipe or device.
+/// Opens a state file that nobody else may read from now on.
 fn open_private(path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
+    let file = place::open_regular(path, options)?;
     #[cfg(unix)]
     {
-        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-
-        use rustix::fs::OFlags;
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = options.mode(0o600).custom_flags(flags.bits() as i32).open(path).map_err(|error| {
-            if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
-                io::Error::other("it is a link; name the file itself")
-            } else {
-                error
-            }
-        })?;
+        use std::os::unix::fs::PermissionsExt;
         let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::other("it is no regular file"));
-        }
         if metadata.permissions().mode() & 0o077 != 0 {
             // Fails if it is somebody else's, who knows what is in it.
             file.set_permissions(fs::Permissions::from_mode(0o600))?;
@@ -56,10 +44,8 @@ fn open_private(path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::Fi
                 );
             }
         }
-        Ok(file)
     }
-    #[cfg(not(unix))]
-    options.open(path)
+    Ok(file)
 }
 
 fn read_all(file: &fs::File) -> io::Result<Vec<u8>> {
@@ -97,7 +83,20 @@ pub(crate) fn save(path: &Path, remote: SocketAddr, resumption: &Resumption) -> 
         state.peers.pop_first();
     }
     state.peers.insert(remote, BASE64.encode(&resumption.to_bytes()));
-    write(path, &serde_json::to_vec_pretty(&state)?)
+    replace(path, &state)
+}
+
+/// Forgets a receiver: what was remembered of it was used, and it gave nothing new.
+pub(crate) fn forget(path: &Path, remote: SocketAddr) -> anyhow::Result<()> {
+    let mut state = read(path)?;
+    if state.peers.remove(&remote).is_some() {
+        replace(path, &state)?;
+    }
+    Ok(())
+}
+
+fn replace(path: &Path, state: &State) -> anyhow::Result<()> {
+    write(path, &serde_json::to_vec_pretty(state)?)
         .with_context(|| format!("cannot write the state file {}", path.display()))
 }
 
@@ -203,6 +202,9 @@ mod tests {
         assert!(load(&path, remote).unwrap().is_none());
         write(&path, br#"{"peers":{"192.0.2.1:4433":"bm9uc2Vuc2U="}}"#).unwrap();
         assert!(load(&path, remote).unwrap().is_none(), "nonsense is nothing");
+        forget(&path, remote).unwrap();
+        forget(&path, remote).unwrap();
+        assert!(read(&path).unwrap().peers.is_empty());
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;

@@ -1,7 +1,7 @@
 //! The receiver's files on disk: `NAME.part` while blocks come in, `NAME.part.map` for what is there when
 //! a transfer stops, `NAME` at the end.
 //!
-//! Knows neither connections nor messages. A map is only believed as far as the SHA-256 of the whole file
+//! Knows neither connections nor messages. A map is only believed as far as the BLAKE3 hash of the whole file
 //! confirms it in the end. Nobody may offer a file under the name of a map (`name::check`).
 
 use std::collections::{HashMap, HashSet};
@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use utp2::RangeSet;
@@ -156,7 +155,7 @@ struct State {
     /// Changed since the map was saved.
     dirty: bool,
     /// The hash of the first so many bytes; away while somebody continues it.
-    hash: Option<(Sha256, u64)>,
+    hash: Option<(Box<blake3::Hasher>, u64)>,
     /// Bytes of the prefix at which hashing was last asked for.
     hash_asked: u64,
 }
@@ -198,18 +197,10 @@ impl PartFile {
         let wrong = |e: io::Error| CannotBegin::Other(format!("cannot write the file: {e}"));
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt;
-            // Not through a link that somebody else laid, and for nobody else to read before it is whole.
-            options.mode(0o600).custom_flags(HERE_AND_NOW);
-        }
         let is_new =
             fs::symlink_metadata(reserved.part()).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-        let file = options.open(reserved.part()).map_err(wrong)?;
-        if !file.metadata().map_err(wrong)?.is_file() {
-            return Err(wrong(io::Error::other("what is there under its name is no file")));
-        }
+        // For nobody else to read before it is whole.
+        let file = place::open_regular(&reserved.part(), &mut options).map_err(wrong)?;
         let words = blocks.div_ceil(64) as usize;
         let known = read_map(&reserved, &meta, &file, words);
         if known.is_none() && !is_new && !sure {
@@ -237,7 +228,7 @@ impl PartFile {
             run: Run::default(),
             failed: false,
             dirty,
-            hash: Some((Sha256::new(), 0)),
+            hash: Some((Box::default(), 0)),
             hash_asked: 0,
         };
         state.extend_prefix(blocks);
@@ -289,6 +280,10 @@ impl PartFile {
     /// Takes the file's room on disk, so that others do not while it arrives. On the side and in steps: some file
     /// systems clear what they give, a second for a gigabyte, and let nobody write meanwhile.
     pub(crate) fn take_room(&self) -> io::Result<()> {
+        if is_in_memory(&self.file)? {
+            // It would only clear what is about to be written.
+            return Ok(());
+        }
         let mut at = 0;
         while at < self.meta.size && !self.abandoned.load(Ordering::Relaxed) {
             let len = ROOM_STEP.min(self.meta.size - at);
@@ -508,10 +503,6 @@ fn has(done: &[u64], block: u32) -> bool {
     done.get(block as usize / 64).is_some_and(|word| word >> (block % 64) & 1 == 1)
 }
 
-/// Opens what is there under a name and neither what a link points to, nor waits for the other end of a pipe.
-#[cfg(unix)]
-const HERE_AND_NOW: i32 = rustix::fs::OFlags::NOFOLLOW.union(rustix::fs::OFlags::NONBLOCK).bits() as i32;
-
 /// The most that the map of a file of so many words takes: ten bytes for each number.
 fn map_max(words: usize) -> u64 {
     64 + 10 * words as u64
@@ -520,13 +511,8 @@ fn map_max(words: usize) -> u64 {
 /// The blocks that are there, if the map is of this file. Others may write to the folder: what is no file or too long
 /// to be such a map is not read.
 fn read_map(reserved: &Reserved, meta: &Meta, file: &File, words: usize) -> Option<Vec<u64>> {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, HERE_AND_NOW);
-    let opened = options.open(reserved.map()).ok()?;
-    let metadata = opened.metadata().ok()?;
-    if !metadata.is_file() || metadata.len() > map_max(words) {
+    let opened = place::open_regular(&reserved.map(), OpenOptions::new().read(true)).ok()?;
+    if opened.metadata().ok()?.len() > map_max(words) {
         return None;
     }
     let mut bytes = Vec::new();
@@ -556,6 +542,21 @@ fn has_room(file: &File, size: u64) -> io::Result<()> {
     }
     let _ = (file, size);
     Ok(())
+}
+
+/// Whether the file system is one in memory, which has nothing to gain from room taken beforehand.
+fn is_in_memory(file: &File) -> io::Result<bool> {
+    #[cfg(target_os = "linux")]
+    {
+        /// linux/magic.h
+        const TMPFS_MAGIC: u64 = 0x0102_1994;
+        Ok(rustix::fs::fstatfs(file)?.f_type as u64 == TMPFS_MAGIC)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        Ok(false)
+    }
 }
 
 /// Takes a piece of the file's room on disk; false if the file system takes room only when it is written to.
@@ -627,7 +628,7 @@ mod tests {
         }
         assert_eq!(put(&part, 1, 0, 4096), Written::Hash(4096));
         assert!(part.is_complete());
-        assert_eq!(part.hash_some().unwrap(), Some(Sha256::digest(content()).into()));
+        assert_eq!(part.hash_some().unwrap(), Some(*blake3::hash(&content()).as_bytes()));
         assert_eq!(part.hash_some().unwrap(), None, "once");
         part.save_map().unwrap();
         part.finish().unwrap();
@@ -658,7 +659,7 @@ mod tests {
         assert_eq!((part.have(), part.bytes_there()), (vec![(1, 1)], u64::from(BLOCK)));
         put(&part, 0, 0, BLOCK);
         put(&part, 2, 0, 1000);
-        assert_eq!(part.hash_some().unwrap(), Some(Sha256::digest(content()).into()));
+        assert_eq!(part.hash_some().unwrap(), Some(*blake3::hash(&content()).as_bytes()));
         part.leave();
         drop(part);
         let changed = Meta { modified: Some((1_600_000_001, 0)), ..meta("a") };
@@ -820,7 +821,7 @@ mod tests {
         // And one in the place of the file itself is none.
         rustix::fs::mknodat(rustix::fs::CWD, out.join("b.part"), fifo, mode, 0).unwrap();
         let wrong = PartFile::begin(&dir, Meta { size: 0, ..meta("b") }, true).err().unwrap();
-        assert!(wrong.to_string().contains("no file"), "{wrong}");
+        assert!(wrong.to_string().contains("no regular file"), "{wrong}");
     }
 
     #[test]

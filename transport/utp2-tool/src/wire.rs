@@ -11,8 +11,8 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Version 1 said `Finished` when all was done, and was answered a round trip later.
-const VERSION: u8 = 2;
+/// Version 1 said `Finished` when all was done, and was answered a round trip later; version 2 checked files by SHA-256.
+const VERSION: u8 = 3;
 
 /// Bytes of a block; the last one of a file is shorter.
 pub(crate) const BLOCK: u32 = 32 * 1024;
@@ -27,8 +27,8 @@ pub(crate) const TEXT_MAX: usize = 500;
 pub(crate) enum ToReceiver {
     /// Here is a file. Each has a higher number than the one before.
     Offer { file: u32, meta: Meta },
-    /// The SHA-256 of the whole file.
-    Sum { file: u32, sha256: [u8; 32] },
+    /// The BLAKE3 hash of the whole file.
+    Sum { file: u32, blake3: [u8; 32] },
     /// It will not come.
     Abort { file: u32, reason: String },
     /// Nothing more will be offered.
