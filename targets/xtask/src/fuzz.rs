@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -45,6 +45,8 @@ const FLAGS: &[&str] = &[
 const INPUT_MAX: u32 = 2100;
 /// An input that takes so long is a finding. Generous: the machine may be busy with other things.
 const INPUT_SECONDS: u32 = 300;
+/// libFuzzer keeps an input that took so long; it is a finding if it takes as much CPU time when it is run again.
+const SLOW_SECONDS: u64 = 10;
 /// How libFuzzer ends when it is interrupted, as it is when its time is up.
 const INTERRUPTED: i32 = 72;
 /// Inputs that found something keep their names, and are never minimised away.
@@ -152,6 +154,12 @@ fn fuzz(name: &str, binary: &Path, place: &Place, limit: Duration) -> Result<usi
         let rest = line.split(word).nth(1).unwrap_or_default();
         rest.split_whitespace().next().unwrap_or("?").to_owned()
     };
+    for slow in files(&place.findings)?.iter().filter(|path| is_slow(path)) {
+        if repeat(binary, slow)? < Duration::from_secs(SLOW_SECONDS) {
+            // The machine was, not the target.
+            fs::remove_file(slow)?;
+        }
+    }
     let found: Vec<_> = files(&place.findings)?;
     println!(
         "{name:>14}: {} inputs in {:.0} s of CPU, {} edges, corpus {}, {} new findings",
@@ -159,7 +167,7 @@ fn fuzz(name: &str, binary: &Path, place: &Place, limit: Duration) -> Result<usi
         cpu.as_secs_f64(),
         last(" cov: "),
         last(" corp: "),
-        found.len() - before,
+        found.len().saturating_sub(before),
     );
     if !status.success() && status.code() != Some(INTERRUPTED) {
         let why = text.lines().skip_while(|l| !l.contains("panicked at")).take(4).collect::<Vec<_>>();
@@ -167,9 +175,9 @@ fn fuzz(name: &str, binary: &Path, place: &Place, limit: Duration) -> Result<usi
         for path in &found {
             println!("  again: {} {}", binary.display(), path.display());
         }
-        return Ok((found.len() - before).max(1));
+        return Ok(found.len().saturating_sub(before).max(1));
     }
-    Ok(found.len() - before)
+    Ok(found.len().saturating_sub(before))
 }
 
 /// Waits for the end, and brings it about when the time is up.
@@ -189,6 +197,18 @@ fn watch(child: &mut Child, limit: Duration, started: Instant) -> Result<(ExitSt
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// What an input is called that took long by the clock, whoever had the processor.
+fn is_slow(path: &Path) -> bool {
+    path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("slow-unit-"))
+}
+
+/// CPU time that one input takes by itself, the start of the program included.
+fn repeat(binary: &Path, input: &Path) -> Result<Duration> {
+    let started = Instant::now();
+    let mut child = Command::new(binary).arg(input).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    Ok(watch(&mut child, Duration::MAX, started)?.1)
 }
 
 /// CPU time of a process: fields 14 and 15 of its stat file, hundredths of a second.
@@ -275,5 +295,29 @@ mod tests {
             );
             assert!(!files(&folder.join("corpus").join(&name)).unwrap().is_empty(), "{name} has no corpus");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_input_that_was_slow_because_the_machine_was_is_no_finding() {
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir().unwrap();
+        let folder = |name: &str| {
+            let path = temp.path().join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let (corpus, work, findings) = (folder("corpus"), folder("work"), folder("findings"));
+        let place = Place { corpus, work, findings, log: temp.path().join("log") };
+        // Finds two inputs, one of them slow; takes no time over one that is given alone.
+        let binary = temp.path().join("target");
+        let script = format!(
+            "#!/bin/sh\n[ $# -gt 1 ] || exit 0\ntouch {0}/slow-unit-1 {0}/crash-2\n",
+            place.findings.display()
+        );
+        fs::write(&binary, script).unwrap();
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(fuzz("target", &binary, &place, Duration::from_secs(60)).unwrap(), 1);
+        assert_eq!(files(&place.findings).unwrap(), [place.findings.join("crash-2")]);
     }
 }
