@@ -87,21 +87,23 @@ fn a_slow_path_loses_little_to_deep_probes() {
     }
 }
 
-/// A burst on the way back swallows answers until so many were sent: probes have to follow each other.
+/// A burst on the way back swallows answers until so many were sent: something has to call for them, and the pause
+/// behind it says nothing of the path.
 #[test]
 fn a_burst_on_the_way_back_is_over_soon() {
     let mut sum = 0.0;
-    for seed in SEEDS {
+    // Beside the usual ones those that were worst.
+    let seeds = [1, 2, 3, 12, 13, 15, 31, 35, 39];
+    for seed in seeds {
         let mut s = Scenario::new(100 * MBIT, ms(50), 0.0, 0).with_queue_bdp(0.5);
         (s.forward.loss, s.reverse.loss) = (Loss::bursts(0.02, 20.0), Loss::bursts(0.02, 20.0));
         s.seed = seed;
         let o = steady(&format!("bursts both ways, seed {seed}"), &s, 20);
-        // In 20 s, bursts that come ill cost one seed in four a tenth and more.
-        assert!(o.utilization > 0.80, "{o}");
+        assert!(o.utilization > 0.90, "{o}");
         sum += o.utilization;
     }
-    let mean = sum / SEEDS.len() as f64;
-    assert!(mean > 0.88, "{mean:.3} on average");
+    let mean = sum / seeds.len() as f64;
+    assert!(mean > 0.93, "{mean:.3} on average");
 }
 
 /// Half a millisecond of queue, which no delay shows: loss alone bounds the rate.

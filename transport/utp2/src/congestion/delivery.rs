@@ -11,6 +11,10 @@ pub(super) struct Delivery {
     total: u64,
     /// (receiver's clock µs, total), rising in both.
     points: VecDeque<(u64, u64)>,
+    /// Nothing is measured until a packet sent after a pause arrives.
+    waiting: bool,
+    /// When such a one arrived, µs: what was measured before must not be put beside what is measured after.
+    since: u64,
 }
 
 impl Delivery {
@@ -24,6 +28,9 @@ impl Delivery {
 
     /// An ACK told that its largest packet arrived at `arrival_us`.
     pub(super) fn mark(&mut self, arrival_us: u64, keep_us: u64) {
+        if self.waiting {
+            return;
+        }
         match self.points.back_mut() {
             Some(last) if arrival_us < last.0 => return,
             Some(last) if arrival_us == last.0 => last.1 = self.total,
@@ -47,13 +54,33 @@ impl Delivery {
 
     /// Bytes per second from a point seen before to the newest, if `least_us` lie between.
     pub(super) fn rate_since(&self, point: (u64, u64), least_us: u64) -> Option<f64> {
-        let last = self.points.back()?;
-        let span = last.0.checked_sub(point.0).filter(|&span| span >= least_us.max(1))?;
-        Some(last.1.saturating_sub(point.1) as f64 * 1e6 / span as f64)
+        let last = *self.points.back()?;
+        self.between(point, last).filter(|_| last.0 - point.0 >= least_us)
+    }
+
+    /// Bytes per second from one point to another; `None` where nothing was sent in between, or the order is a lie.
+    pub(super) fn between(&self, a: (u64, u64), b: (u64, u64)) -> Option<f64> {
+        let usual = !self.waiting && a.0 >= self.since && b.0 > a.0 && b.1 >= a.1;
+        usual.then(|| (b.1 - a.1) as f64 * 1e6 / (b.0 - a.0) as f64)
     }
 
     pub(super) fn clear_points(&mut self) {
         self.points.clear();
+        self.waiting = false;
+    }
+
+    /// Nothing was sent for a while: what arrives is measured from the first packet sent since, of which
+    /// [`Delivery::resume`] tells.
+    pub(super) fn pause(&mut self) {
+        self.points.clear();
+        self.waiting = true;
+    }
+
+    /// A packet sent after the pause has arrived.
+    pub(super) fn resume(&mut self, arrival_us: u64) {
+        if core::mem::take(&mut self.waiting) {
+            self.since = arrival_us;
+        }
     }
 }
 
@@ -79,5 +106,27 @@ mod tests {
         assert!((d.rate(100_000).unwrap() - 1e7).abs() < 1.0, "a late ACK changes nothing");
         d.clear_points();
         assert_eq!(d.rate(100_000), None);
+    }
+
+    #[test]
+    fn a_pause_is_no_measure() {
+        let mut d = Delivery::default();
+        let mut at = |d: &mut Delivery, t| {
+            d.add(10_000);
+            d.mark(t, 400_000);
+            (t, d.total())
+        };
+        let before = at(&mut d, 1_000);
+        at(&mut d, 100_000);
+        assert!(d.rate_since(before, 50_000).is_some());
+        d.pause();
+        let told = at(&mut d, 110_000);
+        assert_eq!((d.rate(50_000), d.rate_since(before, 1)), (None, None), "of what was sent before");
+        d.resume(200_000);
+        let first = at(&mut d, 200_000);
+        let last = at(&mut d, 260_000);
+        assert_eq!((d.rate_since(before, 1), d.between(told, last)), (None, None));
+        assert!((d.between(first, last).unwrap() - 1e10 / 60_000.0).abs() < 1.0);
+        assert_eq!(d.between(last, first), None);
     }
 }

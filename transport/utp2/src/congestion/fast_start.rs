@@ -216,7 +216,7 @@ impl FastStart {
         let judged = pool.0 >= 150.0 || known_loss.is_some();
         let p_noise = p0.max(1.0 / pool.0.max(20.0));
         let sigma = super::math::sqrt(3.0 * p_noise * (1.0 - p_noise) / sent.max(1.0));
-        let d = delivered.or_else(|| s.delivered()).unwrap_or(0.0);
+        let d = delivered.or_else(|| s.delivered()).or_else(|| s.capacity()).unwrap_or(0.0);
 
         let limit = s.rtt_min / 8;
         let limit = if s.is_local() {
@@ -290,6 +290,7 @@ impl FastStart {
             let window = (s.rtt_min / 3).max(Duration::from_millis(8));
             let since = self.onset.began().and_then(|b| s.delivery.rate_since(b, window.as_micros() as u64));
             let d = since.or_else(|| s.delivery.rate(window.as_micros() as u64)).or_else(|| s.delivered());
+            let d = d.or_else(|| s.capacity());
             (d.unwrap_or(s.rate / 2.0) / (1.0 - p0), p0, sigma)
         });
         let p = self.least_loss(p0);

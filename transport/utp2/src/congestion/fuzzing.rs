@@ -72,6 +72,7 @@ pub fn controller(data: &[u8]) {
                     &AckSample {
                         rtt: sample,
                         left: now - rtt.min(now.saturating_since(Instant::ZERO)),
+                        bare: false,
                         smoothed: rtt,
                         min,
                         arrival_us: arrival,

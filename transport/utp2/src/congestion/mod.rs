@@ -51,6 +51,8 @@ pub(crate) struct AckSample {
     pub(crate) rtt: Option<(Duration, u32)>,
     /// When that packet left.
     pub(crate) left: Instant,
+    /// It carried no data: on a slow path it was faster than those that do.
+    pub(crate) bare: bool,
     pub(crate) smoothed: Duration,
     pub(crate) min: Duration,
     /// When the largest packet arrived, on the peer's clock.
@@ -79,6 +81,11 @@ pub(crate) struct Controller {
     /// A memory not yet borne out by a round trip, and how many more may try.
     recalled: Option<(PathMemory, u32)>,
     last_silence: Instant,
+    /// When too much was in flight to send more.
+    last_held: Option<Instant>,
+    /// Acknowledgements came again after a gap that held the sender back: what arrives is measured from the first
+    /// packet sent since.
+    resumed: Instant,
 }
 
 impl Controller {
@@ -93,6 +100,8 @@ impl Controller {
             silent_halvings: 0,
             last_silence: now,
             recalled: None,
+            last_held: None,
+            resumed: now,
         }
     }
 
@@ -219,6 +228,11 @@ impl Controller {
         }
     }
 
+    /// So much is in flight that the next packet has to wait.
+    pub(crate) fn on_held(&mut self, now: Instant) {
+        self.last_held = Some(now);
+    }
+
     /// The network marked packets (ECN CE); the newest of those acknowledged along with that belongs to the interval.
     pub(crate) fn on_marked(&mut self, interval: u32, packets: u32) {
         if let Some(i) = self.intervals.get_mut(interval) {
@@ -273,9 +287,17 @@ impl Controller {
     /// the round trip at which the minimum is to begin anew.
     pub(crate) fn on_ack(&mut self, now: Instant, ack: &AckSample) -> Option<Duration> {
         if ack.acked_bytes > 0 {
-            if now.saturating_since(self.last_progress) > self.shared.rtt.max(Duration::from_millis(100)) {
+            let gap = now.saturating_since(self.last_progress);
+            if gap > self.shared.rtt.max(Duration::from_millis(100)) {
                 // A gap that no congestion makes: what arrived on average over it is no measure of the path.
                 self.shared.delivery.clear_points();
+                // Nor is what arrived of the round trip in which nothing was sent, because nothing was heard although
+                // it had arrived: where the way has become longer, the round trip is as long as the gap.
+                let heard = ack.rtt.is_some_and(|(rtt, _)| rtt < gap);
+                if heard && self.last_held.is_some_and(|h| h > self.last_progress) {
+                    self.shared.delivery.pause();
+                    self.resumed = now;
+                }
             }
             self.last_progress = now;
             if core::mem::take(&mut self.silent_halvings) > 0 {
@@ -299,6 +321,9 @@ impl Controller {
         s.in_flight = ack.in_flight;
         let (mut train, mut lengthened) = (false, None);
         let keep = s.rtt.max(Duration::from_millis(100)) * 2;
+        if ack.rtt.is_some() && ack.left >= self.resumed {
+            s.delivery.resume(ack.arrival_us);
+        }
         s.delivery.mark(ack.arrival_us, keep.as_micros() as u64);
         s.remember_best(now);
         if let Some((rtt, interval)) = ack.rtt {
@@ -315,7 +340,7 @@ impl Controller {
                 i.first_ack.get_or_insert(point);
                 train = i.train;
             }
-            if !train {
+            if !train && !ack.bare {
                 lengthened = self.watch(now, (ack.left, rtt), point);
             }
             self.confirm(now, rtt);
@@ -404,9 +429,7 @@ impl Controller {
         // Delivered rate between the first ACK of this interval and the first of the next.
         let delivered = match (i.first_ack, next) {
             // The order is the peer's word; what it tells of the past is no rate.
-            (Some(a), Some(b)) if b.0 > a.0 && b.1 >= a.1 => {
-                Some((b.1 - a.1) as f64 * 1e6 / (b.0 - a.0) as f64)
-            }
+            (Some(a), Some(b)) => s.delivery.between(a, b),
             _ => None,
         };
         if matches!(self.phase, Phase::FastStart(_)) && i.loss() > 0.02 && !i.train {

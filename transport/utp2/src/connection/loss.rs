@@ -19,12 +19,15 @@ const REORDERING_FADES: Duration = Duration::from_secs(1);
 const DATA_PROBES: u32 = 2;
 /// So many PINGs follow each other this closely, or RTT/8; later ones wait this much longer each. A burst of losses on
 /// the way back may swallow dozens of answers, and then it is no outage: the sooner there is another the better.
-const QUICK_PINGS: u32 = 64;
+const QUICK_PINGS: u32 = 96;
 const PING_PROBE: Duration = Duration::from_millis(10);
 const PING_SLOWER: Duration = Duration::from_millis(4);
 /// Longest time between probes of an outage: with half a second of RTT the first packet after it is still
 /// acknowledged within a second. 30-byte packets at this pace are 100 bytes/s.
 const OUTAGE_PROBE: Duration = Duration::from_millis(300);
+
+/// Packets of up to so many bytes carry no data.
+const BARE: u16 = 128;
 
 /// What an ACK told that was not known.
 #[derive(Debug, Default)]
@@ -32,8 +35,9 @@ struct News {
     bytes: u64,
     /// Round trip time by the largest number, and the controller's interval it belongs to.
     sample: Option<(Duration, u32)>,
-    /// When that packet left.
+    /// When that packet left, and how many bytes it had.
     sample_left: Instant,
+    sample_size: u16,
     /// Interval and number of the newest packet.
     newest: Option<(u32, u64)>,
     /// Packets sent with an ECN mark.
@@ -105,7 +109,7 @@ impl Session {
         }
         self.known.insert_all(&mut self.fresh);
         if news.bytes > 0 {
-            (self.probe_backoff, self.probes) = (0, 0);
+            (self.probe_backoff, self.probes, self.held) = (0, 0, None);
             self.probe_from = now;
         }
         let marked = self.ecn.on_ack(ack.largest, news.marked, ack.counts);
@@ -121,6 +125,7 @@ impl Session {
             &AckSample {
                 rtt: news.sample,
                 left: news.sample_left,
+                bare: news.sample_size <= BARE,
                 smoothed: self.rtt.smoothed(),
                 min: self.rtt.min(),
                 arrival_us: ack.arrival_us,
@@ -165,7 +170,7 @@ impl Session {
                     let rtt = at.saturating_since(sent.at).saturating_sub(hold);
                     self.rtt.sample(now, rtt);
                     news.sample = Some((rtt.max(Duration::from_micros(1)), sent.interval));
-                    news.sample_left = sent.at;
+                    (news.sample_left, news.sample_size) = (sent.at, sent.size);
                 }
                 if news.newest.is_none_or(|(_, n)| number > n) {
                     news.newest = Some((sent.interval, number));
@@ -347,8 +352,27 @@ impl Session {
     }
 
     pub(super) fn probe_deadline(&self) -> Option<Instant> {
-        (self.sent.in_flight_packets() > 0)
-            .then(|| self.probe_from.max(self.last_eliciting) + self.probe_interval())
+        if self.sent.in_flight_packets() == 0 {
+            return None;
+        }
+        let interval = self.probe_interval();
+        let usual = self.probe_from.max(self.last_eliciting) + interval;
+        // As long as data leaves, answers to it come; while it may not, PINGs take its place as soon as the oldest
+        // answer is overdue.
+        let early = self.held.filter(|_| self.probe_backoff == 0).map(|oldest| oldest + interval);
+        Some(early.map_or(usual, |e| e.min(usual)))
+    }
+
+    /// When the oldest packet left whose fate is not known.
+    pub(super) fn oldest_outstanding(&self) -> Option<Instant> {
+        let mut number = self.loss_scan.max(self.sent.base());
+        loop {
+            let sent = self.sent.get(number)?;
+            if sent.fate == Fate::Outstanding {
+                return Some(sent.at);
+            }
+            number += 1;
+        }
     }
 
     /// PTO, doubled each time, but never so long that the end of an outage goes unnoticed for long (§8.6).
@@ -368,6 +392,10 @@ impl Session {
     /// Nothing was acknowledged for too long: send the oldest pieces again, whatever windows say.
     pub(super) fn on_probe_timeout(&mut self, now: Instant) {
         self.stats.probe_timeouts += 1;
+        if self.held.is_some() {
+            // More data is what may not be sent; what is missing is known as soon as a PING is answered.
+            self.probe_backoff = self.probe_backoff.max(DATA_PROBES);
+        }
         self.probe_backoff += 1;
         self.ecn.on_probe_timeout(self.probe_backoff);
         self.probe_from = now;

@@ -168,6 +168,10 @@ impl Session {
         if in_flight >= self.controller.in_flight_limit() {
             // The controller's own doing: an acknowledgement or the probe timer will go on from here.
             self.pacer.on_held();
+            self.controller.on_held(now);
+            if self.held.is_none() && self.has_data() {
+                self.held = self.oldest_outstanding();
+            }
             return false;
         }
         if !self.has_data() || !fits || !room {

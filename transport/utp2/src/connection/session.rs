@@ -144,6 +144,8 @@ pub(crate) struct Session {
     /// The probe timer counts from here (§8.6).
     pub(super) probe_from: Instant,
     pub(super) probe_backoff: u32,
+    /// Data waits because too much is in flight: when the oldest packet not acknowledged left.
+    pub(super) held: Option<Instant>,
     /// Packets that may leave whatever pacing and windows say.
     pub(super) probes: u8,
     pub(super) loss_deadline: Option<Instant>,
@@ -247,6 +249,7 @@ impl Session {
             last_tail_ping: now,
             probe_from: now,
             probe_backoff: 0,
+            held: None,
             probes: 0,
             loss_deadline: None,
             idle_timeout: own_idle.min(peer_idle),
