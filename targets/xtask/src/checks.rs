@@ -54,7 +54,7 @@ pub(crate) enum Step {
 
 /// The crates that must build without std, for a processor without 64-bit atomics.
 pub(crate) const NO_STD: &[&str] =
-    &["event-schema", "timebase", "utp2", "tracker-proto", "agent-proto", "sync-core"];
+    &["event-schema", "event-audit", "timebase", "utp2", "tracker-proto", "agent-proto", "sync-core"];
 
 enum Outcome {
     Passed,

@@ -10,7 +10,7 @@ use crate::workspace::{Kind, Member, Workspace};
 
 /// From the ground up. A crate depends on layers below its own, or on its own layer; never on one above.
 const LAYERS: &[&[&str]] = &[
-    &["event-schema", "timebase", "units"],
+    &["event-schema", "event-audit", "timebase", "units"],
     &["utp2", "tracker-proto", "agent-proto", "sync-core", "control-core"],
     &["utp2-tokio", "utp2-sim", "event-log", "event-log-nats"],
     PROGRAMS,

@@ -1,0 +1,248 @@
+//! The tree on disk: what it proves, what a crash leaves, and what it refuses to sign.
+
+mod support;
+
+use std::fs;
+
+use event_audit::ledger::{Ledger, LedgerError};
+use event_audit::note::NoteSigner;
+use event_audit::proof::verify_consistency;
+use event_audit::tile::Tile;
+use event_audit::witness::{Held, Refused, Taken};
+use event_audit::{Hash, Head, SignedCheckpoint};
+use support::{Fleet, below, entries, random};
+
+fn filled(fleet: &Fleet, dir: &std::path::Path, entries: &[Vec<u8>]) -> Ledger {
+    let mut ledger = fleet.ledger(dir);
+    feed(&mut ledger, entries);
+    ledger
+}
+
+fn feed(ledger: &mut Ledger, entries: &[Vec<u8>]) {
+    for entry in &entries[ledger.size() as usize..] {
+        ledger.append(entry).expect("an entry fits");
+    }
+}
+
+fn head_of(entries: &[Vec<u8>]) -> Head {
+    let leaves: Vec<Hash> = entries.iter().map(|entry| Hash::leaf(entry)).collect();
+    Head { size: leaves.len() as u64, root: Hash::over(&leaves) }
+}
+
+#[test]
+fn every_entry_and_every_older_head_is_proved() {
+    let (fleet, entries) = (Fleet::new(1), entries(70_000, 1));
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut ledger = filled(&fleet, folder.path(), &entries);
+    let checkpoint = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    assert_eq!(checkpoint.head(), &head_of(&entries));
+    ledger.scrub().expect("nothing is damaged");
+    let (origin, keys) = (fleet.keys.origin(), fleet.keys.log_keys());
+    let leaves: Vec<Hash> = entries.iter().map(|entry| Hash::leaf(entry)).collect();
+    let mut random = random(2);
+    let some: Vec<u64> = (0..60).map(|_| below(&mut random, 70_000)).collect();
+    for index in some.iter().copied().chain([0, 255, 256, 65_535, 65_536, 69_887, 69_888, 69_999]) {
+        let proof = ledger.prove_entry(index, &checkpoint).expect("it is there");
+        let text = proof.to_text();
+        let read = event_audit::message::EntryProof::parse(text.as_bytes()).expect("our own text");
+        assert_eq!(read, proof);
+        assert_eq!(read.verify(&entries[index as usize], origin, keys).expect("it holds"), checkpoint);
+        assert!(read.verify(&entries[(index as usize + 1) % 70_000], origin, keys).is_err());
+    }
+    for size in some.into_iter().chain([0, 1, 256, 65_536, 69_999, 70_000]) {
+        let old = ledger.head_at(size).expect("a prefix");
+        assert_eq!(old, Head { size, root: Hash::over(&leaves[..size as usize]) });
+        let advance = ledger.advance(size, &checkpoint).expect("a prefix");
+        let read = event_audit::message::Advance::parse(advance.to_text().as_bytes()).expect("our own text");
+        assert_eq!(read, advance);
+        assert_eq!(verify_consistency(&old, checkpoint.head(), &read.proof), Ok(()));
+    }
+    assert!(matches!(ledger.prove_entry(70_000, &checkpoint), Err(LedgerError::Range { .. })));
+    assert!(matches!(ledger.head_at(70_001), Err(LedgerError::Range { .. })));
+}
+
+#[test]
+fn a_ledger_goes_on_where_its_checkpoint_is() {
+    let (fleet, entries) = (Fleet::new(1), entries(1_700, 3));
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut at = 0;
+    // Sizes around every kind of edge; after each the process is gone without more than its checkpoint.
+    for size in [0, 1, 255, 256, 257, 511, 512, 513, 700, 1_024, 1_700] {
+        let mut ledger = fleet.ledger(folder.path());
+        assert_eq!(ledger.size(), at, "before {size}");
+        feed(&mut ledger, &entries[..size]);
+        let checkpoint = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+        assert_eq!(checkpoint.head(), &head_of(&entries[..size]));
+        assert_eq!(ledger.checkpoint(&fleet.signer()).expect("the same"), checkpoint);
+        // More is appended and forgotten.
+        feed(&mut ledger, &entries);
+        at = size as u64;
+    }
+    let ledger = fleet.ledger(folder.path());
+    assert_eq!(ledger.head(), head_of(&entries));
+    // What a server of static files needs, and no unfinished tiles of older checkpoints.
+    let mut files = Vec::new();
+    list(folder.path(), folder.path(), &mut files);
+    files.sort();
+    let expected = [
+        "checkpoint",
+        "lock",
+        "tile/0/000",
+        "tile/0/001",
+        "tile/0/002",
+        "tile/0/003",
+        "tile/0/004",
+        "tile/0/005",
+        "tile/0/006.p/164",
+        "tile/1/000.p/6",
+    ];
+    assert_eq!(files, expected);
+}
+
+fn list(root: &std::path::Path, folder: &std::path::Path, files: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            list(root, &path, files);
+        } else {
+            files.push(path.strip_prefix(root).expect("below").to_str().expect("text").to_owned());
+        }
+    }
+}
+
+#[test]
+fn torn_unfinished_tiles_are_made_again_from_the_log() {
+    let (fleet, entries) = (Fleet::new(1), entries(600, 4));
+    for (spoil, bytes) in [(true, vec![]), (true, vec![0; 88 * 32]), (true, vec![1; 7]), (false, vec![])] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut ledger = filled(&fleet, folder.path(), &entries[..600]);
+        let checkpoint = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+        drop(ledger);
+        let tile = folder.path().join("tile/0/002.p/88");
+        if spoil {
+            fs::write(&tile, bytes).expect("written")
+        } else {
+            fs::remove_file(&tile).expect("removed")
+        }
+        let mut ledger = fleet.ledger(folder.path());
+        assert_eq!((ledger.size(), ledger.newest()), (0, Some(&checkpoint)));
+        // Nothing is signed before the log has reached what was signed already.
+        feed(&mut ledger, &entries[..599]);
+        let refused = ledger.checkpoint(&fleet.signer()).expect_err("it is behind");
+        assert!(matches!(refused, LedgerError::CutOff { size: 599, .. }), "{refused}");
+        feed(&mut ledger, &entries);
+        assert_eq!(ledger.checkpoint(&fleet.signer()).expect("the same"), checkpoint);
+    }
+}
+
+#[test]
+fn a_damaged_tile_is_named_and_made_again() {
+    let (fleet, entries) = (Fleet::new(1), entries(1_000, 5));
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut ledger = filled(&fleet, folder.path(), &entries);
+    let checkpoint = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    let path = folder.path().join(Tile::full(0, 1).path());
+    let good = fs::read(&path).expect("a tile");
+    let mut flipped = good.clone();
+    flipped[4_000] ^= 1;
+    for bytes in [flipped, good[..8_000].to_vec(), vec![], [&good[..], &[0]].concat()] {
+        fs::write(&path, bytes).expect("written");
+        for damage in [
+            ledger.scrub().expect_err("damaged"),
+            ledger.prove_entry(300, &checkpoint).expect_err("damaged"),
+            // Not the damaged tile's entry, but its hash is part of the proof.
+            ledger.advance(300, &checkpoint).expect_err("damaged"),
+        ] {
+            let LedgerError::Tile { path, first: 257, last: 512 } = &damage else { panic!("{damage}") };
+            assert_eq!(path, "tile/0/001");
+        }
+    }
+    ledger.start_over();
+    feed(&mut ledger, &entries);
+    ledger.scrub().expect("it was made again");
+    assert_eq!(fs::read(&path).expect("a tile"), good);
+    ledger.prove_entry(300, &checkpoint).expect("proved again");
+}
+
+#[test]
+fn a_rewritten_log_is_not_signed() {
+    let (fleet, mut entries) = (Fleet::new(1), entries(700, 6));
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut ledger = filled(&fleet, folder.path(), &entries[..500]);
+    let signed = *ledger.checkpoint(&fleet.signer()).expect("a checkpoint").head();
+    entries[17][0] ^= 1;
+    ledger.start_over();
+    for entry in &entries[..499] {
+        ledger.append(entry).expect("not known yet");
+    }
+    let error = ledger.append(&entries[499]).expect_err("another history");
+    let found = head_of(&entries[..500]);
+    assert!(
+        matches!(error, LedgerError::Rewritten { signed: s, found: f } if s == signed && f == found),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains(&signed.root.to_string())
+            && error.to_string().contains(&found.root.to_string())
+    );
+    assert!(matches!(ledger.append(b"more"), Err(LedgerError::Stopped)));
+    assert!(matches!(ledger.checkpoint(&fleet.signer()), Err(LedgerError::Stopped)));
+}
+
+#[test]
+fn only_the_logs_own_key_and_one_process() {
+    let fleet = Fleet::new(1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut ledger = filled(&fleet, folder.path(), &entries(3, 7));
+    let open = || Ledger::open(folder.path(), fleet.keys.origin(), fleet.keys.log_keys());
+    assert!(matches!(open(), Err(LedgerError::Locked { .. })));
+    let other = NoteSigner::new("flotilla/other", fleet.log.clone()).expect("a name");
+    assert!(matches!(ledger.checkpoint(&other), Err(LedgerError::OtherSigner { .. })));
+    ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    drop(ledger);
+    // A stored promise that cannot be read is not passed over.
+    for bytes in [&b""[..], b"nonsense\n", b"\xff"] {
+        fs::write(folder.path().join("checkpoint"), bytes).expect("written");
+        assert!(matches!(open(), Err(LedgerError::Promise { .. })));
+    }
+    let foreign = SignedCheckpoint::sign(Head::of_nothing(), &Fleet::new(2).signer()).expect("signed");
+    fs::write(folder.path().join("checkpoint"), foreign.note()).expect("written");
+    assert!(matches!(open(), Err(LedgerError::Promise { .. })));
+}
+
+#[test]
+fn a_witness_takes_only_what_continues_what_it_holds() {
+    let (fleet, mut entries) = (Fleet::new(1), entries(900, 8));
+    let folders = [tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder")];
+    let mut ledger = filled(&fleet, folders[0].path(), &entries[..300]);
+    let first = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    feed(&mut ledger, &entries);
+    let second = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+
+    let mut held = Held::default();
+    assert_eq!(held.consider(first.clone(), &[]), Ok(Taken::First));
+    assert_eq!(held.consider(first.clone(), &[]), Ok(Taken::Same));
+    let unproved = held.consider(second.clone(), &[]).expect_err("no proof");
+    assert!(matches!(unproved, Refused::Unproved { .. }));
+    let proof = ledger.advance(300, &second).expect("a prefix").proof;
+    assert_eq!(held.consider(second.clone(), &proof), Ok(Taken::Newer));
+    let older = held.consider(first.clone(), &[]).expect_err("backwards");
+    assert_eq!(older, Refused::Older { held: *second.head(), shown: *first.head() });
+
+    // The service rewrites one entry that the witness has seen sealed: no proof can join the two.
+    entries[5].push(0);
+    let mut forged = filled(&fleet, folders[1].path(), &entries);
+    let same_size = forged.checkpoint(&fleet.signer()).expect("a checkpoint");
+    let forked = held.consider(same_size.clone(), &proof).expect_err("forked");
+    assert_eq!(forked, Refused::Forked { held: *second.head(), shown: *same_size.head() });
+    for head in [second.head(), same_size.head()] {
+        assert!(forked.to_string().contains(&head.root.to_string()), "{forked}");
+    }
+    forged.append(b"more").expect("an entry");
+    let longer = forged.checkpoint(&fleet.signer()).expect("a checkpoint");
+    let proof = forged.advance(900, &longer).expect("a prefix").proof;
+    assert!(matches!(held.consider(longer, &proof), Err(Refused::Unproved { .. })));
+    let foreign = SignedCheckpoint::sign(Head::of_nothing(), &Fleet::new(2).signer()).expect("signed");
+    assert_eq!(held.consider(foreign, &[]), Err(Refused::OtherOrigin));
+    assert_eq!(held.newest(), Some(&second));
+}
