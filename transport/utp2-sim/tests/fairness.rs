@@ -31,7 +31,7 @@ fn own_flows_share_equally() {
                 .map(|i| FlowConfig { start: Duration::from_secs(i), ..FlowConfig::endless() })
                 .collect();
             let o = run(&format!("{flows} flows, seed {seed}"), s, 25, 45);
-            assert!(o.jain > 0.93, "{o}");
+            assert!(o.jain >= 0.95, "{o}");
             assert!(o.utilization > 0.95, "{o}");
             assert!(o.self_loss < 0.02, "{o}");
         }
@@ -49,7 +49,7 @@ fn sixteen_flows_share_equally() {
         s.flows =
             (0..16).map(|i| FlowConfig { start: Duration::from_secs(i), ..FlowConfig::endless() }).collect();
         let o = run(&format!("16 flows, queue {bdp} BDP, seed {seed}"), s, 76, 106);
-        assert!(o.jain > 0.93, "{o}");
+        assert!(o.jain >= 0.95, "{o}");
         assert!(o.utilization > 0.97, "{o}");
         assert!(o.steady.self_loss < 0.01, "{o}");
     }

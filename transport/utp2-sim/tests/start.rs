@@ -49,19 +49,22 @@ fn memory_of(s: &Scenario) -> PathMemory {
 /// A scenario of a seed.
 type Make<'a> = &'a dyn Fn(u64) -> Scenario;
 
-/// How many seeds each case is run with.
-const SEEDS: usize = 5;
+/// The seeds each case is run with, and their scenarios.
+fn seeds(make: impl Fn(u64) -> Scenario) -> impl Iterator<Item = (u64, Scenario)> {
+    (1..=5).map(move |seed| (seed, make(seed)))
+}
 
-/// The first seeds that lose nothing of the handshake, with their scenarios: what that costs is asked in
-/// `handshake.rs`, and here round trips are counted from the first packet on.
-fn seeds(make: impl Fn(u64) -> Scenario) -> Vec<(u64, Scenario)> {
-    let all = (1..=50).map(|seed| (seed, make(seed)));
-    let some: Vec<_> = all
-        .filter(|(_, s)| run(s, 3).flows[0].connected.is_some_and(|took| took < s.rtt().mul_f64(2.1)))
-        .take(SEEDS)
-        .collect();
-    assert_eq!(some.len(), SEEDS, "handshakes take two round trips");
-    some
+/// Round trips by which the handshake takes longer than its two, because some of it is lost: what that costs is asked in
+/// `handshake.rs`, and here round trips are counted from so much later.
+fn late(s: &Scenario) -> u32 {
+    let took = [5, 50, 500].iter().find_map(|&trips| run(s, trips).flows[0].connected);
+    let took = took.expect("a handshake ends").as_secs_f64() / s.rtt().as_secs_f64();
+    (took - 2.1).max(0.0).ceil() as u32
+}
+
+/// Whether the rate was found within so many round trips.
+fn found_within(o: &Outcome, trips: u32) -> bool {
+    o.rtts_to_90.is_some_and(|n| n <= trips)
 }
 
 #[test]
@@ -70,12 +73,14 @@ fn cold_the_rate_is_found_within_12_round_trips_and_without_a_flood() {
         [(100, 100, 0.0), (100, 100, 0.01), (100, 100, 0.05), (20, 200, 0.01), (400, 50, 0.01)]
     {
         for (seed, s) in seeds(|seed| scenario(mbit, rtt, loss, 0.5, seed)) {
-            let o = run(&s, 60);
-            let what = format!("{mbit} Mbit/s, {rtt} ms, {loss}, seed {seed}: {o}");
-            assert!(o.rtts_to_90.is_some_and(|n| n <= 11), "{what}");
+            let late = late(&s);
+            let o = run(&s, 60 + late);
+            let what = format!("{mbit} Mbit/s, {rtt} ms, {loss}, seed {seed}, {late} late: {o}");
+            assert!(found_within(&o, 11 + late), "{what}");
             assert!(o.self_loss < 0.005, "{what}");
             // Handshake and growth cost about 6 round trips.
-            assert!(o.utilization_whole > 0.86, "{what}");
+            let whole = o.utilization_whole * f64::from(60 + late) / 60.0;
+            assert!(whole > 0.86, "{what}");
         }
     }
 }
@@ -86,9 +91,12 @@ fn on_a_remembered_path_the_rate_is_found_within_4_round_trips() {
         [(100, 100, 0.0), (100, 100, 0.01), (100, 100, 0.05), (20, 200, 0.01), (400, 50, 0.01)]
     {
         for (seed, s) in seeds(|seed| scenario(mbit, rtt, loss, 0.5, seed)) {
-            let o = recall(&s, memory_of(&s), 60);
-            let what = format!("{mbit} Mbit/s, {rtt} ms, {loss}, seed {seed}: {o}");
-            assert!(o.rtts_to_90.is_some_and(|n| n <= 4), "{what}");
+            let late = late(&s);
+            let o = recall(&s, memory_of(&s), 60 + late);
+            let what = format!("{mbit} Mbit/s, {rtt} ms, {loss}, seed {seed}, {late} late: {o}");
+            // Of repeated packets no round trip is known (§5.6): what is remembered waits for data to measure one.
+            let unclear = u32::from(late > 0);
+            assert!(found_within(&o, 4 + late + unclear), "{what}");
             assert!(o.self_loss < 0.005, "{what}");
             let learned = o.flows[0].memory.expect("sixty round trips are enough to learn").rate as f64;
             assert!((learned / memory_of(&s).rate as f64 - 1.0).abs() < 0.06, "{what}: learned {learned}");
@@ -126,8 +134,9 @@ fn jitter_bursts_reordering_and_shallow_queues_do_not_fool_the_start() {
     ];
     for (what, make, most, bound) in cases {
         for (seed, s) in seeds(make) {
-            let o = run(&s, 60);
-            assert!(o.rtts_to_90.is_some_and(|n| n <= most), "{what}, seed {seed}: {o}");
+            let late = late(&s);
+            let o = run(&s, 60 + late);
+            assert!(found_within(&o, most + late), "{what}, seed {seed}, {late} late: {o}");
             assert!(o.self_loss < bound, "{what}, seed {seed}: {o}");
         }
     }
@@ -145,10 +154,12 @@ fn a_wrong_memory_does_little_harm() {
         let o = recall(&s, PathMemory { rate: right.rate * 10, ..right }, 30);
         let dropped = o.forward.queue_drops as f64 * 1500.0 / (12.5e6 * 0.1);
         assert!(dropped < 14.0, "seed {seed}: {dropped} products of rate and round trip were dropped");
-        assert!(share(&s, &o, 4, 30) > 0.88, "seed {seed}: {}", share(&s, &o, 4, 30));
+        let late = late(&s);
+        let from = 4 + late as usize;
+        assert!(share(&s, &o, from, 30) > 0.88, "seed {seed}: {}", share(&s, &o, from, 30));
         // Ten times too low.
         let o = recall(&s, PathMemory { rate: right.rate / 10, ..right }, 30);
-        assert!(o.rtts_to_90.is_some_and(|n| n <= 15), "seed {seed}: {o}");
+        assert!(found_within(&o, 15 + late), "seed {seed}: {o}");
     }
 }
 

@@ -166,10 +166,16 @@ impl Avoid {
             self.probe(now, s, queue);
             return Change::Stay;
         }
+        if i.rtt_min.is_none() {
+            // Nobody knows what it met: one ACK told of it and of later ones. After a stall that is what happens, and
+            // what arrived meanwhile is no reason to send less.
+            self.before = None;
+            return Change::Stay;
+        }
         // What arrives of less than the path carries does not tell what it carries: while no queue is seen, the best
         // lately does. Else growth alone would seem to make a queue, and where queues are short, to cut in vain.
         let r = self.sustainable(now, s).map(|r| {
-            let unseen = i.rtt_min.is_some() && queue < target / 2 && !s.is_local();
+            let unseen = queue < target / 2 && !s.is_local();
             if unseen { s.best().map_or(r, |b| r.max(b)) } else { r }
         });
         let x = r.and_then(|r| self.predict(s, i, queue, target, r)).unwrap_or(x);

@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn a_pause_is_no_measure() {
         let mut d = Delivery::default();
-        let mut at = |d: &mut Delivery, t| {
+        let at = |d: &mut Delivery, t| {
             d.add(10_000);
             d.mark(t, 400_000);
             (t, d.total())
