@@ -56,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "short")]
     scenario: Vec<Scenario>,
     /// Who sends. May be given several times; they take turns.
-    #[arg(long, value_parser = contender, default_values = ["utp2", "quinn-bbr", "tcp-bbr", "tcp-cubic"])]
+    #[arg(long, value_parser = contender, default_values = ["utp2", "quinn-bbr", "tcp-bbr"])]
     contender: Vec<Contender>,
     /// Rounds.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]

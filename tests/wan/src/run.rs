@@ -104,7 +104,8 @@ The sender is at 10.77.0.1 (fd77::1), the receiver at 10.77.0.2 (fd77::2). Both 
 stderr. All ends when the sender has ended, and the receiver a while after it.
 
 Example:
-  wan run --rate 1gbit --rtt 200ms --loss 1% \\
+  export UTP2_SECRET='four random words here'
+  wan run --rate 1gbit --rtt 200ms --loss 1% --gso --raise-buffers \\
     --receiver 'utp2 recv --listen 10.77.0.2:4433 --out /tmp/got --once' \\
     --sender 'utp2 send big.iso --to 10.77.0.2:4433'")]
 pub(crate) struct Args {
