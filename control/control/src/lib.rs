@@ -1,10 +1,11 @@
 //! The parts of the `flotilla` program that its tests and its `main` share.
 //!
 //! [`pki`] owns the fleet's keys and certificates, [`gateway`] the agents' TLS link, [`service`] the
-//! fleet's state over the log, [`api`] the HTTP side, [`serve`] puts them together. [`cli`] is the
-//! operator's command line, which talks to [`api`] and shares nothing else with it.
+//! fleet's state over the log, [`api`] the HTTP side, [`serve`] puts them together; [`audit`] seals
+//! the log. [`cli`] is the operator's command line, which talks to [`api`]; with the rest it shares `audit` alone.
 
 pub mod api;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod gateway;

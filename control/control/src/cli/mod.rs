@@ -3,6 +3,7 @@
 //! Every command has `--json` (one object or JSON lines on stdout, everything else on stderr), `--help`
 //! with an example, and ends with 0 done, 1 failed, 2 wrong usage.
 
+mod audit;
 mod client;
 mod fleet;
 mod output;
@@ -75,6 +76,9 @@ enum Command {
     /// The event log
     #[command(subcommand)]
     Log(work::Log),
+    /// History that proves itself: export it, check it anywhere
+    #[command(subcommand)]
+    Audit(audit::Audit),
     /// The service in a few numbers
     #[command(after_help = "Example: flotilla status --json")]
     Status,
@@ -147,6 +151,7 @@ fn dispatch(line: Line) -> Done {
         Command::Jobs(command) => work::jobs(&Client::new(global)?, json, command),
         Command::Runs(command) => work::runs(&Client::new(global)?, json, command),
         Command::Log(command) => work::log(&Client::new(global)?, json, &command),
+        Command::Audit(command) => audit::run(global, command),
         Command::Status => work::status(&Client::new(global)?, json),
     }
 }
@@ -187,6 +192,8 @@ mod tests {
             "flotilla runs watch",
             "flotilla runs stop x --reason y --server http://h:1 --token t",
             "flotilla log show --from 1 --stream run/",
+            "flotilla audit export --data d --out p --json",
+            "flotilla audit verify p --origin o --seen c --seen d --keep e --json",
         ] {
             assert!(Line::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
         }

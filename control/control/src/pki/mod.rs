@@ -7,6 +7,7 @@
 //! The folder comes into being in one rename, so either all first keys exist or none. A file that is
 //! damaged or missing later stops the start: a fleet must not be founded twice by accident.
 
+mod audit;
 mod certificates;
 mod files;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, We
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
+pub use audit::AuditKeys;
 pub(crate) use certificates::Facts;
 use files::Secret;
 

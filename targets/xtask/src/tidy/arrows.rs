@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_new_crate_is_given_a_layer() {
-        expect("events/event-audit:", Some("has no layer"));
+        expect("events/event-archive:", Some("has no layer"));
     }
 
     #[test]

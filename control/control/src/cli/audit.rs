@@ -1,0 +1,257 @@
+//! `flotilla audit`: history in a file that proves itself, and the check of one, which needs nothing else.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufReader, BufWriter};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use event_audit::checkpoint::Checkpoint;
+use event_audit::export::{Expectation, ExportError, Report, verify};
+use event_audit::ledger::Ledger;
+use event_audit::note::Note;
+use event_log::file::{FileLog, FileLogOptions};
+use event_log::{EventLog as _, OpenError, Position};
+use serde_json::json;
+
+use super::client::Client;
+use super::{Done, Failure, Global, output};
+use crate::api::view::StatusView;
+use crate::audit;
+use crate::pki::AuditKeys;
+
+/// Bytes read or written at a time.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Bytes of a checkpoint's file that are read at most.
+const CHECKPOINT_BYTES_MAX: u64 = event_audit::limits::MAX_NOTE_BYTES as u64;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Audit {
+    /// Seal the log in the data folder, sign it, and write all of it to one file
+    #[command(
+        after_help = "Example: flotilla audit export --data ./flotilla-data --out history.flotilla-audit\n\n\
+        Works beside a running service and without one. Tell the auditor the log's name, which is printed, by a way \
+        that you both trust: it stands for the fleet's root key."
+    )]
+    Export(Export),
+    /// Check an export, without a service or a network; 1 and the first bad entry if it does not hold
+    #[command(after_help = "Example: flotilla audit verify history.flotilla-audit \
+        --origin flotilla/0f1e2d3c4b5a69788796a5b4c3d2e1f0 --seen last-audit.checkpoint")]
+    Verify(Verify),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    /// The file to write; it is replaced only once the new one is complete
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// The export
+    path: PathBuf,
+    /// Name of the log that it has to be of; without it, any fleet's history is taken
+    #[arg(long, value_name = "ORIGIN")]
+    origin: Option<String>,
+    /// A checkpoint seen before (a file), which the history has to contain (repeatable)
+    #[arg(long, value_name = "FILE")]
+    seen: Vec<PathBuf>,
+    /// Keep the newest checkpoint in a file, for --seen of the next check
+    #[arg(long, value_name = "FILE")]
+    keep: Option<PathBuf>,
+}
+
+pub(super) fn run(global: Global, command: Audit) -> Done {
+    match command {
+        Audit::Export(line) => export(global, &line),
+        Audit::Verify(line) => check(global.json, &line),
+    }
+}
+
+fn export(global: Global, line: &Export) -> Done {
+    if global.server.is_some() {
+        return Err(Failure::Usage(
+            "audit export reads the data folder: run it on the service's machine".into(),
+        ));
+    }
+    let (as_json, data) = (global.json, global.data.clone().unwrap_or_else(|| "flotilla-data".into()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
+    runtime.block_on(async {
+        let (log, end) = open_log(global, &data).await?;
+        let keys = AuditKeys::open(&data).map_err(Failure::of)?;
+        let mut ledger = Ledger::open(&data.join("audit"), keys.list().origin(), keys.list().log_keys())
+            .map_err(Failure::of)?;
+        let beside = line.out.with_added_extension("new");
+        let failed = |what: &str, error: std::io::Error| {
+            Failure::Failed(format!("cannot {what} {}: {error}", beside.display()))
+        };
+        let file = create_private(&beside).map_err(|error| failed("write", error))?;
+        let out = BufWriter::with_capacity(BUFFER_BYTES, file);
+        let written = audit::export(&log, end, &mut ledger, &keys, out).await;
+        log.close().await;
+        let checkpoint = match written {
+            Ok((out, checkpoint)) => {
+                let file = out.into_inner().map_err(|error| failed("write", error.into_error()))?;
+                file.sync_all().map_err(|error| failed("sync", error))?;
+                fs::rename(&beside, &line.out).map_err(|error| failed("rename", error))?;
+                checkpoint
+            }
+            Err(error) => {
+                // What was written is of no use; a leftover harms nobody.
+                let _ = fs::remove_file(&beside);
+                return Err(Failure::of(error));
+            }
+        };
+        let bytes = fs::metadata(&line.out).map_err(|error| failed("read", error))?.len();
+        let head = checkpoint.head();
+        if as_json {
+            return output::say_json(&json!({
+                "path": line.out.to_string_lossy(),
+                "bytes": bytes,
+                "origin": checkpoint.origin(),
+                "entries": head.size,
+                "root": head.root.to_string(),
+                "checkpoint": checkpoint.note(),
+            }));
+        }
+        output::say(&format!(
+            "{} entries, {} in {}\n  log   {}\n  root  {}\nCheck it anywhere: flotilla audit verify {} --origin {}",
+            head.size,
+            output::bytes(bytes),
+            line.out.display(),
+            checkpoint.origin(),
+            head.root,
+            line.out.display(),
+            checkpoint.origin(),
+        ))
+    })
+}
+
+/// The log, and the last position that is known to be durable.
+async fn open_log(global: Global, data: &Path) -> Result<(FileLog, Position), Failure> {
+    let folder = data.join("log");
+    if !folder.is_dir() {
+        return Err(Failure::Failed(format!(
+            "there is no event log in {}; name the data folder with --data (a log in NATS cannot be exported yet)",
+            folder.display()
+        )));
+    }
+    // Whoever may write to it has synced all that it shows. If a service runs, what it has taken is durable; what
+    // follows in its file may not be yet.
+    let end = match FileLog::open(&folder, FileLogOptions::default()).await {
+        Ok(log) => {
+            let end = log.last_position().await.map_err(Failure::of)?;
+            log.close().await;
+            end
+        }
+        Err(OpenError::Locked { .. }) => {
+            let client = Client::new(global)?;
+            let status = tokio::task::spawn_blocking(move || client.get::<StatusView>("status"));
+            Position(status.await.map_err(Failure::of)??.position)
+        }
+        Err(error) => return Err(Failure::of(error)),
+    };
+    // Not as its writer, so that a service may start meanwhile.
+    let options = FileLogOptions { read_only: true, ..FileLogOptions::default() };
+    let log = FileLog::open(&folder, options).await.map_err(Failure::of)?;
+    Ok((log, end))
+}
+
+fn create_private(path: &Path) -> std::io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+fn check(as_json: bool, line: &Verify) -> Done {
+    let mut expectation = Expectation { origin: line.origin.clone(), heads: Vec::new() };
+    for path in &line.seen {
+        let checkpoint = read_checkpoint(path)?;
+        match &expectation.origin {
+            Some(origin) if *origin != checkpoint.origin => {
+                return Err(Failure::Failed(format!(
+                    "the checkpoint in {} is of the log {}, not of {origin}",
+                    path.display(),
+                    checkpoint.origin
+                )));
+            }
+            _ => expectation.origin = Some(checkpoint.origin),
+        }
+        expectation.heads.push(checkpoint.head);
+    }
+    let file = File::open(&line.path)
+        .map_err(|error| Failure::Failed(format!("cannot read {}: {error}", line.path.display())))?;
+    match verify(BufReader::with_capacity(BUFFER_BYTES, file), &expectation) {
+        Ok(report) => good(as_json, line, &report),
+        Err(error) => bad(as_json, line, &error),
+    }
+}
+
+/// A checkpoint that the one who checks has kept: his own copy, so nobody's signature is asked for.
+fn read_checkpoint(path: &Path) -> Result<Checkpoint, Failure> {
+    let failed =
+        |what: String| Failure::Failed(format!("the checkpoint {} cannot be used: {what}", path.display()));
+    let bytes = fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
+    if bytes > CHECKPOINT_BYTES_MAX {
+        return Err(failed(format!("it has {bytes} bytes")));
+    }
+    let note = fs::read(path).map_err(|error| failed(error.to_string()))?;
+    let note = Note::parse(&note).map_err(|error| failed(error.to_string()))?;
+    Checkpoint::parse(note.unverified_text()).map_err(|error| failed(error.to_string()))
+}
+
+fn good(as_json: bool, line: &Verify, report: &Report) -> Done {
+    let checkpoint = &report.checkpoint;
+    if let Some(path) = &line.keep {
+        crate::private_file::write(path, checkpoint.note().as_bytes())
+            .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
+    }
+    if as_json {
+        return output::say_json(&json!({
+            "good": true,
+            "origin": checkpoint.origin(),
+            "origin_expected": report.origin_expected,
+            "entries": report.entries,
+            "entry_bytes": report.entry_bytes,
+            "root": checkpoint.head().root.to_string(),
+            "checkpoints": report.checkpoints,
+            "seen": line.seen.len(),
+            "checkpoint": checkpoint.note(),
+        }));
+    }
+    output::say(&format!(
+        "good: all {} entries are those that were signed\n  log          {}{}\n  root         {}\n  checkpoints  {}, and {} \
+         seen before",
+        report.entries,
+        checkpoint.origin(),
+        if report.origin_expected {
+            ""
+        } else {
+            " (NOT CHECKED: give --origin, or this may be any fleet's history)"
+        },
+        checkpoint.head().root,
+        report.checkpoints,
+        line.seen.len(),
+    ))
+}
+
+fn bad(as_json: bool, line: &Verify, error: &ExportError) -> Done {
+    if !as_json {
+        return Err(Failure::Failed(format!("BAD: {}: {error}", line.path.display())));
+    }
+    let entries = error.entries();
+    output::say_json(&json!({
+        "good": false,
+        "error": error.to_string(),
+        "first_bad": entries.as_ref().map(|entries| *entries.start()),
+        "first_bad_at_most": entries.as_ref().map(|entries| *entries.end()),
+    }))?;
+    Err(Failure::Quiet)
+}

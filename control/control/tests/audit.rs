@@ -1,0 +1,195 @@
+//! The real `flotilla audit`: history sealed and exported beside a running service and without one, checked with
+//! nothing but the file, and what is said when somebody changed the file or the log.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use event_audit::export::{Expectation, ExportReader};
+use event_log::file::{FileLog, FileLogOptions};
+use event_log::{EventLog as _, Position, ReadLimit, StreamName};
+use event_schema::Record;
+use serde_json::Value;
+
+const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
+
+fn flotilla(line: &[&str]) -> Output {
+    let mut command = Command::new(FLOTILLA);
+    command.args(line).stdin(Stdio::null());
+    for name in ["FLOTILLA_DATA", "FLOTILLA_SERVER", "FLOTILLA_TOKEN"] {
+        command.env_remove(name);
+    }
+    command.output().expect("runs")
+}
+
+/// What a command that succeeds says as JSON.
+fn json(line: &[&str]) -> Value {
+    let output = flotilla(&[line, &["--json"]].concat());
+    assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{line:?}: {e}"))
+}
+
+/// What a command that fails says.
+fn failure(line: &[&str]) -> String {
+    let output = flotilla(line);
+    assert_eq!(output.status.code(), Some(1), "{line:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+struct Serve(Child);
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        // Killed, as a power cut would; what was acknowledged is there.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Serve {
+    fn start(data: &str) -> Self {
+        let mut child = Command::new(FLOTILLA)
+            .args(["serve", "--http", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--json", "--data", data])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        assert!(line.contains("\"ready\":true"), "{line}");
+        Self(child)
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path that is text")
+}
+
+#[test]
+fn history_is_exported_checked_and_continued() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let [data, first, second, kept] = ["data", "first", "second", "kept"]
+        .map(|name| dir.path().join(name).to_str().expect("text").to_owned());
+    let serve = Serve::start(&data);
+    for name in ["a", "b", "c"] {
+        json(&["groups", "create", name, "--data", &data]);
+    }
+    // Beside the running service, which keeps taking records.
+    let exported = json(&["audit", "export", "--data", &data, "--out", &first]);
+    let origin = exported["origin"].as_str().expect("an origin").to_owned();
+    let entries = exported["entries"].as_u64().expect("a number");
+    let status = json(&["status", "--data", &data]);
+    assert_eq!(entries, status["position"].as_u64().expect("a number"));
+    json(&["groups", "create", "d", "--data", &data]);
+    drop(serve);
+
+    let good = json(&["audit", "verify", &first, "--origin", &origin, "--keep", &kept]);
+    assert_eq!((good["good"].as_bool(), good["entries"].as_u64()), (Some(true), Some(entries)));
+    assert_eq!(good["root"], exported["root"]);
+    assert_eq!(good["origin_expected"], true);
+    assert_eq!(json(&["audit", "verify", &first])["origin_expected"], false);
+
+    // What stands in it are the records, and the first one names the root key that the origin is made of.
+    let mut founding = Vec::new();
+    let bytes = fs::read(&first).expect("the export");
+    let mut reader = ExportReader::open(&bytes[..], &Expectation::default()).expect("a good export");
+    while let Some(entry) = reader.next_entry().expect("good") {
+        let record = Record::decode(entry.bytes).expect("a record");
+        founding.extend(record.events.iter().map(|event| format!("{event:?}")));
+    }
+    assert!(founding[0].contains("FleetFounded"), "{}", founding[0]);
+
+    // Without a service: the history has grown, and continues what was seen.
+    let longer = json(&["audit", "export", "--data", &data, "--out", &second]);
+    assert!(longer["entries"].as_u64() > Some(entries));
+    let good = json(&["audit", "verify", &second, "--seen", &kept]);
+    assert_eq!((good["checkpoints"].as_u64(), good["origin_expected"].as_bool()), (Some(2), Some(true)));
+    json(&["audit", "verify", &second, "--seen", &kept, "--keep", &kept]);
+    assert!(
+        failure(&["audit", "verify", &first, "--seen", &kept]).contains("a longer history was seen before")
+    );
+    let other = "flotilla/00000000000000000000000000000000";
+    assert!(failure(&["audit", "verify", &second, "--origin", other]).contains(&origin));
+
+    // One byte of the last entry but one.
+    let place = fs::read(&second).expect("the export").len() - 24 - 3;
+    let mut bytes = fs::read(&second).expect("the export");
+    bytes[place] ^= 0x10;
+    fs::write(&second, bytes).expect("written");
+    let said = failure(&["audit", "verify", &second, "--origin", &origin]);
+    let last = longer["entries"].as_u64().expect("a number");
+    assert!(said.contains("BAD") && said.contains(&format!("entry {last} ")), "{said}");
+    let output = flotilla(&["audit", "verify", &second, "--json"]);
+    let bad: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (output.status.code(), &bad["good"], &bad["first_bad"]),
+        (Some(1), &Value::Bool(false), &last.into())
+    );
+}
+
+/// The log is replaced by one in which one record says something else, with checksums that fit.
+#[test]
+fn a_rewritten_log_is_not_exported() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let [data, out] = ["data", "out"].map(|name| dir.path().join(name).to_str().expect("text").to_owned());
+    let data_path = Path::new(&data);
+    drop({
+        let serve = Serve::start(&data);
+        json(&["groups", "create", "honest", "--data", &data]);
+        json(&["groups", "create", "more", "--data", &data]);
+        serve
+    });
+    json(&["audit", "export", "--data", &data, "--out", &out]);
+    let before = fs::read(&out).expect("the export");
+
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let rewritten =
+        runtime.block_on(rewrite(&data_path.join("log"), &data_path.join("forged"), b"honest", b"forged"));
+    fs::rename(data_path.join("log"), data_path.join("honest")).expect("renamed");
+    fs::rename(data_path.join("forged"), data_path.join("log")).expect("renamed");
+    let said = failure(&["audit", "export", "--data", &data, "--out", &out]);
+    assert!(
+        said.contains(&format!("entry {} of the log is not the one that was sealed", rewritten.0)),
+        "{said}"
+    );
+
+    // With its audit tree lost but for the checkpoint, both heads are named.
+    fs::remove_dir_all(data_path.join("audit/tile")).expect("removed");
+    let said = failure(&["audit", "export", "--data", &data, "--out", &out]);
+    assert!(
+        said.contains("the log was rewritten: signed was (size") && said.matches("root").count() == 2,
+        "{said}"
+    );
+    // The honest log makes the tree again, and the same history as before.
+    fs::rename(data_path.join("log"), data_path.join("forged")).expect("renamed");
+    fs::rename(data_path.join("honest"), data_path.join("log")).expect("renamed");
+    json(&["audit", "export", "--data", &data, "--out", &out]);
+    assert_eq!(fs::read(&out).expect("the export"), before);
+    assert!(!Path::new(&format!("{out}.new")).exists());
+
+    let nowhere = dir.path().join("nowhere");
+    assert!(failure(&["audit", "export", "--data", text(&nowhere), "--out", &out]).contains("no event log"));
+    assert!(failure(&["audit", "verify", text(&nowhere)]).contains("cannot read"));
+}
+
+/// Copies a log with `old` replaced by `new` in the first record that has it, and returns where that is.
+async fn rewrite(from: &Path, to: &Path, old: &[u8], new: &[u8]) -> Position {
+    let source = FileLog::open(from, FileLogOptions { read_only: true, ..FileLogOptions::default() })
+        .await
+        .expect("opens");
+    let copy = FileLog::open(to, FileLogOptions::default()).await.expect("opens");
+    let mut changed = None;
+    let mut last = None;
+    for mut entry in source.read(Position(1), ReadLimit::default()).await.expect("readable") {
+        let place = entry.bytes.windows(old.len()).position(|window| window == old);
+        if let (None, Some(place)) = (changed, place) {
+            entry.bytes[place..place + new.len()].copy_from_slice(new);
+            changed = Some(entry.position);
+        }
+        let stream = StreamName::new("fleet").expect("a name");
+        last = Some(copy.append(&stream, last, entry.bytes).await.expect("appended"));
+    }
+    copy.close().await;
+    changed.expect("a record has it")
+}
