@@ -43,6 +43,8 @@ pub(super) struct Avoid {
     share: f64,
     /// When competition ended, how long it went without listening, and the rate it had.
     competed: Option<(Instant, Duration, f64)>,
+    /// Since when the queue has stood at the longest delay ever seen, short of the target; packets sent and lost.
+    stuck: Option<(Instant, f64, f64)>,
 }
 
 /// Runs of losses that make an event: one burst is an accident, a queue that overflows drops again and again.
@@ -53,6 +55,14 @@ const NEAR: Duration = Duration::from_millis(2);
 
 /// How much of what is predicted is believed.
 const PREDICTION: f64 = 0.8;
+
+/// A queue within this part of the longest seen is at the top; there it is taken to be full if that is short of the
+/// target by so much.
+const TOP: f64 = 0.9;
+const TOP_SHORT_OF_TARGET: f64 = 0.95;
+
+/// Packets of a deep probe that are to meet the queue at its shortest.
+const SHORTEST_PACKETS: f64 = 12.0;
 
 /// Packets of a deep probe that is to tell the loss.
 const PROBE_PACKETS: f64 = 400.0;
@@ -117,6 +127,7 @@ impl Avoid {
             compete: None,
             share: 0.0,
             competed: None,
+            stuck: None,
         }
     }
 
@@ -162,6 +173,7 @@ impl Avoid {
             return Change::Stay;
         }
         self.update_leniency(now, s, x, rtt, target);
+        self.watch_top(now, s, i, x, queue);
         if self.probe_is_due(now, s) {
             self.probe(now, s, queue);
             return Change::Stay;
@@ -243,16 +255,22 @@ impl Avoid {
                     self.pool = Pool::default();
                 }
             }
-            Episode::Probe { .. } if over => {
-                self.known.1 = now + s.rtt * 5 / 2;
-                s.purpose = Purpose::Normal;
-                s.cut(now, share);
-                self.episode = Episode::None;
-                self.pool = Pool::default();
-            }
-            _ => {}
+            _ => self.end_probe(now, s),
         }
         Change::Stay
+    }
+
+    /// Ends a deep probe whose time is over. Asked with every packet: what it lasts longer the path is idle.
+    pub(super) fn end_probe(&mut self, now: Instant, s: &mut Shared) {
+        let Episode::Probe { until, share } = self.episode else { return };
+        if now < until {
+            return;
+        }
+        self.known.1 = now + s.rtt * 5 / 2;
+        s.purpose = Purpose::Normal;
+        s.cut(now, share);
+        self.episode = Episode::None;
+        self.pool = Pool::default();
     }
 
     /// Whether others have held the queue up for long.
@@ -325,6 +343,25 @@ impl Avoid {
         }
     }
 
+    /// Where chance loses packets, a queue that overflows now and then is not told from it by loss alone. One that for
+    /// long stays at the longest delay seen, although more was let in, is full.
+    fn watch_top(&mut self, now: Instant, s: &mut Shared, i: &Interval, x: f64, queue: Duration) {
+        let p = s.base_loss.estimate();
+        let peak = s.buffer.peak();
+        let top = i.rtt_min.is_some() && queue >= peak.mul_f64(TOP) && x < TOP_SHORT_OF_TARGET;
+        if !top || p <= 0.0 || s.buffer.room().is_some() || s.is_limited(now) {
+            self.stuck = None;
+            return;
+        }
+        let (since, sent, lost) = self.stuck.unwrap_or((now, 0.0, 0.0));
+        let (sent, lost) = (sent + f64::from(i.sent), lost + f64::from(i.lost));
+        self.stuck = Some((since, sent, lost));
+        if now.saturating_since(since) >= (s.rtt() * 10).max(Duration::from_secs(1)) && lost > p * sent {
+            s.buffer.on_loss(now, peak);
+            self.stuck = None;
+        }
+    }
+
     fn probe_is_due(&self, now: Instant, s: &Shared) -> bool {
         let period = (s.rtt() * 75).clamp(Duration::from_secs(5), Duration::from_secs(20));
         let since_probe = now.saturating_since(self.last_probe);
@@ -342,7 +379,7 @@ impl Avoid {
     /// takes long, loses little by it.
     fn asks_for_loss(&self, now: Instant, s: &Shared) -> bool {
         let period = (s.rtt() * 75).clamp(Duration::from_secs(5), Duration::from_secs(20));
-        let enough = Duration::from_secs_f64(25.0 * PROBE_PACKETS * s.packet / s.rate.max(1.0));
+        let enough = Duration::from_secs_f64(60.0 * PROBE_PACKETS * s.packet / s.rate.max(1.0));
         let rest = period.max(Duration::from_secs(10)).max(enough.min(Duration::from_secs(40)));
         s.base_loss.estimate() > 0.003 && now.saturating_since(self.last_asked) >= rest
     }
@@ -354,9 +391,14 @@ impl Avoid {
         if queue > Duration::from_millis(1) {
             let time = queue.mul_f64(1.0 / 0.3).min(rtt / 2 + Duration::from_millis(150));
             depth = (queue.as_secs_f64() / time.as_secs_f64()).clamp(0.3, 0.6);
-            lasts = time + rtt / 4;
+            lasts = time;
         }
         let slow = s.delivered().map_or(share * (1.0 - depth), |d| ((1.0 - depth) * d).min(0.85 * share));
+        if queue > Duration::from_millis(1) {
+            // Others drain at about the same time, and each must have some packets meet the queue at its shortest.
+            let some = Duration::from_secs_f64((SHORTEST_PACKETS * s.packet / slow.max(1.0)).min(1.0));
+            lasts += some.min(rtt).max(rtt / 5);
+        }
         let unproven = s.base_loss.estimate() > 0.003 && s.base_loss.is_unproven();
         if unproven && s.rate > 5.0 * PROBE_PACKETS * s.packet || self.asks_for_loss(now, s) {
             let packets = Duration::from_secs_f64((PROBE_PACKETS * s.packet / slow.max(1.0)).min(1.0));

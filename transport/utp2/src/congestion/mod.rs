@@ -186,6 +186,9 @@ impl Controller {
             self.last_progress = now;
         }
         let s = &mut self.shared;
+        if let Phase::Avoid(a) = &mut self.phase {
+            a.end_probe(now, s);
+        }
         s.longer.on_sent(now, bytes, s.rtt);
         // Long enough that its luckiest packet met a machine that was awake.
         let fast_start = matches!(self.phase, Phase::FastStart(_));

@@ -17,6 +17,8 @@ pub(super) struct SpeedProbe {
     lost: f64,
     loss_before: f64,
     empty_since_cut: bool,
+    /// Longest delay of the present train beyond the minimum.
+    longest: Duration,
     epoch: u32,
 }
 
@@ -38,6 +40,8 @@ enum Step {
 
 /// Packets of a train.
 const TRAIN: f64 = 300.0;
+/// A path whose queue grew to this much delay shows it well before it overflows.
+const VISIBLE: Duration = Duration::from_millis(6);
 /// Share of the rate found that is tested.
 const SHARE: f64 = 0.95;
 
@@ -51,6 +55,7 @@ impl SpeedProbe {
             lost: 0.0,
             loss_before: 0.0,
             empty_since_cut: false,
+            longest: Duration::ZERO,
             epoch: 0,
         }
     }
@@ -90,8 +95,12 @@ impl SpeedProbe {
         if self.epoch != s.epoch {
             (self.epoch, self.sent, self.lost) = (s.epoch, 0.0, 0.0);
             self.empty_since_cut = false;
+            self.longest = Duration::ZERO;
         }
         self.empty_since_cut |= i.rtt_min.is_some() && queue < s.empty_below();
+        if i.rtt_min.is_some() {
+            self.longest = self.longest.max(i.rtt_max.saturating_sub(s.rtt_min));
+        }
         let age = now.saturating_since(self.began);
         self.sent += f64::from(i.sent);
         self.lost += f64::from(i.lost);
@@ -103,6 +112,13 @@ impl SpeedProbe {
         let excess = loss - s.base_loss.estimate();
         if excess <= s.base_loss.noise(self.sent) {
             s.sent_slower(self.sent, self.lost);
+            return Change::Avoid;
+        }
+        // A queue that overflows shows first, where one was seen to hold so much: this one was empty all along.
+        let peak = s.buffer.peak();
+        if !s.is_local() && peak >= VISIBLE && self.longest < peak / 4 {
+            s.base_loss.set(1.03 * loss);
+            s.rate = 0.97 * s.remembered;
             return Change::Avoid;
         }
         if self.cuts > 0 && self.empty_since_cut && loss > 0.85 * self.loss_before {

@@ -220,7 +220,7 @@ impl Session {
         // With a RESPONSE, all that arrived is told: what went elsewhere can be told from what is under way.
         let all = Rhythm { interval: Duration::ZERO, ..rhythm };
         let ride = if self.response.is_some() { all } else { rhythm };
-        if ack_due || self.received.wants_ride(now, ride) {
+        if ack_due || self.received.wants_ride(now, ride, number) {
             // Where data follows, it gets half of the packet at least.
             let room = if data { most / 2 } else { (end - buf.len()).saturating_sub(64) };
             if self.received.emit(buf, room, number, now) {
@@ -421,16 +421,23 @@ impl Session {
         source: &mut dyn BlockSource,
     ) -> Option<usize> {
         let start = buf.len();
-        let room = end - start - frame::data_head_len(piece.tag, piece.offset);
-        // A piece that fills the packet needs no length; else the length takes up to 4 bytes.
-        let (len, explicit) = if len >= room {
-            (room, false)
+        let whole = piece.left as usize;
+        let compact = frame::compact_head_len(piece.tag, piece.offset).map(|head| end - start - head);
+        let len = if let Some(room) = compact.filter(|&room| len >= room && whole > room) {
+            frame::emit_compact_head(buf, piece.tag, piece.offset);
+            room
         } else {
-            let most = room - crate::wire::varint_len(len as u64);
-            (len.min(most), true)
+            let room = end - start - frame::data_head_len(piece.tag, piece.offset);
+            // A piece that fills the packet needs no length; else the length takes up to 4 bytes.
+            let (len, explicit) = if len >= room {
+                (room, false)
+            } else {
+                let most = room - crate::wire::varint_len(len as u64);
+                (len.min(most), true)
+            };
+            frame::emit_data_head(buf, piece.tag, piece.offset, len == whole, explicit.then_some(len));
+            len
         };
-        let fin = len as u32 == piece.left;
-        frame::emit_data_head(buf, piece.tag, piece.offset, fin, explicit.then_some(len));
         let at = buf.len();
         buf.resize(at + len, 0);
         if source.read(self.handle, piece.tag, piece.offset, &mut buf[at..]).is_err() {

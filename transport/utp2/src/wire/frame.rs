@@ -23,6 +23,13 @@ const LENGTH: u8 = 0x02;
 const WIDE: u8 = 0x04;
 /// The offset has two bytes instead of being a varint of four.
 const SHORT: u8 = 0x20;
+/// DATA in short: the tag begins in the type, the offset has two bytes, the piece runs to the packet's end and is not
+/// the last of its block.
+const COMPACT: u8 = 0x80;
+/// Of such a type: two bytes of the tag follow instead of one.
+const COMPACT_LONG: u8 = 0x40;
+/// The highest bits of the tag, in such a type.
+const COMPACT_TAG: u8 = 0x3f;
 
 /// Longest reason text of a CLOSE.
 pub(crate) const MAX_REASON: usize = 256;
@@ -99,6 +106,19 @@ impl<'a> Frame<'a> {
                 }
                 Self::Ticket { lifetime, nonce, ticket: r.bytes(len)? }
             }
+            _ if kind & COMPACT != 0 => {
+                let high = u64::from(kind & COMPACT_TAG);
+                let tag = if kind & COMPACT_LONG != 0 {
+                    high << 16 | u64::from(r.u16()?)
+                } else {
+                    high << 8 | u64::from(r.u8()?)
+                };
+                let (offset, data) = (u32::from(r.u16()?), r.rest());
+                if data.is_empty() || u32::try_from(data.len()).is_err() {
+                    return Err(Malformed);
+                }
+                Self::Data { tag, offset, fin: false, data }
+            }
             _ if kind & !(FIN | LENGTH | WIDE | SHORT) == DATA => {
                 let tag = if kind & WIDE != 0 { r.u64()? } else { r.varint()? };
                 let offset = if kind & SHORT != 0 {
@@ -164,6 +184,20 @@ impl<'a> Frame<'a> {
     }
 }
 
+/// Appends the head of a DATA frame in short, if one can say this: the piece must fill the packet, and not be the last of
+/// its block.
+#[inline]
+pub(crate) fn emit_compact_head(out: &mut Vec<u8>, tag: u64, offset: u32) {
+    debug_assert!(compact_head_len(tag, offset).is_some());
+    let tag = tag as u32;
+    if tag < 1 << 14 {
+        out.extend_from_slice(&[COMPACT | (tag >> 8) as u8, tag as u8]);
+    } else {
+        out.extend_from_slice(&[COMPACT | COMPACT_LONG | (tag >> 16) as u8, (tag >> 8) as u8, tag as u8]);
+    }
+    out.extend_from_slice(&(offset as u16).to_be_bytes());
+}
+
 /// Appends the head of a DATA frame. With `len`, the piece's length is written; without, it runs to the packet's end.
 #[inline]
 pub(crate) fn emit_data_head(out: &mut Vec<u8>, tag: u64, offset: u32, fin: bool, len: Option<usize>) {
@@ -186,7 +220,16 @@ pub(crate) fn emit_data_head(out: &mut Vec<u8>, tag: u64, offset: u32, fin: bool
     }
 }
 
-/// Bytes of a DATA head without a length.
+/// Bytes of a DATA head in short, if one can say this.
+#[inline]
+pub(crate) const fn compact_head_len(tag: u64, offset: u32) -> Option<usize> {
+    if offset >= 1 << 16 || tag >= 1 << 22 {
+        return None;
+    }
+    Some(if tag < 1 << 14 { 4 } else { 5 })
+}
+
+/// Bytes of a DATA head without a length that is not in short.
 pub(crate) const fn data_head_len(tag: u64, offset: u32) -> usize {
     let tag = if tag > VARINT_MAX { 8 } else { varint_len(tag) };
     1 + tag + if is_short(offset) { 2 } else { varint_len(offset as u64) }
@@ -224,7 +267,19 @@ mod tests {
 
     #[test]
     fn data_heads_survive_the_round_trip() {
-        for tag in [0, 63, 1 << 20, VARINT_MAX, VARINT_MAX + 1, 1 << 63, u64::MAX] {
+        for tag in [
+            0,
+            63,
+            16_383,
+            16_384,
+            1 << 20,
+            (1 << 22) - 1,
+            1 << 22,
+            VARINT_MAX,
+            VARINT_MAX + 1,
+            1 << 63,
+            u64::MAX,
+        ] {
             for offset in [0, 100, 16_383, 16_384, 32_000, 65_535, 65_536, u32::MAX - 3] {
                 for fin in [false, true] {
                     for len in [None, Some(3)] {
@@ -236,6 +291,13 @@ mod tests {
                         assert_eq!((t, o, f, data), (tag, offset, fin, &b"abc"[..]));
                     }
                 }
+                let mut out = Vec::new();
+                let Some(len) = compact_head_len(tag, offset) else { continue };
+                emit_compact_head(&mut out, tag, offset);
+                assert_eq!(out.len(), len);
+                out.extend_from_slice(b"abc");
+                let Frame::Data { tag: t, offset: o, fin, data } = one(&out) else { panic!() };
+                assert_eq!((t, o, fin, data), (tag, offset, false, &b"abc"[..]));
             }
         }
         // An offset whose end passes 2^32, and an empty piece.
@@ -244,6 +306,9 @@ mod tests {
         out.extend_from_slice(b"abc");
         assert!(Frame::parse(&mut Reader::new(&out)).is_err());
         assert!(Frame::parse(&mut Reader::new(&[DATA, 0, 0])).is_err());
+        for short in [&[COMPACT, 0, 0, 0][..], &[0xff, 0, 0, 0, 0], &[0xff, 0, 0]] {
+            assert!(Frame::parse(&mut Reader::new(short)).is_err());
+        }
     }
 
     #[test]
