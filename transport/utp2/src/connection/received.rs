@@ -22,10 +22,6 @@ const FAST_BYTES: u64 = 256 << 10;
 /// What a range takes in an ACK, about: one lost packet between two runs of up to 63, rarely longer ones.
 const RANGE_BYTES: usize = 2;
 
-/// Packets sent from one ACK to the next that only tells of what elicits nothing: it is told so that it need not be told
-/// again by the peer (§8.3), at the cost of a hundredth of a percent of the rate.
-const QUIET_RIDE: u64 = 100;
-
 /// ACKs sent and not known to have arrived; older ones are forgotten, which only delays forgetting ranges.
 const MAX_PENDING: usize = 256;
 
@@ -65,8 +61,6 @@ pub(crate) struct Received {
     /// When the ACK that is owed should leave.
     due: Option<Instant>,
     last_sent: Option<Instant>,
-    /// Our number of the packet it was in.
-    last_in: u64,
     bytes_since: u64,
     packets_since: u32,
     /// Ranges begun since the last ACK.
@@ -87,7 +81,6 @@ impl Received {
             told_ce: 0,
             due: None,
             last_sent: None,
-            last_in: 0,
             bytes_since: 0,
             packets_since: 0,
             ranges_since: 0,
@@ -143,12 +136,9 @@ impl Received {
         self.due
     }
 
-    /// Whether an ACK should ride along with our packet `number` that leaves anyway.
-    pub(crate) fn wants_ride(&self, now: Instant, rhythm: Rhythm, number: u64) -> bool {
-        let asked_for = self.due.is_some() || rhythm.interval.is_zero();
-        self.news
-            && (asked_for || number.saturating_sub(self.last_in) >= QUIET_RIDE)
-            && self.last_sent.is_none_or(|t| now.saturating_since(t) >= rhythm.interval)
+    /// Whether an ACK should ride along with a packet that leaves anyway.
+    pub(crate) fn wants_ride(&self, now: Instant, rhythm: Rhythm) -> bool {
+        self.news && self.last_sent.is_none_or(|t| now.saturating_since(t) >= rhythm.interval)
     }
 
     /// Appends an ACK for our packet `number`; false if nothing was appended.
@@ -163,7 +153,7 @@ impl Received {
             return false;
         }
         self.due = None;
-        (self.last_sent, self.last_in) = (Some(now), number);
+        self.last_sent = Some(now);
         self.told_ce = self.counts.ce;
         (self.bytes_since, self.packets_since, self.ranges_since) = (0, 0, 0);
         self.news = false;

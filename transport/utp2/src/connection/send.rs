@@ -220,7 +220,7 @@ impl Session {
         // With a RESPONSE, all that arrived is told: what went elsewhere can be told from what is under way.
         let all = Rhythm { interval: Duration::ZERO, ..rhythm };
         let ride = if self.response.is_some() { all } else { rhythm };
-        if ack_due || self.received.wants_ride(now, ride, number) {
+        if ack_due || self.received.wants_ride(now, ride) {
             // Where data follows, it gets half of the packet at least.
             let room = if data { most / 2 } else { (end - buf.len()).saturating_sub(64) };
             if self.received.emit(buf, room, number, now) {
