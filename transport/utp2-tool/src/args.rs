@@ -44,7 +44,8 @@ pub(crate) enum Command {
     /// Wait for files and write them to a folder.
     ///
     /// Blocks are written to NAME.part at their place; when all are there and the BLAKE3 hash of the
-    /// whole fits, the file is renamed to NAME, replacing what was there. Names like those of unfinished files (*.part,
+    /// whole fits, the file is renamed to NAME, replacing what was there. What is there is written down every two
+    /// seconds or 64 MiB, whichever comes first: no more than that is sent again if this program is killed. Names like those of unfinished files (*.part,
     /// *.part.map, .utp2-*) are declined. With --json every received file and the
     /// end of every session is an object on a line of stdout.
     #[command(after_help = "Example:\n  UTP2_SECRET=… utp2 recv --listen 0.0.0.0:4433 --out incoming --once")]
@@ -70,8 +71,8 @@ pub(crate) struct Common {
     /// Write machine-readable results to stdout.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Accept only a peer with this Ed25519 public key (64 hex digits). `utp2 recv` prints its own
-    /// when it starts; without --state it is a new one each time.
+    /// Accept only a peer with this Ed25519 public key (64 hex digits). Each side prints its own when it starts,
+    /// and in its --json; without --state it is a new one each time.
     #[arg(long, value_name = "HEX", value_parser = public_key)]
     pub(crate) peer_key: Option<PublicKey>,
     /// Lose this share of the datagrams, both ways, before they reach the socket (for tests).
@@ -110,7 +111,8 @@ pub(crate) struct SendArgs {
     /// Send no faster: 80mbit, 1.5gbit (bits/s), 10MB, 1.5MiB (bytes/s).
     #[arg(long, value_name = "R", value_parser = rate)]
     pub(crate) rate_limit: Option<u64>,
-    /// Keep here, readable for you alone, what lets the next send to the same receiver start at full speed.
+    /// Keep here, readable for you alone, who this sender is (with it, it has the same key each time, which the
+    /// receiver may ask for), and what lets the next send to the same receiver start at full speed.
     #[arg(long, value_name = "FILE")]
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
@@ -125,7 +127,8 @@ pub(crate) struct RecvArgs {
     /// Folder for the files; made if it does not exist.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// End after the first session; exit code 1 if it left anything undone.
+    /// End after the first session; exit code 1 if it left anything undone. A sender that fell silent may come back
+    /// with the same file: that is the same session to this option.
     #[arg(long)]
     pub(crate) once: bool,
     /// Keep here, readable for you alone, who this receiver is: with it, it has the same key each time it starts, and

@@ -127,14 +127,14 @@ async fn interrupted() {
 }
 
 /// What went wrong, as somebody at a terminal needs to hear it.
-fn explain(error: &ConnectError, to: &str) -> String {
+fn explain(error: &ConnectError, to: &str, key: &str) -> String {
     let ConnectError::Handshake(CloseReason::HandshakeFailed(why)) = error else {
         return format!("cannot connect to {to}: {error}");
     };
     match why {
         HandshakeFailure::Timeout => format!("no answer from {to}: is `utp2 recv` listening there?"),
         HandshakeFailure::Refused | HandshakeFailure::BadProof => {
-            format!("{to} refuses: the secrets differ, or it expects another --peer-key")
+            format!("{to} refuses: the secrets differ, or its --peer-key is not the key here ({key})")
         }
         HandshakeFailure::Unauthorized => format!("{to} has another key than --peer-key says"),
         other => format!("cannot connect to {to}: {other}"),

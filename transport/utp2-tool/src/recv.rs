@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use utp2::Handle;
+use utp2::{CloseReason, Handle};
 use utp2_tokio::{BlockSink, BlockSource, Closed, Connection, Endpoint};
 
 use crate::args::RecvArgs;
@@ -32,8 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Sessions at a time; further ones wait to be accepted.
 const SESSIONS_MAX: usize = 64;
 
-/// How often what has arrived is written down, for the case that this program is killed.
-const SAVE_EVERY: Duration = Duration::from_secs(5);
+/// How often what has arrived is written down, for the case that this program is killed: so often, or whenever so many
+/// bytes have arrived since, a few seconds' worth at a gigabit being worth keeping.
+const SAVE_EVERY: Duration = Duration::from_secs(2);
+const SAVE_BYTES: u64 = 64 << 20;
 
 /// How often progress is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
@@ -76,7 +80,10 @@ struct Inbound {
     files: RwLock<HashMap<u32, Arc<PartFile>>>,
     /// Unbounded, but with at most one item for 8 MiB that arrived, and one failure a file.
     tell: mpsc::UnboundedSender<Arrived>,
-    bytes: std::sync::atomic::AtomicU64,
+    bytes: AtomicU64,
+    /// We have taken leave; a newer session was given the place of this one.
+    leaving: AtomicBool,
+    displaced: AtomicBool,
 }
 
 #[derive(Default)]
@@ -95,8 +102,11 @@ impl Inbound {
     }
 
     fn may_go(&self) -> bool {
-        !self.conn.is_confirmed()
-            || self.heard.lock().unwrap_or_else(PoisonError::into_inner).1.elapsed() > SILENT
+        !self.conn.is_confirmed() || self.is_silent()
+    }
+
+    fn is_silent(&self) -> bool {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).1.elapsed() > SILENT
     }
 
     fn has(&self, name: &[u8]) -> bool {
@@ -106,10 +116,13 @@ impl Inbound {
 }
 
 impl Sink {
-    /// Sessions whose sender is sure to be there.
-    fn confirmed_sessions(&self) -> usize {
+    /// Sessions whose sender is sure to be there, now and not only a while ago, or that are ending.
+    fn busy_sessions(&self) -> usize {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        sessions.values().filter(|session| session.conn.is_confirmed()).count()
+        let is_busy = |session: &Inbound| {
+            session.conn.is_confirmed() && (!session.is_silent() || session.leaving.load(Relaxed))
+        };
+        sessions.values().filter(|session| is_busy(session)).count()
     }
 
     /// Ends the session of a silent sender that has a file of this name under way, or of one that may be none: what
@@ -120,6 +133,7 @@ impl Sink {
         let silent: Vec<_> = sessions.values().filter(|s| s.may_go() && s.has(name)).cloned().collect();
         drop(sessions);
         for session in silent {
+            session.displaced.store(true, Relaxed);
             session.conn.close(2, "the file is being sent by somebody else");
         }
     }
@@ -138,7 +152,7 @@ impl BlockSink for Sink {
             Written::Nothing => (0, None),
             Written::Failed(reason) => (0, Some(Arrived::Failed(file, reason))),
         };
-        session.bytes.fetch_add(u64::from(new), std::sync::atomic::Ordering::Relaxed);
+        session.bytes.fetch_add(u64::from(new), Relaxed);
         if let Some(arrived) = arrived {
             // A session that has ended wants to know nothing.
             let _ = session.tell.send(arrived);
@@ -170,34 +184,44 @@ pub(crate) async fn run(args: RecvArgs) -> anyhow::Result<bool> {
     let mut sessions = JoinSet::new();
     let sessions_max = if args.once { 1 } else { SESSIONS_MAX };
     let mut ok = true;
+    let mut one_ended = false;
     let mut interrupted = std::pin::pin!(interrupted());
+    // Nothing tells that a sender has fallen silent and another one may come.
+    let mut look = tokio::time::interval(BUSY_LOOK);
     loop {
+        if args.once && one_ended && sink.busy_sessions() == 0 {
+            break;
+        }
+        let may_accept =
+            !(args.once && one_ended) && sink.busy_sessions() < sessions_max && sessions.len() < SESSIONS_MAX;
         tokio::select! {
-            conn = incoming.accept(), if sink.confirmed_sessions() < sessions_max && sessions.len() < SESSIONS_MAX => {
+            conn = incoming.accept(), if may_accept => {
                 let conn = conn.ok_or_else(|| anyhow!("the socket failed"))?;
                 let session = Session::new(conn, dir.clone(), sink.clone(), args.common.json);
                 sessions.spawn(session.run());
             }
             Some(ended) = sessions.join_next() => match ended.context("a session failed")? {
-                Outcome::Done => if args.once { break },
+                Outcome::Done => one_ended = true,
                 Outcome::Undone => {
-                    ok = false;
-                    if args.once {
-                        break;
-                    }
+                    one_ended = true;
+                    // Without --once each session was told of by itself.
+                    ok &= !args.once;
                 }
-                Outcome::Nothing => {}
+                Outcome::Nothing | Outcome::Displaced => {}
             },
+            _ = look.tick(), if args.once => {}
             () = &mut interrupted => {
                 eprintln!("interrupted");
-                ok = false;
+                ok &= !args.once;
                 break;
             }
         }
     }
     endpoint.close().await;
     // Each writes down what it has.
-    while sessions.join_next().await.is_some() {}
+    while let Some(ended) = sessions.join_next().await {
+        ok &= !matches!(ended, Ok(Outcome::Undone));
+    }
     Ok(ok)
 }
 
@@ -217,6 +241,8 @@ enum Outcome {
     /// Everything offered is in its place.
     Done,
     Undone,
+    /// The sender fell silent, and a newer one has its file now: most likely the same person.
+    Displaced,
     /// The sender never showed that it was there: somebody replayed what it once sent, or it tried another way.
     Nothing,
 }
@@ -280,7 +306,11 @@ struct Session {
     active: Instant,
     /// What is there is being written down.
     is_saving: bool,
+    /// Bytes that had arrived when that was last begun.
+    saved: u64,
     patience: Duration,
+    /// It was closed for not taking what it was told.
+    is_unheeded: bool,
     /// When we took leave: all that was offered has ended.
     farewell: Option<Instant>,
     /// When the sender was first seen to have heard that.
@@ -296,6 +326,8 @@ impl Session {
             files: RwLock::default(),
             tell,
             bytes: 0.into(),
+            leaving: false.into(),
+            displaced: false.into(),
         });
         sink.sessions.write().unwrap_or_else(PoisonError::into_inner).insert(conn.handle(), inbound.clone());
         Self {
@@ -316,14 +348,16 @@ impl Session {
             heard_finished: false,
             active: Instant::now(),
             is_saving: false,
+            saved: 0,
             patience: PATIENCE,
+            is_unheeded: false,
             farewell: None,
             farewell_heard: None,
         }
     }
 
     fn bytes(&self) -> u64 {
-        self.inbound.bytes.load(std::sync::atomic::Ordering::Relaxed)
+        self.inbound.bytes.load(Relaxed)
     }
 
     /// Serves the sender until it leaves.
@@ -354,7 +388,7 @@ impl Session {
         let ok = orderly && self.failed == 0 && kept == 0;
         let error = match &end {
             _ if orderly => None,
-            Ok(closed) => closed.as_ref().map(Closed::to_string),
+            Ok(closed) => closed.as_ref().map(|closed| self.why(closed)),
             Err(error) => Some(format!("{error:#}")),
         };
         if let Some(error) = &error {
@@ -374,7 +408,24 @@ impl Session {
                 "error": error,
             }));
         }
-        if ok { Outcome::Done } else { Outcome::Undone }
+        match ok {
+            true => Outcome::Done,
+            false if self.inbound.displaced.load(Relaxed) => Outcome::Displaced,
+            false => Outcome::Undone,
+        }
+    }
+
+    /// Why the session ended before its time, for people.
+    fn why(&self, closed: &Closed) -> String {
+        match &closed.reason {
+            CloseReason::Local if self.inbound.displaced.load(Relaxed) => {
+                "the sender had fallen silent, and a newer one sends its file now".into()
+            }
+            CloseReason::Local if self.is_unheeded => "the sender does not take what it is told".into(),
+            CloseReason::Local => "this receiver was stopped".into(),
+            CloseReason::Peer { code: 0, .. } => "the sender was stopped".into(),
+            other => format!("the connection was lost: {other}"),
+        }
     }
 
     /// Until the connection ends, or the sender talks nonsense. `None` if it had taken leave and was not heard again.
@@ -413,7 +464,10 @@ impl Session {
                     Err(closed) => return Ok(Some(closed)),
                 },
                 Some(arrived) = self.arrivals.recv() => match arrived {
-                    Arrived::Hash(file) => self.hash(file),
+                    Arrived::Hash(file) => {
+                        self.hash(file);
+                        self.save_if_much();
+                    }
                     Arrived::Failed(file, reason) => self.fail(file, reason, false).await?,
                 },
                 Some(job) = self.jobs.join_next() => self.on_job(job.context("a task failed")?).await?,
@@ -421,6 +475,7 @@ impl Session {
                 _ = show.tick() => {
                     self.inbound.listen();
                     self.progress.set(self.bytes());
+                    self.save_if_much();
                     if self.is_left_alone() {
                         return Ok(None);
                     }
@@ -458,6 +513,7 @@ impl Session {
         let is_last = self.heard_finished && self.entries.is_empty() && self.farewell.is_none();
         if is_last {
             self.farewell = Some(Instant::now());
+            self.inbound.leaving.store(true, Relaxed);
         }
         is_last
     }
@@ -483,10 +539,11 @@ impl Session {
     }
 
     /// Says something to the sender. If it is gone, or does not listen, the end will be heard where messages are read.
-    async fn say(&self, message: ToSender) {
+    async fn say(&mut self, message: ToSender) {
         let message = encode(&message);
         let said = self.conn.send_message(&message);
         if tokio::time::timeout(self.patience, said).await.is_err() {
+            self.is_unheeded = true;
             self.conn.close(3, "what is said is not listened to");
         }
     }
@@ -698,12 +755,21 @@ impl Session {
         }
     }
 
+    /// As [`Session::save`], if so much has arrived since that it would be a pity.
+    fn save_if_much(&mut self) {
+        if self.bytes() >= self.saved + SAVE_BYTES {
+            self.save();
+        }
+    }
+
+    /// Writes down what has arrived, on the side.
     fn save(&mut self) {
         let parts: Vec<_> = self.entries.values().filter_map(Entry::open).cloned().collect();
         if parts.is_empty() || self.is_saving {
             return;
         }
         self.is_saving = true;
+        self.saved = self.bytes();
         self.jobs.spawn_blocking(move || {
             for part in parts {
                 if let Err(error) = part.save_map() {

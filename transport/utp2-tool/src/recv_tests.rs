@@ -7,7 +7,7 @@ use utp2::{CloseReason, Identity};
 use utp2_tokio::EndpointConfig;
 
 use super::*;
-use crate::wire::HAVE_MAX;
+use crate::wire::{BLOCK, HAVE_MAX};
 
 /// A sender in the test's hands and the receiver's session with it.
 struct Talk {
@@ -305,6 +305,29 @@ async fn sums_said_again_make_no_work() {
         let job = within("a job", session.jobs.join_next()).await.unwrap().unwrap();
         session.on_job(job).await.unwrap();
         assert_eq!(session.jobs.len(), left);
+    }
+}
+
+#[tokio::test]
+async fn much_that_has_arrived_is_written_down_at_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = OutDir::open(temp.path().to_owned(), false).unwrap();
+    let (mut session, _conn, _endpoints) = pair(dir).await;
+    session.look_confirmed();
+    session.on_offer(0, meta("a", 3 * u64::from(BLOCK))).await.unwrap();
+    while let Some(job) = within("a job", session.jobs.join_next()).await {
+        session.on_job(job.unwrap()).await.unwrap();
+    }
+    let Some(Entry::Open { part, .. }) = session.entries.get(&0) else { panic!("not open") };
+    assert_eq!(part.write(1, 0, true, &vec![1; BLOCK as usize]), Written::More(BLOCK));
+    for (bytes, jobs) in [(SAVE_BYTES - 1, 0), (SAVE_BYTES, 1), (2 * SAVE_BYTES - 1, 0)] {
+        session.inbound.bytes.store(bytes, Relaxed);
+        session.save_if_much();
+        assert_eq!(session.jobs.len(), jobs, "{bytes}");
+        while let Some(job) = within("a job", session.jobs.join_next()).await {
+            session.on_job(job.unwrap()).await.unwrap();
+            assert!(temp.path().join("a.part.map").exists());
+        }
     }
 }
 

@@ -203,7 +203,12 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let (mut config, _) = endpoint_config(&args.common, random()?)?;
+    let seed = args.state.as_deref().map_or_else(random, state::identity)?;
+    let (mut config, public_key) = endpoint_config(&args.common, seed)?;
+    let key = data_encoding::HEXLOWER.encode(&public_key);
+    if args.state.is_some() {
+        eprintln!("sending with key {key}");
+    }
     config.core.mode = args.mode.into();
     config.core.rate_limit = args.rate_limit;
     let (endpoint, _incoming) = Endpoint::bind(local, config).context("cannot open a socket")?;
@@ -232,10 +237,17 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
     // To a receiver that is remembered as many as fit go ahead, and are answered when the connection stands.
     let first: Vec<Vec<u8>> = queue.offers()?.iter().map(encode).collect();
     let first: Vec<&[u8]> = first.iter().map(Vec::as_slice).collect();
-    let conn = endpoint
-        .connect_with(remote, secret::CONTEXT, &first)
-        .await
-        .map_err(|error| anyhow!(explain(&error, &args.to)))?;
+    let conn = match endpoint.connect_with(remote, secret::CONTEXT, &first).await {
+        Ok(conn) => conn,
+        Err(error) => {
+            let why = explain(&error, &args.to, &key);
+            eprintln!("utp2: {why}");
+            if args.common.json {
+                print_json(&serde_json::json!({ "ok": false, "error": why, "public_key": key }));
+            }
+            return Ok(false);
+        }
+    };
     let mut sender = Sender {
         conn,
         queue,
@@ -272,7 +284,7 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
             eprintln!("utp2: {error:#}");
         }
     }
-    sender.report(&args, took, &stats, moved)
+    sender.report(&args, &key, took, &stats, moved)
 }
 
 impl Queue {
@@ -498,6 +510,7 @@ impl Sender {
     fn report(
         self,
         args: &SendArgs,
+        key: &str,
         took: Duration,
         stats: &Stats,
         moved: anyhow::Result<()>,
@@ -532,6 +545,7 @@ impl Sender {
         if args.common.json {
             print_json(&serde_json::json!({
                 "ok": ok,
+                "public_key": key,
                 "files": done,
                 "failed": failed,
                 "error": moved.err().map(|e| format!("{e:#}")),

@@ -1,6 +1,6 @@
 //! `--state FILE`: what is kept from one run to the next. `utp2 send` comes back to a receiver in one round trip and
-//! begins at the rate the path sustained; `utp2 recv` stays who it was, and so lets it. The files let whoever reads them
-//! do the same, so they are private.
+//! begins at the rate the path sustained; `utp2 recv` stays who it was, and so lets it. Both have the same key each time,
+//! which the other side may ask for. The files let whoever reads them do the same, so they are private.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -22,6 +22,9 @@ const MAX: usize = 64;
 struct State {
     /// By address; the bytes of the resumption in base64.
     peers: BTreeMap<SocketAddr, String>,
+    /// Who the sender is: base64 of 32 bytes. Files of older releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    identity: Option<String>,
 }
 
 /// The longest state file: 64 receivers take a tenth of it.
@@ -62,11 +65,30 @@ fn read(path: &Path) -> anyhow::Result<State> {
     match read {
         // Made for us beforehand.
         Ok(bytes) if bytes.is_empty() => Ok(State::default()),
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .with_context(|| format!("{} is no state file of utp2; delete it to begin anew", path.display())),
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| not_a_senders(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::default()),
         Err(error) => Err(error).with_context(|| format!("cannot read the state file {}", path.display())),
     }
+}
+
+fn not_a_senders(path: &Path) -> String {
+    format!("{} is no state file of utp2 send; name another one, or delete it to begin anew", path.display())
+}
+
+fn bytes_of(text: &str) -> Option<[u8; 32]> {
+    BASE64.decode(text.as_bytes()).ok()?.try_into().ok()
+}
+
+/// Who the sender is. Made, and written down at once, if the file has nobody yet.
+pub(crate) fn identity(path: &Path) -> anyhow::Result<[u8; 32]> {
+    let mut state = read(path)?;
+    if let Some(text) = &state.identity {
+        return bytes_of(text).with_context(|| not_a_senders(path));
+    }
+    let made = random()?;
+    state.identity = Some(BASE64.encode(&made));
+    replace(path, &state)?;
+    Ok(made)
 }
 
 /// What is remembered of a receiver.
@@ -139,11 +161,13 @@ impl Kept {
                 .with_context(what)?;
             return Ok(Self { identity, secret, _lock: file });
         }
-        let bytes = |text: &str| BASE64.decode(text.as_bytes()).ok()?.try_into().ok();
         let kept = serde_json::from_slice(&text).ok();
-        let kept = kept.and_then(|k: KeptFile| Some((bytes(&k.identity)?, bytes(&k.secret)?)));
+        let kept = kept.and_then(|k: KeptFile| Some((bytes_of(&k.identity)?, bytes_of(&k.secret)?)));
         let Some((identity, secret)) = kept else {
-            bail!("{} is no state file of utp2 recv; delete it to begin anew", path.display());
+            bail!(
+                "{} is no state file of utp2 recv; name another one, or delete it to begin anew",
+                path.display()
+            );
         };
         Ok(Self { identity, secret, _lock: file })
     }
@@ -192,6 +216,28 @@ mod tests {
         // A sender's.
         fs::write(&path, "{\"peers\":{}}").unwrap();
         assert!(Kept::open(&path).err().unwrap().to_string().contains("no state file"));
+    }
+
+    #[test]
+    fn a_sender_stays_who_it_is_also_with_a_file_of_an_older_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let remote = "192.0.2.1:4433".parse().unwrap();
+        write(&path, br#"{"peers":{"192.0.2.1:4433":"bm9uc2Vuc2U="}}"#).unwrap();
+        let made = identity(&path).unwrap();
+        assert!(read(&path).unwrap().peers.contains_key(&remote), "nothing is forgotten by it");
+        forget(&path, remote).unwrap();
+        assert_eq!(identity(&path).unwrap(), made);
+        assert_ne!(identity(&dir.path().join("another")).unwrap(), made);
+        // A receiver's is left alone.
+        let its = dir.path().join("its");
+        drop(Kept::open(&its).unwrap());
+        let before = fs::read(&its).unwrap();
+        let wrong = identity(&its).err().unwrap();
+        assert!(format!("{wrong:#}").contains("no state file of utp2 send"), "{wrong:#}");
+        assert_eq!(fs::read(&its).unwrap(), before);
+        fs::write(&path, r#"{"peers":{},"identity":"short"}"#).unwrap();
+        assert!(identity(&path).is_err());
     }
 
     #[test]

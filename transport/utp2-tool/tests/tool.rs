@@ -323,6 +323,54 @@ fn a_sender_that_was_killed_finds_its_file_again() {
 }
 
 #[test]
+fn a_sender_that_was_killed_finds_a_receiver_of_one_session_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 40_000_000);
+    let out = temp.path().join("out");
+    let mut receiver = Receiver::start(&out, &["--once"]);
+    let (mut slow, _lines) = send_slowly(&receiver, &file);
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    let sent = run(&mut send(&receiver.address, &[&file], &[]));
+    assert!(sent.status.success(), "{}", stderr(&sent));
+    assert!(last_json(&sent)["resumed_bytes"].as_u64().unwrap() > 4_000_000);
+    let (first, second) = (receiver.session(), receiver.session());
+    assert!(first["error"].as_str().unwrap().contains("a newer one"), "{first}");
+    assert_eq!((&first["ok"], &second["ok"]), (&false.into(), &true.into()), "{second}");
+    let received = receiver.end();
+    assert!(received.status.success(), "{}", stderr(&received));
+    assert_eq!(fs::read(out.join("file")).unwrap(), fs::read(&file).unwrap());
+}
+
+#[test]
+fn a_receiver_may_ask_for_its_sender() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 1000);
+    let (out, mine) = (temp.path().join("out"), temp.path().join("mine"));
+    let more = ["--state", mine.to_str().unwrap()];
+    let receiver = Receiver::start(&out, &["--peer-key", &"00".repeat(32)]);
+    let refused = run(&mut send(&receiver.address, &[&file], &more));
+    assert_eq!(refused.status.code(), Some(1));
+    let key = last_json(&refused)["public_key"].as_str().unwrap().to_owned();
+    assert!(stderr(&refused).contains(&format!("sending with key {key}")), "{}", stderr(&refused));
+    drop(receiver);
+
+    // The second time with a ticket.
+    let receiver = Receiver::start(&out, &["--peer-key", &key]);
+    for _ in 0..2 {
+        let sent = run(&mut send(&receiver.address, &[&file], &more));
+        assert!(sent.status.success(), "{}", stderr(&sent));
+        assert_eq!(last_json(&sent)["public_key"], *key);
+    }
+    let stranger = run(&mut send(&receiver.address, &[&file], &[]));
+    assert_eq!(stranger.status.code(), Some(1));
+    assert!(stderr(&stranger).contains("--peer-key"), "{}", stderr(&stranger));
+    // Nothing was cut off by it.
+    let ended = receiver.terminate();
+    assert!(ended.status.success(), "{}", stderr(&ended));
+}
+
+#[test]
 fn giving_up_while_waiting_loses_nothing_of_what_is_there() {
     let temp = tempfile::tempdir().unwrap();
     let (file, small) = (make(temp.path(), "file", 40_000_000), make(temp.path(), "small", 1000));
