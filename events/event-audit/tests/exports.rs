@@ -170,7 +170,7 @@ fn any_flipped_byte_is_found_and_named() {
     // And where a random flip would hardly ever go.
     let mut rare: Vec<usize> = (0..places.body).step_by(701).collect();
     rare.extend(export.len() - 24..export.len());
-    rare.extend((0..600).map(|i| places.body + i * 37));
+    rare.extend((0..60).map(|i| places.body + i * 331));
     for index in [0, 1, 255, 256, 65_535, 65_536, 99_839, 99_840, 99_999] {
         let (tiles, entry, end) = places.entries[index];
         rare.extend([tiles, entry, entry + 3, end - 1]);
@@ -186,13 +186,13 @@ fn any_flipped_byte_is_found_and_named() {
     let (mut index, mut fresh) = (0, 0);
     for change in flips {
         let expected = places.expected(change.0);
-        // As far as a good reader gets before the byte. Every 60th trial reads from the beginning instead.
+        // As far as a good reader gets before the byte. Every 200th trial reads from the beginning instead.
         while index < entries.len() && places.entries[index].2 <= change.0 {
             good.next_entry().expect("good").expect("there");
             index += 1;
         }
         fresh += 1;
-        let (from, reader) = if change.0 < places.body || fresh % 60 == 0 {
+        let (from, reader) = if change.0 < places.body || fresh % 200 == 0 {
             flip.set(change);
             (0, open())
         } else {

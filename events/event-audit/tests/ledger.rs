@@ -164,6 +164,67 @@ fn a_damaged_tile_is_named_and_made_again() {
     ledger.prove_entry(300, &checkpoint).expect("proved again");
 }
 
+/// Whatever becomes of tiles, the same history is signed, and no proof is wrong.
+#[test]
+fn spoiled_folders_end_well() {
+    let (fleet, entries) = (Fleet::new(1), entries(900, 9));
+    let expected = head_of(&entries);
+    for seed in 0..40 {
+        let mut random = random(seed);
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut ledger = fleet.ledger(folder.path());
+        let sealed = below(&mut random, 900) as usize;
+        feed(&mut ledger, &entries[..sealed]);
+        ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+        // Appended, and not sealed when the power went.
+        feed(&mut ledger, &entries[..sealed + below(&mut random, 900 - sealed as u64) as usize]);
+        drop(ledger);
+        let mut files = Vec::new();
+        list(folder.path(), folder.path(), &mut files);
+        files.retain(|file| file.starts_with("tile/"));
+        for _ in 0..=below(&mut random, 2) {
+            let Some(file) = files.get(below(&mut random, files.len().max(1) as u64) as usize) else {
+                continue;
+            };
+            let path = folder.path().join(file);
+            let Ok(mut bytes) = fs::read(&path) else { continue };
+            match below(&mut random, 4) {
+                0 => fs::remove_file(&path).expect("removed"),
+                1 => fs::write(&path, &bytes[..below(&mut random, bytes.len() as u64) as usize])
+                    .expect("written"),
+                2 => fs::write(&path, vec![0; bytes.len()]).expect("written"),
+                _ => {
+                    let at = below(&mut random, bytes.len() as u64) as usize;
+                    bytes[at] ^= 1 << below(&mut random, 8);
+                    fs::write(&path, bytes).expect("written");
+                }
+            }
+        }
+        let mut ledger = fleet.ledger(folder.path());
+        feed(&mut ledger, &entries);
+        let newest = ledger.checkpoint(&fleet.signer()).expect("the log is whole");
+        assert_eq!(newest.head(), &expected, "seed {seed}");
+        let check = |ledger: &Ledger| -> Result<(), LedgerError> {
+            for index in (0..900).step_by(37) {
+                let proof = ledger.prove_entry(index, &newest)?;
+                proof
+                    .verify(&entries[index as usize], fleet.keys.origin(), fleet.keys.log_keys())
+                    .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            }
+            ledger.scrub()
+        };
+        match check(&ledger) {
+            Ok(()) => {}
+            Err(LedgerError::Tile { .. }) => {
+                ledger.start_over();
+                feed(&mut ledger, &entries);
+                check(&ledger).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            }
+            Err(error) => panic!("seed {seed}: {error}"),
+        }
+    }
+}
+
 #[test]
 fn a_rewritten_log_is_not_signed() {
     let (fleet, mut entries) = (Fleet::new(1), entries(700, 6));

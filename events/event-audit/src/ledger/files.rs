@@ -108,5 +108,7 @@ pub(super) fn sync_all(_: &Path) -> Result<(), LedgerError> {
 }
 
 fn sync_one(path: &Path) -> Result<(), LedgerError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(failed("sync", path))
+    // Windows syncs only what may be written; elsewhere folders can only be read.
+    let file = File::options().read(true).write(cfg!(windows)).open(path);
+    file.and_then(|file| file.sync_all()).map_err(failed("sync", path))
 }

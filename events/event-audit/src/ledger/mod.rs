@@ -271,7 +271,8 @@ impl Ledger {
     /// When this returns, the checkpoint and all tiles it needs are on disk.
     ///
     /// # Errors
-    /// [`LedgerError::CutOff`] if more was signed before, [`LedgerError::OtherSigner`], [`LedgerError::Io`].
+    /// [`LedgerError::CutOff`] if more was signed before, [`LedgerError::OtherSigner`], [`LedgerError::Io`], and
+    /// [`LedgerError::Stopped`] after the last of them.
     pub fn checkpoint(&mut self, signer: &NoteSigner) -> Result<SignedCheckpoint, LedgerError> {
         if self.stopped {
             return Err(LedgerError::Stopped);
@@ -287,6 +288,9 @@ impl Ledger {
             Some(newest) if newest.head().size == self.size => return Ok(newest.clone()),
             _ => {}
         }
+        // After a sync that failed the next one may lie; and a checkpoint that is on disk but was not handed out is
+        // read again when the ledger is opened anew.
+        self.stopped = true;
         let mut written = Vec::new();
         for (level, hashes) in (0..).zip(&self.edge) {
             if let Some(tile) = Tile::edge(level, self.size) {
@@ -304,6 +308,7 @@ impl Ledger {
         if let Some(before) = self.newest.replace(signed.clone()) {
             self.remove_edge(before.head().size);
         }
+        self.stopped = false;
         Ok(signed)
     }
 
