@@ -137,6 +137,9 @@ fn explain(error: &ConnectError, to: &str, key: &str) -> String {
             format!("{to} refuses: the secrets differ, or its --peer-key is not the key here ({key})")
         }
         HandshakeFailure::Unauthorized => format!("{to} has another key than --peer-key says"),
+        HandshakeFailure::Version => {
+            format!("{to} speaks another version of µTP2: use one release on both sides")
+        }
         other => format!("cannot connect to {to}: {other}"),
     }
 }

@@ -116,7 +116,7 @@ pub enum HandshakeFailure {
     Refused,
     /// The peer is at its limit of connections.
     Busy,
-    /// The peer speaks no version that we speak.
+    /// The peer speaks another version of the protocol, or no suite that we speak.
     Version,
     /// The peer's proof of the secret or of its identity did not hold.
     BadProof,

@@ -506,6 +506,17 @@ impl Connection {
         self.outbox.clear();
     }
 
+    /// Somebody at `from` says that he does not speak our version. Believed only of the one we asked, and only until
+    /// he has answered in it.
+    pub(crate) fn on_other_version(&mut self, from: SocketAddr) {
+        if let Phase::Initiating(i) = &self.phase
+            && from == self.remote
+            && !i.is_answered()
+        {
+            self.end(CloseReason::HandshakeFailed(HandshakeFailure::Version));
+        }
+    }
+
     /// A RESET that may be for this connection. To a CLOSE it is the answer of a peer that took the one before (§10.1).
     pub(crate) fn on_reset(&mut self, token: &[u8; 16]) {
         let known = match &self.phase {
@@ -634,7 +645,7 @@ impl Connection {
                 self.on_protected(now, arrival, (phase, number), data, sink)
             }
             Header::Handshake { kind, .. } => self.on_handshake(now, arrival.remote, kind, data, local, seed),
-            Header::OtherVersion => {}
+            Header::OtherVersion { .. } => {}
         }
     }
 

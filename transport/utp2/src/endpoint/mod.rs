@@ -28,7 +28,7 @@ use crate::handshake::ticket::Tickets;
 use crate::handshake::{Local, cookie};
 use crate::wire::Cid;
 use crate::wire::handshake::{Alert, Init, RESET, Resume, Retry, SUITE, SUITE_RESUME, TOKEN};
-use crate::wire::handshake::{emit_reset, parse_reset};
+use crate::wire::handshake::{asker_of_any_version, emit_reset, parse_reset};
 use crate::wire::header::{Header, Kind};
 use crate::{
     Arrival, Authorizer, BlockSink, BlockSource, Config, ConnectError, Connection, ContextId, Ecn, Event,
@@ -339,7 +339,9 @@ impl Endpoint {
             Header::Handshake { kind: Kind::Init, .. } => return self.on_init(now, remote, data),
             Header::Handshake { kind: Kind::Resume, .. } => return self.on_resume(now, remote, data),
             Header::Handshake { kind: Kind::Reset, cid } => return self.on_reset(&cid, data),
-            Header::OtherVersion => return self.on_other_version(remote, data),
+            Header::OtherVersion { version, kind, cid } => {
+                return self.on_other_version(remote, (version, kind, cid), data);
+            }
             Header::Handshake { cid, .. } | Header::Protected { cid, .. } => cid,
         };
         let Some(&slot) = self.cids.get(&cid) else {
@@ -501,7 +503,7 @@ impl Endpoint {
     }
 
     /// Makes room for a handshake: the oldest that has proved nothing gives way, of the network that has most of them,
-    /// so that who only begins handshakes displaces himself (§5.3).
+    /// so that who only begins handshakes displaces himself (§5.7).
     fn displace(&mut self) {
         let mut unproven = BTreeMap::<u64, (usize, Reverse<usize>, u32)>::new();
         for (age, &slot) in self.half_open.iter().enumerate() {
@@ -524,14 +526,30 @@ impl Endpoint {
         }
     }
 
-    fn on_other_version(&mut self, from: SocketAddr, data: &[u8]) {
-        // Where version 1 has the initiator's CID; only in answer to what could be an INIT, so nothing is amplified.
-        if data[0] == 0x80 | Kind::Init as u8
-            && let Ok(init) = Init::parse(data)
-        {
-            let mut out = Vec::new();
-            Alert::Version.emit(&init.source, &mut out);
-            self.answer(from, out);
+    /// Tells an initiator of another version that we do not speak it, in its version: it need not read any other. And
+    /// hears that from a responder, which perhaps says it in its own (§3.7).
+    fn on_other_version(&mut self, from: SocketAddr, (version, kind, cid): (u32, u8, Cid), data: &[u8]) {
+        const INIT: u8 = Kind::Init as u8;
+        const RESUME: u8 = Kind::Resume as u8;
+        const ALERT: u8 = Kind::Alert as u8;
+        match kind {
+            // As long as an INIT, so nothing is amplified.
+            INIT | RESUME => {
+                let Ok(asker) = asker_of_any_version(data) else { return };
+                let mut out = Vec::new();
+                Alert::emit_version(version, &asker, &mut out);
+                self.answer(from, out);
+            }
+            ALERT => {
+                let Some(&slot) = self.cids.get(&cid) else { return };
+                if Alert::parse(data) == Ok(Alert::Version)
+                    && let Some(c) = self.slots.get_mut(slot)
+                {
+                    c.on_other_version(from);
+                    self.after(slot);
+                }
+            }
+            _ => {}
         }
     }
 

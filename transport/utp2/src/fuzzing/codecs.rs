@@ -24,7 +24,9 @@ pub fn header(data: &[u8]) {
             header::emit_handshake(&mut out, kind, &cid);
             assert_eq!(out, data[..HANDSHAKE_HEADER]);
         }
-        Ok(Header::OtherVersion) => assert!(data[0] & 0x80 != 0),
+        Ok(Header::OtherVersion { version, .. }) => {
+            assert!(data[0] & 0x80 != 0 && version != header::VERSION)
+        }
         Err(Malformed) => {}
     }
     let mut input = Input::new(data);

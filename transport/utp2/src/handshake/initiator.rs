@@ -166,6 +166,11 @@ impl Initiator {
         REPEAT[0] + (REPEAT[1] - REPEAT[0]) * chance / 255
     }
 
+    /// Whether a REPLY came: then the peer speaks our version.
+    pub(crate) fn is_answered(&self) -> bool {
+        matches!(self.step, Step::Prove(_))
+    }
+
     /// Why it failed, when its time is over.
     pub(crate) fn failure(&self) -> HandshakeFailure {
         if self.busy { HandshakeFailure::Busy } else { HandshakeFailure::Timeout }

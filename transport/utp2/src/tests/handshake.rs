@@ -7,7 +7,9 @@ use std::vec;
 use std::vec::Vec;
 
 use super::pair::{Allow, CONTEXT, Link, Pair, SECRET, everybody, node};
-use crate::wire::handshake::Init;
+use crate::wire::Cid;
+use crate::wire::handshake::{Alert, Init};
+use crate::wire::header::VERSION;
 use crate::{CloseReason, Config, ConnectError, ContextId, Event, HandshakeFailure, Identity};
 
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
@@ -260,4 +262,95 @@ fn limits_and_unknown_contexts_are_errors_of_connect() {
     assert!(e.connection(first).is_none());
     let second = e.connect(now, to, CONTEXT).unwrap();
     assert_ne!(first, second, "a handle is never used again");
+}
+
+/// The version before ours.
+const OLD: u32 = VERSION - 1;
+
+/// To either side, the other speaks the version before.
+fn speak_other_versions(pair: &mut Pair) {
+    pair.tamper = Some(Box::new(|_, d| {
+        if d[0] & 0x80 != 0 {
+            let version = u32::from_be_bytes(d[1..5].try_into().unwrap());
+            let swapped = if version == VERSION { OLD } else { VERSION };
+            d[1..5].copy_from_slice(&swapped.to_be_bytes());
+        }
+        true
+    }));
+}
+
+#[test]
+fn an_initiator_of_another_version_is_told_in_its_own_at_once() {
+    let mut pair = Pair::with(&quick(), &Link::default(), 1);
+    pair.nodes[1].captured = Some(Vec::new());
+    speak_other_versions(&mut pair);
+    pair.connect();
+    let took = pair.run_until(SECONDS(1), |p| failure(p).is_some());
+    assert_eq!((failure(&pair), took), (Some(HandshakeFailure::Version), Duration::from_millis(20)));
+    let answers = pair.nodes[1].captured.take().unwrap();
+    assert_eq!(answers.len(), 1);
+    assert_eq!((answers[0].len(), &answers[0][1..5]), (14, &OLD.to_be_bytes()[..]));
+    no_session(&mut pair);
+}
+
+#[test]
+fn a_responder_that_says_so_in_another_version_is_understood_and_nobody_else_is() {
+    let alert = |alert: Alert, cid: &Cid| {
+        let mut out = Vec::new();
+        alert.emit(cid, &mut out);
+        out[1..5].copy_from_slice(&OLD.to_be_bytes());
+        out
+    };
+    // (from the one asked, for our CID, what, whether it ends the attempt)
+    let cases = [
+        (true, true, Alert::Version, true),
+        (false, true, Alert::Version, false),
+        (true, false, Alert::Version, false),
+        (true, true, Alert::Refused, false),
+    ];
+    for (asked, ours, what, ends) in cases {
+        let mut pair = Pair::with(&quick(), &Link::default(), 1);
+        pair.nodes[0].captured = Some(Vec::new());
+        pair.tamper = Some(Box::new(|_, _| false));
+        pair.connect();
+        pair.run(Duration::from_millis(1), |_| false);
+        let cid = Init::parse(&pair.nodes[0].captured.take().unwrap()[0]).unwrap().source;
+        let from = if asked { pair.nodes[1].address } else { SocketAddr::from(([9, 9, 9, 9], 9)) };
+        pair.inject(0, from, alert(what, if ours { &cid } else { &[7; 8] }));
+        pair.run(Duration::from_millis(1), |_| false);
+        let expected = ends.then_some(HandshakeFailure::Version);
+        assert_eq!(failure(&pair), expected, "{asked} {ours} {what:?}");
+    }
+    // Who has answered in our version speaks it.
+    let mut pair = Pair::with(&quick(), &Link::default(), 1);
+    pair.nodes[0].captured = Some(Vec::new());
+    pair.connect();
+    pair.run(Duration::from_millis(25), |_| false);
+    let sent = pair.nodes[0].captured.take().unwrap();
+    assert_eq!(sent.last().unwrap()[0], 0x84, "PROVE has left");
+    let cid = Init::parse(&sent[0]).unwrap().source;
+    let from = pair.nodes[1].address;
+    pair.inject(0, from, alert(Alert::Version, &cid));
+    pair.run_until(SECONDS(1), |p| p.nodes.iter().all(|n| n.count(|e| *e == Event::Connected) == 1));
+}
+
+#[test]
+fn what_is_shorter_than_an_init_and_other_packets_of_another_version_are_not_answered() {
+    let mut pair = Pair::with(&quick(), &Link::default(), 1);
+    pair.nodes[1].captured = Some(Vec::new());
+    let from = pair.nodes[0].address;
+    for kind in 0..=0x7f {
+        let mut datagram = vec![0; 1200];
+        datagram[0] = 0x80 | kind;
+        pair.inject(1, from, datagram[..1199].to_vec());
+        // Of an INIT or RESUME only where its sender's CID lies is known.
+        datagram[13..].fill(0xff);
+        pair.inject(1, from, datagram);
+    }
+    pair.run(Duration::from_millis(50), |_| false);
+    let answers = pair.nodes[1].captured.take().unwrap();
+    assert_eq!(answers.len(), 2);
+    for a in answers {
+        assert_eq!(a, [&[0x85, 0, 0, 0, 0][..], &[0xff; 8], &[3]].concat());
+    }
 }

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::header::{HANDSHAKE_HEADER, Kind, TAG, emit_handshake};
+use super::header::{HANDSHAKE_HEADER, Kind, TAG, emit_handshake, emit_handshake_of};
 use super::{Cid, Malformed, Reader};
 use crate::Config;
 use crate::config::MIN_DATAGRAM;
@@ -11,7 +11,7 @@ use crate::identity::MAX_CREDENTIAL;
 
 /// Bytes of A and B: group 2048.
 pub(crate) const GROUP: usize = 256;
-/// The only suite there is.
+/// Suite of a full handshake: SRP-6a/2048/SHA-256, Ed25519, HKDF-SHA-256, AES-128-GCM. [`SUITE_RESUME`] is the other.
 pub(crate) const SUITE: u8 = 1;
 /// Bytes of INIT and of REPLY that enter the transcript (§5.4).
 pub(crate) const TRANSCRIPT_PART: usize = 326;
@@ -167,6 +167,20 @@ impl Alert {
         emit_handshake(out, Kind::Alert, to);
         out.push(self as u8);
     }
+
+    /// "No common version", as who speaks `version` reads it (§3.7).
+    pub(crate) fn emit_version(version: u32, to: &Cid, out: &mut Vec<u8>) {
+        emit_handshake_of(version, out, Kind::Alert, to);
+        out.push(Self::Version as u8);
+    }
+}
+
+/// The initiator's CID in an INIT or RESUME of another version (§3.2), whatever else that holds.
+pub(crate) fn asker_of_any_version(datagram: &[u8]) -> Result<Cid, Malformed> {
+    if datagram.len() < usize::from(MIN_DATAGRAM) {
+        return Err(Malformed);
+    }
+    Reader::new(datagram.get(HANDSHAKE_HEADER..).ok_or(Malformed)?).array()
 }
 
 /// What each side tells about itself in its proof.

@@ -87,8 +87,13 @@ pub(crate) enum Header {
         kind: Kind,
         cid: Cid,
     },
-    /// A handshake packet of a version we do not speak.
-    OtherVersion,
+    /// A handshake packet of a version we do not speak; its type and the rest mean what that version says, but for
+    /// what §3.2 fixes for all of them.
+    OtherVersion {
+        version: u32,
+        kind: u8,
+        cid: Cid,
+    },
     Protected {
         cid: Cid,
         phase: bool,
@@ -112,7 +117,7 @@ impl Header {
         let version = r.u32()?;
         let cid = r.array()?;
         if version != VERSION {
-            return Ok(Self::OtherVersion);
+            return Ok(Self::OtherVersion { version, kind: first & 0x7f, cid });
         }
         let kind = match first & 0x7f {
             1 => Kind::Init,
@@ -130,8 +135,13 @@ impl Header {
 }
 
 pub(crate) fn emit_handshake(out: &mut Vec<u8>, kind: Kind, cid: &Cid) {
+    emit_handshake_of(VERSION, out, kind, cid);
+}
+
+/// A header that another version's peer can read.
+pub(crate) fn emit_handshake_of(version: u32, out: &mut Vec<u8>, kind: Kind, cid: &Cid) {
     out.push(0x80 | kind as u8);
-    out.extend_from_slice(&VERSION.to_be_bytes());
+    out.extend_from_slice(&version.to_be_bytes());
     out.extend_from_slice(cid);
 }
 
@@ -167,7 +177,8 @@ mod tests {
             emit_handshake(&mut out, kind, &cid);
             assert_eq!(Header::parse(&out), Ok(Header::Handshake { kind, cid }));
             out[4] ^= 1;
-            assert_eq!(Header::parse(&out), Ok(Header::OtherVersion));
+            let other = Header::OtherVersion { version: VERSION ^ 1, kind: kind as u8, cid };
+            assert_eq!(Header::parse(&out), Ok(other));
         }
         assert_eq!(Header::parse(&[]), Err(Malformed));
         assert_eq!(Header::parse(&[0x01; 30]), Err(Malformed));
