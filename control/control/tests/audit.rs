@@ -100,6 +100,24 @@ fn history_is_exported_checked_and_continued() {
     }
     assert!(founding[0].contains("FleetFounded"), "{}", founding[0]);
 
+    // Replayed, it leads to the state that the live service had.
+    let replay = |line: &[&str]| {
+        let output = flotilla(&[&["audit", "replay", &first, "--json"], line].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines = String::from_utf8(output.stdout).expect("text");
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).collect::<Vec<_>>()
+    };
+    let told = replay(&["--origin", &origin]);
+    assert_eq!(told.len() as u64, entries + 1);
+    assert_eq!(told[0]["events"][0]["kind"], "fleet.founded");
+    let end = told.last().expect("an end");
+    assert_eq!((&end["position"], &end["state_hash"]), (&status["position"], &status["state_hash"]));
+    let earlier = replay(&["--until", &(entries - 1).to_string(), "--from", &(entries - 1).to_string()]);
+    assert_eq!((earlier.len(), earlier[1]["position"].as_u64()), (2, Some(entries - 1)));
+    assert_ne!(earlier[1]["state_hash"], status["state_hash"]);
+    assert_eq!(replay(&["--until", "2001-01-01T00:00:00Z"]).len(), 1);
+    assert_eq!(replay(&["--until", "2999-01-01T00:00:00Z"]).last(), Some(end));
+
     // Without a service: the history has grown, and continues what was seen.
     let longer = json(&["audit", "export", "--data", &data, "--out", &second]);
     assert!(longer["entries"].as_u64() > Some(entries));

@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, watch};
 pub use auth::ApiToken;
 pub use error::ApiError;
 pub use openapi::document;
-pub(crate) use shape::{bootstrap_place, escape_bytes, total};
+pub(crate) use shape::{bootstrap_place, escape_bytes, record, total};
 
 use crate::service::Service;
 

@@ -387,7 +387,7 @@ pub(super) fn history(views: &Views, position: u64, record: &Record, event: &Eve
     }
 }
 
-pub(super) fn record(views: &Views, position: u64, record: &Record) -> RecordView {
+pub(crate) fn record(views: &Views, position: u64, record: &Record) -> RecordView {
     let event = |event: &Event| EventView {
         kind: event.name().into(),
         summary: summary(views, event),

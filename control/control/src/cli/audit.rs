@@ -5,12 +5,14 @@ use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use control_core::projection::Views;
 use event_audit::checkpoint::Checkpoint;
-use event_audit::export::{Expectation, ExportError, Report, verify};
+use event_audit::export::{Expectation, ExportError, ExportReader, Report, verify};
 use event_audit::ledger::Ledger;
 use event_audit::note::Note;
 use event_log::file::{FileLog, FileLogOptions};
 use event_log::{EventLog as _, OpenError, Position};
+use event_schema::{Record, Timestamp};
 use serde_json::json;
 
 use super::client::Client;
@@ -38,6 +40,12 @@ pub(super) enum Audit {
     #[command(after_help = "Example: flotilla audit verify history.flotilla-audit \
         --origin flotilla/0f1e2d3c4b5a69788796a5b4c3d2e1f0 --seen last-audit.checkpoint")]
     Verify(Verify),
+    /// Tell an export's history event by event, each proved before it is told, and the state it leads to as a hash
+    #[command(
+        after_help = "Example: flotilla audit replay history.flotilla-audit --until 2026-03-01T12:00:00Z\n\n\
+        The hash is the one that `flotilla status` shows of the live service at that position."
+    )]
+    Replay(Replay),
 }
 
 #[derive(Debug, Args)]
@@ -62,10 +70,43 @@ pub(super) struct Verify {
     keep: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Replay {
+    /// The export
+    path: PathBuf,
+    /// Name of the log that it has to be of
+    #[arg(long, value_name = "ORIGIN")]
+    origin: Option<String>,
+    /// Stop after this position, or before the first record that is later than this time (RFC 3339, UTC)
+    #[arg(long, value_name = "POSITION|TIME", value_parser = until)]
+    until: Option<Until>,
+    /// Tell only what stands from this position on; everything before is folded all the same
+    #[arg(long, value_name = "POSITION", default_value_t = 1)]
+    from: u64,
+}
+
+/// Where a replay ends.
+#[derive(Clone, Copy, Debug)]
+enum Until {
+    Position(u64),
+    Time(Timestamp),
+}
+
+fn until(text: &str) -> Result<Until, String> {
+    if let Ok(position) = text.parse() {
+        return Ok(Until::Position(position));
+    }
+    let time = humantime::parse_rfc3339_weak(text)
+        .map_err(|_| format!("{text} is neither a position nor a time such as 2026-03-01T12:00:00Z"))?;
+    let since = time.duration_since(std::time::UNIX_EPOCH).map_err(|_| format!("{text} is before 1970"))?;
+    Ok(Until::Time(Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))))
+}
+
 pub(super) fn run(global: Global, command: Audit) -> Done {
     match command {
         Audit::Export(line) => export(global, &line),
         Audit::Verify(line) => check(global.json, &line),
+        Audit::Replay(line) => replay(global.json, &line),
     }
 }
 
@@ -186,11 +227,56 @@ fn check(as_json: bool, line: &Verify) -> Done {
         }
         expectation.heads.push(checkpoint.head);
     }
-    let file = File::open(&line.path)
-        .map_err(|error| Failure::Failed(format!("cannot read {}: {error}", line.path.display())))?;
-    match verify(BufReader::with_capacity(BUFFER_BYTES, file), &expectation) {
+    match verify(open_export(&line.path)?, &expectation) {
         Ok(report) => good(as_json, line, &report),
         Err(error) => bad(as_json, line, &error),
+    }
+}
+
+fn open_export(path: &Path) -> Result<BufReader<File>, Failure> {
+    match File::open(path) {
+        Ok(file) => Ok(BufReader::with_capacity(BUFFER_BYTES, file)),
+        Err(error) => Err(Failure::Failed(format!("cannot read {}: {error}", path.display()))),
+    }
+}
+
+fn replay(as_json: bool, line: &Replay) -> Done {
+    let bad = |error: ExportError| Failure::Failed(format!("BAD: {}: {error}", line.path.display()));
+    let expectation = Expectation { origin: line.origin.clone(), heads: Vec::new() };
+    let mut reader = ExportReader::open(open_export(&line.path)?, &expectation).map_err(bad)?;
+    let mut views = Views::default();
+    while let Some(entry) = reader.next_entry().map_err(bad)? {
+        if matches!(line.until, Some(Until::Position(last)) if last < entry.position) {
+            break;
+        }
+        let record = Record::decode(entry.bytes).map_err(|error| {
+            Failure::Failed(format!("entry {} is proved, but cannot be read: {error}", entry.position))
+        })?;
+        if matches!(line.until, Some(Until::Time(last)) if last < record.time) {
+            break;
+        }
+        views.apply(entry.position, &record);
+        if entry.position < line.from {
+            continue;
+        }
+        let told = crate::api::record(&views, entry.position, &record);
+        if as_json {
+            output::say_json(&told)?;
+            continue;
+        }
+        for event in &told.events {
+            let (position, time, kind) = (told.position, &told.time, &event.kind);
+            output::say(&format!(
+                "{position:>8}  {time}  {kind:<22}  {:<18}  {}",
+                told.actor, event.summary
+            ))?;
+        }
+    }
+    let state_hash = data_encoding::HEXLOWER.encode(&views.hash());
+    if as_json {
+        output::say_json(&json!({ "position": views.position(), "state_hash": state_hash }))
+    } else {
+        output::say(&format!("at position {} the state is {state_hash}", views.position()))
     }
 }
 

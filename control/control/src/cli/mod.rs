@@ -193,6 +193,7 @@ mod tests {
             "flotilla runs stop x --reason y --server http://h:1 --token t",
             "flotilla log show --from 1 --stream run/",
             "flotilla audit export --data d --out p --json",
+            "flotilla audit replay p --origin o --until 2026-03-01T12:00:00Z --from 7 --json",
             "flotilla audit verify p --origin o --seen c --seen d --keep e --json",
         ] {
             assert!(Line::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
