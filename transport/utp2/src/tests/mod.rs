@@ -3,6 +3,7 @@
 mod corpora;
 mod cpu;
 mod ecn;
+mod golden;
 mod handshake;
 mod hostile;
 mod mtu;
