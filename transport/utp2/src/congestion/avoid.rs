@@ -260,8 +260,16 @@ impl Avoid {
         Change::Stay
     }
 
-    /// Ends a deep probe whose time is over. Asked with every packet: what it lasts longer the path is idle.
-    pub(super) fn end_probe(&mut self, now: Instant, s: &mut Shared) {
+    /// With every packet: a deep probe ends in time, what it lasts longer the path is idle. Not with a near host: there
+    /// it lasts to the end of an interval, or a machine that was not awake in so short a time saw nothing by it.
+    pub(super) fn on_sent(&mut self, now: Instant, s: &mut Shared) {
+        if s.rtt_min >= NEAR {
+            self.end_probe(now, s);
+        }
+    }
+
+    /// Ends a deep probe whose time is over.
+    fn end_probe(&mut self, now: Instant, s: &mut Shared) {
         let Episode::Probe { until, share } = self.episode else { return };
         if now < until {
             return;

@@ -187,7 +187,7 @@ impl Controller {
         }
         let s = &mut self.shared;
         if let Phase::Avoid(a) = &mut self.phase {
-            a.end_probe(now, s);
+            a.on_sent(now, s);
         }
         s.longer.on_sent(now, bytes, s.rtt);
         // Long enough that its luckiest packet met a machine that was awake.
