@@ -14,6 +14,7 @@ use crate::arrival::Ages;
 use crate::fault::{BadPath, LossInjector};
 use crate::shared::{BadPaths, Shared, code};
 use crate::socket::{NotSent, ReceiveBatch};
+use crate::talk::Talk;
 use crate::timer::Timer;
 
 /// The core bounds a batch by its bytes; counted in the smallest full datagrams, no batch is cut short.
@@ -82,6 +83,7 @@ pub(crate) struct Driver {
     commands: u32,
     max_datagram: usize,
     bad: Option<BadPaths>,
+    talk: Talk,
 }
 
 /// Ends the endpoint however the driver ends, so that nobody waits for it for ever.
@@ -115,6 +117,7 @@ impl Driver {
                 let (out, inward) = BadPath::both_ways(f);
                 BadPaths { out, inward }
             }),
+            talk: Talk::default(),
         })
     }
 
@@ -257,6 +260,7 @@ impl Driver {
                 let at = reading.received(read_at, run.stamp);
                 let arrival = Arrival { remote: run.remote, at, ecn: run.ecn };
                 for datagram in run.data.chunks_mut(run.stride) {
+                    self.talk.came(run.remote, datagram);
                     core.handle_datagram(*now, arrival, datagram);
                     core.dispatch_events(&self.shared);
                 }
@@ -282,6 +286,7 @@ impl Driver {
             if let Some(bad) = &mut self.bad {
                 while let Some((remote, mut datagram)) = bad.inward.pop(now) {
                     let arrival = Arrival { remote, at: now, ecn: Ecn::NotEct };
+                    self.talk.came(remote, &datagram);
                     core.handle_datagram(now, arrival, &mut datagram);
                     core.dispatch_events(&self.shared);
                 }
@@ -323,6 +328,8 @@ impl Driver {
             };
             let Some(t) = transmit else { return };
             self.buf.truncate(t.len);
+            let segment = t.segment_size.unwrap_or(t.len);
+            self.talk.goes(self.shared.now(), t.remote, &self.buf, segment);
             if let Some(bad) = &mut self.bad {
                 let now = self.shared.now();
                 let size = t.segment_size.unwrap_or(t.len).max(1);

@@ -58,6 +58,7 @@ mod fault;
 mod gate;
 mod shared;
 mod socket;
+mod talk;
 mod tickets;
 mod timer;
 

@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,7 +22,8 @@ Example, receiver first:
 What it would reach elsewhere:
   utp2 sim --rate 1gbit --rtt 200ms --loss 1%
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. FLOTILLA_LOG=debug shows what happens."
+Exit codes: 0 done, 1 failed, 2 wrong usage. FLOTILLA_LOG=info shows who is refused, FLOTILLA_LOG=debug each
+packet of a handshake and how the connection stands."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -34,9 +34,16 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Send files to a waiting `utp2 recv`.
     ///
-    /// A transfer that was interrupted goes on where it stopped when the same file is sent again. With
-    /// --json the last line on stdout is an object: bytes (sent now), resumed_bytes, files, seconds,
-    /// goodput_mbps (10^6 bits/s of file data), retransmitted (bytes sent again), lost (packets), rtt_ms.
+    /// A transfer that was interrupted goes on where it stopped when the same file is sent again.
+    ///
+    /// With --json the last line on stdout is an object: ok, error (why the connection failed, or null), files (that
+    /// arrived), failed (name and error of each other one), grown (names of files that became longer meanwhile; the
+    /// part they began with arrived), bytes (sent now), resumed_bytes (were there before), seconds, goodput_mbps
+    /// (10^6 bits/s of file data), retransmitted (bytes sent again) and retransmit_ratio (of all data sent), lost
+    /// (packets), base_loss_ppm (loss by chance the path is taken to have, per million), sent_packets, rtt_ms and
+    /// rtt_min_ms, public_key (of this sender), peer_key (of the receiver) and peer_key_changed (since --state last
+    /// saw it). Of what fails before there is a connection only ok, error and perhaps public_key are told; a wrong
+    /// command line (exit code 2) writes nothing to stdout.
     #[command(
         after_help = "Example:\n  utp2 send *.mkv --to 192.0.2.7:4433 --mode background --rate-limit 200mbit"
     )]
@@ -46,8 +53,13 @@ pub(crate) enum Command {
     /// Blocks are written to NAME.part at their place; when all are there and the BLAKE3 hash of the
     /// whole fits, the file is renamed to NAME, replacing what was there. What is there is written down every two
     /// seconds or 64 MiB, whichever comes first: no more than that is sent again if this program is killed. Names like those of unfinished files (*.part,
-    /// *.part.map, .utp2-*) are declined. With --json every received file and the
-    /// end of every session is an object on a line of stdout.
+    /// *.part.map, *.part.map~, .utp2-*) are declined.
+    ///
+    /// With --json each line on stdout is an object, whose `event` is: listening (address, public_key); file (name,
+    /// ok, error, size, bytes: how much of it is there, declined: whether it was not even begun); session (ok, peer,
+    /// files, failed, unfinished, bytes, seconds, goodput_mbps, error: why it ended before its time).
+    ///
+    /// Ctrl-C ends it; without --once the exit code is 0 then, if no transfer was cut off by that.
     #[command(after_help = "Example:\n  UTP2_SECRET=… utp2 recv --listen 0.0.0.0:4433 --out incoming --once")]
     Recv(RecvArgs),
     /// Move made-up data over simulated links, in virtual time.
@@ -121,9 +133,10 @@ pub(crate) struct SendArgs {
 
 #[derive(Args)]
 pub(crate) struct RecvArgs {
-    /// Address and port to listen on; port 0 lets the system choose. `[::]:4433` serves IPv4 too.
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) listen: SocketAddr,
+    /// Address (or name of this machine) and port to listen on; port 0 lets the system choose. `[::]:4433` serves
+    /// IPv4 too.
+    #[arg(long, value_name = "ADDR", value_parser = host_and_port)]
+    pub(crate) listen: String,
     /// Folder for the files; made if it does not exist.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -167,6 +180,13 @@ fn non_empty(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("must not be empty".into()) } else { Ok(text.into()) }
 }
 
+fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.into()),
+        _ => Err("an address and a port are needed, such as 0.0.0.0:4433".into()),
+    }
+}
+
 fn public_key(text: &str) -> Result<PublicKey, String> {
     let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
     bytes.and_then(|b| b.try_into().ok()).map(PublicKey).ok_or_else(|| "64 hex digits are needed".into())
@@ -203,6 +223,10 @@ mod tests {
         assert_eq!((bits("80mbit"), rate("80mbit")), (Ok(80_000_000), Ok(10_000_000)));
         assert!(rate("1kB").is_ok() && rate("999B").is_err() && rate("1001GB").is_err());
         assert!(duration("60s").is_ok() && duration("61s").is_err());
+        assert!(host_and_port("localhost:0").is_ok() && host_and_port("[::]:4433").is_ok());
+        for wrong in ["4433", ":4433", "localhost", "localhost:http", "localhost:65536"] {
+            assert!(host_and_port(wrong).is_err(), "{wrong}");
+        }
         assert!(public_key(&"0f".repeat(32)).is_ok() && public_key("0f").is_err());
     }
 }

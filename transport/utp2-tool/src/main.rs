@@ -65,7 +65,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     let done = match cli.command {
         Command::Send(args) => match send::plan(&args)? {
             Ok(plan) => runtime.block_on(send::run(args, plan)),
-            Err(usage) => usage_error(&usage),
+            Err(usage) => usage_error("send", &usage),
         },
         Command::Recv(args) => runtime.block_on(recv::run(args)),
         Command::Sim(_) => unreachable!("done above, without a runtime"),
@@ -76,9 +76,15 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
 }
 
 /// Ends the program as clap does for a wrong command line.
-fn usage_error(what: &str) -> ! {
+fn usage_error(of: &str, what: &str) -> ! {
     use clap::CommandFactory;
-    Cli::command().error(ErrorKind::ValueValidation, what).exit()
+    let mut cli = Cli::command();
+    // Else the command does not know what it is part of.
+    cli.build();
+    match cli.find_subcommand_mut(of) {
+        Some(command) => command.error(ErrorKind::ValueValidation, what).exit(),
+        None => cli.error(ErrorKind::ValueValidation, what).exit(),
+    }
 }
 
 /// One line on stdout. A reader that has gone away is no reason to stop moving files.

@@ -92,13 +92,14 @@ struct Sink {
 }
 
 impl Inbound {
-    /// Notes whether anything was heard from the sender.
-    fn listen(&self) {
+    /// Notes whether anything was heard from the sender: so many packets until now.
+    fn listen(&self) -> u64 {
         let packets = self.conn.stats().received_packets;
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if heard.0 != packets {
             *heard = (packets, Instant::now());
         }
+        packets
     }
 
     fn may_go(&self) -> bool {
@@ -168,8 +169,13 @@ pub(crate) async fn run(args: RecvArgs) -> anyhow::Result<bool> {
     let seed = kept.as_ref().map_or_else(random, |kept| Ok(kept.identity))?;
     let (mut config, public_key) = endpoint_config(&args.common, seed)?;
     config.core.accept_early = true;
+    let listen = tokio::net::lookup_host(&args.listen)
+        .await
+        .with_context(|| format!("--listen {} is no address that can be found", args.listen))?
+        .next()
+        .ok_or_else(|| anyhow!("{} has no address", args.listen))?;
     let (endpoint, mut incoming) =
-        Endpoint::bind(args.listen, config).with_context(|| format!("cannot listen on {}", args.listen))?;
+        Endpoint::bind(listen, config).with_context(|| format!("cannot listen on {}", args.listen))?;
     if let Some(kept) = &kept {
         endpoint.set_lasting_secret(&kept.secret);
     }
@@ -249,12 +255,18 @@ enum Outcome {
 
 /// What a task on the side has found out.
 enum Job {
-    Opened(u32, Result<Arc<PartFile>, String>),
+    Opened(u32, Result<Arc<PartFile>, Declined>),
     Hashed(u32, io::Result<Option<[u8; 32]>>),
     Finished(u32, Result<(), String>),
     /// Its room on disk is taken, or can't be.
     Room(u32, io::Result<()>),
     Saved,
+}
+
+/// A file that is not even begun.
+struct Declined {
+    meta: Meta,
+    why: String,
 }
 
 /// A file of a session.
@@ -473,7 +485,8 @@ impl Session {
                 Some(job) = self.jobs.join_next() => self.on_job(job.context("a task failed")?).await?,
                 _ = save.tick() => self.save(),
                 _ = show.tick() => {
-                    self.inbound.listen();
+                    let packets = self.inbound.listen();
+                    self.progress.hear(packets);
                     self.progress.set(self.bytes());
                     self.save_if_much();
                     if self.is_left_alone() {
@@ -624,16 +637,17 @@ impl Session {
         Ok(())
     }
 
-    async fn on_opened(&mut self, file: u32, opened: Result<Arc<PartFile>, String>) -> anyhow::Result<()> {
+    async fn on_opened(&mut self, file: u32, opened: Result<Arc<PartFile>, Declined>) -> anyhow::Result<()> {
         // It stays until now, and its number is its alone.
         let Some(Entry::Opening { aborted }) = self.entries.remove(&file) else { return Ok(()) };
         match (opened, aborted) {
             (Ok(part), None) => self.accept(file, part).await,
             (Ok(part), Some(reason)) => self.end_failed(file, part, reason, false).await?,
-            (Err(reason), _) => {
+            (Err(Declined { meta, why }), _) => {
                 self.failed += 1;
-                self.progress.say(&format!("declined: {reason}"));
-                self.say_ended(file, Ending::Declined { reason: clip(reason) }).await;
+                self.progress.say(&format!("{}: declined: {why}", name::show(&meta.name)));
+                self.tell_json(&meta, 0, Some(&why), true);
+                self.say_ended(file, Ending::Declined { reason: clip(why) }).await;
             }
         }
         Ok(())
@@ -699,7 +713,8 @@ impl Session {
         self.forget_blocks(file);
         let Some(Entry::Finishing(part)) = self.entries.remove(&file) else { return };
         self.received += 1;
-        self.tell_file(&part, None);
+        self.progress.say(&format!("{}: received, verified", name::show(&part.meta().name)));
+        self.tell_json(part.meta(), part.meta().size, None, false);
         self.say_ended(file, Ending::Done).await;
     }
 
@@ -724,7 +739,8 @@ impl Session {
         // What goes on beside it ends soon.
         part.abandon();
         self.failed += 1;
-        self.tell_file(&part, Some(&reason));
+        self.progress.say(&format!("{}: {reason}", name::show(&part.meta().name)));
+        self.tell_json(part.meta(), if wrong { 0 } else { part.bytes_there() }, Some(&reason), false);
         let leave = move || if wrong { part.discard() } else { part.leave() };
         tokio::task::spawn_blocking(leave).await.context("a task failed")?;
         self.say_ended(file, Ending::Failed { reason: clip(reason) }).await;
@@ -742,15 +758,12 @@ impl Session {
         self.inbound.files.write().unwrap_or_else(PoisonError::into_inner).remove(&file);
     }
 
-    fn tell_file(&self, part: &PartFile, error: Option<&str>) {
-        let (shown, bytes) = (name::show(&part.meta().name), part.meta().size);
-        match error {
-            None => self.progress.say(&format!("{shown}: received, verified")),
-            Some(error) => self.progress.say(&format!("{shown}: {error}")),
-        }
+    /// Tells programs what became of a file, and how much of it is there.
+    fn tell_json(&self, meta: &Meta, bytes: u64, error: Option<&str>, declined: bool) {
         if self.json {
             print_json(&serde_json::json!({
-                "event": "file", "name": shown, "bytes": bytes, "ok": error.is_none(), "error": error,
+                "event": "file", "name": name::show(&meta.name), "size": meta.size, "bytes": bytes,
+                "ok": error.is_none(), "error": error, "declined": declined,
             }));
         }
     }
@@ -807,7 +820,8 @@ async fn begin(
     meta: Meta,
 ) -> Job {
     let until = Instant::now() + BUSY_TIME;
-    let shown = name::show(&meta.name);
+    let declined = |why: String| Job::Opened(file, Err(Declined { meta: meta.clone(), why }));
+    let has_ended = || declined("the session has ended".into());
     loop {
         // Before it looks, so that nothing is missed in between.
         let freed = dir.freed();
@@ -817,7 +831,7 @@ async fn begin(
         match begun {
             Ok(Err(CannotBegin::Unsure | CannotBegin::Busy)) if !sure => {
                 if conn.confirmed().await.is_err() {
-                    return Job::Opened(file, Err(format!("{shown}: the session has ended")));
+                    return has_ended();
                 }
             }
             Ok(Ok(part)) => return Job::Opened(file, Ok(Arc::new(part))),
@@ -826,13 +840,11 @@ async fn begin(
                 tokio::select! {
                     () = freed => {}
                     () = tokio::time::sleep(BUSY_LOOK) => {}
-                    _ = ends.changed() => {
-                        return Job::Opened(file, Err(format!("{shown}: the session has ended")));
-                    }
+                    _ = ends.changed() => return has_ended(),
                 }
             }
-            Ok(Err(why)) => return Job::Opened(file, Err(format!("{shown}: {why}"))),
-            Err(error) => return Job::Opened(file, Err(format!("{shown}: {error}"))),
+            Ok(Err(why)) => return declined(why.to_string()),
+            Err(error) => return declined(error.to_string()),
         }
     }
 }

@@ -14,7 +14,7 @@ use utp2::{CloseReason, Handle, SendError, Stats};
 use utp2_tokio::{BlockEvent, BlockSink, BlockSource, Connection, Endpoint};
 
 use crate::args::SendArgs;
-use crate::progress::{Progress, mbps, seconds};
+use crate::progress::{Progress, mbps, millis, round, seconds};
 use crate::wire::{
     BLOCK, Ending, Meta, ToReceiver, ToSender, block_len, blocks_of, clip, decode, encode, file_and_block,
     tag,
@@ -107,6 +107,12 @@ impl Source {
         self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&file);
     }
 
+    /// Whether an open file is longer now than it was when it was offered.
+    fn has_grown(&self, file: u32) -> bool {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.get(&file).is_some_and(|(file, size)| file.metadata().is_ok_and(|now| now.len() > *size))
+    }
+
     fn error(&self, file: u32) -> Option<String> {
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).remove(&file)
     }
@@ -177,6 +183,14 @@ struct Queue {
     said_finished: bool,
 }
 
+/// Who the two are: public keys in hex.
+struct Keys {
+    public_key: String,
+    peer_key: String,
+    /// Since the state file last saw the receiver.
+    peer_key_changed: bool,
+}
+
 struct Sender {
     conn: Connection,
     queue: Queue,
@@ -189,6 +203,8 @@ struct Sender {
     hashes: JoinSet<(u32, io::Result<[u8; 32]>)>,
     sent: u64,
     resumed: u64,
+    /// Files that arrived and had become longer meanwhile.
+    grown: Vec<u32>,
     progress: Progress,
 }
 
@@ -219,9 +235,11 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
         source.clone(),
         Arc::new(NoSink),
     );
+    let mut known_key = None;
     if let Some(path) = &args.state
         && let Some(resumption) = state::load(path, remote)?
     {
+        known_key = Some(resumption.peer().public_key);
         endpoint.remember(remote, resumption);
     }
     let started = Instant::now();
@@ -248,6 +266,16 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
             return Ok(false);
         }
     };
+    let peer_key = conn.peer().public_key;
+    let peer_key_changed = known_key.is_some_and(|known| known != peer_key);
+    let peer_key = data_encoding::HEXLOWER.encode(&peer_key);
+    if peer_key_changed {
+        eprintln!(
+            "utp2: {} has another key than the last time, now {peer_key}; with --peer-key that would be refused",
+            args.to
+        );
+    }
+    let keys = Keys { public_key: key, peer_key, peer_key_changed };
     let mut sender = Sender {
         conn,
         queue,
@@ -258,6 +286,7 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
         hashes: JoinSet::new(),
         sent: 0,
         resumed: 0,
+        grown: Vec::new(),
         progress: Progress::new(total),
     };
     let moved = tokio::select! {
@@ -284,7 +313,7 @@ pub(crate) async fn run(args: SendArgs, plan: Vec<Planned>) -> anyhow::Result<bo
             eprintln!("utp2: {error:#}");
         }
     }
-    sender.report(&args, &key, took, &stats, moved)
+    sender.report(&args, &keys, took, &stats, moved)
 }
 
 impl Queue {
@@ -333,7 +362,11 @@ impl Sender {
                 event = conn.recv_event() => {
                     self.on_block(event.map_err(|closed| self.lost(&closed))?).await?;
                 }
-                _ = look.tick() => tracing::debug!(stats = ?conn.stats(), "the connection stands so"),
+                _ = look.tick() => {
+                    let stats = conn.stats();
+                    tracing::debug!(?stats, "the connection stands so");
+                    self.progress.hear(stats.received_packets);
+                }
                 Some(hash) = self.hashes.join_next() => {
                     let (file, hash) = hash.context("hashing a file failed")?;
                     self.on_hash(file, hash).await?;
@@ -454,6 +487,9 @@ impl Sender {
             };
         };
         let is_done = end == State::Done;
+        if is_done && self.queue.source.has_grown(file) {
+            self.grown.push(file);
+        }
         *state = end;
         self.queue.under_way -= 1;
         self.to_queue.retain(|run| run.0 != file);
@@ -503,6 +539,10 @@ impl Sender {
                     "the receiver hangs up ({reason}): is it of another version? Use one release on both sides"
                 )
             }
+            CloseReason::Peer { code: 0, .. } => {
+                anyhow!("the receiver was stopped; send again to go on where it stopped")
+            }
+            CloseReason::Peer { code: 2, .. } => anyhow!("a newer sender of the same file took over"),
             _ => anyhow!("the connection was lost: {reason}; send again to go on where it stopped"),
         }
     }
@@ -510,12 +550,12 @@ impl Sender {
     fn report(
         self,
         args: &SendArgs,
-        key: &str,
+        keys: &Keys,
         took: Duration,
         stats: &Stats,
         moved: anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
-        let Self { queue: Queue { files, states, .. }, sent, resumed, progress, .. } = self;
+        let Self { queue: Queue { files, states, .. }, sent, resumed, grown, progress, .. } = self;
         drop(progress);
         let mut failed = Vec::new();
         for (file, state) in files.iter().zip(&states) {
@@ -527,25 +567,30 @@ impl Sender {
             eprintln!("utp2: {}: {why}", name::show(&file.meta.name));
             failed.push(serde_json::json!({ "name": name::show(&file.meta.name), "error": why }));
         }
+        let grown: Vec<String> =
+            grown.iter().map(|&file| name::show(&files[file as usize].meta.name)).collect();
+        for name in &grown {
+            eprintln!("utp2: {name} grew while it was sent: it arrived as long as it was at first");
+        }
         let done = states.len() - failed.len();
         let ok = failed.is_empty() && moved.is_ok();
         if let Err(error) = &moved {
             eprintln!("utp2: {error:#}");
         }
-        let rtt_ms = stats.rtt.as_secs_f64() * 1000.0;
         eprintln!(
-            "{done} of {} files, {sent} bytes in {:.2} s, {:.1} Mbit/s; sent again {} bytes, lost {} packets, \
-             round trip {rtt_ms:.1} ms",
+            "{done} of {} files, {sent} bytes in {:.2} s, {:.1} Mbit/s; {}, round trip {:.1} ms",
             states.len(),
             took.as_secs_f64(),
             mbps(sent, took),
-            stats.retransmitted_bytes,
-            stats.lost_packets,
+            losses(stats.lost_packets, stats.retransmitted_bytes),
+            millis(stats.rtt),
         );
         if args.common.json {
             print_json(&serde_json::json!({
                 "ok": ok,
-                "public_key": key,
+                "public_key": keys.public_key,
+                "peer_key": keys.peer_key,
+                "peer_key_changed": keys.peer_key_changed,
                 "files": done,
                 "failed": failed,
                 "error": moved.err().map(|e| format!("{e:#}")),
@@ -554,15 +599,26 @@ impl Sender {
                 "seconds": seconds(took),
                 "goodput_mbps": mbps(sent, took),
                 "retransmitted": stats.retransmitted_bytes,
-                "retransmit_ratio": stats.retransmitted_bytes as f64 / stats.data_bytes_sent.max(1) as f64,
+                "grown": grown,
+                "retransmit_ratio":
+                    round(stats.retransmitted_bytes as f64 / stats.data_bytes_sent.max(1) as f64, 6),
                 "lost": stats.lost_packets,
                 "sent_packets": stats.sent_packets,
-                "rtt_ms": (rtt_ms * 1000.0).round() / 1000.0,
-                "rtt_min_ms": stats.rtt_min.as_secs_f64() * 1000.0,
+                "rtt_ms": millis(stats.rtt),
+                "rtt_min_ms": millis(stats.rtt_min),
                 "base_loss_ppm": stats.base_loss_ppm,
             }));
         }
         Ok(ok)
+    }
+}
+
+/// What was lost, for people. What ends a transfer is sent more than once before anything is known to be lost (§8.5).
+fn losses(packets: u64, bytes: u64) -> String {
+    match (packets, bytes) {
+        (0, 0) => "lost nothing".into(),
+        (0, _) => format!("lost nothing ({bytes} bytes sent twice as a precaution)"),
+        _ => format!("lost {packets} packets, sent again {bytes} bytes"),
     }
 }
 
@@ -578,4 +634,16 @@ fn hash(file: &File, size: u64) -> io::Result<[u8; 32]> {
         at += n as u64;
     }
     Ok(hash.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_made_as_a_precaution_are_no_loss() {
+        assert_eq!(losses(0, 0), "lost nothing");
+        assert_eq!(losses(0, 89_319), "lost nothing (89319 bytes sent twice as a precaution)");
+        assert_eq!(losses(3, 5000), "lost 3 packets, sent again 5000 bytes");
+    }
 }

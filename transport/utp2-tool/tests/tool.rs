@@ -2,7 +2,7 @@
 #![cfg(unix)] // Permissions, signals and names that are not UTF-8.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -67,6 +67,7 @@ impl Receiver {
             .args(["recv", "--listen", listen, "--json", "--secret", "one secret", "--out"])
             .arg(out)
             .args(more)
+            .env("FLOTILLA_LOG", "info")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -194,7 +195,11 @@ fn the_wrong_secret_is_told_and_the_receiver_goes_on() {
     assert!(stderr(&wrong).contains("--peer-key"), "{}", stderr(&wrong));
     let right = run(&mut send(&receiver.address, &[&file], &[]));
     assert!(right.status.success(), "{}", stderr(&right));
-    assert!(receiver.end().status.success());
+    let received = receiver.end();
+    assert!(received.status.success());
+    // Whoever looks after the receiver sees it too; a wrong key is the sender's own affair.
+    assert_eq!(stderr(&received).matches("a handshake is refused").count(), 1, "{}", stderr(&received));
+    assert!(stderr(&received).contains("remote=127.0.0.1:"), "{}", stderr(&received));
 }
 
 #[test]
@@ -203,9 +208,12 @@ fn nobody_there_is_told() {
     let file = make(temp.path(), "file", 1000);
     // Bound and mute, so that nobody else gets the port.
     let mute = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let sent = run(&mut send(&mute.local_addr().unwrap().to_string(), &[&file], &[]));
+    let to = mute.local_addr().unwrap().to_string();
+    let sent = run(send(&to, &[&file], &[]).env("FLOTILLA_LOG", "debug"));
     assert_eq!(sent.status.code(), Some(1));
     assert!(stderr(&sent).contains("no answer"), "{}", stderr(&sent));
+    assert!(stderr(&sent).matches("kind=\"INIT\"").count() > 1, "{}", stderr(&sent));
+    assert!(!stderr(&sent).contains("one secret"), "{}", stderr(&sent));
 }
 
 #[test]
@@ -232,6 +240,10 @@ fn a_folder_that_cannot_be_written_is_told_to_whom_it_concerns() {
         stderr(&sent)
     );
     assert_eq!(last_json(&sent)["failed"][0]["name"], "file");
+    let told = receiver.next();
+    assert_eq!((&told["event"], &told["name"]), (&"file".into(), &"file".into()), "{told}");
+    assert_eq!((&told["ok"], &told["declined"]), (&false.into(), &true.into()), "{told}");
+    assert_eq!((&told["size"], &told["bytes"]), (&1000.into(), &0.into()), "{told}");
     assert_eq!(receiver.session()["ok"], false);
     assert_eq!(receiver.end().status.code(), Some(1));
 }
@@ -288,7 +300,10 @@ fn an_interrupted_transfer_goes_on_where_it_stopped() {
     lines.read_to_string(&mut rest).unwrap();
     let slow = finish(slow);
     assert_eq!(slow.status.code(), Some(1));
-    assert!(rest.contains("goes on") || rest.contains("go on where it stopped"), "{rest}");
+    assert!(rest.contains("the receiver was stopped; send again to go on where it stopped"), "{rest}");
+    let told = last_json(&slow);
+    assert!(told["sent_packets"].as_u64().unwrap() > 0 && told["rtt_ms"].as_f64().unwrap() > 0.0, "{told}");
+    assert!(stderr(&stopped).contains("this receiver was stopped"), "{}", stderr(&stopped));
     assert!(
         out.join("file.part").exists() && out.join("file.part.map").exists() && !out.join("file").exists()
     );
@@ -368,6 +383,48 @@ fn a_receiver_may_ask_for_its_sender() {
     // Nothing was cut off by it.
     let ended = receiver.terminate();
     assert!(ended.status.success(), "{}", stderr(&ended));
+}
+
+#[test]
+fn a_file_that_grows_is_told() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 24_000_000);
+    let before = fs::read(&file).unwrap();
+    let out = temp.path().join("out");
+    let receiver = Receiver::start_at("localhost:0", &out, &["--once"]);
+    let (slow, mut lines) = send_slowly(&receiver, &file);
+    let mut growing = fs::File::options().append(true).open(&file).unwrap();
+    growing.write_all(b"more").unwrap();
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    let sent = finish(slow);
+    assert!(sent.status.success() && rest.contains("file grew while it was sent"), "{rest}");
+    assert_eq!(last_json(&sent)["grown"][0], "file");
+    assert!(receiver.end().status.success());
+    assert_eq!(fs::read(out.join("file")).unwrap(), before);
+}
+
+#[test]
+fn a_receiver_that_is_another_one_now_is_told() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = make(temp.path(), "file", 1000);
+    let (out, mine) = (temp.path().join("out"), temp.path().join("mine"));
+    let more = ["--state", mine.to_str().unwrap()];
+    let first = Receiver::start(&out, &[]);
+    let (address, first_key) = (first.address.clone(), first.key.clone());
+    for _ in 0..2 {
+        let told = last_json(&run(&mut send(&address, &[&file], &more)));
+        assert_eq!((&told["ok"], &told["peer_key"]), (&true.into(), &Value::from(first_key.as_str())));
+        assert_eq!(told["peer_key_changed"], false);
+    }
+    first.terminate();
+    let second = Receiver::start_at(&address, &out, &[]);
+    assert_ne!(second.key, first_key);
+    let sent = run(&mut send(&address, &[&file], &more));
+    assert!(sent.status.success(), "{}", stderr(&sent));
+    assert!(stderr(&sent).contains(&format!("now {}", second.key)), "{}", stderr(&sent));
+    assert_eq!(last_json(&sent)["peer_key_changed"], true);
+    second.terminate();
 }
 
 #[test]
@@ -498,7 +555,9 @@ fn wrong_usage_is_two_and_failure_is_one() {
     let code = |command: &mut Command| run(command).status.code();
     assert_eq!(code(&mut tool()), Some(2));
     assert_eq!(code(tool().args(["send", "x", "--to", "127.0.0.1:1"])), Some(2), "no secret");
-    assert_eq!(code(&mut send("127.0.0.1:1", &[&one, &two], &[])), Some(2), "one name twice");
+    let twice = run(&mut send("127.0.0.1:1", &[&one, &two], &[]));
+    assert_eq!(twice.status.code(), Some(2), "one name twice");
+    assert!(stderr(&twice).contains("Usage: utp2 send"), "{}", stderr(&twice));
     assert_eq!(code(&mut send("127.0.0.1:1", &[&one], &["--rate-limit", "fast"])), Some(2));
     assert_eq!(code(&mut send("127.0.0.1:1", &[&temp.path().join("none")], &[])), Some(1));
     assert_eq!(code(&mut send("127.0.0.1:1", &[&a], &[])), Some(1), "a folder");

@@ -38,7 +38,8 @@ pub(crate) struct SweepArgs {
     /// Cases run at the same time.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64), default_value_t = 1)]
     jobs: u8,
-    /// Only cases whose name or columns contain this text.
+    /// Only cases whose name or columns contain this text, such as "outage" or "20, 50": columns parted by commas,
+    /// as in what is told of a case that is done, or by spaces.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Keep the table here: finished cases are added, those that are there already are not run again.
@@ -81,7 +82,7 @@ pub(super) fn run(args: &SweepArgs) -> anyhow::Result<bool> {
     let grid = Grid::from(args.grid);
     let mut cases = grid.cases(args.protocol.into());
     if let Some(only) = &args.only {
-        cases.retain(|c| c.key.join(" ").to_lowercase().contains(&only.to_lowercase()));
+        cases.retain(|c| is_meant(&c.key, only));
         if cases.is_empty() {
             bail!("no case of this grid has {only:?} in its name; leave out --only to see them all");
         }
@@ -125,6 +126,12 @@ pub(super) fn run(args: &SweepArgs) -> anyhow::Result<bool> {
     let bad = lines.iter().filter(|l| !holds(l)).count();
     eprintln!("utp2: {} lines, {bad} do not hold", lines.len());
     Ok(bad == 0)
+}
+
+/// Whether the columns of a case contain a text.
+fn is_meant(key: &[String], only: &str) -> bool {
+    let plain = |text: &str| text.to_lowercase().replace(", ", " ").replace(',', " ");
+    plain(&key.join(" ")).contains(&plain(only))
 }
 
 fn write<'a>(path: &Path, grid: Grid, lines: impl Iterator<Item = &'a String>) -> anyhow::Result<()> {
@@ -202,4 +209,18 @@ fn run_cases(todo: &[&Case], args: &SweepArgs, grid: Grid) -> anyhow::Result<Vec
 /// A reader that has gone away is no reason to stop.
 fn print(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_named_as_they_are_told_or_with_spaces() {
+        let key = ["utp2", "20", "50", "0", "0.5"].map(str::to_owned);
+        for only in ["20, 50", "20,50", "20 50 ", "UTP2, 20", "0.5"] {
+            assert!(is_meant(&key, only), "{only}");
+        }
+        assert!(!is_meant(&key, "50, 20"));
+    }
 }
