@@ -55,6 +55,20 @@ fn sixteen_flows_share_equally() {
     }
 }
 
+/// While the others begin, one flow is driven down to two packets in a round trip. It gets its share again: what it
+/// takes for a queue to come must not be the grain of its own packets.
+#[test]
+fn a_flow_at_the_lowest_rate_gets_its_share_again() {
+    let mut s = path(3, 0.5, 0.0);
+    (s.forward.rate_bps, s.reverse.rate_bps) = (100 * MBIT, 100 * MBIT);
+    s = s.with_queue_bdp(0.5);
+    s.flows =
+        (0..16).map(|i| FlowConfig { start: Duration::from_secs(i), ..FlowConfig::endless() }).collect();
+    let o = run("16 flows, one at the lowest rate", s, 60, 75);
+    assert!(o.jain >= 0.95, "{o}");
+    assert!(o.steady.self_loss < 0.01, "{o}");
+}
+
 fn beside_cubic(seed: u64, mode: Mode, ours_first: bool) -> (f64, Outcome) {
     let mut s = path(seed, 1.0, 0.0);
     let late = Duration::from_secs(5);

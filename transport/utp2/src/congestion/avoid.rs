@@ -594,6 +594,11 @@ impl Avoid {
         }
         let (bytes, time) = s.since_judged;
         let grown = bytes as f64 / r.max(1.0) - time.as_secs_f64();
+        // Counted from the departure of its first packet, up to one packet is ahead of its time without making a queue:
+        // at a few packets in a round trip that alone would be more than what is aimed at. Where the way is short, so is
+        // the queue, and a packet too many is one that counts.
+        let ahead = if s.rtt_min < NEAR { 0.0 } else { s.packet / r.max(1.0) };
+        let grown = if grown > 0.0 { (grown - ahead).max(0.0) } else { grown };
         Some((queue.as_secs_f64() + PREDICTION * grown).max(0.0) / target.as_secs_f64())
     }
 
