@@ -107,9 +107,16 @@ pub struct Running {
 pub async fn start(config: &Config) -> Result<Running, ServeError> {
     make_folder(&config.data)?;
     let lock = lock_folder(&config.data)?;
-    let log: Arc<dyn EventLog> = match &config.nats {
+    let nats = match &config.nats {
+        None => None,
+        Some(url) => {
+            let copy = Some(config.data.join("log-copy"));
+            Some(Arc::new(NatsLog::open(NatsLogOptions { copy, ..NatsLogOptions::new(url) }).await?))
+        }
+    };
+    let log: Arc<dyn EventLog> = match &nats {
         None => Arc::new(FileLog::open(config.data.join("log"), FileLogOptions::default()).await?),
-        Some(url) => Arc::new(NatsLog::open(NatsLogOptions::new(url)).await?),
+        Some(log) => Arc::clone(log) as Arc<dyn EventLog>,
     };
     let names = names(config);
     let pki = Arc::new(Pki::open(&config.data, &names, now())?);
@@ -139,7 +146,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
     };
     let (stop, stopping) = watch::channel(false);
     let ca_fingerprint = place.ca_fingerprint.clone();
-    let api = Api::new(service.clone(), ApiToken::new(&token), place, stopping.clone());
+    let api = Api::new(service.clone(), ApiToken::new(&token), place, stopping.clone()).with_servers(nats);
     let server = tokio::spawn(serve_http(listener, api.router(), stopping));
     let api_file = config.data.join("api.json");
     let file = ApiFile { url: format!("http://{http}"), token: token.clone() };

@@ -1,6 +1,8 @@
 //! Why the log did not open. Errors of appends and reads are the contract's.
 
-use event_log::Damage;
+use std::path::PathBuf;
+
+use event_log::{Damage, OpenError, Position};
 
 /// Why a log on NATS did not open, with what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +58,65 @@ pub enum NatsOpenError {
         /// Why not.
         what: String,
     },
-    /// The stream has lost records.
-    #[error("{0}; restore the stream from a backup or mirror")]
+    /// The stream has lost records, or holds something that is no record of this log.
+    #[error("{0}; restore the stream from a backup, a mirror, or the local copy of a service that has one")]
     Damaged(Damage),
+    /// A message by which the place of the local copy in the stream is found is missing or wrong.
+    #[error(
+        "message {sequence} of the stream {stream} cannot be used: {what}; restore the stream from a backup, a mirror, \
+         or the local copy of a service that has one"
+    )]
+    Message {
+        /// The stream.
+        stream: String,
+        /// The message's sequence number there.
+        sequence: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The local copy's folder can't be made, or a damaged copy not be moved aside.
+    #[error("cannot use {} for the local copy of the log: {source}", dir.display())]
+    Folder {
+        /// The folder.
+        dir: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The local copy does not open, for another reason than damage.
+    #[error("the local copy of the log on NATS: {0}")]
+    Copy(#[source] OpenError),
+    /// The servers' log is not the one that the local copy is of.
+    #[error(
+        "the log in the stream {stream} is not the one whose copy is in {}: they differ at position {position} (message \
+         {sequence}). Either the servers' history was replaced, or the folder belongs to another log. Nothing was \
+         changed. If the servers are right, move the folder away and start again; if the copy is right, restore the \
+         stream from it or from a backup", dir.display()
+    )]
+    OtherHistory {
+        /// The stream.
+        stream: String,
+        /// The copy's folder.
+        dir: PathBuf,
+        /// The first position found to differ.
+        position: Position,
+        /// The message that holds it at the servers.
+        sequence: u64,
+    },
+    /// The servers hold fewer records than the local copy.
+    #[error(
+        "the log in the stream {stream} ends at position {servers}, its copy in {} at {copy}: the servers have lost \
+         records that they had acknowledged, or the folder belongs to another log. Nothing was changed. Restore the \
+         stream from a backup or from the copy; to give up the records behind {servers}, move the folder away and \
+         start again", dir.display()
+    )]
+    Shorter {
+        /// The stream.
+        stream: String,
+        /// The copy's folder.
+        dir: PathBuf,
+        /// Where the servers' log ends.
+        servers: Position,
+        /// Where the copy ends.
+        copy: Position,
+    },
 }

@@ -1,17 +1,18 @@
 //! The follower: one task per log that learns of new records, whoever appended them, and wakes those who wait.
 //!
-//! It pulls headers only. Whatever goes wrong, it asks the leader for the stream's end and begins again from there, so
-//! news may be late but never wrong.
+//! It pulls headers only, and catches up when it sees a message that is not in the copy yet. Whatever goes wrong, it asks
+//! the leader for the stream's end and begins again from there, so news may be late but never wrong.
 
 use std::sync::Arc;
 
-use event_log::{Position, ReadError};
+use event_log::ReadError;
 use futures::StreamExt;
 use tokio::time::{Instant, timeout};
 
-use crate::Shared;
 use crate::connection::rest;
 use crate::limits::{FOLLOW_BATCH, FOLLOW_PULL, LONGEST_PAUSE, PULL_STALL};
+use crate::servers::unavailable;
+use crate::shared::Shared;
 
 /// Runs until aborted.
 pub(crate) async fn follow(shared: Arc<Shared>) {
@@ -26,15 +27,15 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
 }
 
 /// Follows with one consumer as long as that goes well.
-async fn follow_on(shared: &Shared, attempt: &mut u32) -> Result<(), ReadError> {
-    let mut losses = shared.connection.losses();
-    let last = shared.leader_last_position().await?;
-    let consumer = shared.new_consumer(last.next(), true).await?;
+async fn follow_on(shared: &Arc<Shared>, attempt: &mut u32) -> Result<(), ReadError> {
+    let mut losses = shared.servers.connection.losses();
+    shared.catch_up(None).await?;
+    let mut seen = shared.applied();
+    let consumer = shared.servers.new_consumer(seen + 1, true).await?;
     *attempt = 0;
-    let mut seen = last;
     loop {
         let pull = consumer.batch().max_messages(FOLLOW_BATCH).expires(FOLLOW_PULL).messages().await;
-        let mut batch = pull.map_err(|error| ReadError::Unavailable { reason: error.to_string() })?;
+        let mut batch = pull.map_err(|error| unavailable(error.to_string()))?;
         let quiet = FOLLOW_PULL + PULL_STALL;
         loop {
             let next = tokio::select! {
@@ -45,17 +46,19 @@ async fn follow_on(shared: &Shared, attempt: &mut u32) -> Result<(), ReadError> 
             match next {
                 Ok(Some(Ok(message))) => {
                     if let Ok(info) = message.info() {
-                        seen = seen.max(Position(info.stream_sequence));
-                        shared.saw(seen);
+                        seen = seen.max(info.stream_sequence);
+                        if seen > shared.applied() {
+                            shared.catch_up(Some(seen)).await?;
+                        }
                     }
                 }
                 Ok(None) => break,
-                Ok(Some(Err(error))) => return Err(ReadError::Unavailable { reason: error.to_string() }),
+                Ok(Some(Err(error))) => return Err(unavailable(error.to_string())),
                 Err(_) => return Ok(()),
             }
         }
         // A consumer that died says nothing; the leader knows.
-        if shared.leader_last_position().await? > seen {
+        if shared.servers.last_sequence().await? > seen {
             return Ok(());
         }
     }

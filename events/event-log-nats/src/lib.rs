@@ -3,48 +3,59 @@
 //!
 //! | contract | JetStream |
 //! |---|---|
-//! | position | the stream's sequence number, from 1, no gaps: nothing is ever deleted |
-//! | stream name | subject `flotilla.ev.<encoded name>`, see `subject.rs` |
-//! | `expected_last` | header `Nats-Expected-Last-Subject-Sequence`: the server compares, atomically |
-//! | record | the payload, with a version, a checksum and a commit id in headers, see `message.rs` |
+//! | commit | one message, a *frame*: records that were appended at about the same time |
+//! | position | counted over the records of all frames, from 1; each frame says where it begins |
+//! | `expected_last` | compared with the local copy, which the header `Nats-Expected-Last-Sequence` proves to be up to date: the server stores a frame only as the successor of the last one that the copy holds |
+//! | reading | from the local copy, a segment log that holds what was verified |
 //!
-//! What makes it safe, and where: an append whose answer is lost is looked up by its commit id before it is tried
-//! again (`append.rs`); reads insist on contiguity and checksums and ask the stream's leader when a replica's answer
-//! looks wrong (`read.rs`); the stream is made so that nothing expires or can be deleted, and one that was made
-//! otherwise is reported with what it can lose (`setup.rs`).
+//! What makes it safe, and where: a frame whose answer is lost is looked up by its commit id before it is sent again
+//! (`commit.rs`); every message is checked for its place, its checksum and its count before it is applied, and the
+//! stream's leader is asked when a replica's answer looks wrong (`applier.rs`, `catch_up.rs`); the copy is compared with
+//! the servers when it is opened and whenever asked (`copy.rs`, `scrub.rs`); the stream is made so that nothing expires
+//! or can be deleted, and one that was made otherwise is reported with what it can lose (`setup.rs`, `settings.rs`).
 //!
 //! What it cannot see: whether the server syncs before it acknowledges. Configure `jetstream { sync_interval: always }`
 //! on every server; by default a power cut loses up to two minutes of acknowledged records.
 //!
-//! Read `event-log/src/contract.rs` first.
+//! Read `event-log/src/contract.rs` first, then `events/NATS_FORMAT.md`.
 
-mod append;
+mod applier;
+mod catch_up;
+mod commit;
 mod connection;
+mod copy;
 mod error;
 mod follow;
+mod frame;
 mod limits;
 mod message;
 mod options;
-mod read;
+mod queue;
+mod scrub;
+mod servers;
+mod settings;
 mod setup;
-mod subject;
+mod shared;
 
 pub mod testing;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_nats::jetstream;
 use event_log::{AppendError, BoxFuture, Entry, EventLog, Position, ReadError, ReadLimit, StreamName};
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 pub use error::NatsOpenError;
 pub use options::NatsLogOptions;
-pub use setup::Finding;
+pub use scrub::{Difference, Scrub};
+pub use settings::Finding;
 
+use commit::Committer;
 use connection::{Connection, rest};
+use queue::Queue;
+use servers::Servers;
+use shared::Shared;
 
 /// A log kept by a JetStream stream. Any number of them, in any number of processes, may share one stream.
 ///
@@ -53,34 +64,24 @@ use connection::{Connection, rest};
 #[derive(Debug)]
 pub struct NatsLog {
     shared: Arc<Shared>,
+    /// To the committer; `None` once the log is closed.
+    queue: Mutex<Option<Queue>>,
+    committer: Mutex<Option<JoinHandle<()>>>,
     /// Watches the stream's end; stopped with the log.
     follower: AbortHandle,
     findings: Vec<Finding>,
 }
 
-/// What the parts of the log have in common.
-#[derive(Debug)]
-struct Shared {
-    options: NatsLogOptions,
-    connection: Connection,
-    context: jetstream::Context,
-    stream: jetstream::stream::Stream<()>,
-    /// The last position known, `None` once the log is closed.
-    last: watch::Sender<Option<Position>>,
-    /// Consumers that can go on where a reader stopped.
-    cursors: Mutex<Vec<read::Cursor>>,
-    closed: AtomicBool,
-}
-
 impl NatsLog {
-    /// Connects, makes the stream if there is none, and checks it.
+    /// Connects, makes the stream if there is none, checks it, compares it with the local copy, and fetches into the copy
+    /// what it lacks. A stream of format 1 is raised to format 2, after which older releases refuse it.
     ///
     /// What a server or a stream that was set up otherwise may lose is logged as a warning and can be had from
     /// [`NatsLog::findings`].
     ///
     /// # Errors
     /// [`NatsOpenError`]: no connection within `open_timeout`, a server older than 2.10 or without JetStream, a stream
-    /// that does not fit or has lost records.
+    /// that does not fit or has lost records, a copy that is not of this log or longer than it.
     pub async fn open(options: NatsLogOptions) -> Result<NatsLog, NatsOpenError> {
         options.check()?;
         let connection = Connection::open(&options).await?;
@@ -88,23 +89,29 @@ impl NatsLog {
         for finding in &opened.findings {
             tracing::warn!(stream = options.stream, setting = finding.setting, "{finding}");
         }
+        let (copy, folder) = copy::open(&options).await?;
+        let held = copy.last_stored();
+        let servers = Servers { options, connection, context: opened.context, stream: opened.stream };
+        let applier = copy::join(&servers, copy, &folder).await?;
+        let shared = Arc::new(Shared::new(servers, applier, folder));
+        fill(&shared).await?;
         tracing::info!(
-            stream = options.stream,
-            last = %opened.last,
+            stream = shared.servers.options.stream,
+            copy_held = %held,
+            last = %shared.copy.last_stored(),
             "event log on NATS; make sure every server has `jetstream {{ sync_interval: always }}`: a client can't see \
              it, and without it a power cut loses acknowledged records"
         );
-        let shared = Arc::new(Shared {
-            connection,
-            context: opened.context,
-            stream: opened.stream,
-            last: watch::Sender::new(Some(opened.last)),
-            cursors: Mutex::default(),
-            closed: AtomicBool::new(false),
-            options,
-        });
+        let (queue, asked) = Queue::new();
+        let committer = tokio::spawn(Committer::new(Arc::clone(&shared), opened.frame_bytes).run(asked));
         let follower = tokio::spawn(follow::follow(Arc::clone(&shared))).abort_handle();
-        Ok(NatsLog { shared, follower, findings: opened.findings })
+        Ok(NatsLog {
+            shared,
+            queue: Mutex::new(Some(queue)),
+            committer: Mutex::new(Some(committer)),
+            follower,
+            findings: opened.findings,
+        })
     }
 
     /// What was found at opening that can lose records, worst first. Empty for a stream that this crate made, on a
@@ -112,46 +119,37 @@ impl NatsLog {
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
+
+    /// Compares every message that the servers hold with the local copy. Reads the whole log once from both; appends
+    /// and reads go on meanwhile. Nothing is changed.
+    ///
+    /// # Errors
+    /// When the servers don't answer, the copy can't be read, or the log is closed: nothing can be said then.
+    pub async fn scrub(&self) -> Result<Scrub, ReadError> {
+        scrub::scrub(&self.shared).await
+    }
+
+    fn queue(&self) -> Option<Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
-impl Shared {
-    fn check_open(&self) -> Result<(), ReadError> {
-        if self.closed.load(Ordering::Acquire) { Err(ReadError::Closed) } else { Ok(()) }
-    }
-
-    /// Asks until there is an answer: a server that restarts or a cluster that elects is not the caller's concern.
-    async fn patiently<T, F>(&self, ask: impl Fn() -> F) -> Result<T, ReadError>
-    where
-        F: Future<Output = Result<T, ReadError>>,
-    {
-        let deadline = Instant::now() + self.options.read_timeout;
-        let mut attempt = 0;
-        loop {
-            let answer = if self.connection.is_up() {
-                ask().await
-            } else {
-                Err(ReadError::Unavailable { reason: "not connected".to_owned() })
-            };
-            match answer {
-                Err(ReadError::Unavailable { reason }) if Instant::now() < deadline => {
-                    self.check_open()?;
-                    tracing::debug!(reason, "NATS did not answer a read, trying again");
-                    rest(&mut attempt, deadline).await;
-                }
-                answer => return answer,
-            }
+/// Fetches what the copy lacks, as long as that gets on.
+async fn fill(shared: &Arc<Shared>) -> Result<(), NatsOpenError> {
+    let patience = shared.servers.options.open_timeout;
+    let (mut reached, mut deadline, mut attempt) = (shared.applied(), Instant::now() + patience, 0);
+    loop {
+        let reason = match shared.catch_up(None).await {
+            Ok(()) => return Ok(()),
+            Err(ReadError::Damaged(damage)) => return Err(NatsOpenError::Damaged(damage)),
+            Err(error) => error.to_string(),
+        };
+        if shared.applied() > reached {
+            (reached, deadline, attempt) = (shared.applied(), Instant::now() + patience, 0);
+        } else if Instant::now() >= deadline {
+            return Err(NatsOpenError::JetStream { servers: shared.servers.options.shown_servers(), reason });
         }
-    }
-
-    /// The log is known to reach at least this position.
-    fn saw(&self, position: Position) {
-        self.last.send_if_modified(|last| match last {
-            Some(last) if *last < position => {
-                *last = position;
-                true
-            }
-            _ => false,
-        });
+        rest(&mut attempt, deadline).await;
     }
 }
 
@@ -163,23 +161,35 @@ impl EventLog for NatsLog {
         bytes: Vec<u8>,
     ) -> BoxFuture<'a, Result<Position, AppendError>> {
         Box::pin(async move {
-            self.shared.check_open().map_err(|_| AppendError::Closed)?;
-            self.shared.append(stream, expected_last, bytes).await
+            let queue = self.queue().ok_or(AppendError::Closed)?;
+            queue.append(&self.shared, stream, expected_last, bytes).await
         })
     }
 
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
         Box::pin(async move {
             self.shared.check_open()?;
-            let from = Position(from.0.max(1));
-            self.shared.patiently(|| self.shared.read_page(from, limit.clamped())).await
+            if from > self.shared.copy.last_stored() {
+                // What lies before a failure can be read all the same.
+                let fresh = self.shared.freshen().await;
+                if from > self.shared.copy.last_stored() {
+                    return fresh.map(|()| Vec::new());
+                }
+            }
+            match self.shared.copy.read(from, limit).await {
+                // What rotted here is still there.
+                Err(ReadError::Damaged(damage)) => {
+                    copy::read_around(&self.shared.servers, from, limit, damage).await
+                }
+                page => page,
+            }
         })
     }
 
     fn last_position(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
         Box::pin(async move {
-            self.shared.check_open()?;
-            self.shared.patiently(|| self.shared.leader_last_position()).await
+            self.shared.freshen().await?;
+            self.shared.copy.last_position().await
         })
     }
 
@@ -188,9 +198,8 @@ impl EventLog for NatsLog {
         stream: &'a StreamName,
     ) -> BoxFuture<'a, Result<Option<Position>, ReadError>> {
         Box::pin(async move {
-            self.shared.check_open()?;
-            let subject = subject::encode(&self.shared.options.subject_prefix, stream);
-            self.shared.patiently(|| self.shared.leader_last_of_subject(&subject)).await
+            self.shared.freshen().await?;
+            self.shared.copy.last_of_stream(stream).await
         })
     }
 
@@ -207,14 +216,23 @@ impl EventLog for NatsLog {
             self.shared.closed.store(true, Ordering::Release);
             self.shared.last.send_replace(None);
             self.follower.abort();
-            self.shared.cursors.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            // The committer ends when it has answered what was asked before.
+            self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let committer = self.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(committer) = committer
+                && let Err(error) = committer.await
+            {
+                tracing::error!(%error, "the log's committer had panicked");
+            }
+            self.shared.copy.close().await;
         })
     }
 }
 
 impl Drop for NatsLog {
     fn drop(&mut self) {
-        // The follower holds the connection; without it the connection ends with the last handle.
+        // The follower holds the connection and the copy; without it both end with the last handle, when the committer has
+        // answered what was asked.
         self.follower.abort();
     }
 }

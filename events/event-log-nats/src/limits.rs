@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use event_log::limits::{MAX_BATCH_BYTES, MAX_RECORD_BYTES};
+
 /// Oldest server that is accepted: `sync_interval` came with 2.10, so nothing older can be made durable.
 pub(crate) const OLDEST_SERVER: (u64, u64) = (2, 10);
 
@@ -9,8 +11,21 @@ pub(crate) const OLDEST_SERVER: (u64, u64) = (2, 10);
 /// compaction that ignored it.
 pub(crate) const RECOMMENDED_SERVER: (u64, u64) = (2, 15);
 
-/// What headers and subject add to a record, at most: the server counts headers against its `max_payload`.
+/// What headers, stream name and lengths add to a record, at most: the server counts headers against its `max_payload`.
 pub(crate) const MESSAGE_OVERHEAD_BYTES: usize = 4 * 1024;
+
+/// Payload of a frame of several records, at most: large enough that the sync and the round trip are shared by hundreds
+/// of records, small enough to be replicated in a few milliseconds. One record alone may be larger.
+pub(crate) const FRAME_BYTES: usize = 256 * 1024;
+
+/// Records in one frame, at most: bounds what a reader holds for a frame of tiny ones.
+pub(crate) const FRAME_RECORDS: usize = 4_096;
+
+/// Appends queued for the committer; callers wait beyond that. Two frames of the smallest records.
+pub(crate) const QUEUE_APPENDS: usize = 2 * FRAME_RECORDS;
+
+/// Payload bytes queued for the committer; callers wait beyond that.
+pub(crate) const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 
 /// How long one publish waits for its answer before it counts as unknown. A sync on a busy disk takes tens of
 /// milliseconds, a leader election a few seconds.
@@ -33,12 +48,18 @@ pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// cluster keeps its connections and answers nothing.
 pub(crate) const TIMEOUTS_BEFORE_RECONNECT: u32 = 2;
 
-/// Readers that can go on where they stopped. Each holds a consumer on the server (some 40 KiB there) and up to a page
-/// here.
-pub(crate) const MAX_CURSORS: usize = 4;
+/// Missing messages up to this number are asked for one by one instead of making a consumer (three requests).
+pub(crate) const SINGLES: u64 = 4;
 
-/// Reads of no more entries than this ask for them one by one instead of making a consumer.
-pub(crate) const SINGLES: usize = 2;
+/// Messages in one pull.
+pub(crate) const PULL_MESSAGES: usize = 1_000;
+
+/// Bytes in one pull, at most, with room for a message of any size: what the client holds at once.
+pub(crate) const PULL_BYTES: usize = 8 * 1024 * 1024;
+
+/// Bytes that go to the copy in one write. With one more frame they stay below what the copy takes at once.
+pub(crate) const COPY_BATCH_BYTES: usize = MAX_BATCH_BYTES / 2;
+const _: () = assert!(COPY_BATCH_BYTES + MAX_RECORD_BYTES + MESSAGE_OVERHEAD_BYTES <= MAX_BATCH_BYTES);
 
 /// How long the server keeps a consumer that nobody uses.
 pub(crate) const CONSUMER_IDLE: Duration = Duration::from_secs(60);
@@ -49,3 +70,9 @@ pub(crate) const FOLLOW_PULL: Duration = Duration::from_secs(10);
 
 /// Messages in one pull of the follower.
 pub(crate) const FOLLOW_BATCH: usize = 1_000;
+
+/// Differences that a comparison with the servers names one by one; more are only counted.
+pub(crate) const SCRUB_DIFFERENCES: usize = 1_000;
+
+/// Damaged copies that are kept beside a new one, for whoever wants to look at them.
+pub(crate) const DAMAGED_COPIES: usize = 3;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::NatsOpenError;
-use crate::subject;
+use crate::message;
 
 /// Where the servers are and which stream is the log.
 ///
@@ -25,7 +25,12 @@ pub struct NatsLogOptions {
     pub credentials: Option<PathBuf>,
     /// A PEM file with the certificate authority of the servers, if it is a private one. Implies TLS.
     pub certificate_authority: Option<PathBuf>,
-    /// How long opening may take in all, 15 s by default: a cluster that just started first elects its leaders.
+    /// A folder for this program's own, verified copy of the log, made if there is none: reads are served from it, and
+    /// the next start only fetches what is new. One folder for one log and one program at a time. `None`, the default:
+    /// a temporary one, filled from the servers at every start and removed with the log.
+    pub copy: Option<PathBuf>,
+    /// How long opening may take until the servers answer, and then how long the copy may stand still while it is
+    /// filled; 15 s by default: a cluster that just started first elects its leaders.
     pub open_timeout: Duration,
     /// How long an append goes on trying, 30 s by default: longer than a server takes to restart or a cluster to elect
     /// a leader. After that it reports `Unavailable`, or `Unknown` if the record may have been stored.
@@ -46,6 +51,7 @@ impl NatsLogOptions {
             replicas: 1,
             credentials: None,
             certificate_authority: None,
+            copy: None,
             open_timeout: Duration::from_secs(15),
             append_timeout: Duration::from_secs(30),
             read_timeout: Duration::from_secs(15),
@@ -61,7 +67,7 @@ impl NatsLogOptions {
         if self.stream.is_empty() || self.stream.len() > 64 || !self.stream.bytes().all(name_byte) {
             return bad(format!("stream name {:?} (1 to 64 letters, digits, _ and -)", self.stream));
         }
-        if !subject::is_prefix(&self.subject_prefix) {
+        if !message::is_prefix(&self.subject_prefix) {
             return bad(format!(
                 "subject prefix {:?} (1 to 64 letters, digits, _ and -, in parts with dots between)",
                 self.subject_prefix
@@ -98,6 +104,7 @@ impl fmt::Debug for NatsLogOptions {
             .field("replicas", &self.replicas)
             .field("credentials", &self.credentials)
             .field("certificate_authority", &self.certificate_authority)
+            .field("copy", &self.copy)
             .field("open_timeout", &self.open_timeout)
             .field("append_timeout", &self.append_timeout)
             .field("read_timeout", &self.read_timeout)

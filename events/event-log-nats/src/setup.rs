@@ -1,50 +1,34 @@
 //! The stream at opening: made with settings that keep everything, or, if there is one, checked for what it can lose.
 
 use std::collections::HashMap;
-use std::fmt;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{
-    Compression, Config, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType, Stream,
-};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use event_log::{Damage, Place, Position, limits::MAX_RECORD_BYTES};
 use tokio::time::Instant;
 
 use crate::connection::{Connection, rest, with_source};
 use crate::error::NatsOpenError;
-use crate::limits::{ACK_TIMEOUT, MESSAGE_OVERHEAD_BYTES, OLDEST_SERVER, RECOMMENDED_SERVER};
+use crate::frame;
+use crate::limits::{ACK_TIMEOUT, FRAME_BYTES, MESSAGE_OVERHEAD_BYTES, OLDEST_SERVER, RECOMMENDED_SERVER};
+use crate::message;
 use crate::options::NatsLogOptions;
-use crate::subject;
+use crate::servers::stored;
+use crate::settings::{Finding, check_settings};
 
 /// The stream's metadata key that names the format of its messages.
 const FORMAT_KEY: &str = "flotilla-log-format";
-const FORMAT: &str = "1";
-
-/// A setting of the server or stream that can lose acknowledged records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The setting, as NATS calls it.
-    pub setting: &'static str,
-    /// What it is now.
-    pub found: String,
-    /// What can be lost by it.
-    pub loss: &'static str,
-    /// What to do.
-    pub remedy: &'static str,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is {}: {}; {}", self.setting, self.found, self.loss, self.remedy)
-    }
-}
+const FORMAT: &str = frame::VERSION;
+/// The format that can be raised to ours. A stream without the key has it, too.
+const OLDER_FORMAT: &str = "1";
 
 /// A stream ready to be the log.
 pub(crate) struct Opened {
     pub(crate) context: Context,
     pub(crate) stream: Stream<()>,
-    pub(crate) last: Position,
+    /// Payload of a frame of several records, at most.
+    pub(crate) frame_bytes: usize,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -68,12 +52,19 @@ pub(crate) async fn open_stream(
         }
     };
     check_fit(options, &info.config)?;
+    if needs_raising(options, &info.config) {
+        raise(options, &context, &info.config, deadline).await?;
+    }
     findings.extend(check_settings(&info.config));
     let stream = context.get_stream_no_info(&options.stream).await.map_err(|error| {
         NatsOpenError::JetStream { servers: options.shown_servers(), reason: with_source(&error) }
     })?;
     check_whole(options, &info, &stream).await?;
-    Ok(Opened { context, stream, last: Position(info.state.last_sequence), findings })
+    // A stream may be told to take less than the server does.
+    let largest = usize::try_from(info.config.max_message_size).ok().filter(|size| *size > 0);
+    let frame_bytes =
+        largest.map_or(FRAME_BYTES, |size| size.saturating_sub(MESSAGE_OVERHEAD_BYTES).min(FRAME_BYTES));
+    Ok(Opened { context, stream, frame_bytes, findings })
 }
 
 /// Refuses servers that can't keep a log; finds fault with those that do it badly.
@@ -152,11 +143,11 @@ async fn find_or_make(options: &NatsLogOptions, context: &Context) -> Result<Inf
 }
 
 /// A stream that keeps everything: no expiry, no limit that evicts, no way to delete.
-fn config(options: &NatsLogOptions) -> Config {
+pub(crate) fn config(options: &NatsLogOptions) -> Config {
     Config {
         name: options.stream.clone(),
         description: Some("Flotilla event log".to_owned()),
-        subjects: vec![subject::wildcard(&options.subject_prefix)],
+        subjects: vec![message::subject(&options.subject_prefix)],
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
         // A full disk refuses new records instead of eating old ones.
@@ -178,13 +169,16 @@ fn config(options: &NatsLogOptions) -> Config {
 }
 
 /// Refuses streams that would not behave as a log.
-fn check_fit(options: &NatsLogOptions, config: &Config) -> Result<(), NatsOpenError> {
-    let format = config.metadata.get(FORMAT_KEY).map_or(FORMAT, String::as_str);
-    let wildcard = subject::wildcard(&options.subject_prefix);
-    let what = if config.subjects != [wildcard.clone()] {
-        format!("its subjects are {:?}, not {wildcard:?}", config.subjects)
-    } else if format != FORMAT {
-        format!("its format is {format:?}, this program knows {FORMAT:?}; use a newer one")
+pub(crate) fn check_fit(options: &NatsLogOptions, config: &Config) -> Result<(), NatsOpenError> {
+    let format = config.metadata.get(FORMAT_KEY).map_or(OLDER_FORMAT, String::as_str);
+    let ours = message::subject(&options.subject_prefix);
+    let older = message::subjects_of_format_1(&options.subject_prefix);
+    let what = if ![FORMAT, OLDER_FORMAT].contains(&format) {
+        format!(
+            "its format is {format:?}, this program knows {OLDER_FORMAT:?} and {FORMAT:?}; use a newer one"
+        )
+    } else if config.subjects != [ours.clone()] && config.subjects != [older] {
+        format!("its subjects are {:?}, not {ours:?}", config.subjects)
     } else if config.retention != RetentionPolicy::Limits {
         "its retention removes records that were read; it must be `limits`".to_owned()
     } else if config.no_ack {
@@ -199,6 +193,58 @@ fn check_fit(options: &NatsLogOptions, config: &Config) -> Result<(), NatsOpenEr
         return Ok(());
     };
     Err(NatsOpenError::Unfit { stream: options.stream.clone(), what })
+}
+
+/// Whether a stream is as an older release made it, or takes more subjects than it should.
+fn needs_raising(options: &NatsLogOptions, config: &Config) -> bool {
+    config.metadata.get(FORMAT_KEY).map(String::as_str) != Some(FORMAT)
+        || config.subjects != [message::subject(&options.subject_prefix)]
+}
+
+/// Marks a stream as one of frames. Older releases refuse to open it from then on, and those that have it open can't
+/// append any more: what they would send has a subject that nobody takes.
+async fn raise(
+    options: &NatsLogOptions,
+    context: &Context,
+    config: &Config,
+    deadline: Instant,
+) -> Result<(), NatsOpenError> {
+    let mut raised = config.clone();
+    raised.subjects = vec![message::subject(&options.subject_prefix)];
+    raised.metadata.insert(FORMAT_KEY.to_owned(), FORMAT.to_owned());
+    let mut attempt = 0;
+    loop {
+        match context.update_stream(&raised).await {
+            Ok(_) => {
+                tracing::info!(
+                    stream = options.stream,
+                    "the event log's stream is of format {FORMAT} from now on"
+                );
+                return Ok(());
+            }
+            Err(error) if Instant::now() >= deadline => {
+                let what = format!(
+                    "it cannot be raised from format {OLDER_FORMAT} to {FORMAT}: {}; let this user update the stream, or \
+                     set its subjects to {:?} and its metadata {FORMAT_KEY} to {FORMAT:?}",
+                    with_source(&error),
+                    raised.subjects
+                );
+                return Err(NatsOpenError::Unfit { stream: options.stream.clone(), what });
+            }
+            Err(_) => rest(&mut attempt, deadline).await,
+        }
+    }
+}
+
+/// The position that follows what a message holds; the message's own number where that can't be told, which is at most
+/// it. Makes an error better, no more.
+async fn position_behind(options: &NatsLogOptions, stream: &Stream<()>, sequence: u64) -> Position {
+    if sequence == 0 {
+        return Position(1);
+    }
+    let found = stream.raw_message_builder().sequence(sequence).send().await.ok();
+    let frame = found.and_then(|found| stored(&found).frame(&options.subject_prefix).ok());
+    frame.map_or(Position(sequence), |frame| frame.last().next())
 }
 
 /// Refuses a stream with gaps: records were deleted, expired or lost.
@@ -220,147 +266,15 @@ async fn check_whole(
         deleted.and_then(|deleted| deleted.into_iter().min()).unwrap_or(1)
     };
     let missing = state.last_sequence.saturating_sub(state.messages);
-    let what = format!("{missing} of {} records are missing", state.last_sequence);
+    let what = format!("{missing} of {} messages are missing", state.last_sequence);
     let place = Place::Server { stream: options.stream.clone(), sequence: first };
-    Err(NatsOpenError::Damaged(Damage { position: Position(first), place, what }))
-}
-
-/// What a stream's settings can lose, worst first.
-fn check_settings(config: &Config) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut find = |bad: bool, setting, found: String, loss, remedy| {
-        if bad {
-            findings.push(Finding { setting, found, loss, remedy });
-        }
-    };
-    find(
-        config.storage != StorageType::File,
-        "storage",
-        "memory".to_owned(),
-        "the whole log is lost when the servers restart",
-        "make a new stream with `storage: file` and copy the log",
-    );
-    find(
-        config.persist_mode == Some(PersistenceMode::Async),
-        "persist_mode",
-        "async".to_owned(),
-        "records are acknowledged before they are written",
-        "make a new stream with the default mode and copy the log",
-    );
-    find(
-        !config.max_age.is_zero(),
-        "max_age",
-        format!("{} s", config.max_age.as_secs()),
-        "older records are removed",
-        "set it to 0",
-    );
-    let limits = [
-        ("max_msgs", config.max_messages),
-        ("max_bytes", config.max_bytes),
-        ("max_msgs_per_subject", config.max_messages_per_subject),
-    ];
-    for (setting, limit) in limits {
-        // At a limit on the whole stream `discard: new` refuses; one per subject evicts unless that is said as well.
-        let evicts = config.discard != DiscardPolicy::New
-            || (setting == "max_msgs_per_subject" && !config.discard_new_per_subject);
-        find(
-            limit > 0 && evicts,
-            setting,
-            limit.to_string(),
-            "the oldest records are removed when it is reached",
-            "set it to -1, and discard to new",
-        );
-    }
-    find(
-        config.allow_rollup,
-        "allow_rollup_hdrs",
-        "true".to_owned(),
-        "a message can replace all before it",
-        "set it to false",
-    );
-    find(
-        config.allow_message_ttl,
-        "allow_msg_ttl",
-        "true".to_owned(),
-        "messages can be sent that expire and leave gaps",
-        "make a new stream without it and copy the log",
-    );
-    find(
-        !config.deny_purge,
-        "deny_purge",
-        "false".to_owned(),
-        "anyone with access to the stream can purge it",
-        "set it to true",
-    );
-    find(
-        !config.deny_delete,
-        "deny_delete",
-        "false".to_owned(),
-        "anyone with access to the stream can delete records",
-        "set it to true",
-    );
-    find(
-        !matches!(config.compression, None | Some(Compression::None)),
-        "compression",
-        "s2".to_owned(),
-        "servers before 2.14.3 can corrupt compressed blocks",
-        "set it to none, or make sure of the version on every server",
-    );
-    find(
-        config.num_replicas < 3,
-        "num_replicas",
-        config.num_replicas.to_string(),
-        "the log is lost with the disk of one server",
-        "use 3 on three machines, and back up the stream",
-    );
-    findings
+    let position = position_behind(options, stream, first - 1).await;
+    Err(NatsOpenError::Damaged(Damage { position, place, what }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn our_own_settings_are_without_findings() {
-        let mut options = NatsLogOptions::new("localhost");
-        options.replicas = 3;
-        assert_eq!(check_settings(&config(&options)), []);
-        assert!(check_fit(&options, &config(&options)).is_ok());
-        options.replicas = 1;
-        let settings: Vec<_> =
-            check_settings(&config(&options)).iter().map(|finding| finding.setting).collect();
-        assert_eq!(settings, ["num_replicas"]);
-    }
-
-    #[test]
-    fn every_setting_that_loses_records_is_found() {
-        let good = config(&NatsLogOptions { replicas: 3, ..NatsLogOptions::new("localhost") });
-        let check = |setting: &str, change: &dyn Fn(&mut Config)| {
-            let mut config = good.clone();
-            change(&mut config);
-            let found = check_settings(&config);
-            assert_eq!(found.iter().map(|finding| finding.setting).collect::<Vec<_>>(), [setting]);
-            assert!(found[0].to_string().starts_with(setting));
-        };
-        check("storage", &|config| config.storage = StorageType::Memory);
-        check("persist_mode", &|config| config.persist_mode = Some(PersistenceMode::Async));
-        check("max_age", &|config| config.max_age = std::time::Duration::from_secs(60));
-        check("max_msgs", &|config| {
-            config.max_messages = 9;
-            config.discard = DiscardPolicy::Old;
-        });
-        check("max_bytes", &|config| {
-            config.max_bytes = 9;
-            config.discard = DiscardPolicy::Old;
-        });
-        check("max_msgs_per_subject", &|config| config.max_messages_per_subject = 1);
-        check("allow_rollup_hdrs", &|config| config.allow_rollup = true);
-        check("allow_msg_ttl", &|config| config.allow_message_ttl = true);
-        check("deny_purge", &|config| config.deny_purge = false);
-        check("deny_delete", &|config| config.deny_delete = false);
-        check("compression", &|config| config.compression = Some(Compression::S2));
-        check("num_replicas", &|config| config.num_replicas = 1);
-    }
 
     #[test]
     fn streams_that_are_no_log_are_refused() {
@@ -373,7 +287,7 @@ mod tests {
         };
         check("subjects", &|config| config.subjects = vec!["other.>".to_owned()]);
         check("format", &|config| {
-            config.metadata.insert(FORMAT_KEY.to_owned(), "2".to_owned());
+            config.metadata.insert(FORMAT_KEY.to_owned(), "3".to_owned());
         });
         check("retention", &|config| config.retention = RetentionPolicy::WorkQueue);
         check("no_ack", &|config| config.no_ack = true);

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use event_log::conformance::{Backend, run_all};
 use event_log::{BoxFuture, EventLog};
+use event_log_nats::NatsLog;
 use support::*;
 
 struct Nats {
@@ -15,11 +16,15 @@ struct Nats {
     count: AtomicU32,
     /// Which name belongs to which handle.
     names: Mutex<HashMap<usize, String>>,
+    /// Where copies are kept, if they are.
+    copies: Option<tempfile::TempDir>,
 }
 
 impl Nats {
     async fn open(&self, name: String) -> Arc<dyn EventLog> {
-        let log: Arc<dyn EventLog> = Arc::new(open(&self.url, &name).await);
+        let mut options = options(&self.url, &name);
+        options.copy = self.copies.as_ref().map(|dir| dir.path().join(&name));
+        let log: Arc<dyn EventLog> = Arc::new(NatsLog::open(options).await.unwrap());
         self.names.lock().unwrap().insert(Arc::as_ptr(&log).cast::<()>() as usize, name);
         log
     }
@@ -38,9 +43,18 @@ impl Backend for Nats {
     }
 }
 
+async fn run(test: &str, copies: Option<tempfile::TempDir>) {
+    let Some(server) = server(test) else { return };
+    let (url, names) = (server.nats.url(), Mutex::default());
+    run_all(&Nats { url, count: AtomicU32::new(0), names, copies }).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jetstream_keeps_the_contract() {
-    let Some(server) = server("jetstream_keeps_the_contract") else { return };
-    let backend = Nats { url: server.nats.url(), count: AtomicU32::new(0), names: Mutex::default() };
-    run_all(&backend).await;
+    run("jetstream_keeps_the_contract", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jetstream_keeps_the_contract_with_copies_that_are_kept() {
+    run("jetstream_keeps_the_contract_with_copies_that_are_kept", Some(tempfile::tempdir().unwrap())).await;
 }

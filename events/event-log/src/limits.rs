@@ -33,6 +33,9 @@ pub const MAX_SEGMENT_BYTES: u64 = 1024 * 1024 * 1024;
 /// Bytes written before a group is synced: bounds how long the first append of the group waits.
 pub(crate) const GROUP_BYTES: usize = 8 * 1024 * 1024;
 
+/// Most bytes, of payload and stream names, that one batch for a copy may have: a group's worth.
+pub const MAX_BATCH_BYTES: usize = GROUP_BYTES;
+
 /// Appends in one group, for the same reason.
 pub(crate) const GROUP_APPENDS: usize = 4_096;
 

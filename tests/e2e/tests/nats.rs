@@ -50,5 +50,10 @@ fn a_distribution_over_nats_survives_the_server_and_the_service() -> Result<()> 
     let after = world.run(&run)?;
     ensure!(figures(&before)? == figures(&after)?, "before {:#}\nafter {:#}", before.0, after.0);
     world.check_rebuild()?;
+    // The service's own copy of the log, which it opened again when it was restarted, is what the servers hold.
+    let servers = &world.flotilla(&["log", "check"])?["servers"];
+    let (records, messages) = (servers["records"].as_u64(), servers["messages"].as_u64());
+    ensure!(servers["differences"].as_array().is_some_and(Vec::is_empty), "{servers}");
+    ensure!(records > Some(1) && messages > Some(1) && messages <= records, "{servers}");
     Ok(())
 }

@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::IntoParams;
 
 use super::error::{Json, Query};
-use super::view::{ErrorView, LogCheckView, LogView, RecordView};
+use super::view::{ErrorView, LogCheckView, LogView, RecordView, ServersCheckView};
 use super::{Api, ApiError, PAGE_DEFAULT, PAGE_MAX, shape};
 
 /// Records read at once for one stream.
@@ -72,7 +72,8 @@ pub(super) async fn log(
     Ok(Json(LogView { records, next }))
 }
 
-/// Folds the log anew from its first record and compares with the live state.
+/// Folds the log anew from its first record and compares with the live state; a log kept by servers is compared with the
+/// service's copy of it, too.
 #[utoipa::path(get, path = "/api/v1/log/check", tag = "log",
     responses((status = 200, body = LogCheckView), (status = 401, body = ErrorView), (status = 503, body = ErrorView)))]
 pub(super) async fn check(State(api): State<Api>) -> Result<Json<LogCheckView>, ApiError> {
@@ -100,11 +101,24 @@ pub(super) async fn check(State(api): State<Api>) -> Result<Json<LogCheckView>, 
         }
     }
     let rebuilt = rebuilt.hash();
+    let servers = match &api.servers {
+        None => None,
+        Some(log) => {
+            let scrub = log.scrub().await.map_err(|error| ApiError::unavailable(error.to_string()))?;
+            Some(ServersCheckView {
+                messages: scrub.messages,
+                records: scrub.records,
+                differences: scrub.differences.iter().map(ToString::to_string).collect(),
+                more: scrub.more,
+            })
+        }
+    };
     Ok(Json(LogCheckView {
         position,
         state_hash: shape::hex(&live),
         rebuilt_hash: shape::hex(&rebuilt),
         equal: live == rebuilt,
+        servers,
     }))
 }
 

@@ -25,6 +25,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::routing::{delete, get, post, put};
+use event_log_nats::NatsLog;
 use tokio::sync::{Semaphore, watch};
 
 pub use auth::ApiToken;
@@ -58,6 +59,8 @@ pub struct Api {
     pub(crate) streams: Arc<Semaphore>,
     /// Becomes true when the service stops: ends the streams.
     pub(crate) stopping: watch::Receiver<bool>,
+    /// The log, if it is kept by servers.
+    pub(crate) servers: Option<Arc<NatsLog>>,
 }
 
 /// Where agents find the gateway.
@@ -77,7 +80,14 @@ impl Api {
         gateway: GatewayPlace,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { service, token, gateway, streams: Arc::new(Semaphore::new(STREAMS_MAX)), stopping }
+        let streams = Arc::new(Semaphore::new(STREAMS_MAX));
+        Self { service, token, gateway, streams, stopping, servers: None }
+    }
+
+    /// With the servers that keep the log, which a check of the log compares as well.
+    #[must_use]
+    pub fn with_servers(self, servers: Option<Arc<NatsLog>>) -> Self {
+        Self { servers, ..self }
     }
 
     /// Every route.

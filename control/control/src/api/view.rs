@@ -62,6 +62,20 @@ shapes! {
         rebuilt_hash: String,
         /// Whether the two are the same.
         equal: bool,
+        /// What the servers hold against this service's copy of it, if servers keep the log.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        servers: Option<ServersCheckView>,
+    }
+    /// Everything that the servers of the log hold against the service's own copy.
+    ServersCheckView {
+        /// Messages looked at.
+        messages: u64,
+        /// Records compared.
+        records: u64,
+        /// What is different, each with position and message; the first 1,000.
+        differences: Vec<String>,
+        /// Differences beyond those.
+        more: u64,
     }
     /// A page of agents.
     AgentsView {

@@ -117,7 +117,7 @@ pub(super) enum Log {
         #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
         limit: u64,
     },
-    /// Fold the whole log anew and compare with the live state; 1 if they differ
+    /// Fold the whole log anew and compare with the live state, servers' log with the copy here; 1 if they differ
     #[command(after_help = "Example: flotilla log check")]
     Check,
 }
@@ -332,6 +332,7 @@ pub(super) fn log(client: &Client, json: bool, command: &Log) -> Done {
 
 fn check(client: &Client, json: bool) -> Done {
     let check: LogCheckView = client.get("log/check")?;
+    let differences = check.servers.as_ref().map_or(0, |found| found.differences.len() as u64 + found.more);
     let word = if check.equal { "equals" } else { "DIFFERS FROM" };
     if json {
         output::say_json(&check)?;
@@ -340,8 +341,20 @@ fn check(client: &Client, json: bool) -> Done {
             "at position {} the live state {word} a rebuild from the first record\n  live     {}\n  rebuilt  {}",
             check.position, check.state_hash, check.rebuilt_hash
         ))?;
+        if let Some(servers) = &check.servers {
+            let (records, messages) = (servers.records, servers.messages);
+            let found = if differences == 0 {
+                "as in the copy here".to_owned()
+            } else {
+                format!("{differences} DIFFERENCES")
+            };
+            output::say(&format!("the servers hold {records} records in {messages} messages: {found}"))?;
+            for difference in &servers.differences {
+                output::say(&format!("  {difference}"))?;
+            }
+        }
     }
-    if check.equal { Ok(()) } else { Err(Failure::Quiet) }
+    if check.equal && differences == 0 { Ok(()) } else { Err(Failure::Quiet) }
 }
 
 pub(super) fn status(client: &Client, json: bool) -> Done {

@@ -23,11 +23,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::index::Index;
 use self::record::Codec;
-use self::writer::{Append, Faults, Request, Writer};
+use self::writer::{Append, Batch, Faults, Request, Writer};
 use crate::contract::{BoxFuture, EventLog};
 use crate::error::{AppendError, OpenError, ReadError};
 use crate::limits::{
-    DEFAULT_SEGMENT_BYTES, MAX_RECORD_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, QUEUE_APPENDS, QUEUE_BYTES,
+    DEFAULT_SEGMENT_BYTES, MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES,
+    QUEUE_APPENDS, QUEUE_BYTES,
 };
 use crate::position::{Entry, Position, ReadLimit, StreamName};
 
@@ -42,11 +43,14 @@ pub struct FileLogOptions {
     /// Takes no lock, changes nothing, and opens a damaged log too: reads reach up to the damage. Shows the log as it
     /// was when opened; works beside a running writer. Off by default.
     pub read_only: bool,
+    /// Makes records durable before they are acknowledged. On by default. Off is for a copy of a log that can be had
+    /// again from elsewhere: records are written and not synced, so a power cut may tear its end or damage it.
+    pub sync: bool,
 }
 
 impl Default for FileLogOptions {
     fn default() -> FileLogOptions {
-        FileLogOptions { segment_bytes: DEFAULT_SEGMENT_BYTES, read_only: false }
+        FileLogOptions { segment_bytes: DEFAULT_SEGMENT_BYTES, read_only: false, sync: true }
     }
 }
 
@@ -102,7 +106,7 @@ impl FileLog {
             )));
         }
         let lock = if options.read_only { None } else { Some(lock_folder(dir)?) };
-        let found = recovery::recover(dir, !options.read_only)?;
+        let found = recovery::recover(dir, !options.read_only, options.sync)?;
         let codec = Codec::new(found.log);
         let last = Arc::new(watch::Sender::new(Some(found.index.last())));
         let index = Arc::new(RwLock::new(found.index));
@@ -114,6 +118,7 @@ impl FileLog {
                 log: found.log,
                 codec: codec.clone(),
                 segment_bytes: options.segment_bytes,
+                sync: options.sync,
                 tail,
                 index: Arc::clone(&index),
                 last: Arc::clone(&last),
@@ -143,6 +148,41 @@ impl FileLog {
     /// What opening found.
     pub fn recovery(&self) -> &Recovery {
         &self.recovery
+    }
+
+    /// The position of the log's last record, without waiting for anything; what [`EventLog::last_position`] says.
+    pub fn last_stored(&self) -> Position {
+        self.index().last()
+    }
+
+    /// The position of the stream's last record, without waiting; what [`EventLog::last_of_stream`] says.
+    pub fn last_stored_of(&self, stream: &StreamName) -> Option<Position> {
+        self.index().last_of_stream(stream)
+    }
+
+    /// Appends records of any streams, in this order, whatever those streams end with, and returns the position of the
+    /// last one: for a copy of a log whose order somebody else has decided. All of them are stored, or none is; at most
+    /// [`MAX_BATCH_BYTES`] of payload and names in sum. No records: nothing is written.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`], never `Conflict`.
+    pub async fn append_all(&self, records: Vec<(StreamName, Vec<u8>)>) -> Result<Position, AppendError> {
+        self.check_open().map_err(|_| AppendError::Closed)?;
+        let requests = self.requests.as_ref().ok_or(AppendError::ReadOnly)?;
+        let size = records.iter().map(|(stream, bytes)| stream.as_str().len() + bytes.len()).sum();
+        if size > MAX_BATCH_BYTES {
+            return Err(AppendError::TooLarge { size, max: MAX_BATCH_BYTES });
+        }
+        if let Some((_, bytes)) = records.iter().find(|(_, bytes)| bytes.len() > MAX_RECORD_BYTES) {
+            return Err(AppendError::TooLarge { size: bytes.len(), max: MAX_RECORD_BYTES });
+        }
+        // Far below u32::MAX: checked above.
+        let room = Arc::clone(&self.room).acquire_many_owned(size as u32).await;
+        let room = room.map_err(|_| AppendError::Closed)?;
+        let (answer, answered) = oneshot::channel();
+        let batch = Batch { records, answer, _room: room };
+        requests.send(Request::Batch(batch)).await.map_err(|_| self.writer_gone(false))?;
+        answered.await.unwrap_or_else(|_| Err(self.writer_gone(true)))
     }
 
     async fn append_one(

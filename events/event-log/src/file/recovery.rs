@@ -65,8 +65,9 @@ impl From<OpenError> for Trouble {
     }
 }
 
-/// Reads the log in `dir`, making its first segment if there is none and `writable`. Blocks.
-pub(crate) fn recover(dir: &Path, writable: bool) -> Result<Found, OpenError> {
+/// Reads the log in `dir`, making its first segment if there is none and `writable`; what it changes is made durable if
+/// `sync`. Blocks.
+pub(crate) fn recover(dir: &Path, writable: bool, sync: bool) -> Result<Found, OpenError> {
     let mut segments = segment::list(dir).map_err(io("list", dir))?;
     let mut scan = Scan { index: Index::default(), log: None, torn: None };
     if let Some((first, path)) = segments.last().cloned()
@@ -97,7 +98,7 @@ pub(crate) fn recover(dir: &Path, writable: bool) -> Result<Found, OpenError> {
         Some(log) => log,
         None => random_log_id(dir)?,
     };
-    let tail = if writable { Some(open_tail(dir, log, &mut scan, segments.last())?) } else { None };
+    let tail = if writable { Some(open_tail(dir, log, &mut scan, segments.last(), sync)?) } else { None };
     let recovery = Recovery {
         records: scan.index.last().0,
         segments: scan.index.segment_count(),
@@ -113,10 +114,11 @@ fn open_tail(
     log: LogId,
     scan: &mut Scan,
     last: Option<&(Position, PathBuf)>,
+    sync: bool,
 ) -> Result<Tail, OpenError> {
     let Some((_, path)) = last else {
         let first = Position(1);
-        let (file, path) = segment::create(dir, Header { first, log })
+        let (file, path) = segment::create(dir, Header { first, log }, sync)
             .map_err(|(source, _)| io("create a segment in", dir)(source))?;
         scan.index.add_segment(first, path.clone());
         return Ok(Tail { file, path, len: segment::HEADER_BYTES as u64 });
@@ -130,8 +132,10 @@ fn open_tail(
         file.set_len(torn.offset).map_err(io("cut", path))?;
     }
     // A killed writer may have left records that were written and not synced: from here on they count.
-    file.sync_all().map_err(io("sync", path))?;
-    segment::sync_dir(dir).map_err(io("sync", dir))?;
+    if sync {
+        file.sync_all().map_err(io("sync", path))?;
+        segment::sync_dir(dir).map_err(io("sync", dir))?;
+    }
     let len = file.metadata().map_err(io("stat", path))?.len();
     Ok(Tail { file, path: path.clone(), len })
 }

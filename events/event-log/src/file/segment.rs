@@ -95,16 +95,21 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<(Position, PathBuf)>> {
     Ok(segments)
 }
 
-/// Makes a segment with nothing but its header, durable together with its name. Removes it again when that fails;
-/// the second error is set when even that failed.
-pub(crate) fn create(dir: &Path, header: Header) -> Result<(File, PathBuf), (io::Error, Option<io::Error>)> {
+/// Makes a segment with nothing but its header, durable together with its name if `sync`. Removes it again when that
+/// fails; the second error is set when even that failed.
+pub(crate) fn create(
+    dir: &Path,
+    header: Header,
+    sync: bool,
+) -> Result<(File, PathBuf), (io::Error, Option<io::Error>)> {
     let path = dir.join(file_name(header.first));
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true);
     owner_only(&mut options);
     let mut file = options.open(&path).map_err(|error| (error, None))?;
-    let written =
-        file.write_all(&header.encode()).and_then(|()| file.sync_all()).and_then(|()| sync_dir(dir));
+    let written = file
+        .write_all(&header.encode())
+        .and_then(|()| if sync { file.sync_all().and_then(|()| sync_dir(dir)) } else { Ok(()) });
     match written {
         Ok(()) => Ok((file, path)),
         Err(error) => {

@@ -44,3 +44,46 @@ async fn a_segment_size_out_of_range_is_refused() {
         assert!(matches!(error, OpenError::Setting(_)), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_batch_is_stored_whole_in_its_order_and_nothing_is_synced_for_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        FileLogOptions { segment_bytes: MIN_SEGMENT_BYTES, sync: false, ..FileLogOptions::default() };
+    let faults = Faults::default();
+    // Whoever syncs would be told that the disk fails.
+    faults.sync.store(true, Ordering::SeqCst);
+    let log = FileLog::open_with(dir.path(), options.clone(), faults).unwrap();
+    let name = |nth: u64| StreamName::new(format!("s/{}", nth % 3)).unwrap();
+    let batch =
+        |from: u64, to: u64| (from..=to).map(|nth| (name(nth), vec![nth as u8; 300])).collect::<Vec<_>>();
+    assert_eq!(log.append_all(Vec::new()).await.unwrap(), Position::ZERO);
+    assert_eq!(log.append_all(batch(1, 1)).await.unwrap(), Position(1));
+    // Larger than a segment: still whole, in one of its own.
+    assert_eq!(log.append_all(batch(2, 40)).await.unwrap(), Position(40));
+    assert_eq!(log.append_all(batch(41, 42)).await.unwrap(), Position(42));
+    assert_eq!(log.last_stored(), Position(42));
+    assert_eq!(log.last_stored_of(&name(1)), Some(Position(40)));
+    // An ordinary append goes on from there.
+    assert_eq!(log.append(&name(42), Some(Position(42)), vec![43; 300]).await.unwrap(), Position(43));
+    let too_much = vec![(name(1), vec![0; MAX_RECORD_BYTES]); MAX_BATCH_BYTES / MAX_RECORD_BYTES + 1];
+    assert!(matches!(log.append_all(too_much).await, Err(AppendError::TooLarge { .. })));
+    let too_large = vec![(name(1), vec![0; MAX_RECORD_BYTES + 1])];
+    assert!(matches!(log.append_all(too_large).await, Err(AppendError::TooLarge { .. })));
+    log.close().await;
+    assert!(matches!(log.append_all(batch(1, 1)).await, Err(AppendError::Closed)));
+    drop(log);
+
+    let mut segments: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    segments.sort();
+    let firsts = [1, 2, 41].map(|first| std::ffi::OsString::from(segment::file_name(Position(first))));
+    assert_eq!(segments[..3], firsts);
+    let log = FileLog::open_blocking(dir.path(), options).unwrap();
+    let entries = log.read(Position(1), ReadLimit::default()).await.unwrap();
+    assert!(entries.iter().map(|entry| entry.bytes[0]).eq(1..=43));
+    drop(log);
+    let read_only = FileLogOptions { read_only: true, ..FileLogOptions::default() };
+    let log = FileLog::open_blocking(dir.path(), read_only).unwrap();
+    assert!(matches!(log.append_all(batch(1, 1)).await, Err(AppendError::ReadOnly)));
+}

@@ -23,6 +23,7 @@ use crate::position::{Position, StreamName};
 /// What the writer is asked.
 pub(crate) enum Request {
     Append(Append),
+    Batch(Batch),
     /// Finish; the answer comes when the lock has been released.
     Close(oneshot::Sender<()>),
 }
@@ -37,12 +38,23 @@ pub(crate) struct Append {
     pub(crate) _room: OwnedSemaphorePermit,
 }
 
+/// Records that are appended together, whatever their streams end with.
+pub(crate) struct Batch {
+    pub(crate) records: Vec<(StreamName, Vec<u8>)>,
+    /// The position of the last of them.
+    pub(crate) answer: oneshot::Sender<Result<Position, AppendError>>,
+    /// Returned with the request's memory.
+    pub(crate) _room: OwnedSemaphorePermit,
+}
+
 /// Owns the last segment.
 pub(crate) struct Writer {
     pub(crate) dir: PathBuf,
     pub(crate) log: LogId,
     pub(crate) codec: Codec,
     pub(crate) segment_bytes: u64,
+    /// Whether what is written is made durable before it is answered.
+    pub(crate) sync: bool,
     pub(crate) tail: Tail,
     pub(crate) index: Arc<RwLock<Index>>,
     /// The last durable position, `None` once the log is closed.
@@ -106,12 +118,18 @@ impl Writer {
         {
             let mut appends = Vec::new();
             let mut bytes = 0;
+            let mut batch = None;
             let mut next = Some(first);
             while let Some(request) = next {
                 match request {
                     Request::Append(append) => {
                         bytes += append.bytes.len();
                         appends.push(append);
+                    }
+                    // Ends the group, so that what was asked first comes first.
+                    Request::Batch(asked) => {
+                        batch = Some(asked);
+                        break;
                     }
                     Request::Close(done) => {
                         closing = Some(done);
@@ -122,6 +140,9 @@ impl Writer {
                 next = if full { None } else { requests.try_recv().ok() };
             }
             self.commit(appends);
+            if let Some(batch) = batch {
+                self.commit_batch(batch);
+            }
         }
         // Whoever still waits learns it by the closed channel; nothing of theirs has been written. That the end is
         // announced first is how they tell it from a panic.
@@ -181,20 +202,47 @@ impl Writer {
             tracing::error!(appends = group.records.len(), ?refusal, "a group of appends was not stored");
             return Self::refuse(group, &refusal);
         }
-        if let Some((_, last, _)) = group.records.last() {
-            let last = *last;
-            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-            for (stream, position, len) in group.records {
-                index.add_record(stream, position, len);
-            }
-            drop(index);
-            self.last.send_replace(Some(last));
-        }
+        self.announce(group.records);
         for (append, verdict) in group.verdicts {
             let verdict = verdict.map_err(|conflict| conflict.error(append.expected));
             // Nobody listens if the caller dropped its future.
             let _ = append.answer.send(verdict);
         }
+    }
+
+    /// Stores a batch whole, in one segment, and answers it.
+    fn commit_batch(&mut self, batch: Batch) {
+        let Batch { records, answer, _room } = batch;
+        let mut last = self.index.read().unwrap_or_else(PoisonError::into_inner).last();
+        let mut group = Group::default();
+        for (stream, bytes) in records {
+            last = last.next();
+            self.codec.encode(&mut group.buffer, last, &stream, &bytes);
+            let len = encoded_len(stream.as_str().len(), bytes.len()) as u64;
+            group.records.push((stream, last, len));
+        }
+        let used = self.tail.len;
+        let full = used + group.buffer.len() as u64 > self.segment_bytes;
+        let room = if full && used > segment::HEADER_BYTES as u64 { self.rotate() } else { Ok(()) };
+        let stored = room.and_then(|()| self.store(&group.buffer));
+        if let Err(refusal) = &stored {
+            tracing::error!(records = group.records.len(), ?refusal, "a batch of records was not stored");
+        } else {
+            self.announce(group.records);
+        }
+        // Nobody listens if the caller dropped its future.
+        let _ = answer.send(stored.map(|()| last).map_err(|refusal| refusal.error()));
+    }
+
+    /// Makes records that have been stored readable.
+    fn announce(&self, records: Vec<(StreamName, Position, u64)>) {
+        let Some(&(_, last, _)) = records.last() else { return };
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        for (stream, position, len) in records {
+            index.add_record(stream, position, len);
+        }
+        drop(index);
+        self.last.send_replace(Some(last));
     }
 
     /// Answers a group that was not stored. Conflicts with what is durable stay conflicts.
@@ -208,7 +256,7 @@ impl Writer {
         }
     }
 
-    /// Writes at the end of the segment and syncs.
+    /// Writes at the end of the segment and syncs if that is wanted.
     fn store(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         self.usable()?;
         let file = &mut self.tail.file;
@@ -221,7 +269,9 @@ impl Writer {
             }
             return Err(Refusal::from(error));
         }
-        if let Err(error) = self.faults.sync().and_then(|()| self.tail.file.sync_data()) {
+        if self.sync
+            && let Err(error) = self.faults.sync().and_then(|()| self.tail.file.sync_data())
+        {
             return Err(Refusal::Unknown(self.poison(format!("a sync failed: {error}"))));
         }
         self.tail.len += bytes.len() as u64;
@@ -232,7 +282,7 @@ impl Writer {
     fn rotate(&mut self) -> Result<(), Refusal> {
         self.usable()?;
         let first = self.index.read().unwrap_or_else(PoisonError::into_inner).last().next();
-        match segment::create(&self.dir, Header { first, log: self.log }) {
+        match segment::create(&self.dir, Header { first, log: self.log }, self.sync) {
             Ok((file, path)) => {
                 let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
                 index.add_segment(first, path.clone());

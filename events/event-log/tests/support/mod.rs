@@ -9,8 +9,9 @@ use event_log::conformance::read_everything;
 use event_log::file::{FileLog, FileLogOptions};
 use event_log::{Entry, EventLog, OpenError, Place, Position, ReadError, ReadLimit, StreamName};
 
-pub(crate) const SMALL: FileLogOptions = FileLogOptions { segment_bytes: 4096, read_only: false };
-pub(crate) const READ_ONLY: FileLogOptions = FileLogOptions { segment_bytes: 4096, read_only: true };
+pub(crate) const SMALL: FileLogOptions = FileLogOptions { segment_bytes: 4096, read_only: false, sync: true };
+pub(crate) const READ_ONLY: FileLogOptions =
+    FileLogOptions { segment_bytes: 4096, read_only: true, sync: true };
 
 pub(crate) fn name(text: &str) -> StreamName {
     StreamName::new(text).unwrap()

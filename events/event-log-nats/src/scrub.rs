@@ -1,0 +1,198 @@
+//! Comparing all that the servers hold with the local copy, message by message: what was damaged or replaced there since
+//! it was read is found here, and named.
+
+use std::sync::Arc;
+
+use event_log::{EventLog, Position, ReadError, ReadLimit};
+use futures::StreamExt;
+use tokio::time::timeout;
+
+use async_nats::jetstream::consumer::PullConsumer;
+
+use crate::frame::Frame;
+use crate::limits::{PULL_BYTES, PULL_MESSAGES, PULL_STALL, SCRUB_DIFFERENCES};
+use crate::message::Stored;
+use crate::servers::stored;
+use crate::shared::Shared;
+
+/// A place where the servers and the copy are not the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The first position that is concerned.
+    pub position: Position,
+    /// The message of the servers' stream.
+    pub sequence: u64,
+    /// What is different.
+    pub what: String,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "position {}, message {}: {}", self.position, self.sequence, self.what)
+    }
+}
+
+/// What comparing the servers with the local copy came to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scrub {
+    /// Messages looked at.
+    pub messages: u64,
+    /// Records compared.
+    pub records: u64,
+    /// The differences found, in the order of the log; the first 1,000.
+    pub differences: Vec<Difference>,
+    /// Differences beyond those.
+    pub more: u64,
+}
+
+impl Scrub {
+    fn add(&mut self, position: Position, sequence: u64, what: String) {
+        if self.differences.len() < SCRUB_DIFFERENCES {
+            self.differences.push(Difference { position, sequence, what });
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+/// A walk over the servers' messages.
+struct Walk<'a> {
+    shared: &'a Arc<Shared>,
+    found: Scrub,
+    /// The message to come.
+    sequence: u64,
+    /// The position that it should begin with; `None` behind a message that could not be read.
+    position: Option<Position>,
+    /// Up to which position the copy held everything when the walk began.
+    end: Position,
+}
+
+/// Compares everything.
+pub(crate) async fn scrub(shared: &Arc<Shared>) -> Result<Scrub, ReadError> {
+    shared.check_open()?;
+    // Where the copy can't follow because something is damaged, that is what the walk is about to find.
+    match shared.freshen().await {
+        Ok(()) | Err(ReadError::Damaged(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let end = shared.copy.last_stored();
+    let last = shared.servers.last_sequence().await?;
+    let mut walk = Walk { shared, found: Scrub::default(), sequence: 1, position: Some(Position(1)), end };
+    while walk.sequence <= last {
+        shared.check_open()?;
+        walk.consume(last).await?;
+        if walk.sequence <= last {
+            walk.ask_leader().await?;
+        }
+    }
+    if let Some(next) = walk.position.filter(|next| *next <= end) {
+        let what = format!("the servers' log ends before this position, the copy at {end}");
+        walk.found.add(next, last, what);
+    }
+    Ok(walk.found)
+}
+
+impl Walk<'_> {
+    /// Takes as much as one consumer delivers rightly.
+    async fn consume(&mut self, last: u64) -> Result<(), ReadError> {
+        let Ok(consumer) = self.shared.servers.new_consumer(self.sequence, false).await else {
+            return Ok(());
+        };
+        let before = self.sequence;
+        let consumed = loop {
+            let (from, pulled) = (self.sequence, self.pull(&consumer, last).await);
+            match pulled {
+                Ok(true) if self.sequence <= last && self.sequence > from => {}
+                Ok(_) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        tracing::debug!(before, reached = self.sequence, last, "compared with the servers");
+        self.shared.servers.drop_consumer(&consumer).await;
+        consumed
+    }
+
+    /// One pull; `false` if the consumer is of no more use.
+    async fn pull(&mut self, consumer: &PullConsumer, last: u64) -> Result<bool, ReadError> {
+        let wanted = usize::try_from(last + 1 - self.sequence).unwrap_or(usize::MAX).min(PULL_MESSAGES);
+        let fetch = consumer.fetch().max_messages(wanted).max_bytes(PULL_BYTES).messages();
+        let Ok(Ok(mut batch)) = timeout(PULL_STALL, fetch).await else { return Ok(false) };
+        while let Ok(Some(next)) = timeout(PULL_STALL, batch.next()).await {
+            // An error is how the server says that the bytes are used up.
+            let Ok(message) = next else { break };
+            let Ok(info) = message.info() else { return Ok(false) };
+            let sequence = info.stream_sequence;
+            let (headers, subject) = (message.headers.as_ref(), message.subject.as_str());
+            let message = Stored { sequence, subject, headers, payload: &message.payload };
+            if sequence != self.sequence {
+                return Ok(false);
+            }
+            let Ok(frame) = message.frame(&self.shared.servers.options.subject_prefix) else {
+                return Ok(false);
+            };
+            self.compare(frame).await?;
+        }
+        Ok(true)
+    }
+
+    /// What the leader says about the message that a consumer did not deliver.
+    async fn ask_leader(&mut self) -> Result<(), ReadError> {
+        let servers = &self.shared.servers;
+        let frame = match servers.message(self.sequence).await? {
+            Some(message) => stored(&message).frame(&servers.options.subject_prefix),
+            None => Err("the message is missing".to_owned()),
+        };
+        match frame {
+            Ok(frame) => self.compare(frame).await,
+            Err(what) => {
+                let (position, what) = match self.position.take() {
+                    Some(position) if position <= self.end => {
+                        (position, format!("{what}; the local copy holds this position"))
+                    }
+                    Some(position) => (position, what),
+                    // Behind another bad one: at or behind that one's place, only the next good one tells where.
+                    None => (self.found.differences.last().map_or(Position(1), |last| last.position), what),
+                };
+                self.found.add(position, self.sequence, what);
+                self.found.messages += 1;
+                self.sequence += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Compares a good frame with what the copy holds of the same positions.
+    async fn compare(&mut self, frame: Frame) -> Result<(), ReadError> {
+        let sequence = self.sequence;
+        if let Some(next) = self.position.filter(|next| *next != frame.first) {
+            let what = format!("the message begins at position {}, not here", frame.first);
+            self.found.add(next, sequence, what);
+        }
+        let mut held = Vec::new();
+        if frame.first <= self.end {
+            let limit = ReadLimit { entries: frame.records.len(), bytes: usize::MAX };
+            match self.shared.copy.read(frame.first, limit).await {
+                Ok(entries) => held = entries,
+                Err(ReadError::Damaged(damage)) => {
+                    self.found.add(
+                        damage.position,
+                        sequence,
+                        format!("the local copy is damaged there: {damage}"),
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for ((stream, bytes), entry) in frame.records.iter().zip(&held) {
+            if *stream != entry.stream || *bytes != entry.bytes {
+                let what = "the servers hold another record than the local copy".to_owned();
+                self.found.add(entry.position, sequence, what);
+            }
+        }
+        self.found.messages += 1;
+        self.found.records += frame.records.len() as u64;
+        self.position = Some(frame.last().next());
+        self.sequence += 1;
+        Ok(())
+    }
+}
