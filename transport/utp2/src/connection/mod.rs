@@ -3,6 +3,7 @@
 //! The established state is [`session::Session`]; start there to see how bytes move, then [`send`] and [`receive`].
 
 mod blocks;
+mod closing;
 pub(crate) mod ecn;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -25,7 +26,6 @@ mod timers;
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -35,15 +35,14 @@ use timebase::Instant;
 
 pub use self::ranges::RangeSet;
 
-use self::keys::SealKeys;
+use self::closing::Closing;
 use self::session::{Fault, IssuedTicket, Session};
 use crate::handshake::initiator::{self, Initiator};
 use crate::handshake::responder::{self, Responder};
 use crate::handshake::{Established, Local};
 use crate::wire::Cid;
-use crate::wire::frame::{Frame, MAX_REASON};
 use crate::wire::handshake::Alert;
-use crate::wire::header::{Header, Kind, ShortNumber, emit_protected};
+use crate::wire::header::{Header, Kind, ShortNumber};
 use crate::{Arrival, Ecn, PathMemory, PeerIdentity, Resumption, SendError, Transmit};
 use crate::{BlockSink, BlockSource, CloseReason, ContextId, Event, Handle, HandshakeFailure, Mode};
 
@@ -120,13 +119,6 @@ mod code {
     pub(super) const KEY_LIMIT: u16 = 0xff04;
 }
 
-/// Least time between two CLOSE packets in answer to a peer that goes on sending.
-const CLOSE_INTERVAL: Duration = Duration::from_millis(10);
-/// CLOSE packets after the first that leave although nobody asks.
-const CLOSE_COPIES: u8 = 3;
-/// The closing phase of an endpoint that leaves: 2 ms between copies.
-const HASTY_CLOSING: Duration = Duration::from_millis(8);
-
 #[derive(Debug)]
 enum Phase {
     Initiating(Box<Initiator>),
@@ -143,25 +135,6 @@ enum Phase {
     Established(Box<Session>),
     Closing(Box<Closing>),
     Dead,
-}
-
-/// Closed here; the peer is told until it stops sending.
-#[derive(Debug)]
-struct Closing {
-    seal: SealKeys,
-    remote_cid: Cid,
-    peer_reset: [u8; 16],
-    next_number: u64,
-    code: u16,
-    reason: String,
-    owed: bool,
-    lasts: Duration,
-    /// Set when the first CLOSE leaves.
-    until: Option<Instant>,
-    next: Option<Instant>,
-    /// Unasked copies still to be sent, and when: a peer that misses the only one would wait for its idle timeout.
-    copies: u8,
-    again: Option<Instant>,
 }
 
 /// One connection of an [`crate::Endpoint`].
@@ -438,24 +411,7 @@ impl Connection {
                 self.remote = session.path.remote();
                 self.last_stats = session.stats();
                 self.last_memory = session.controller.path_memory();
-                let mut end = reason.len().min(MAX_REASON);
-                while !reason.is_char_boundary(end) {
-                    end -= 1;
-                }
-                self.phase = Phase::Closing(Box::new(Closing {
-                    next_number: session.sent.next_number(),
-                    lasts: session.probe_timeout() * 3,
-                    seal: session.seal,
-                    remote_cid: session.remote_cid,
-                    peer_reset: session.peer_reset,
-                    code,
-                    reason: reason[..end].into(),
-                    owed: true,
-                    until: None,
-                    next: None,
-                    copies: CLOSE_COPIES,
-                    again: None,
-                }));
+                self.phase = Phase::Closing(Box::new(Closing::new(*session, code, reason)));
             }
             Phase::Initiating(_) | Phase::Responding(_) | Phase::Confirming { .. } => self.outbox.clear(),
         }
@@ -468,10 +424,7 @@ impl Connection {
     /// Shortens the closing phase, if there is one.
     pub(crate) fn hasten_end(&mut self, now: Instant) {
         if let Phase::Closing(c) = &mut self.phase {
-            let copy = HASTY_CLOSING / (u32::from(CLOSE_COPIES) + 1);
-            c.lasts = c.lasts.min(HASTY_CLOSING);
-            c.again = c.again.map(|t| t.min(now + copy));
-            c.until = c.until.map(|t| t.min(now + HASTY_CLOSING));
+            c.hasten(now);
         }
     }
 
@@ -661,9 +614,7 @@ impl Connection {
             Phase::Established(s) => s,
             Phase::Confirming { session, .. } => session,
             Phase::Closing(c) => {
-                if c.next.is_none_or(|t| t <= now) {
-                    c.owed = true;
-                }
+                c.on_packet(now);
                 return;
             }
             Phase::Initiating(_) | Phase::Responding(_) | Phase::Dead => return,
@@ -796,7 +747,7 @@ impl Connection {
                 Some(own.map_or(*until, |t| t.min(*until)))
             }
             Phase::Established(s) => s.next_timeout(),
-            Phase::Closing(c) => c.until.into_iter().chain(c.again).min(),
+            Phase::Closing(c) => c.next_timeout(),
             Phase::Dead => None,
         }
     }
@@ -811,12 +762,7 @@ impl Connection {
             Phase::Confirming { session, until, live, .. } => {
                 (*until <= now || *live && !session.on_timeout(now)).then_some(timed_out)
             }
-            Phase::Closing(c) => {
-                if c.again.is_some_and(|t| t <= now) {
-                    (c.owed, c.again) = (true, None);
-                }
-                c.until.is_some_and(|u| u <= now).then_some(CloseReason::Local)
-            }
+            Phase::Closing(c) => c.on_timeout(now).then_some(CloseReason::Local),
             Phase::Dead => None,
         };
         if let Some(why) = ended {
@@ -869,33 +815,6 @@ impl Connection {
             }
             _ => None,
         }
-    }
-}
-
-impl Closing {
-    fn emit(&mut self, now: Instant, buf: &mut Vec<u8>) -> bool {
-        let lasts = self.lasts;
-        self.until.get_or_insert(now + lasts);
-        if !core::mem::take(&mut self.owed) {
-            return false;
-        }
-        self.next = Some(now + CLOSE_INTERVAL);
-        if self.copies > 0 {
-            self.copies -= 1;
-            self.again = Some(now + lasts / (u32::from(CLOSE_COPIES) + 1));
-        }
-        let number = self.next_number;
-        self.next_number += 1;
-        // At the key's limit the last packet is worth less than the key.
-        if !self.seal.advance(number) {
-            return false;
-        }
-        let short = ShortNumber::long(number);
-        emit_protected(buf, &self.remote_cid, self.seal.phase, short);
-        Frame::Close { code: self.code, reason: self.reason.as_bytes() }.emit_control(buf);
-        let tag = self.seal.key.seal(number, buf, short.header());
-        buf.extend_from_slice(&tag);
-        true
     }
 }
 
