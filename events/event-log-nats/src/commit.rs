@@ -130,11 +130,7 @@ impl Committer {
             let mut actual = in_frame.or_else(|| shared.copy.last_stored_of(&append.stream));
             if actual != append.expected && payload.is_empty() && !fresh {
                 // Before anybody is told that he is wrong, the leader is asked: the copy may be what is behind.
-                let caught_up = match shared.servers.last_sequence().await {
-                    Ok(last) => shared.catch_up_with(applier, last).await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = caught_up {
+                if let Err(error) = shared.catch_up_with_leader(applier).await {
                     self.backlog.push_front(append);
                     return Err(error);
                 }
@@ -222,10 +218,7 @@ impl Committer {
             }
         }
         // Refused or unanswered: what stands there decides.
-        let caught_up = match shared.servers.last_sequence().await {
-            Ok(last) => shared.catch_up_with(applier, last).await,
-            Err(error) => Err(error),
-        };
+        let caught_up = shared.catch_up_with_leader(applier).await;
         if applier.found().is_some() {
             return self.stored(sending);
         }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use event_log::{AppendError, Position, StreamName, limits::MAX_RECORD_BYTES};
+use event_log::{AppendError, Position, StreamName};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -95,9 +95,7 @@ impl Queue {
         expected: Option<Position>,
         bytes: Vec<u8>,
     ) -> Result<Position, AppendError> {
-        if bytes.len() > MAX_RECORD_BYTES {
-            return Err(AppendError::TooLarge { size: bytes.len(), max: MAX_RECORD_BYTES });
-        }
+        AppendError::check_size(&bytes)?;
         let deadline = Instant::now() + shared.servers.options.append_timeout;
         let ticket = Arc::new(Ticket::new(deadline));
         let (answer, mut answered) = oneshot::channel();

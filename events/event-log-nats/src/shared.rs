@@ -70,6 +70,12 @@ impl Shared {
         caught_up
     }
 
+    /// Applies everything that the leader has by now; for the same.
+    pub(crate) async fn catch_up_with_leader(&self, applier: &mut Applier) -> Result<(), ReadError> {
+        let last = self.servers.last_sequence().await?;
+        self.catch_up_with(applier, last).await
+    }
+
     /// Tells everyone how far the copy reaches now.
     pub(crate) fn announce(&self, applier: &Applier) {
         self.applied.store(applier.applied(), Ordering::Release);

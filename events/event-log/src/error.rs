@@ -1,6 +1,7 @@
 //! What can go wrong, one type per operation, grouped by what the caller can conclude: [`AppendError`] says above
 //! all whether the record may have been stored, [`ReadError`] never stands for skipped data.
 
+use crate::limits::MAX_RECORD_BYTES;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -62,6 +63,15 @@ pub enum AppendError {
 }
 
 impl AppendError {
+    /// Refuses a record that is larger than every log accepts.
+    ///
+    /// # Errors
+    /// [`AppendError::TooLarge`].
+    pub fn check_size(bytes: &[u8]) -> Result<(), AppendError> {
+        let (size, max) = (bytes.len(), MAX_RECORD_BYTES);
+        if size > max { Err(AppendError::TooLarge { size, max }) } else { Ok(()) }
+    }
+
     /// Whether the record may be in the log although the append was not acknowledged.
     pub fn may_be_stored(&self) -> bool {
         matches!(self, AppendError::Unknown { .. })

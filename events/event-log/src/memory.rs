@@ -7,7 +7,6 @@ use tokio::sync::watch;
 
 use crate::contract::{BoxFuture, EventLog};
 use crate::error::{AppendError, ReadError};
-use crate::limits::MAX_RECORD_BYTES;
 use crate::position::{Entry, Position, ReadLimit, StreamName};
 
 /// A log that lives as long as its process. Grows without bound, so not for production.
@@ -53,9 +52,7 @@ impl MemoryLog {
         expected: Option<Position>,
         bytes: Vec<u8>,
     ) -> Result<Position, AppendError> {
-        if bytes.len() > MAX_RECORD_BYTES {
-            return Err(AppendError::TooLarge { size: bytes.len(), max: MAX_RECORD_BYTES });
-        }
+        AppendError::check_size(&bytes)?;
         let mut state = self.state();
         if state.closed {
             return Err(AppendError::Closed);

@@ -282,8 +282,8 @@ impl<'a> Bench<'a> {
     /// Touches as much memory as the file that arrives will take, and gives it back. A virtual machine may have to ask
     /// its host for memory that it has not used lately, which costs several times what writing to it does, at moments
     /// nobody chose: no matter of the transfer. So it happens before.
-    fn warm(&self, size: u64) -> Result<()> {
-        let path = self.folder.path().join("warm");
+    fn touch_memory(&self, size: u64) -> Result<()> {
+        let path = self.folder.path().join("touched");
         let mut file = File::create(&path)?;
         let done = std::io::copy(&mut std::io::repeat(1).take(size), &mut file);
         fs::remove_file(&path)?;
@@ -364,7 +364,7 @@ impl<'a> Bench<'a> {
     ) -> Result<(wan::Ended, f64, Option<String>)> {
         let got = self.folder.path().join("got");
         fs::create_dir_all(&got)?;
-        self.warm(size)?;
+        self.touch_memory(size)?;
         let name = source.file_name().context("a file has a name")?;
         let out = got.join(name);
         let (receive, send, ready) = self.commands(contender, shape, source, size, &got, &out);

@@ -321,19 +321,17 @@ impl Driver {
         }
         for _ in 0..SENDS_PER_TURN {
             let segments = self.shared.socket.max_segments(MIN_DATAGRAM);
-            let transmit = {
+            let (now, transmit) = {
                 let mut core = self.shared.core();
                 let now = core.advance_to(self.shared.now());
-                core.poll_transmit(now, segments, &mut self.buf)
+                (now, core.poll_transmit(now, segments, &mut self.buf))
             };
             let Some(t) = transmit else { return };
             self.buf.truncate(t.len);
             let segment = t.segment_size.unwrap_or(t.len);
-            self.talk.goes(self.shared.now(), t.remote, &self.buf, segment);
+            self.talk.goes(now, t.remote, &self.buf, segment);
             if let Some(bad) = &mut self.bad {
-                let now = self.shared.now();
-                let size = t.segment_size.unwrap_or(t.len).max(1);
-                self.buf.chunks(size).for_each(|datagram| bad.out.push(now, t.remote, datagram));
+                self.buf.chunks(segment.max(1)).for_each(|datagram| bad.out.push(now, t.remote, datagram));
                 if !self.send_delayed() {
                     return;
                 }

@@ -52,8 +52,9 @@ pub(crate) enum Command {
     ///
     /// Blocks are written to NAME.part at their place; when all are there and the BLAKE3 hash of the
     /// whole fits, the file is renamed to NAME, replacing what was there. What is there is written down every two
-    /// seconds or 64 MiB, whichever comes first: no more than that is sent again if this program is killed. Names like those of unfinished files (*.part,
-    /// *.part.map, *.part.map~, .utp2-*) are declined.
+    /// seconds, and after each 64 MiB (or thousandth of the files under way, if that is more): no more than that is sent
+    /// again if this program is killed. Names like those of unfinished files (*.part, *.part.map, *.part.map~, .utp2-*)
+    /// are declined.
     ///
     /// With --json each line on stdout is an object, whose `event` is: listening (address, public_key); file (name,
     /// ok, error, size, bytes: how much of it is there, declined: whether it was not even begun); session (ok, peer,

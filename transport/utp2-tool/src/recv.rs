@@ -35,9 +35,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SESSIONS_MAX: usize = 64;
 
 /// How often what has arrived is written down, for the case that this program is killed: so often, or whenever so many
-/// bytes have arrived since, a few seconds' worth at a gigabit being worth keeping.
+/// bytes have arrived since, a few seconds' worth at a gigabit being worth keeping; but no fewer than such a part of the
+/// files, whose maps are written whole and take up to a 200,000th of them.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 const SAVE_BYTES: u64 = 64 << 20;
+const SAVE_PART: u64 = 1000;
 
 /// How often progress is shown.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
@@ -770,7 +772,9 @@ impl Session {
 
     /// As [`Session::save`], if so much has arrived since that it would be a pity.
     fn save_if_much(&mut self) {
-        if self.bytes() >= self.saved + SAVE_BYTES {
+        let open = self.entries.values().filter_map(Entry::open);
+        let part = open.map(|part| part.meta().size).fold(0, u64::saturating_add) / SAVE_PART;
+        if self.bytes() >= self.saved.saturating_add(part.max(SAVE_BYTES)) {
             self.save();
         }
     }

@@ -320,15 +320,20 @@ fn an_interrupted_transfer_goes_on_where_it_stopped() {
     assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
 }
 
-#[test]
-fn a_sender_that_was_killed_finds_its_file_again() {
-    let temp = tempfile::tempdir().unwrap();
-    let file = make(temp.path(), "file", 40_000_000);
-    let out = temp.path().join("out");
-    let receiver = Receiver::start(&out, &[]);
+/// A receiver whose sender was killed in the middle of a file; the file, and the folder it goes to.
+fn left_by_a_killed_sender(temp: &Path, options: &[&str]) -> (Receiver, PathBuf, PathBuf) {
+    let (file, out) = (make(temp, "file", 40_000_000), temp.join("out"));
+    let receiver = Receiver::start(&out, options);
     let (mut slow, _lines) = send_slowly(&receiver, &file);
     slow.kill().unwrap();
     slow.wait().unwrap();
+    (receiver, file, out)
+}
+
+#[test]
+fn a_sender_that_was_killed_finds_its_file_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let (receiver, file, out) = left_by_a_killed_sender(temp.path(), &[]);
     // The receiver has not noticed yet; nobody has to wait until its connection times out.
     let sent = run(&mut send(&receiver.address, &[&file], &[]));
     assert!(sent.status.success(), "{}", stderr(&sent));
@@ -340,12 +345,7 @@ fn a_sender_that_was_killed_finds_its_file_again() {
 #[test]
 fn a_sender_that_was_killed_finds_a_receiver_of_one_session_again() {
     let temp = tempfile::tempdir().unwrap();
-    let file = make(temp.path(), "file", 40_000_000);
-    let out = temp.path().join("out");
-    let mut receiver = Receiver::start(&out, &["--once"]);
-    let (mut slow, _lines) = send_slowly(&receiver, &file);
-    slow.kill().unwrap();
-    slow.wait().unwrap();
+    let (mut receiver, file, out) = left_by_a_killed_sender(temp.path(), &["--once"]);
     let sent = run(&mut send(&receiver.address, &[&file], &[]));
     assert!(sent.status.success(), "{}", stderr(&sent));
     assert!(last_json(&sent)["resumed_bytes"].as_u64().unwrap() > 4_000_000);

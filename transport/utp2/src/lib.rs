@@ -39,7 +39,7 @@ mod wire;
 pub use config::{Config, ConfigError, Mode};
 pub use congestion::PathMemory;
 pub use connection::{Connection, RangeSet, State, Stats};
-pub use datagram::{Arrival, Ecn};
+pub use datagram::{Arrival, Ecn, HandshakePacket};
 pub use endpoint::{Endpoint, Transmit};
 pub use error::{ConnectError, SendError, SourceError};
 pub use event::{CloseReason, Event, Handle, HandshakeFailure};

@@ -259,18 +259,7 @@ fn replay(as_json: bool, line: &Replay) -> Done {
         if entry.position < line.from {
             continue;
         }
-        let told = crate::api::record(&views, entry.position, &record);
-        if as_json {
-            output::say_json(&told)?;
-            continue;
-        }
-        for event in &told.events {
-            let (position, time, kind) = (told.position, &told.time, &event.kind);
-            output::say(&format!(
-                "{position:>8}  {time}  {kind:<22}  {:<18}  {}",
-                told.actor, event.summary
-            ))?;
-        }
+        output::say_record(&crate::api::record(&views, entry.position, &record), as_json)?;
     }
     let state_hash = data_encoding::HEXLOWER.encode(&views.hash());
     if as_json {

@@ -6,6 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::{Done, Failure};
+use crate::api::view::RecordView;
 
 /// One line, or a text of several, on stdout. Nobody reading any more is no failure, but the end.
 pub(super) fn say(text: &str) -> Done {
@@ -19,6 +20,18 @@ pub(super) fn say(text: &str) -> Done {
 /// One JSON value on one line.
 pub(super) fn say_json(value: &impl Serialize) -> Done {
     say(&serde_json::to_string(value).map_err(Failure::of)?)
+}
+
+/// A record of the log: one JSON value, or a line for each of its events.
+pub(super) fn say_record(record: &RecordView, as_json: bool) -> Done {
+    if as_json {
+        return say_json(record);
+    }
+    for event in &record.events {
+        let (position, time, kind) = (record.position, &record.time, &event.kind);
+        say(&format!("{position:>8}  {time}  {kind:<22}  {:<18}  {}", record.actor, event.summary))?;
+    }
+    Ok(())
 }
 
 pub(super) fn complain(message: &str) {

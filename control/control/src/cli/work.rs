@@ -311,17 +311,7 @@ pub(super) fn log(client: &Client, json: bool, command: &Log) -> Done {
         let page: LogView = client.get(&format!("log?from={from}&limit={}{stream}", left.min(1000)))?;
         for record in &page.records {
             left -= 1;
-            if json {
-                output::say_json(record)?;
-                continue;
-            }
-            for event in &record.events {
-                let (position, time, kind) = (record.position, &record.time, &event.kind);
-                output::say(&format!(
-                    "{position:>8}  {time}  {kind:<22}  {:<18}  {}",
-                    record.actor, event.summary
-                ))?;
-            }
+            output::say_record(record, json)?;
         }
         if left == 0 || page.next <= from {
             return Ok(());

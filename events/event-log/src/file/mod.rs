@@ -27,8 +27,7 @@ use self::writer::{Append, Batch, Faults, Request, Writer};
 use crate::contract::{BoxFuture, EventLog};
 use crate::error::{AppendError, OpenError, ReadError};
 use crate::limits::{
-    DEFAULT_SEGMENT_BYTES, MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES,
-    QUEUE_APPENDS, QUEUE_BYTES,
+    DEFAULT_SEGMENT_BYTES, MAX_BATCH_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, QUEUE_APPENDS, QUEUE_BYTES,
 };
 use crate::position::{Entry, Position, ReadLimit, StreamName};
 
@@ -173,9 +172,7 @@ impl FileLog {
         if size > MAX_BATCH_BYTES {
             return Err(AppendError::TooLarge { size, max: MAX_BATCH_BYTES });
         }
-        if let Some((_, bytes)) = records.iter().find(|(_, bytes)| bytes.len() > MAX_RECORD_BYTES) {
-            return Err(AppendError::TooLarge { size: bytes.len(), max: MAX_RECORD_BYTES });
-        }
+        records.iter().try_for_each(|(_, bytes)| AppendError::check_size(bytes))?;
         // Far below u32::MAX: checked above.
         let room = Arc::clone(&self.room).acquire_many_owned(size as u32).await;
         let room = room.map_err(|_| AppendError::Closed)?;
@@ -191,9 +188,7 @@ impl FileLog {
         expected: Option<Position>,
         bytes: Vec<u8>,
     ) -> Result<Position, AppendError> {
-        if bytes.len() > MAX_RECORD_BYTES {
-            return Err(AppendError::TooLarge { size: bytes.len(), max: MAX_RECORD_BYTES });
-        }
+        AppendError::check_size(&bytes)?;
         self.check_open().map_err(|_| AppendError::Closed)?;
         let requests = self.requests.as_ref().ok_or(AppendError::ReadOnly)?;
         // Far below u32::MAX: checked above.

@@ -1,5 +1,6 @@
 //! What only this crate's inside can provoke: a disk whose sync fails.
 
+use crate::limits::MAX_RECORD_BYTES;
 use std::sync::atomic::Ordering;
 
 use super::*;

@@ -116,13 +116,9 @@ impl SpeedProbe {
         }
         // A queue that overflows shows first, where one was seen to hold so much: this one was empty all along.
         let peak = s.buffer.peak();
-        if !s.is_local() && peak >= VISIBLE && self.longest < peak / 4 {
-            s.base_loss.set(1.03 * loss);
-            s.rate = 0.97 * s.remembered;
-            return Change::Avoid;
-        }
-        if self.cuts > 0 && self.empty_since_cut && loss > 0.85 * self.loss_before {
-            // Sending less did not lose less, and no queue stands: the loss is not ours.
+        let unseen = !s.is_local() && peak >= VISIBLE && self.longest < peak / 4;
+        // Or sending less did not lose less, and no queue stands. Either way the loss is not ours.
+        if unseen || self.cuts > 0 && self.empty_since_cut && loss > 0.85 * self.loss_before {
             s.base_loss.set(1.03 * loss);
             s.rate = 0.97 * s.remembered;
             return Change::Avoid;

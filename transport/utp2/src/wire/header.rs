@@ -80,6 +80,26 @@ pub(crate) enum Kind {
     Reset = 8,
 }
 
+/// The bit of the first byte that packets of a handshake have, in every version (§3.2).
+const HANDSHAKE: u8 = 0x80;
+
+impl Kind {
+    /// The type of a packet of a handshake, if the first byte says one of ours.
+    pub(crate) fn of(datagram: &[u8]) -> Option<Self> {
+        Some(match datagram.first()?.checked_sub(HANDSHAKE)? {
+            1 => Self::Init,
+            2 => Self::Retry,
+            3 => Self::Reply,
+            4 => Self::Prove,
+            5 => Self::Alert,
+            6 => Self::Resume,
+            7 => Self::Resumed,
+            8 => Self::Reset,
+            _ => return None,
+        })
+    }
+}
+
 /// Any datagram's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Header {
@@ -105,7 +125,7 @@ impl Header {
     pub(crate) fn parse(datagram: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(datagram);
         let first = r.u8()?;
-        if first & 0x80 == 0 {
+        if first & HANDSHAKE == 0 {
             if first & !(KEY_PHASE | LONG) != 0 {
                 return Err(Malformed);
             }
@@ -117,19 +137,9 @@ impl Header {
         let version = r.u32()?;
         let cid = r.array()?;
         if version != VERSION {
-            return Ok(Self::OtherVersion { version, kind: first & 0x7f, cid });
+            return Ok(Self::OtherVersion { version, kind: first & !HANDSHAKE, cid });
         }
-        let kind = match first & 0x7f {
-            1 => Kind::Init,
-            2 => Kind::Retry,
-            3 => Kind::Reply,
-            4 => Kind::Prove,
-            5 => Kind::Alert,
-            6 => Kind::Resume,
-            7 => Kind::Resumed,
-            8 => Kind::Reset,
-            _ => return Err(Malformed),
-        };
+        let kind = Kind::of(datagram).ok_or(Malformed)?;
         Ok(Self::Handshake { kind, cid })
     }
 }
@@ -140,7 +150,7 @@ pub(crate) fn emit_handshake(out: &mut Vec<u8>, kind: Kind, cid: &Cid) {
 
 /// A header that another version's peer can read.
 pub(crate) fn emit_handshake_of(version: u32, out: &mut Vec<u8>, kind: Kind, cid: &Cid) {
-    out.push(0x80 | kind as u8);
+    out.push(HANDSHAKE | kind as u8);
     out.extend_from_slice(&version.to_be_bytes());
     out.extend_from_slice(cid);
 }
