@@ -11,6 +11,7 @@
 //! Read first: `events/event-schema/src/event.rs`, then [`run`].
 
 pub mod agent;
+pub mod audit;
 pub mod group;
 pub mod job;
 pub mod limits;

@@ -57,3 +57,7 @@ pub const RUNS_KEPT_MAX: usize = 5_000;
 
 /// Refused enrolments that are remembered, so that an agent which asks again and again is one fact.
 pub const REFUSALS_REMEMBERED_MAX: usize = 1_000;
+
+/// Conflicts of history that are recorded per witness: each needs a checkpoint signed by the log's own key, so more than
+/// one is rare, and after a few there is nothing new to learn.
+pub const CONFLICTS_PER_WITNESS_MAX: usize = 8;

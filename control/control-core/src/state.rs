@@ -26,6 +26,7 @@ pub struct State {
     pub(crate) runs: BTreeMap<RunId, Run>,
     /// Newest last.
     pub(crate) refusals: VecDeque<(AgentId, RefusalReason)>,
+    pub(crate) conflicts: crate::audit::Recorded,
 }
 
 impl State {
@@ -137,6 +138,7 @@ impl State {
                 }
             }
             Event::CommandAcknowledged(e) => self.agent(e.agent, event),
+            Event::AuditConflict(e) => crate::audit::evolve(&mut self.conflicts, e),
         }
     }
 

@@ -3,7 +3,7 @@
 mod support;
 
 use control_core::agent::{self, Answer, Command};
-use control_core::{Rejection, group, job, token};
+use control_core::{Rejection, audit, group, job, token};
 use event_schema::*;
 use support::*;
 
@@ -265,4 +265,38 @@ fn jobs_are_deleted_when_nothing_runs() {
     assert_eq!(kinds(&world.must(|s| job::decide(s, delete()))), ["job.deleted"]);
     assert!(matches!(job::decide(&world.state, delete()), Err(Rejection::Unknown { .. })));
     assert_eq!(world.views.runs.runs[&RunId(id(1))].job_name, "job-1", "its runs stay");
+}
+
+#[test]
+fn a_conflict_of_history_is_recorded_once_per_witness_and_head() {
+    let mut world = World::with_agents(2);
+    let found = |witness: Option<u8>, n: u8| AuditConflict {
+        witness: witness.map(agent_id),
+        held_size: u64::from(n),
+        held_root: [n; 32],
+        held_note: "a signed note".into(),
+        log_size: 3,
+        log_root: [9; 32],
+    };
+    let mut recorded = 0;
+    let mut tell = |world: &mut World, what: AuditConflict, new: bool| {
+        let before = world.records.len();
+        world.must(|s| audit::conflict(s, &what));
+        assert_eq!(world.records.len() > before, new, "{what:?}");
+        recorded += usize::from(new);
+        assert_eq!(world.views.conflicts.conflicts.len(), recorded);
+    };
+    tell(&mut world, found(Some(1), 7), true);
+    tell(&mut world, found(Some(1), 7), false);
+    // The log has grown meanwhile, the conflict is the same.
+    tell(&mut world, AuditConflict { log_size: 4, ..found(Some(1), 7) }, false);
+    tell(&mut world, found(Some(2), 7), true);
+    tell(&mut world, found(None, 7), true);
+    for n in 8..15 {
+        tell(&mut world, found(Some(1), n), true);
+    }
+    tell(&mut world, found(Some(1), 15), false);
+    let stranger = audit::conflict(&world.state, &found(Some(9), 7));
+    assert!(matches!(stranger, Err(Rejection::Unknown { .. })), "{stranger:?}");
+    assert_eq!(world.views.conflicts.conflicts[0].held, (7, [7; 32]));
 }

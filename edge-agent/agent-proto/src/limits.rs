@@ -50,3 +50,13 @@ pub const REPORTS_IN_FLIGHT_MAX: usize = 64;
 
 /// Grace of a command's not-before, ms: what a clock corrected over the network may be off.
 pub const CLOCK_GRACE_MS: u64 = 60_000;
+
+/// Bytes of a signed checkpoint, or list of keys, on the link. Ours have 250 and, with 16 keys, 2,400; the rest is for
+/// signatures of outside witnesses.
+pub const CHECKPOINT_NOTE_MAX: usize = 16 * 1024;
+
+/// Bytes of a checkpoint with its proof: 63 hashes of 45 bytes and a line before it.
+pub const ADVANCE_MAX: usize = CHECKPOINT_NOTE_MAX + 4 * 1024;
+
+/// Bytes of what an agent says about a checkpoint that it refused: two heads in words.
+pub const REFUSAL_LEN_MAX: usize = 512;

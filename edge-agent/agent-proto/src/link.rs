@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::FRAME_LEN_MAX;
 
+/// What both sides name in TLS (ALPN) if they know version 2 of the link: version 1 and the messages of witnesses. A
+/// side that names nothing speaks version 1 (`edge-agent/PROTOCOL.md` §2.1).
+pub const WITNESS_ALPN: &[u8] = b"flotilla/2";
+
 tagged_enum! {
     /// From agent to gateway.
     pub enum ToGateway, upcast = event_schema::upcast::none {
@@ -27,6 +31,8 @@ tagged_enum! {
         (4, 1) "progress" => Progress,
         /// Still there?
         (5, 1) "ping" => Ping,
+        /// What I hold as a witness of the log; only where [`WITNESS_ALPN`] was agreed on.
+        (6, 1) "holds" => Holds,
     }
 }
 
@@ -49,6 +55,8 @@ tagged_enum! {
         (7, 1) "reports_stored" => ReportsStored,
         /// Still here.
         (8, 1) "pong" => Pong,
+        /// The log's newest checkpoint; only where [`WITNESS_ALPN`] was agreed on.
+        (9, 1) "checkpoint" => CheckpointSent,
     }
 }
 
@@ -200,6 +208,27 @@ pub struct ReportsStored {
 /// Still here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pong {}
+
+/// What an agent holds as a witness: right behind its hello, and once more as the answer to each checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    /// The newest checkpoint that it has seen proved, a signed note; none if it has seen none.
+    /// At most [`CHECKPOINT_NOTE_MAX`](crate::limits::CHECKPOINT_NOTE_MAX) bytes.
+    pub checkpoint: Option<String>,
+    /// Why the checkpoint it was just shown was refused, one line for people; none if it was taken, or none was shown.
+    /// At most [`REFUSAL_LEN_MAX`](crate::limits::REFUSAL_LEN_MAX) bytes.
+    pub refused: Option<String>,
+}
+
+/// The log's newest checkpoint for one witness.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointSent {
+    /// The list of keys that sign checkpoints, itself signed by the root key; with the first checkpoint of a
+    /// connection.
+    pub keys: Option<String>,
+    /// The checkpoint, and the proof that it continues the one held, as `events/AUDIT_FORMAT.md` §4 has it.
+    pub advance: String,
+}
 
 /// Puts the length before an encoded message.
 ///

@@ -1,10 +1,13 @@
 //! What an agent does with the checkpoints it is shown: keep the newest, refuse to go backwards, and say so when two
 //! of them cannot belong to one history.
 
+use alloc::boxed::Box;
 use core::fmt;
 
-use crate::checkpoint::SignedCheckpoint;
+use crate::checkpoint::{CheckpointError, SignedCheckpoint};
 use crate::hash::{Hash, Head};
+use crate::message::{Advance, MessageError};
+use crate::note::VerifierKey;
 use crate::proof::{ProofError, verify_consistency};
 
 /// The newest checkpoint of one log that somebody has seen proved.
@@ -72,7 +75,42 @@ impl fmt::Display for Refused {
 
 impl core::error::Error for Refused {}
 
+/// What a message from outside led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// It was taken.
+    Taken(Taken),
+    /// It is the log's own word, and does not go together with what is held: both notes are evidence.
+    Conflict {
+        /// What was shown.
+        shown: Box<SignedCheckpoint>,
+        /// Why it was refused.
+        why: Refused,
+    },
+    /// The message cannot be read: anybody may have made it.
+    Malformed(MessageError),
+    /// Its checkpoint is not signed by one of the log's keys, or is none of this log: anybody may have made it.
+    Unsigned(CheckpointError),
+}
+
 impl Held {
+    /// Takes an [`Advance`] as it came from outside, if it is signed by one of `keys` for the log `origin` and continues
+    /// what is held.
+    pub fn receive(&mut self, message: &[u8], origin: &str, keys: &[VerifierKey]) -> Receipt {
+        let advance = match Advance::parse(message) {
+            Ok(advance) => advance,
+            Err(error) => return Receipt::Malformed(error),
+        };
+        let shown = match SignedCheckpoint::open(advance.checkpoint.as_bytes(), origin, keys) {
+            Ok(shown) => shown,
+            Err(error) => return Receipt::Unsigned(error),
+        };
+        match self.consider(shown.clone(), &advance.proof) {
+            Ok(taken) => Receipt::Taken(taken),
+            Err(why) => Receipt::Conflict { shown: Box::new(shown), why },
+        }
+    }
+
     /// Nothing seen yet, or what was kept.
     pub fn new(newest: Option<SignedCheckpoint>) -> Self {
         Self(newest)

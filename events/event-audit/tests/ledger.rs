@@ -8,7 +8,7 @@ use event_audit::ledger::{Ledger, LedgerError};
 use event_audit::note::NoteSigner;
 use event_audit::proof::verify_consistency;
 use event_audit::tile::Tile;
-use event_audit::witness::{Held, Refused, Taken};
+use event_audit::witness::{Held, Receipt, Refused, Taken};
 use event_audit::{Hash, Head, SignedCheckpoint};
 use support::{Fleet, below, entries, random};
 
@@ -306,4 +306,62 @@ fn a_witness_takes_only_what_continues_what_it_holds() {
     let foreign = SignedCheckpoint::sign(Head::of_nothing(), &Fleet::new(2).signer()).expect("signed");
     assert_eq!(held.consider(foreign, &[]), Err(Refused::OtherOrigin));
     assert_eq!(held.newest(), Some(&second));
+}
+
+#[test]
+fn a_message_from_outside_is_taken_refused_or_no_message() {
+    let (fleet, entries) = (Fleet::new(1), entries(600, 9));
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut ledger = filled(&fleet, folder.path(), &entries[..100]);
+    let first = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    feed(&mut ledger, &entries);
+    let second = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    let (origin, keys) = (fleet.keys.origin(), fleet.keys.log_keys());
+    let (start, on) = (ledger.advance(0, &first).expect("made"), ledger.advance(100, &second).expect("made"));
+    let mut held = Held::default();
+    let mut receive = |text: &str| held.receive(text.as_bytes(), origin, keys);
+    assert_eq!(receive(&start.to_text()), Receipt::Taken(Taken::First));
+    // Every cut and every flipped bit leaves what is held as it was, and never convicts anybody without his signature.
+    let text = on.to_text();
+    for at in 0..text.len() {
+        let mut bytes = text.clone().into_bytes();
+        bytes[at] ^= 1;
+        for bad in [&text.as_bytes()[..at], &bytes] {
+            let mut held = held.clone();
+            match held.receive(bad, origin, keys) {
+                // What the sender takes the size held for is said in the first line; the proof decides.
+                Receipt::Taken(taken) => assert!(bad.starts_with(b"old 1") && at < 8, "{taken:?} at {at}"),
+                Receipt::Conflict { shown, .. } => assert_eq!(*shown, second, "at {at}"),
+                Receipt::Malformed(_) | Receipt::Unsigned(_) => assert_eq!(held.newest(), Some(&first)),
+            }
+        }
+    }
+    assert_eq!(held.receive(text.as_bytes(), origin, keys), Receipt::Taken(Taken::Newer));
+    let back = held.receive(start.to_text().as_bytes(), origin, keys);
+    let why = Refused::Older { held: *second.head(), shown: *first.head() };
+    assert_eq!(back, Receipt::Conflict { shown: Box::new(first), why });
+    let stranger = Fleet::new(2);
+    let unsigned = held.receive(text.as_bytes(), origin, stranger.keys.log_keys());
+    assert!(matches!(unsigned, Receipt::Unsigned(_)), "{unsigned:?}");
+}
+
+#[test]
+fn a_ledger_is_read_beside_the_process_that_writes_it() {
+    let (fleet, entries) = (Fleet::new(1), entries(3_000, 10));
+    let folder = tempfile::tempdir().expect("a folder");
+    let beside = || Ledger::open_beside(folder.path(), fleet.keys.origin(), fleet.keys.log_keys());
+    let mut ledger = filled(&fleet, folder.path(), &entries[..700]);
+    assert!(beside().expect("readable").is_none(), "nothing is signed yet");
+    let first = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    let mut reader = beside().expect("readable").expect("signed");
+    // The writer goes on; what was opened stays what it was.
+    feed(&mut ledger, &entries);
+    ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    assert_eq!((reader.newest(), reader.head()), (Some(&first), head_of(&entries[..700])));
+    assert_eq!(reader.head_at(300).expect("a prefix"), head_of(&entries[..300]));
+    assert!(matches!(reader.append(b"x"), Err(LedgerError::ReadOnly)));
+    assert!(matches!(reader.checkpoint(&fleet.signer()), Err(LedgerError::ReadOnly)));
+    assert_eq!(beside().expect("readable").expect("signed").head(), head_of(&entries));
+    fs::remove_dir_all(folder.path().join("tile/1")).expect("removed");
+    assert!(matches!(beside(), Err(LedgerError::Tile { .. })));
 }

@@ -63,6 +63,8 @@ tagged_enum! {
         (61, 1) "command.acknowledged" => CommandAcknowledged,
         /// A signed report of an agent arrived.
         (70, 1) "report.received" => ReportReceived,
+        /// Somebody holds a checkpoint of this log that its history does not continue.
+        (80, 1) "audit.conflict" => AuditConflict,
     }
 }
 
@@ -291,5 +293,20 @@ payloads! {
         sequence: u64,
         /// The signed report itself.
         signed: Signed,
+    }
+    /// A checkpoint that the log's own key signed, held by a witness, is of another history than the log now has.
+    AuditConflict {
+        /// The agent that holds it; none if it is the service's own newest.
+        witness: Option<AgentId>,
+        /// Entries of the history that it holds.
+        held_size: u64,
+        /// Their root.
+        held_root: [u8; 32],
+        /// The signed checkpoint itself (`events/AUDIT_FORMAT.md` §2): what convicts.
+        held_note: String,
+        /// As many entries of the log, or all that it had if it was shorter.
+        log_size: u64,
+        /// Their root.
+        log_root: [u8; 32],
     }
 }

@@ -23,11 +23,11 @@ pub mod upcast;
 
 pub use command::{Command, CommandBody, FinishRun, JoinRun, PeerHint, StopRun};
 pub use event::{
-    AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentTagged, CommandAcknowledged,
-    CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated, GroupMembersAdded,
-    GroupMembersRemoved, JobCreated, JobDeleted, ReportReceived, RunAgentProgressed, RunFinished,
-    RunManifestReady, RunProblemReported, RunStarted, RunStopRequested, TokenCreated, TokenRevoked,
-    TokenUsed,
+    AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentTagged, AuditConflict,
+    CommandAcknowledged, CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated,
+    GroupMembersAdded, GroupMembersRemoved, JobCreated, JobDeleted, ReportReceived, RunAgentProgressed,
+    RunFinished, RunManifestReady, RunProblemReported, RunStarted, RunStopRequested, TokenCreated,
+    TokenRevoked, TokenUsed,
 };
 pub use id::{AgentId, CommandId, GroupId, IdParseError, JobId, RecordId, RunId, TokenId};
 pub use record::{Actor, Record};

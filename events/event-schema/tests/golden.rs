@@ -215,6 +215,14 @@ fn all() -> Vec<Golden> {
                 sequence: 9,
                 signed: report().sign(&SigningKey::from_bytes(&[2; 32]))
             },
+            AuditConflict {
+                witness: Some(agent(2)),
+                held_size: 300,
+                held_root: [0xe5; 32],
+                held_note: "flotilla/0f1e…\n300\n5eXl…\n\n— flotilla/0f1e… AAAA\n".into(),
+                log_size: 280,
+                log_root: [0xf6; 32],
+            },
         ]
     );
     pinned!("command", CommandBody, list, [join(), FinishRun { run: RUN }, StopRun { run: RUN }]);

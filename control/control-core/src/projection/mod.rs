@@ -4,6 +4,7 @@
 //! again from position 1. [`Views`] holds them all; its [`Views::hash`] names the state, so that two
 //! services, or a service and a rebuild from zero, can be compared.
 
+mod conflicts;
 mod fleet;
 mod jobs;
 mod mailbox;
@@ -13,6 +14,7 @@ use event_schema::Record;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+pub use conflicts::{ConflictView, Conflicts};
 pub use fleet::{AgentView, Fleet, GroupView, StandingView, TokenView};
 pub use jobs::{JobView, Jobs};
 pub use mailbox::{Mailbox, Mailboxes};
@@ -30,6 +32,8 @@ pub struct Views {
     pub runs: Runs,
     /// Which commands has an agent still to take?
     pub mailboxes: Mailboxes,
+    /// Which checkpoints are held that the log does not continue?
+    pub conflicts: Conflicts,
 }
 
 impl Views {
@@ -51,6 +55,7 @@ impl Views {
             self.jobs.apply(record.time, event);
             self.runs.apply(position, record.time, event);
             self.mailboxes.apply(event);
+            self.conflicts.apply(record.time, event);
         }
         true
     }

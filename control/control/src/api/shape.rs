@@ -480,6 +480,14 @@ fn summary(views: &Views, event: &Event) -> String {
             }
             Err(error) => format!("report {} of {}: {error}", e.sequence, name(e.agent)),
         },
+        Event::AuditConflict(e) => format!(
+            "TWO HISTORIES: {} holds the signed checkpoint (size {}, root {}), this log has (size {}, root {})",
+            e.witness.map_or_else(|| "the service itself".to_owned(), name),
+            e.held_size,
+            root(&e.held_root),
+            e.log_size,
+            root(&e.log_root),
+        ),
     }
 }
 
@@ -564,7 +572,16 @@ fn data(event: &Event) -> Value {
         Event::ReportReceived(e) => json!({
             "agent": e.agent, "sequence": e.sequence, "bytes": e.signed.bytes.len(),
         }),
+        Event::AuditConflict(e) => json!({
+            "witness": e.witness, "held_size": e.held_size, "held_root": root(&e.held_root),
+            "held_note": e.held_note, "log_size": e.log_size, "log_root": root(&e.log_root),
+        }),
     }
+}
+
+/// A root hash as checkpoints write it.
+pub(crate) fn root(root: &[u8; 32]) -> String {
+    event_audit::Hash(*root).to_base64()
 }
 
 #[cfg(test)]

@@ -339,6 +339,7 @@ async fn read<F: Fleet>(context: &Context<F>, agent: AgentId, reader: &mut Reade
                     Err(end) => return end,
                 }
             }
+            ToGateway::Holds(_) => return End::Protocol("version 2 was not agreed on"),
             ToGateway::Hello(_) | ToGateway::Enrol(_) => return End::Protocol("a second greeting"),
         }
     }

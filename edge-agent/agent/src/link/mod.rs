@@ -183,6 +183,7 @@ impl Link {
                 ToAgent::Enrolled(enrolled) => self.take_renewal(enrolled).await,
                 ToAgent::Refused(refused) => Err(LinkError::Refused(refused)),
                 ToAgent::Pong(_) => Ok(()),
+                ToAgent::CheckpointSent(_) => Err(LinkError::OutOfPlace("version 2 was not agreed on")),
                 ToAgent::Challenge(_) | ToAgent::Pending(_) | ToAgent::Welcome(_) => {
                     Err(LinkError::OutOfPlace("a second greeting"))
                 }

@@ -107,10 +107,18 @@ pub enum LedgerError {
         /// The log's origin.
         origin: String,
     },
+    /// It was opened with [`Ledger::open_beside`].
+    #[error("the ledger was opened for reading")]
+    ReadOnly,
     /// An earlier failure left it unfinished; open it anew.
     #[error("the ledger stopped at an earlier failure; open it anew")]
     Stopped,
 }
+
+/// How often a ledger that another process writes is read before its unfinished tiles are held to be damaged, and the
+/// pause before the next try.
+const READ_ATTEMPTS: usize = 20;
+const READ_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// The tree of one log on disk.
 ///
@@ -122,8 +130,8 @@ pub enum LedgerError {
 pub struct Ledger {
     dir: PathBuf,
     origin: String,
-    /// Held as long as the ledger is open.
-    _lock: File,
+    /// Held as long as the ledger is open; none if it only reads.
+    lock: Option<File>,
     /// Unfinished tiles, leaves first.
     edge: Vec<Vec<Hash>>,
     size: u64,
@@ -143,18 +151,11 @@ impl Ledger {
     /// [`LedgerError::Locked`], [`LedgerError::Io`], [`LedgerError::Promise`].
     pub fn open(dir: &Path, origin: &str, keys: &[VerifierKey]) -> Result<Self, LedgerError> {
         let lock = files::lock(dir)?;
-        let path = dir.join("checkpoint");
-        let newest = match files::read(&path)? {
-            None => None,
-            Some(note) => Some(
-                SignedCheckpoint::open(&note, origin, keys)
-                    .map_err(|source| LedgerError::Promise { path, source })?,
-            ),
-        };
+        let newest = promise(dir, origin, keys)?;
         let mut ledger = Self {
             dir: dir.to_owned(),
             origin: origin.to_owned(),
-            _lock: lock,
+            lock: Some(lock),
             edge: Vec::new(),
             size: 0,
             newest,
@@ -171,6 +172,40 @@ impl Ledger {
             }
         }
         Ok(ledger)
+    }
+
+    /// Opens the ledger in `dir` for reading, as it was at its newest checkpoint, beside the process that writes it.
+    /// `None` if nothing was signed yet.
+    ///
+    /// # Errors
+    /// [`LedgerError::Tile`] if its unfinished tiles do not lead to the checkpoint, [`LedgerError::Io`],
+    /// [`LedgerError::Promise`].
+    pub fn open_beside(dir: &Path, origin: &str, keys: &[VerifierKey]) -> Result<Option<Self>, LedgerError> {
+        // A checkpoint that is made meanwhile takes the older one's unfinished tiles away.
+        for _ in 0..READ_ATTEMPTS {
+            let Some(newest) = promise(dir, origin, keys)? else { return Ok(None) };
+            let head = *newest.head();
+            let mut ledger = Self {
+                dir: dir.to_owned(),
+                origin: origin.to_owned(),
+                lock: None,
+                edge: Vec::new(),
+                size: head.size,
+                newest: Some(newest),
+                unsynced: Vec::new(),
+                unsynced_others: false,
+                stopped: false,
+            };
+            if let Some(edge) = ledger.stored_edge(head.size)?
+                && frontier_of(&edge).head() == head
+            {
+                ledger.edge = edge;
+                return Ok(Some(ledger));
+            }
+            std::thread::sleep(READ_PAUSE);
+        }
+        let last = promise(dir, origin, keys)?.map_or(0, |newest| newest.head().size);
+        Err(LedgerError::Tile { path: "tile".into(), first: 1, last })
     }
 
     /// The unfinished tiles stored with the checkpoint of this size, if they are all there.
@@ -224,10 +259,14 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Rewritten`] when the size of the newest checkpoint is reached with another root;
-    /// [`LedgerError::Entry`], [`LedgerError::Io`], and [`LedgerError::Stopped`] after one of them.
+    /// [`LedgerError::ReadOnly`], [`LedgerError::Entry`], [`LedgerError::Io`], and [`LedgerError::Stopped`] after one of
+    /// them.
     pub fn append(&mut self, entry: &[u8]) -> Result<(), LedgerError> {
         if entry.len() > MAX_ENTRY_BYTES || self.size == MAX_TREE_SIZE {
             return Err(LedgerError::Entry { bytes: entry.len(), size: self.size });
+        }
+        if self.lock.is_none() {
+            return Err(LedgerError::ReadOnly);
         }
         if self.stopped {
             return Err(LedgerError::Stopped);
@@ -271,9 +310,12 @@ impl Ledger {
     /// When this returns, the checkpoint and all tiles it needs are on disk.
     ///
     /// # Errors
-    /// [`LedgerError::CutOff`] if more was signed before, [`LedgerError::OtherSigner`], [`LedgerError::Io`], and
-    /// [`LedgerError::Stopped`] after the last of them.
+    /// [`LedgerError::CutOff`] if more was signed before, [`LedgerError::OtherSigner`], [`LedgerError::ReadOnly`],
+    /// [`LedgerError::Io`], and [`LedgerError::Stopped`] after the last of them.
     pub fn checkpoint(&mut self, signer: &NoteSigner) -> Result<SignedCheckpoint, LedgerError> {
+        if self.lock.is_none() {
+            return Err(LedgerError::ReadOnly);
+        }
         if self.stopped {
             return Err(LedgerError::Stopped);
         }
@@ -495,6 +537,14 @@ impl Subtrees for Reading<'_> {
         };
         Ok(Hash::over(&hashes[from..from + count as usize]))
     }
+}
+
+/// The newest signed checkpoint on disk.
+fn promise(dir: &Path, origin: &str, keys: &[VerifierKey]) -> Result<Option<SignedCheckpoint>, LedgerError> {
+    let path = dir.join("checkpoint");
+    let Some(note) = files::read(&path)? else { return Ok(None) };
+    let opened = SignedCheckpoint::open(&note, origin, keys);
+    opened.map(Some).map_err(|source| LedgerError::Promise { path, source })
 }
 
 fn damaged(tile: Tile) -> LedgerError {
