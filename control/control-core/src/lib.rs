@@ -6,12 +6,13 @@
 //! that is fulfilled already is answered with no events.
 //!
 //! [`projection`] answers the questions of people, scripts and the gateway from the same events; it is
-//! never asked when something is decided.
+//! never asked when something is decided. [`form`] puts all of it into a hash that can be compared.
 //!
 //! Read first: `events/event-schema/src/event.rs`, then [`run`].
 
 pub mod agent;
 pub mod audit;
+pub mod form;
 pub mod group;
 pub mod job;
 pub mod limits;

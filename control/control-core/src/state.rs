@@ -139,6 +139,8 @@ impl State {
             }
             Event::CommandAcknowledged(e) => self.agent(e.agent, event),
             Event::AuditConflict(e) => crate::audit::evolve(&mut self.conflicts, e),
+            // A statement about the state, not a part of it.
+            Event::StateAttested(_) => {}
         }
     }
 

@@ -131,6 +131,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         trackers: config.trackers.clone(),
         command_ttl: config.command_ttl,
         shared_log: config.nats.is_some(),
+        ..Options::default()
     };
     let (service, writer) = Service::open(log, keys, options).await?;
     let token = api_token(&config.data)?;

@@ -382,13 +382,14 @@ async fn a_folder_has_one_service_and_keeps_its_fleet() {
     let (token, authority) = (first.token.clone(), first.ca_fingerprint.clone());
     let client = Client::of(&first);
     assert_eq!(client.ask("POST", "groups", Some(json!({"name": "kept"}))).await.0, 201);
-    let hash = client.get("status").await["state_hash"].clone();
+    let position = client.get("status").await["position"].as_u64().expect("a number");
     first.stop().await;
     let second = serve::start(&config(dir.path())).await.expect("starts again");
     assert_eq!((&second.token, &second.ca_fingerprint), (&token, &authority));
     let client = Client::of(&second);
     assert_eq!(client.get("groups").await["groups"][0]["name"], "kept");
-    assert_eq!(client.get("status").await["state_hash"], hash);
+    // One more record: the state, attested when the service stopped.
+    assert_eq!(client.get("status").await["position"], position + 1);
     second.stop().await;
     // Another fleet's keys with this log.
     std::fs::remove_dir_all(dir.path().join("keys")).expect("removed");

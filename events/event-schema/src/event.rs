@@ -65,6 +65,8 @@ tagged_enum! {
         (70, 1) "report.received" => ReportReceived,
         /// Somebody holds a checkpoint of this log that its history does not continue.
         (80, 1) "audit.conflict" => AuditConflict,
+        /// What the whole state amounted to at a position.
+        (81, 1) "state.attested" => StateAttested,
     }
 }
 
@@ -308,5 +310,14 @@ payloads! {
         log_size: u64,
         /// Their root.
         log_root: [u8; 32],
+    }
+    /// The service's word for what its state was: whoever folds the same records has to come to the same.
+    StateAttested {
+        /// Position after which the state was that: the one before this record's.
+        at: u64,
+        /// Which form of the state the hash is of (`AUDIT_FORMAT.md` §10).
+        form: u8,
+        /// SHA-256 of the state in that form.
+        hash: [u8; 32],
     }
 }

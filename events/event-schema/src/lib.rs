@@ -26,8 +26,8 @@ pub use event::{
     AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentTagged, AuditConflict,
     CommandAcknowledged, CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated,
     GroupMembersAdded, GroupMembersRemoved, JobCreated, JobDeleted, ReportReceived, RunAgentProgressed,
-    RunFinished, RunManifestReady, RunProblemReported, RunStarted, RunStopRequested, TokenCreated,
-    TokenRevoked, TokenUsed,
+    RunFinished, RunManifestReady, RunProblemReported, RunStarted, RunStopRequested, StateAttested,
+    TokenCreated, TokenRevoked, TokenUsed,
 };
 pub use id::{AgentId, CommandId, GroupId, IdParseError, JobId, RecordId, RunId, TokenId};
 pub use record::{Actor, Record};

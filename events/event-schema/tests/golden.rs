@@ -223,6 +223,7 @@ fn all() -> Vec<Golden> {
                 log_size: 280,
                 log_root: [0xf6; 32],
             },
+            StateAttested { at: 1 << 33, form: 1, hash: [0xe5; 32] },
         ]
     );
     pinned!("command", CommandBody, list, [join(), FinishRun { run: RUN }, StopRun { run: RUN }]);

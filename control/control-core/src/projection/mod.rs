@@ -1,8 +1,8 @@
 //! Projections: the log told as answers to questions.
 //!
 //! Each takes `(position, record)`, passes over what it has seen, and can be thrown away and folded
-//! again from position 1. [`Views`] holds them all; its [`Views::hash`] names the state, so that two
-//! services, or a service and a rebuild from zero, can be compared.
+//! again from position 1. [`Views`] holds them all; its [`Views::hash`] names the state in the newest of
+//! its [`forms`](crate::form), so that two services, or a service and a rebuild from zero, can be compared.
 
 mod conflicts;
 mod fleet;
@@ -10,9 +10,10 @@ mod jobs;
 mod mailbox;
 mod runs;
 
-use event_schema::Record;
+use event_schema::{Record, Timestamp};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
+
+use crate::form;
 
 pub use conflicts::{ConflictView, Conflicts};
 pub use fleet::{AgentView, Fleet, GroupView, StandingView, TokenView};
@@ -24,6 +25,7 @@ pub use runs::{ManifestView, ProblemView, RunAgentView, RunView, Runs};
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Views {
     position: u64,
+    time: Timestamp,
     /// Who belongs to the fleet, in which groups, and what lets agents in?
     pub fleet: Fleet,
     /// What shall happen?
@@ -42,6 +44,12 @@ impl Views {
         self.position
     }
 
+    /// The time that was reached: the latest of all records so far, since clocks may go back; 0 before the
+    /// first.
+    pub fn time(&self) -> Timestamp {
+        self.time
+    }
+
     /// Applies a record, unless it was applied before. Returns whether it was news.
     ///
     /// Positions come in order and without gaps; holding that is the reader's duty.
@@ -50,6 +58,7 @@ impl Views {
             return false;
         }
         self.position = position;
+        self.time = self.time.max(record.time);
         for event in &record.events {
             self.fleet.apply(record.time, event);
             self.jobs.apply(record.time, event);
@@ -60,8 +69,8 @@ impl Views {
         true
     }
 
-    /// SHA-256 over the canonical encoding of everything (postcard; maps are sorted).
+    /// SHA-256 over everything, in the newest form.
     pub fn hash(&self) -> [u8; 32] {
-        Sha256::digest(event_schema::encode(self)).into()
+        form::hash(form::NEWEST, self).expect("the newest form is known")
     }
 }

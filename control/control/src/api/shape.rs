@@ -488,6 +488,7 @@ fn summary(views: &Views, event: &Event) -> String {
             e.log_size,
             root(&e.log_root),
         ),
+        Event::StateAttested(e) => format!("after {} the state is {}", e.at, hex(&e.hash)),
     }
 }
 
@@ -576,6 +577,7 @@ fn data(event: &Event) -> Value {
             "witness": e.witness, "held_size": e.held_size, "held_root": root(&e.held_root),
             "held_note": e.held_note, "log_size": e.log_size, "log_root": root(&e.log_root),
         }),
+        Event::StateAttested(e) => json!({"at": e.at, "form": e.form, "hash": hex(&e.hash)}),
     }
 }
 

@@ -46,6 +46,10 @@ metrics! {
     append_conflicts: "Appends that met another writer or had an unknown outcome",
     /// Appends that failed.
     append_failures: "Appends that failed",
+    /// Attested states that a fold led to as well.
+    attestations_checked: "States attested on the log that were held against the fold and are right",
+    /// Attested states that a fold did not lead to.
+    attestations_differing: "States attested on the log that the fold does not lead to",
     /// Reports that were news.
     reports: "Signed reports that were recorded",
     /// Reports that were on the log already.

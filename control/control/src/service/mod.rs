@@ -4,6 +4,7 @@
 //! projections ([`control_core::projection::Views`]) that everybody reads. `link` is what the gateway
 //! asks, `telemetry` holds what agents tell without it being a fact.
 
+mod attest;
 mod clock;
 mod ids;
 mod issue;
@@ -23,6 +24,7 @@ use event_log::{EventLog, Position};
 use event_schema::{Actor, AgentId, Event, Record, RecordId, Timestamp};
 use tokio::sync::{broadcast, mpsc, watch};
 
+pub use attest::ATTEST_EVERY;
 pub use clock::now;
 pub use ids::Ids;
 pub(crate) use ids::random_secret;
@@ -96,6 +98,7 @@ struct Shared {
     metrics: Metrics,
     healthy: AtomicBool,
     refusals: link::Bucket,
+    attested: attest::Attested,
 }
 
 impl Shared {
@@ -110,6 +113,7 @@ impl Shared {
             metrics: Metrics::default(),
             healthy: AtomicBool::new(true),
             refusals: link::Bucket::new(),
+            attested: attest::Attested::default(),
         }
     }
 
@@ -144,6 +148,7 @@ impl Shared {
                     let _ = self.removals.send(e.agent);
                 }
                 Event::RunFinished(e) => self.telemetry.run_ended(e.run),
+                Event::StateAttested(_) => self.attested.position.store(position.0, Ordering::Relaxed),
                 _ => {}
             }
         }

@@ -12,6 +12,7 @@ use event_schema::{FleetFounded, RunId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::attest::{ATTEST_EVERY, Pace};
 use super::issue::Issuer;
 use super::writer::{FoldError, Wish, Writer, wish};
 use super::{Origin, QUEUE_MAX, Service, Shared, SubmitError};
@@ -42,11 +43,13 @@ pub struct Options {
     /// Whether other services may write to the same log: it is followed then, and appends go one at a
     /// time (a replicated log refuses a second one in flight).
     pub shared_log: bool,
+    /// Records after which the state is attested on the log; default 1,000.
+    pub attest_every: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { trackers: Vec::new(), command_ttl: COMMAND_TTL, shared_log: false }
+        Self { trackers: Vec::new(), command_ttl: COMMAND_TTL, shared_log: false, attest_every: ATTEST_EVERY }
     }
 }
 
@@ -91,7 +94,8 @@ impl Service {
             time_to_live: options.command_ttl,
         };
         let chain_max = if options.shared_log { 1 } else { CHAIN_MAX };
-        let mut writer = Writer::new(Arc::clone(&shared), issuer, chain_max, options.shared_log);
+        let pace = Pace::new(options.attest_every);
+        let mut writer = Writer::new(Arc::clone(&shared), issuer, chain_max, options.shared_log, pace);
         writer.catch_up().await?;
 
         let (root_key, ca_fingerprint) = (keys.root_key, keys.ca_fingerprint);

@@ -17,6 +17,7 @@ use event_log::{AppendError, BoxFuture, EventLog, Position, ReadError, ReadLimit
 use event_schema::{Command, DecodeError, Event, Record, RecordId, Report, RunId, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 
+use super::attest::Pace;
 use super::ids::Ids;
 use super::issue::Issuer;
 use super::{Origin, Shared, SubmitError, now};
@@ -150,14 +151,16 @@ pub enum FoldError {
 
 /// The task's own things.
 pub(crate) struct Writer {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     log: Arc<dyn EventLog>,
     stream: StreamName,
     issuer: Arc<Issuer>,
     state: State,
     /// The last position folded into `state`, which is also the stream's last.
-    last: Position,
+    pub(super) last: Position,
     correlations: BTreeMap<RunId, RecordId>,
+    /// When the state is attested and checked.
+    pub(super) pace: Pace,
     /// Appends in one chain; 1 where the log takes one at a time.
     chain_max: usize,
     /// Whether others may write to this log.
@@ -178,7 +181,13 @@ struct InFlight {
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, issuer: Issuer, chain_max: usize, is_shared: bool) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        issuer: Issuer,
+        chain_max: usize,
+        is_shared: bool,
+        pace: Pace,
+    ) -> Self {
         Self {
             log: Arc::clone(&shared.log),
             shared,
@@ -187,6 +196,7 @@ impl Writer {
             state: State::default(),
             last: Position::ZERO,
             correlations: BTreeMap::new(),
+            pace,
             chain_max: chain_max.max(1),
             is_shared,
             careful: false,
@@ -212,11 +222,17 @@ impl Writer {
                 }
                 let record = decode(&entry.bytes)
                     .map_err(|source| FoldError::Record { position: entry.position, source })?;
+                self.check_attested(entry.position.0, &record);
                 self.fold(&record);
                 self.last = entry.position;
                 self.shared.publish(entry.position, &record);
             }
         }
+    }
+
+    /// Whether state and projections are at the same place of the log.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.stale
     }
 
     /// Decides, appends and folds until nobody can ask any more.
@@ -251,7 +267,9 @@ impl Writer {
                 }
             }
             self.commit(batch).await;
+            self.attest_when_due().await;
         }
+        self.attest_at_stop().await;
         self.log.close().await;
     }
 
