@@ -5,6 +5,7 @@
 //! the log. [`cli`] is the operator's command line, which talks to [`api`]; with the rest it shares `audit` alone.
 
 pub mod api;
+mod at;
 pub mod audit;
 pub mod cli;
 pub mod config;

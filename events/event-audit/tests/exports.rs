@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use event_audit::export::{
     CompareError, EntryFault, Expectation, ExportError, ExportReader, ExportWriter, Relation, WriteError,
-    compare, verify,
+    compare, prove_entry, verify,
 };
 use event_audit::ledger::Ledger;
 use event_audit::limits::MAX_ENTRY_BYTES;
@@ -53,6 +53,30 @@ fn what_is_exported_is_read_back() {
         assert_eq!(report.entry_bytes, entries.iter().map(|entry| entry.len() as u64).sum::<u64>());
         assert_eq!(report.checkpoint.head(), &head_of(&entries));
         assert!(report.origin_expected);
+    }
+}
+
+#[test]
+fn every_entry_can_be_proved_out_of_an_export() {
+    let fleet = Fleet::new(1);
+    for size in [1, 2, 255, 256, 257, 511, 700, 66_000_u64] {
+        let entries = entries(size, size);
+        let export = fleet.export(&entries, &[100]);
+        let few = [1, 2, 3, size / 2, size.saturating_sub(1), size];
+        let positions = if size < 300 { (1..=size).collect() } else { Vec::from(few) };
+        for position in positions.into_iter().filter(|position| *position > 0) {
+            let mut reader = ExportReader::open(export.as_slice(), &expecting(&fleet)).expect("good");
+            let (entry, proof) = prove_entry(&mut reader, position).expect("good").expect("it is there");
+            assert_eq!(entry, entries[position as usize - 1]);
+            let (origin, keys) = (fleet.keys.origin(), fleet.keys.log_keys());
+            let checkpoint = proof.verify(&entry, origin, keys).expect("it holds");
+            assert_eq!((checkpoint.head().size, proof.index), (size, position - 1));
+            assert!(proof.verify(b"another", origin, keys).is_err());
+        }
+        for none in [0, size + 1, u64::MAX] {
+            let mut reader = ExportReader::open(export.as_slice(), &expecting(&fleet)).expect("good");
+            assert!(prove_entry(&mut reader, none).expect("good").is_none());
+        }
     }
 }
 

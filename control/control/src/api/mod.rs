@@ -18,6 +18,7 @@ mod runs;
 mod shape;
 mod tokens;
 pub mod view;
+mod whole;
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ pub use auth::ApiToken;
 pub use error::ApiError;
 pub use openapi::document;
 pub(crate) use shape::{bootstrap_place, escape_bytes, record, total};
+pub(crate) use whole::{WholeView, whole};
 
 use crate::service::Service;
 

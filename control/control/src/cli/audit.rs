@@ -1,23 +1,29 @@
-//! `flotilla audit`: history in a file that proves itself, and the check of one, which needs nothing else.
+//! `flotilla audit`: history in a file that proves itself, the check of one, which needs nothing else, and what can be
+//! read out of it: the state at any place, what changed, one entry's proof.
+
+mod proof;
+mod state;
+mod walk;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use control_core::projection::Views;
+use control_core::form::Checked;
 use event_audit::checkpoint::Checkpoint;
-use event_audit::export::{Expectation, ExportError, ExportReader, Report, verify};
+use event_audit::export::{Expectation, ExportError, ExportReader};
 use event_audit::ledger::Ledger;
 use event_audit::note::Note;
 use event_log::file::{FileLog, FileLogOptions};
 use event_log::{EventLog as _, OpenError, Position};
-use event_schema::{Record, Timestamp};
+use event_schema::{DecodeError, Record};
 use serde_json::json;
 
 use super::client::Client;
 use super::{Done, Failure, Global, output};
 use crate::api::view::StatusView;
+use crate::at::At;
 use crate::audit;
 use crate::pki::AuditKeys;
 
@@ -36,7 +42,7 @@ pub(super) enum Audit {
         that you both trust: it stands for the fleet's root key."
     )]
     Export(Export),
-    /// Check an export, without a service or a network; 1 and the first bad entry if it does not hold
+    /// Check an export, or one entry's proof, without a service or a network; 1 and the first bad entry if it fails
     #[command(after_help = "Example: flotilla audit verify history.flotilla-audit \
         --origin flotilla/0f1e2d3c4b5a69788796a5b4c3d2e1f0 --seen last-audit.checkpoint")]
     Verify(Verify),
@@ -46,6 +52,20 @@ pub(super) enum Audit {
         The hash is the one that `flotilla status` shows of the live service at that position."
     )]
     Replay(Replay),
+    /// The fleet as it was, in the shapes of the API, and its hash: of an export or of the log in a data folder
+    #[command(
+        after_help = "Example: flotilla audit state history.flotilla-audit --at 2026-03-01T12:00:00Z --json\n\n\
+        A time stands for the last record before the first one that is later."
+    )]
+    State(state::State),
+    /// What changed between two places of a history
+    #[command(
+        after_help = "Example: flotilla audit diff history.flotilla-audit --from 2026-03-01T12:00:00Z --to 5120"
+    )]
+    Diff(state::Diff),
+    /// One entry with its proof in a small file, which `audit verify` checks
+    #[command(after_help = "Example: flotilla audit prove 4711 history.flotilla-audit --out 4711.proof.json")]
+    Prove(proof::Prove),
 }
 
 #[derive(Debug, Args)]
@@ -57,7 +77,7 @@ pub(super) struct Export {
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// The export
+    /// The export, or the proof of an entry
     path: PathBuf,
     /// Name of the log that it has to be of; without it, any fleet's history is taken
     #[arg(long, value_name = "ORIGIN")]
@@ -78,28 +98,11 @@ pub(super) struct Replay {
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
     /// Stop after this position, or before the first record that is later than this time (RFC 3339, UTC)
-    #[arg(long, value_name = "POSITION|TIME", value_parser = until)]
-    until: Option<Until>,
+    #[arg(long, value_name = "POSITION|TIME")]
+    until: Option<At>,
     /// Tell only what stands from this position on; everything before is folded all the same
     #[arg(long, value_name = "POSITION", default_value_t = 1)]
     from: u64,
-}
-
-/// Where a replay ends.
-#[derive(Clone, Copy, Debug)]
-enum Until {
-    Position(u64),
-    Time(Timestamp),
-}
-
-fn until(text: &str) -> Result<Until, String> {
-    if let Ok(position) = text.parse() {
-        return Ok(Until::Position(position));
-    }
-    let time = humantime::parse_rfc3339_weak(text)
-        .map_err(|_| format!("{text} is neither a position nor a time such as 2026-03-01T12:00:00Z"))?;
-    let since = time.duration_since(std::time::UNIX_EPOCH).map_err(|_| format!("{text} is before 1970"))?;
-    Ok(Until::Time(Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))))
 }
 
 pub(super) fn run(global: Global, command: Audit) -> Done {
@@ -107,6 +110,9 @@ pub(super) fn run(global: Global, command: Audit) -> Done {
         Audit::Export(line) => export(global, &line),
         Audit::Verify(line) => check(global.json, &line),
         Audit::Replay(line) => replay(global.json, &line),
+        Audit::State(line) => state::state(&global, &line),
+        Audit::Diff(line) => state::diff(&global, &line),
+        Audit::Prove(line) => proof::prove(&global, &line),
     }
 }
 
@@ -119,7 +125,7 @@ fn export(global: Global, line: &Export) -> Done {
     let (as_json, data) = (global.json, global.data.clone().unwrap_or_else(|| "flotilla-data".into()));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
     runtime.block_on(async {
-        let (log, end) = open_log(global, &data).await?;
+        let (log, end) = open_log(global).await?;
         let keys = AuditKeys::open(&data).map_err(Failure::of)?;
         let mut ledger = Ledger::open(&data.join("audit"), keys.list().origin(), keys.list().log_keys())
             .map_err(Failure::of)?;
@@ -169,15 +175,10 @@ fn export(global: Global, line: &Export) -> Done {
     })
 }
 
-/// The log, and the last position that is known to be durable.
-async fn open_log(global: Global, data: &Path) -> Result<(FileLog, Position), Failure> {
-    let folder = data.join("log");
-    if !folder.is_dir() {
-        return Err(Failure::Failed(format!(
-            "there is no event log in {}; name the data folder with --data (a log in NATS cannot be exported yet)",
-            folder.display()
-        )));
-    }
+/// The log in the data folder, or the copy of one that servers keep, and the last position that is known to be durable.
+async fn open_log(global: Global) -> Result<(FileLog, Position), Failure> {
+    let data = global.data.clone().unwrap_or_else(|| "flotilla-data".into());
+    let folder = log_folder(&data).await?;
     // Whoever may write to it has synced all that it shows. If a service runs, what it has taken is durable; what
     // follows in its file may not be yet.
     let end = match FileLog::open(&folder, FileLogOptions::default()).await {
@@ -187,16 +188,38 @@ async fn open_log(global: Global, data: &Path) -> Result<(FileLog, Position), Fa
             end
         }
         Err(OpenError::Locked { .. }) => {
-            let client = Client::new(global)?;
+            // The folder's own service: another that was named would have another log.
+            let client = Client::new(Global { server: None, data: Some(data), ..global })?;
             let status = tokio::task::spawn_blocking(move || client.get::<StatusView>("status"));
             Position(status.await.map_err(Failure::of)??.position)
         }
         Err(error) => return Err(Failure::of(error)),
     };
-    // Not as its writer, so that a service may start meanwhile.
+    Ok((open_beside(&folder).await?, end))
+}
+
+/// Not as its writer, so that a service may start meanwhile.
+async fn open_beside(folder: &Path) -> Result<FileLog, Failure> {
     let options = FileLogOptions { read_only: true, ..FileLogOptions::default() };
-    let log = FileLog::open(&folder, options).await.map_err(Failure::of)?;
-    Ok((log, end))
+    FileLog::open(folder, options).await.map_err(Failure::of)
+}
+
+/// Where the records are: in the log of the folder itself, or in the verified copy of one that NATS keeps. Where there
+/// are both, because the log was moved, the one that goes further.
+async fn log_folder(data: &Path) -> Result<PathBuf, Failure> {
+    let (own, copy) = (data.join("log"), data.join("log-copy"));
+    match (own.is_dir(), copy.is_dir()) {
+        (true, false) => Ok(own),
+        (false, true) => Ok(copy),
+        (true, true) => {
+            let ends = (open_beside(&own).await?.last_stored(), open_beside(&copy).await?.last_stored());
+            Ok(if ends.1 > ends.0 { copy } else { own })
+        }
+        (false, false) => Err(Failure::Failed(format!(
+            "there is no event log in {}: name the data folder with --data",
+            data.display()
+        ))),
+    }
 }
 
 fn create_private(path: &Path) -> std::io::Result<File> {
@@ -212,6 +235,12 @@ fn create_private(path: &Path) -> std::io::Result<File> {
 }
 
 fn check(as_json: bool, line: &Verify) -> Done {
+    if proof::looks_like_one(&line.path) {
+        if !line.seen.is_empty() || line.keep.is_some() {
+            return Err(Failure::Usage("--seen and --keep are for exports: a proof is of one entry".into()));
+        }
+        return proof::check(as_json, &line.path, line.origin.as_deref());
+    }
     let mut expectation = Expectation { origin: line.origin.clone(), heads: Vec::new() };
     for path in &line.seen {
         let checkpoint = read_checkpoint(path)?;
@@ -227,10 +256,70 @@ fn check(as_json: bool, line: &Verify) -> Done {
         }
         expectation.heads.push(checkpoint.head);
     }
-    match verify(open_export(&line.path)?, &expectation) {
-        Ok(report) => good(as_json, line, &report),
+    let mut states = States::default();
+    match read_all(&line.path, &expectation, &mut states)? {
+        Ok(read) => good(as_json, line, &read, &states),
         Err(error) => bad(as_json, line, &error),
     }
+}
+
+/// What was attested in an export, held against the fold of it.
+#[derive(Default)]
+struct States {
+    fold: Checked,
+    /// The first entry whose meaning is not known here, and why: nothing is folded from there on.
+    unread: Option<(u64, DecodeError)>,
+    /// The first attestation that is wrong.
+    differing: Option<control_core::form::Differs>,
+}
+
+/// A good export.
+struct Read {
+    checkpoint: event_audit::SignedCheckpoint,
+    checkpoints: usize,
+    entries: u64,
+    entry_bytes: u64,
+    origin_expected: bool,
+}
+
+/// Reads an export to its end, every entry proved, and folds it.
+fn read_all(
+    path: &Path,
+    expectation: &Expectation,
+    states: &mut States,
+) -> Result<Result<Read, ExportError>, Failure> {
+    let mut reader = match ExportReader::open(open_export(path)?, expectation) {
+        Ok(reader) => reader,
+        Err(error) => return Ok(Err(error)),
+    };
+    let (mut entries, mut entry_bytes) = (0, 0);
+    loop {
+        let entry = match reader.next_entry() {
+            Ok(Some(entry)) => entry,
+            Ok(None) => break,
+            Err(error) => return Ok(Err(error)),
+        };
+        entries = entry.position;
+        entry_bytes += entry.bytes.len() as u64;
+        if states.unread.is_some() {
+            continue;
+        }
+        match Record::decode(entry.bytes) {
+            Ok(record) => {
+                if let Err(differs) = states.fold.apply(entry.position, &record) {
+                    states.differing.get_or_insert(differs);
+                }
+            }
+            Err(error) => states.unread = Some((entry.position, error)),
+        }
+    }
+    Ok(Ok(Read {
+        checkpoint: reader.newest().clone(),
+        checkpoints: reader.checkpoints().len(),
+        entries,
+        entry_bytes,
+        origin_expected: expectation.origin.is_some(),
+    }))
 }
 
 fn open_export(path: &Path) -> Result<BufReader<File>, Failure> {
@@ -244,23 +333,23 @@ fn replay(as_json: bool, line: &Replay) -> Done {
     let bad = |error: ExportError| Failure::Failed(format!("BAD: {}: {error}", line.path.display()));
     let expectation = Expectation { origin: line.origin.clone(), heads: Vec::new() };
     let mut reader = ExportReader::open(open_export(&line.path)?, &expectation).map_err(bad)?;
-    let mut views = Views::default();
+    let mut fold = Checked::default();
     while let Some(entry) = reader.next_entry().map_err(bad)? {
-        if matches!(line.until, Some(Until::Position(last)) if last < entry.position) {
-            break;
-        }
         let record = Record::decode(entry.bytes).map_err(|error| {
             Failure::Failed(format!("entry {} is proved, but cannot be read: {error}", entry.position))
         })?;
-        if matches!(line.until, Some(Until::Time(last)) if last < record.time) {
+        if line.until.is_some_and(|until| until.is_before(entry.position, record.time)) {
             break;
         }
-        views.apply(entry.position, &record);
+        if let Err(differs) = fold.apply(entry.position, &record) {
+            output::complain(&format!("WARNING: {differs}"));
+        }
         if entry.position < line.from {
             continue;
         }
-        output::say_record(&crate::api::record(&views, entry.position, &record), as_json)?;
+        output::say_record(&crate::api::record(fold.views(), entry.position, &record), as_json)?;
     }
+    let views = fold.views();
     let state_hash = data_encoding::HEXLOWER.encode(&views.hash());
     if as_json {
         output::say_json(&json!({ "position": views.position(), "state_hash": state_hash }))
@@ -282,39 +371,64 @@ fn read_checkpoint(path: &Path) -> Result<Checkpoint, Failure> {
     Checkpoint::parse(note.unverified_text()).map_err(|error| failed(error.to_string()))
 }
 
-fn good(as_json: bool, line: &Verify, report: &Report) -> Done {
-    let checkpoint = &report.checkpoint;
+fn good(as_json: bool, line: &Verify, read: &Read, states: &States) -> Done {
+    let checkpoint = &read.checkpoint;
     if let Some(path) = &line.keep {
         crate::private_file::write(path, checkpoint.note().as_bytes())
             .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
     }
+    let (fold, differing) = (&states.fold, &states.differing);
+    let state_hash = data_encoding::HEXLOWER.encode(&fold.views().hash());
     if as_json {
-        return output::say_json(&json!({
-            "good": true,
+        output::say_json(&json!({
+            "good": differing.is_none(),
+            "error": differing.as_ref().map(ToString::to_string),
+            "first_bad": differing.as_ref().map(|differs| differs.position),
             "origin": checkpoint.origin(),
-            "origin_expected": report.origin_expected,
-            "entries": report.entries,
-            "entry_bytes": report.entry_bytes,
+            "origin_expected": read.origin_expected,
+            "entries": read.entries,
+            "entry_bytes": read.entry_bytes,
             "root": checkpoint.head().root.to_string(),
-            "checkpoints": report.checkpoints,
+            "checkpoints": read.checkpoints,
             "seen": line.seen.len(),
             "checkpoint": checkpoint.note(),
-        }));
+            "states": {
+                "folded": fold.views().position(),
+                "state_hash": state_hash,
+                "checked": fold.checked,
+                "unknown": fold.unknown,
+                "unread_from": states.unread.as_ref().map(|(position, _)| *position),
+            },
+        }))?;
+        return if differing.is_some() { Err(Failure::Quiet) } else { Ok(()) };
     }
-    output::say(&format!(
-        "good: all {} entries are those that were signed\n  log          {}{}\n  root         {}\n  checkpoints  {}, and {} \
-         seen before",
-        report.entries,
-        checkpoint.origin(),
-        if report.origin_expected {
-            ""
-        } else {
-            " (NOT CHECKED: give --origin, or this may be any fleet's history)"
-        },
+    let origin = if read.origin_expected {
+        ""
+    } else {
+        " (NOT CHECKED: give --origin, or this may be any fleet's history)"
+    };
+    let (entries, origin) = (read.entries, format!("{}{origin}", checkpoint.origin()));
+    if let Some(differs) = differing {
+        return Err(Failure::Failed(format!(
+            "BAD: {}: all {entries} entries are those that were signed, but they do not say what was attested: {differs}",
+            line.path.display()
+        )));
+    }
+    let mut told = format!(
+        "good: all {entries} entries are those that were signed\n  log          {origin}\n  root         {}\n  checkpoints  \
+         {}, and {} seen before\n  states       {} attested, all as folded anew; at the end {state_hash}",
         checkpoint.head().root,
-        report.checkpoints,
+        read.checkpoints,
         line.seen.len(),
-    ))
+        fold.checked,
+    );
+    if fold.unknown > 0 {
+        told += &format!("\n               {} NOT CHECKED: in a form of a newer flotilla", fold.unknown);
+    }
+    if let Some((position, error)) = &states.unread {
+        told += &format!("\n               NOT FOLDED from entry {position} on: {error}");
+    }
+    output::say(&told)
 }
 
 fn bad(as_json: bool, line: &Verify, error: &ExportError) -> Done {

@@ -195,6 +195,10 @@ mod tests {
             "flotilla audit export --data d --out p --json",
             "flotilla audit replay p --origin o --until 2026-03-01T12:00:00Z --from 7 --json",
             "flotilla audit verify p --origin o --seen c --seen d --keep e --json",
+            "flotilla audit state p --origin o --at 2026-03-01T12:00:00Z --json",
+            "flotilla audit state --data d --at 7",
+            "flotilla audit diff p --from 3 --to 2026-03-01T12:00:00Z",
+            "flotilla audit prove 7 p --origin o --out q",
         ] {
             assert!(Line::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
         }

@@ -2,11 +2,12 @@
 //! (`AUDIT_FORMAT.md` §6).
 //!
 //! [`ExportWriter`] writes one from a ledger and the log's entries. [`ExportReader`] hands out entries only once they
-//! are proved, in memory that does not grow with the file. [`verify`] reads all of it, [`compare`] two at once.
+//! are proved, in memory that does not grow with the file. [`verify`] reads all of it, [`compare`] two at once, [`prove_entry`] takes one entry's proof out of it.
 
 mod compare;
 mod error;
 mod layout;
+mod prove;
 mod reader;
 mod writer;
 
@@ -14,6 +15,7 @@ use std::io::Read;
 
 pub use compare::{CompareError, Relation, compare};
 pub use error::{EntryFault, ExportError, Section, WriteError};
+pub use prove::prove_entry;
 pub use reader::{ExportReader, ProvedEntry};
 pub use writer::ExportWriter;
 
