@@ -14,9 +14,15 @@ use utp2::Ecn;
 
 use crate::gate::Gate;
 
-/// Bytes asked for the kernel's receive and send buffers: 10 ms at 5 Gbit/s, so that a driver that is not
-/// scheduled for a while loses nothing. Linux grants at most `net.core.rmem_max` and `wmem_max`.
-const SOCKET_BUFFER: usize = 8 << 20;
+/// Bytes asked for the kernel's receive buffer, so that a driver that is not scheduled for a while loses nothing:
+/// 10 ms at 5 Gbit/s are wanted at least, and four times as much is asked for, because on a machine that has more to
+/// do than its cores can, others run for several slices. Only what waits takes memory. Linux grants at most
+/// `net.core.rmem_max`.
+const RECEIVE_ROOM: usize = 32 << 20;
+const RECEIVE_ROOM_MIN: usize = 8 << 20;
+
+/// The same for the send buffer, with `net.core.wmem_max`.
+const SEND_ROOM: usize = 8 << 20;
 
 /// Buffers handed to the kernel in one receive call, as many as `quinn-udp` passes on. With GRO each can hold
 /// 64 KiB of equal datagrams; without it they take one each, and only the pages touched are memory.
@@ -226,15 +232,16 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
 
 /// Asks for large buffers and says what came of it: too small a buffer looks like loss on the path.
 fn enlarge_buffers(socket: &socket2::Socket) {
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-    for (what, granted) in
-        [("receive (rmem_max)", socket.recv_buffer_size()), ("send (wmem_max)", socket.send_buffer_size())]
-    {
+    let _ = socket.set_recv_buffer_size(RECEIVE_ROOM);
+    let _ = socket.set_send_buffer_size(SEND_ROOM);
+    for (what, wanted, granted) in [
+        ("receive (rmem_max)", RECEIVE_ROOM_MIN, socket.recv_buffer_size()),
+        ("send (wmem_max)", SEND_ROOM, socket.send_buffer_size()),
+    ] {
         match granted {
-            Ok(size) if size < SOCKET_BUFFER => tracing::warn!(
+            Ok(size) if size < wanted => tracing::warn!(
                 granted = size,
-                asked = SOCKET_BUFFER,
+                wanted,
                 "the system grants only a small {what} buffer; fast transfers may lose datagrams here"
             ),
             Ok(_) => {}

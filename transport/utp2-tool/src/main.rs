@@ -5,6 +5,7 @@
 //! Read first: `args` (what it promises), `wire`.
 
 mod args;
+mod behind;
 mod name;
 mod place;
 mod progress;

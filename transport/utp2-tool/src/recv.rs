@@ -15,8 +15,9 @@ use utp2::{CloseReason, Handle};
 use utp2_tokio::{BlockSink, BlockSource, Closed, Connection, Endpoint};
 
 use crate::args::RecvArgs;
+use crate::behind::Behind;
 use crate::progress::{Progress, mbps, seconds};
-use crate::store::{CannotBegin, OutDir, PartFile, Written};
+use crate::store::{CannotBegin, OutDir, PartFile, Taken};
 use crate::wire::{Ending, Meta, ToReceiver, ToSender, clip, decode, encode, file_and_block};
 use crate::{endpoint_config, interrupted, name, print_json, random, secret, state};
 
@@ -67,15 +68,15 @@ impl BlockSource for NoSource {
     }
 }
 
-/// What the driver tells a session.
-enum Arrived {
+/// What the driver, and who writes behind it, tell a session.
+pub(crate) enum Arrived {
     /// Enough to be hashed, or all.
     Hash(u32),
     Failed(u32, String),
 }
 
 /// A session as the driver sees it.
-struct Inbound {
+pub(crate) struct Inbound {
     conn: Connection,
     /// Packets received when last looked, and since when they are so many.
     heard: Mutex<(u64, Instant)>,
@@ -88,12 +89,17 @@ struct Inbound {
     displaced: AtomicBool,
 }
 
-#[derive(Default)]
 struct Sink {
     sessions: RwLock<HashMap<Handle, Arc<Inbound>>>,
+    behind: Behind,
 }
 
 impl Inbound {
+    /// A session that has ended wants to know nothing.
+    pub(crate) fn tell(&self, arrived: Arrived) {
+        let _ = self.tell.send(arrived);
+    }
+
     /// Notes whether anything was heard from the sender: so many packets until now.
     fn listen(&self) -> u64 {
         let packets = self.conn.stats().received_packets;
@@ -119,6 +125,10 @@ impl Inbound {
 }
 
 impl Sink {
+    fn new() -> io::Result<Self> {
+        Ok(Self { sessions: RwLock::default(), behind: Behind::start()? })
+    }
+
     /// Sessions whose sender is sure to be there, now and not only a while ago, or that are ending.
     fn busy_sessions(&self) -> usize {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
@@ -149,16 +159,15 @@ impl BlockSink for Sink {
         let (file, block) = file_and_block(tag);
         let files = session.files.read().unwrap_or_else(PoisonError::into_inner);
         let Some(part) = files.get(&file) else { return };
-        let (new, arrived) = match part.write(block, offset, fin, data) {
-            Written::More(new) => (new, None),
-            Written::Hash(new) => (new, Some(Arrived::Hash(file))),
-            Written::Nothing => (0, None),
-            Written::Failed(reason) => (0, Some(Arrived::Failed(file, reason))),
-        };
-        session.bytes.fetch_add(u64::from(new), Relaxed);
-        if let Some(arrived) = arrived {
-            // A session that has ended wants to know nothing.
-            let _ = session.tell.send(arrived);
+        match part.take(block, offset, fin, data) {
+            Taken::New(new, runs) => {
+                session.bytes.fetch_add(u64::from(new), Relaxed);
+                for run in runs.into_iter().flatten() {
+                    self.behind.put(session, file, part, run);
+                }
+            }
+            Taken::Nothing => {}
+            Taken::Failed(reason) => session.tell(Arrived::Failed(file, reason)),
         }
     }
 }
@@ -181,7 +190,7 @@ pub(crate) async fn run(args: RecvArgs) -> anyhow::Result<bool> {
     if let Some(kept) = &kept {
         endpoint.set_lasting_secret(&kept.secret);
     }
-    let sink = Arc::new(Sink::default());
+    let sink = Arc::new(Sink::new().context("cannot start the thread that writes")?);
     endpoint.add_context(
         secret::CONTEXT,
         secret::derive(&args.common.secret),
@@ -743,7 +752,15 @@ impl Session {
         self.failed += 1;
         self.progress.say(&format!("{}: {reason}", name::show(&part.meta().name)));
         self.tell_json(part.meta(), if wrong { 0 } else { part.bytes_there() }, Some(&reason), false);
-        let leave = move || if wrong { part.discard() } else { part.leave() };
+        let sink = self.sink.clone();
+        let leave = move || {
+            if wrong {
+                part.discard();
+            } else {
+                sink.behind.settle();
+                part.leave();
+            }
+        };
         tokio::task::spawn_blocking(leave).await.context("a task failed")?;
         self.say_ended(file, Ending::Failed { reason: clip(reason) }).await;
         Ok(())
@@ -807,7 +824,11 @@ impl Session {
             Entry::Opening { .. } => None,
             Entry::Open { part, .. } | Entry::Finishing(part) => Some(part),
         }));
-        let keep = move || parts.iter().for_each(|part| part.leave());
+        let sink = self.sink.clone();
+        let keep = move || {
+            sink.behind.settle();
+            parts.iter().for_each(|part| part.leave());
+        };
         let _ = tokio::task::spawn_blocking(keep).await;
         count
     }

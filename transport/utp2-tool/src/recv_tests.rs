@@ -7,6 +7,7 @@ use utp2::{CloseReason, Identity};
 use utp2_tokio::EndpointConfig;
 
 use super::*;
+use crate::store::Put;
 use crate::wire::{BLOCK, HAVE_MAX};
 
 /// A sender in the test's hands and the receiver's session with it.
@@ -39,7 +40,7 @@ fn offer(file: u32) -> ToReceiver {
 
 /// A session that nobody serves yet, and its sender.
 async fn pair(dir: Arc<OutDir>) -> (Session, Connection, (Endpoint, Endpoint)) {
-    let sink = Arc::new(Sink::default());
+    let sink = Arc::new(Sink::new().unwrap());
     let (receiver, mut incoming) = bind(1, &sink);
     let (sender, _) = bind(2, &sink);
     let conn = within("connecting", sender.connect(receiver.local_addr(), secret::CONTEXT)).await.unwrap();
@@ -165,7 +166,7 @@ async fn a_copy_of_an_early_offer_does_no_harm_and_gives_way() {
     // What arrived of another file of that name, and nobody knows how much of it.
     std::fs::write(temp.path().join("f1.part"), b"partial").unwrap();
     let dir = OutDir::open(temp.path().to_owned(), false).unwrap();
-    let sink = Arc::new(Sink::default());
+    let sink = Arc::new(Sink::new().unwrap());
     let (receiver, mut incoming) = bind(1, &sink);
     let (sender, _) = bind(2, &sink);
     let to = receiver.local_addr();
@@ -319,7 +320,10 @@ async fn much_that_has_arrived_is_written_down_at_once() {
         session.on_job(job.unwrap()).await.unwrap();
     }
     let Some(Entry::Open { part, .. }) = session.entries.get(&0) else { panic!("not open") };
-    assert_eq!(part.write(1, 0, true, &vec![1; BLOCK as usize]), Written::More(BLOCK));
+    let Taken::New(BLOCK, [None, Some(run)]) = part.take(1, 0, true, &vec![1; BLOCK as usize]) else {
+        panic!("not taken")
+    };
+    assert_eq!(part.put(run), Put::Done);
     for (bytes, jobs) in [(SAVE_BYTES - 1, 0), (SAVE_BYTES, 1), (2 * SAVE_BYTES - 1, 0)] {
         session.inbound.bytes.store(bytes, Relaxed);
         session.save_if_much();

@@ -30,6 +30,9 @@ const PARTIAL_MAX: usize = 1 << 16;
 /// Separate ranges of one block: honest senders make some 25 pieces of a block.
 const RANGES_MAX: usize = 128;
 
+/// Buffers of a block's size that are kept for further runs.
+const SPARE_MAX: usize = 32;
+
 /// Bytes read at a time to hash what has arrived.
 const HASH_CHUNK: usize = 1 << 20;
 
@@ -149,8 +152,11 @@ struct State {
     missing: u32,
     /// Blocks from the beginning that are all there.
     prefix: u32,
+    /// Blocks of which pieces have come and that are not whole on disk.
     partial: HashMap<u32, RangeSet>,
     run: Run,
+    /// Buffers of runs that were written.
+    spare: Vec<Vec<u8>>,
     failed: bool,
     /// Changed since the map was saved.
     dirty: bool,
@@ -160,23 +166,33 @@ struct State {
     hash_asked: u64,
 }
 
-/// Pieces that follow each other, written together: one call for a block instead of one for a packet.
-#[derive(Default)]
-struct Run {
+/// Pieces of a block that follow each other, written together: one call for a block instead of one for a packet.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Run {
     block: u32,
     start: u32,
     data: Vec<u8>,
+    /// With it, and with what was cut before it, the block is whole.
+    completes: bool,
 }
 
 /// What a piece led to.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Written {
-    /// So many new bytes, nothing to do.
-    More(u32),
-    /// So many new bytes, and enough has come together to be hashed.
-    Hash(u32),
+pub(crate) enum Taken {
+    /// So many new bytes, and runs to be [put](PartFile::put) in this order.
+    New(u32, [Option<Run>; 2]),
     /// Nothing: it was there, or the file has failed already.
     Nothing,
+    /// The file cannot go on.
+    Failed(String),
+}
+
+/// What putting a run led to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Put {
+    Done,
+    /// Enough has come together to be hashed.
+    Hash,
     /// The file cannot go on.
     Failed(String),
 }
@@ -226,6 +242,7 @@ impl PartFile {
             prefix: 0,
             partial: HashMap::new(),
             run: Run::default(),
+            spare: Vec::new(),
             failed: false,
             dirty,
             hash: Some((Box::default(), 0)),
@@ -305,76 +322,73 @@ impl PartFile {
         self.state().missing == 0
     }
 
-    /// Takes a piece of a block.
-    pub(crate) fn write(&self, block: u32, offset: u32, fin: bool, data: &[u8]) -> Written {
+    /// Takes a piece of a block. Touches no disk: the runs it gives are for [`PartFile::put`], all of a file's in order.
+    pub(crate) fn take(&self, block: u32, offset: u32, fin: bool, data: &[u8]) -> Taken {
         let mut state = self.state();
         if state.failed || has(&state.done, block) {
-            return Written::Nothing;
+            return Taken::Nothing;
         }
-        let written = self.write_piece(&mut state, block, offset, fin, data);
-        if matches!(written, Written::Failed(_)) {
+        let taken = self.take_piece(&mut state, block, offset, fin, data);
+        if matches!(taken, Taken::Failed(_)) {
             state.failed = true;
         }
-        written
+        taken
     }
 
-    fn write_piece(&self, state: &mut State, block: u32, offset: u32, fin: bool, data: &[u8]) -> Written {
+    fn take_piece(&self, state: &mut State, block: u32, offset: u32, fin: bool, data: &[u8]) -> Taken {
         let len = block_len(self.meta.size, block);
         let end = u64::from(offset) + data.len() as u64;
         if data.is_empty() || end > u64::from(len) || fin != (end == u64::from(len)) {
-            return Written::Failed("a piece of a block lies outside the file".into());
+            return Taken::Failed("a piece of a block lies outside the file".into());
         }
         if state.partial.len() >= PARTIAL_MAX && !state.partial.contains_key(&block) {
-            return Written::Failed("too many blocks were begun and not finished".into());
+            return Taken::Failed("too many blocks were begun and not finished".into());
         }
         let ranges = state.partial.entry(block).or_default();
         let new = ranges.insert(u64::from(offset), end) as u32;
         if new == 0 {
-            return Written::More(0);
+            return Taken::Nothing;
         }
         if ranges.as_slice().len() > RANGES_MAX {
-            return Written::Failed("a block comes in too many pieces".into());
+            return Taken::Failed("a block comes in too many pieces".into());
         }
         let is_whole = ranges.contains(0, u64::from(len));
-        let kept = self.keep(&mut state.run, block, offset, data);
-        let kept = kept.and_then(|()| if is_whole { self.flush(&mut state.run) } else { Ok(()) });
-        if let Err(error) = kept {
-            return Written::Failed(format!("cannot write the file: {error}"));
+        let before = if state.run.goes_on(block, offset) { None } else { state.cut(block, offset) };
+        state.run.data.extend_from_slice(data);
+        let last = if is_whole { state.cut(block, offset + data.len() as u32) } else { None };
+        Taken::New(new, [before, last.map(|run| Run { completes: true, ..run })])
+    }
+
+    /// Writes a run. Waits for the disk.
+    pub(crate) fn put(&self, mut run: Run) -> Put {
+        if self.state().failed {
+            return Put::Done;
         }
-        if !is_whole {
-            return Written::More(new);
+        let at = u64::from(run.block) * u64::from(BLOCK) + u64::from(run.start);
+        let written = place::write_at(&self.file, &run.data, at);
+        let mut state = self.state();
+        if let Err(error) = written {
+            state.failed = true;
+            return Put::Failed(format!("cannot write the file: {error}"));
         }
-        state.partial.remove(&block);
-        state.done[block as usize / 64] |= 1 << (block % 64);
+        if state.spare.len() < SPARE_MAX {
+            run.data.clear();
+            state.spare.push(run.data);
+        }
+        if !run.completes {
+            return Put::Done;
+        }
+        state.partial.remove(&run.block);
+        state.done[run.block as usize / 64] |= 1 << (run.block % 64);
         state.missing -= 1;
         state.dirty = true;
         state.extend_prefix(self.blocks);
         let prefix = u64::from(state.prefix) * u64::from(BLOCK);
         if state.missing == 0 || prefix >= state.hash_asked + HASH_STEP {
             state.hash_asked = prefix;
-            return Written::Hash(new);
+            return Put::Hash;
         }
-        Written::More(new)
-    }
-
-    /// Adds a piece to the run, writing the run before if the piece does not continue it.
-    fn keep(&self, run: &mut Run, block: u32, offset: u32, data: &[u8]) -> io::Result<()> {
-        if run.block != block || run.start + run.data.len() as u32 != offset {
-            self.flush(run)?;
-            (run.block, run.start) = (block, offset);
-        }
-        run.data.extend_from_slice(data);
-        Ok(())
-    }
-
-    fn flush(&self, run: &mut Run) -> io::Result<()> {
-        if !run.data.is_empty() {
-            let at = u64::from(run.block) * u64::from(BLOCK) + u64::from(run.start);
-            place::write_at(&self.file, &run.data, at)?;
-            run.start += run.data.len() as u32;
-            run.data.clear();
-        }
-        Ok(())
+        Put::Done
     }
 
     /// Hashes what has come together since the last time. Gives the digest at the end, once, and nothing any more
@@ -491,7 +505,24 @@ impl PartFile {
     }
 }
 
+impl Run {
+    /// Whether a piece of `block` at `offset` continues it.
+    fn goes_on(&self, block: u32, offset: u32) -> bool {
+        self.block == block && self.start + self.data.len() as u32 == offset
+    }
+}
+
 impl State {
+    /// Begins a new run there and gives the one before, if it has anything.
+    fn cut(&mut self, block: u32, start: u32) -> Option<Run> {
+        if self.run.data.is_empty() {
+            (self.run.block, self.run.start) = (block, start);
+            return None;
+        }
+        let data = self.spare.pop().unwrap_or_default();
+        Some(std::mem::replace(&mut self.run, Run { block, start, data, completes: false }))
+    }
+
     fn extend_prefix(&mut self, blocks: u32) {
         while self.prefix < blocks && has(&self.done, self.prefix) {
             self.prefix += 1;
@@ -602,10 +633,22 @@ mod tests {
         (0..SIZE).map(|i| (i * 7 + i / 256) as u8).collect()
     }
 
-    fn put(part: &PartFile, block: u32, from: u32, to: u32) -> Written {
+    /// So many new bytes, and what came of putting them.
+    fn put(part: &PartFile, block: u32, from: u32, to: u32) -> (u32, Put) {
         let base = block as usize * BLOCK as usize;
         let data = &content()[base + from as usize..base + to as usize];
-        part.write(block, from, to == block_len(SIZE, block), data)
+        write(part, block, from, to == block_len(SIZE, block), data)
+    }
+
+    fn write(part: &PartFile, block: u32, offset: u32, fin: bool, data: &[u8]) -> (u32, Put) {
+        match part.take(block, offset, fin, data) {
+            Taken::New(new, runs) => {
+                let put = runs.into_iter().flatten().map(|run| part.put(run));
+                (new, put.fold(Put::Done, |_, put| put))
+            }
+            Taken::Nothing => (0, Put::Done),
+            Taken::Failed(reason) => (0, Put::Failed(reason)),
+        }
     }
 
     fn dir() -> (tempfile::TempDir, Arc<OutDir>) {
@@ -618,15 +661,15 @@ mod tests {
     fn pieces_in_any_order_make_the_file() {
         let (temp, dir) = dir();
         let part = PartFile::begin(&dir, meta("a"), true).unwrap();
-        assert_eq!(put(&part, 2, 500, 1000), Written::More(500));
-        assert_eq!(put(&part, 2, 500, 1000), Written::More(0));
-        assert_eq!(put(&part, 0, 0, BLOCK), Written::More(BLOCK));
-        assert_eq!(put(&part, 2, 0, 600), Written::More(500));
+        assert_eq!(put(&part, 2, 500, 1000), (500, Put::Done));
+        assert_eq!(put(&part, 2, 500, 1000), (0, Put::Done));
+        assert_eq!(put(&part, 0, 0, BLOCK), (BLOCK, Put::Done));
+        assert_eq!(put(&part, 2, 0, 600), (500, Put::Done));
         assert_eq!(part.hash_some().unwrap(), None);
         for from in (0..BLOCK).step_by(4096).skip(1) {
-            assert_eq!(put(&part, 1, from, from + 4096), Written::More(4096));
+            assert_eq!(put(&part, 1, from, from + 4096), (4096, Put::Done));
         }
-        assert_eq!(put(&part, 1, 0, 4096), Written::Hash(4096));
+        assert_eq!(put(&part, 1, 0, 4096), (4096, Put::Hash));
         assert!(part.is_complete());
         assert_eq!(part.hash_some().unwrap(), Some(*blake3::hash(&content()).as_bytes()));
         assert_eq!(part.hash_some().unwrap(), None, "once");
@@ -671,7 +714,7 @@ mod tests {
         let (temp, dir) = dir();
         let big = Meta { size: 3 * ROOM_STEP + 5, ..meta("a") };
         let part = PartFile::begin(&dir, big.clone(), true).unwrap();
-        assert_eq!(part.write(1, 0, true, &[7; BLOCK as usize]), Written::More(BLOCK));
+        assert_eq!(write(&part, 1, 0, true, &[7; BLOCK as usize]), (BLOCK, Put::Done));
         part.take_room().unwrap();
         let bytes = fs::read(temp.path().join("new/out/a.part")).unwrap();
         assert_eq!(bytes.len() as u64, big.size);
@@ -699,7 +742,7 @@ mod tests {
         let (_temp, dir) = dir();
         let far = |block, offset, fin, len: usize| {
             let part = PartFile::begin(&dir, meta("b"), true).unwrap();
-            matches!(part.write(block, offset, fin, &vec![0; len]), Written::Failed(_))
+            matches!(write(&part, block, offset, fin, &vec![0; len]), (0, Put::Failed(_)))
         };
         assert!(far(3, 0, true, 1));
         assert!(far(2, 999, true, 2));
@@ -714,7 +757,7 @@ mod tests {
         let (_temp, dir) = dir();
         let part = PartFile::begin(&dir, meta("c"), true).unwrap();
         let last = (0..=RANGES_MAX as u32).map(|i| put(&part, 0, 2 * i, 2 * i + 1)).last().unwrap();
-        assert!(matches!(last, Written::Failed(_)));
+        assert!(matches!(last, (0, Put::Failed(_))));
     }
 
     #[test]
@@ -757,9 +800,9 @@ mod tests {
         put(&part, 0, 0, 1000);
         put(&part, 1, 0, 1000);
         let other = vec![0xff; 500];
-        assert_eq!(part.write(0, 200, false, &other), Written::More(0));
+        assert_eq!(write(&part, 0, 200, false, &other), (0, Put::Done));
         // What was being gathered is gathered on.
-        assert_eq!(put(&part, 1, 1000, BLOCK), Written::More(BLOCK - 1000));
+        assert_eq!(put(&part, 1, 1000, BLOCK), (BLOCK - 1000, Put::Done));
         let bytes = fs::read(temp.path().join("new/out/a.part")).unwrap();
         assert_eq!(bytes[..1000], content()[..1000]);
         assert_eq!(bytes[BLOCK as usize..2 * BLOCK as usize], content()[BLOCK as usize..2 * BLOCK as usize]);

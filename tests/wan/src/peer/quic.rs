@@ -28,7 +28,8 @@ const PART: u64 = 1 << 20;
 const STREAMS: usize = 256;
 
 /// Asked for the sockets' buffers, the same as `utp2` asks for.
-const SOCKET_BUFFER: usize = 8 << 20;
+const RECEIVE_ROOM: usize = 32 << 20;
+const SEND_ROOM: usize = 8 << 20;
 
 /// The name in the certificate.
 const NAME: &str = "wan";
@@ -50,8 +51,8 @@ fn transport(common: &Common) -> Result<Arc<TransportConfig>> {
 
 fn endpoint(address: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoint> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
-    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    socket.set_recv_buffer_size(RECEIVE_ROOM)?;
+    socket.set_send_buffer_size(SEND_ROOM)?;
     socket.bind(&address.into())?;
     let runtime = Arc::new(quinn::TokioRuntime);
     Ok(Endpoint::new(EndpointConfig::default(), server, socket.into(), runtime)?)

@@ -33,6 +33,8 @@ pub(super) struct Trains {
     last: (u64, u64),
     /// Rates found, newest first.
     found: [f64; 3],
+    /// Packets of the train that found the first of them.
+    length: u32,
     /// The newest came faster than arrivals are told apart.
     coarse: bool,
 }
@@ -113,6 +115,10 @@ impl Trains {
                     // Those before were as fast as could be told, not as the path.
                     self.found = [0.0; 3];
                 }
+                if self.len >= 4 * self.length {
+                    // What a host adds to the time of a train weighs little in one four times as long.
+                    (self.found, self.length) = ([0.0; 3], self.len);
+                }
                 self.found.rotate_right(1);
                 self.found[0] = bytes * 1e6 / took as f64;
                 self.coarse = coarse;
@@ -152,7 +158,12 @@ mod tests {
 
     /// Sends a train and has it arrive at `rate` bytes/s, all packets or none in between acknowledged.
     fn send(t: &mut Trains, now: &mut Instant, id: u32, rate: f64, acks: bool) {
-        t.begin(*now, Duration::from_millis(50), 1e6, PACKET);
+        send_at(t, now, id, 1e6, rate, acks);
+    }
+
+    /// The same while `sending` bytes/s are sent, on which the length of the train depends.
+    fn send_at(t: &mut Trains, now: &mut Instant, id: u32, sending: f64, rate: f64, acks: bool) {
+        t.begin(*now, Duration::from_millis(50), sending, PACKET);
         let (mut n, mut pings) = (0, 0);
         let start = u64::from(id) * 1_000_000;
         while t.is_leaving() {
@@ -180,6 +191,17 @@ mod tests {
         assert!((t.rate().unwrap() / 20e6 - 1.0).abs() < 0.02, "{:?}", t.rate());
         send(&mut t, &mut now, 30, 22e6, true);
         assert!((t.rate().unwrap() / 22e6 - 1.0).abs() < 0.02, "{:?}", t.rate());
+    }
+
+    #[test]
+    fn a_longer_train_is_believed_before_shorter_ones() {
+        let (mut t, mut now) = (Trains::default(), Instant::from_micros(1));
+        // A host that adds a third of a millisecond to each of them.
+        let slowed = |packets: f64| 1.0 / (1.0 / 400e6 + 300e-6 / (packets * PACKET));
+        for (id, len, sending) in [(10, 16.0, 1e6), (20, 32.0, 1e6), (30, 128.0, 50e6)] {
+            send_at(&mut t, &mut now, id, sending, slowed(len), true);
+        }
+        assert!(t.rate().unwrap() > 200e6, "{:?}", t.rate());
     }
 
     #[test]
