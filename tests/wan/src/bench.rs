@@ -96,6 +96,8 @@ enum Scenario {
     C,
     /// 4 Gbit/s, 100 ms, 5 %; 4 GB
     D,
+    /// As d, 6 Gbit/s
+    DFast,
     /// 1 Gbit/s, 100 ms, 2 % in bursts of 20; 2 GB
     Bursts,
     /// 200 Mbit/s, 50 ms, 1 %; 40 MB
@@ -118,6 +120,7 @@ impl Scenario {
             Self::B => (link(100, 50, 0.001, 1.0), 500_000_000),
             Self::C => (link(20, 600, 0.02, 1.0), 100_000_000),
             Self::D => (link(4000, 100, 0.05, 1.0), 4_000_000_000),
+            Self::DFast => (link(6000, 100, 0.05, 1.0), 4_000_000_000),
             Self::Bursts => {
                 let shape = link(1000, 100, 0.0, 1.0);
                 (Shape { loss: Loss::Bursts { mean: 0.02, burst: 20.0 }, ..shape }, 2_000_000_000)
