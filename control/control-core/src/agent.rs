@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use event_schema::{
-    AgentApproved, AgentEnrolled, AgentId, AgentOffline, AgentOnline, AgentRemoved, AgentTagged,
-    Command as Signed, CommandBody, CommandId, EnrolmentRefused, Event, GroupMembersRemoved, Problem,
-    ProblemClass, RefusalReason, RunId, Timestamp, TokenId, TokenUsed,
+    AgentApproved, AgentEnrolled, AgentId, AgentOffline, AgentOnline, AgentRemoved, AgentSessionOpened,
+    AgentTagged, Command as Signed, CommandBody, CommandId, EnrolmentRefused, Event, GroupMembersRemoved,
+    Problem, ProblemClass, RefusalReason, RunId, Timestamp, TokenId, TokenUsed,
 };
 
 use crate::limits::{AGENTS_MAX, PENDING_AGENTS_MAX};
+use crate::replica::Session;
 use crate::{Rejection, State, text, token};
 
 /// Where an agent stands with the fleet.
@@ -27,6 +28,8 @@ pub(crate) struct Agent {
     pub(crate) tags: Vec<(String, String)>,
     pub(crate) standing: Standing,
     pub(crate) online: bool,
+    /// Where it was last connected, on logs that several services share.
+    pub(crate) session: Session,
     pub(crate) addresses: Vec<String>,
     pub(crate) version: String,
     pub(crate) last_report: u64,
@@ -51,6 +54,7 @@ impl Agent {
             tags: Vec::new(),
             standing: Standing::Pending,
             online: false,
+            session: Session::ALONE,
             addresses: Vec::new(),
             version: String::new(),
             last_report: 0,
@@ -70,6 +74,7 @@ impl Agent {
                 self.addresses.clone_from(&e.addresses);
                 self.version.clone_from(&e.version);
             }
+            Event::AgentSessionOpened(e) => self.session = Session { replica: e.replica, epoch: e.epoch },
             Event::AgentOffline(_) => self.online = false,
             Event::AgentRemoved(_) => {
                 self.standing = Standing::Removed;
@@ -240,6 +245,8 @@ pub enum Command {
     Connected {
         /// Whose.
         agent: AgentId,
+        /// At which service.
+        session: Session,
         /// Where its µTP2 endpoint can be tried.
         addresses: Vec<String>,
         /// Version of the agent program.
@@ -249,6 +256,8 @@ pub enum Command {
     Disconnected {
         /// Whose.
         agent: AgentId,
+        /// At which service: if it is at another one by now, nothing has happened.
+        session: Session,
         /// Why.
         reason: String,
     },
@@ -273,7 +282,11 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             let tags = text::tags(tags)?;
             if known.tags == tags { Ok(vec![]) } else { Ok(vec![AgentTagged { agent, tags }.into()]) }
         }
-        Command::Connected { agent, addresses, version } => {
+        Command::Connected { agent, session, addresses, version } => {
+            if !state.is_live(session) {
+                let detail = "this control service was given up by the others and starts anew: try again";
+                return Err(refusal(RefusalReason::TooEarly, detail));
+            }
             let known = state.agents.get(&agent).ok_or_else(|| {
                 refusal(RefusalReason::NotAllowed, "this fleet does not know the agent: it has to enrol")
             })?;
@@ -284,19 +297,28 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                     let mut version = text::one_line(&version);
                     text::truncate(&mut version, 64);
                     let same = known.online && known.addresses == addresses && known.version == version;
-                    Ok(if same { vec![] } else { vec![AgentOnline { agent, addresses, version }.into()] })
+                    let mut events = Vec::new();
+                    if known.session != session {
+                        let Session { replica, epoch } = session;
+                        events.push(AgentSessionOpened { agent, replica, epoch }.into());
+                    }
+                    if !same {
+                        events.push(AgentOnline { agent, addresses, version }.into());
+                    }
+                    Ok(events)
                 }
             }
         }
-        Command::Disconnected { agent, reason } => {
-            let online = state.agents.get(&agent).is_some_and(|agent| agent.online);
+        Command::Disconnected { agent, session, reason } => {
+            let online =
+                state.agents.get(&agent).is_some_and(|known| known.online && known.session == session);
             let reason = text::one_line(&reason);
             Ok(if online { vec![AgentOffline { agent, reason }.into()] } else { vec![] })
         }
     }
 }
 
-/// What is recorded when the service starts: no link has survived it.
+/// What is recorded when a service starts that has its log to itself: no link has survived it.
 pub fn service_restarted(state: &State) -> Vec<Event> {
     let reason = "the control service was restarted";
     state.online_agents().map(|agent| AgentOffline { agent, reason: reason.into() }.into()).collect()

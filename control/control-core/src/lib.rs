@@ -19,6 +19,7 @@ pub mod limits;
 pub mod plan;
 pub mod projection;
 mod rejection;
+pub mod replica;
 pub mod report;
 pub mod run;
 mod state;

@@ -55,6 +55,12 @@ pub const HISTORY_MAX: usize = 20_000;
 /// Runs kept in memory, oldest settled ones dropped first; the log has them all.
 pub const RUNS_KEPT_MAX: usize = 5_000;
 
+/// Replicas that are remembered; those that stopped are dropped first.
+pub const REPLICAS_MAX: usize = 64;
+
+/// Agents put offline in one record: it stays below 200 KiB.
+pub const OFFLINE_AT_ONCE: usize = 2_000;
+
 /// Refused enrolments that are remembered, so that an agent which asks again and again is one fact.
 pub const REFUSALS_REMEMBERED_MAX: usize = 1_000;
 

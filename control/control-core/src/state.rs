@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use event_schema::{AgentId, Event, GroupId, JobId, RefusalReason, RunId, TokenId};
+use event_schema::{AgentId, Event, GroupId, JobId, RefusalReason, ReplicaId, RunId, TokenId};
 
 use crate::agent::{Agent, Standing};
 use crate::group::Group;
 use crate::job::Job;
 use crate::limits::{REFUSALS_REMEMBERED_MAX, RUNS_KEPT_MAX};
+use crate::replica::{self, Lease, Replica};
 use crate::run::Run;
 use crate::token::Token;
 
@@ -24,6 +25,8 @@ pub struct State {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) job_names: BTreeSet<String>,
     pub(crate) runs: BTreeMap<RunId, Run>,
+    pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
+    pub(crate) lease: Option<Lease>,
     /// Newest last.
     pub(crate) refusals: VecDeque<(AgentId, RefusalReason)>,
     pub(crate) conflicts: crate::audit::Recorded,
@@ -76,6 +79,7 @@ impl State {
             }
             Event::AgentApproved(e) => self.agent(e.agent, event),
             Event::AgentOnline(e) => self.agent(e.agent, event),
+            Event::AgentSessionOpened(e) => self.agent(e.agent, event),
             Event::AgentOffline(e) => self.agent(e.agent, event),
             Event::AgentTagged(e) => self.agent(e.agent, event),
             Event::ReportReceived(e) => self.agent(e.agent, event),
@@ -141,6 +145,9 @@ impl State {
             Event::AuditConflict(e) => crate::audit::evolve(&mut self.conflicts, e),
             // A statement about the state, not a part of it.
             Event::StateAttested(_) => {}
+            Event::ReplicaStarted(_) | Event::ReplicaStopped(_) | Event::LeaseTaken(_) => {
+                replica::evolve(&mut self.replicas, &mut self.lease, event);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 mod support;
 
 use control_core::agent::{self, Answer, Command};
+use control_core::replica::Session;
 use control_core::{Rejection, audit, group, job, token};
 use event_schema::*;
 use support::*;
@@ -134,10 +135,12 @@ fn presence() {
     let mut world = World::with_agents(1);
     let connected = |addresses: &[&str], version: &str| Command::Connected {
         agent: agent_id(1),
+        session: Session::ALONE,
         addresses: addresses.iter().map(ToString::to_string).collect(),
         version: version.into(),
     };
-    let gone = || Command::Disconnected { agent: agent_id(1), reason: "a\nb".into() };
+    let gone =
+        || Command::Disconnected { agent: agent_id(1), session: Session::ALONE, reason: "a\nb".into() };
     let cases = [
         (connected(&["192.0.2.1:5000"], "0.1.0"), vec![]),
         (connected(&["192.0.2.9:5000"], "0.1.0"), vec!["agent.online"]),
@@ -156,7 +159,12 @@ fn presence() {
     for (n, reason) in
         [(1, RefusalReason::Removed), (2, RefusalReason::NotAllowed), (3, RefusalReason::NotAllowed)]
     {
-        let command = Command::Connected { agent: agent_id(n), addresses: vec![], version: String::new() };
+        let command = Command::Connected {
+            agent: agent_id(n),
+            session: Session::ALONE,
+            addresses: vec![],
+            version: String::new(),
+        };
         let refused = agent::decide(&world.state, command).expect_err("refused");
         assert!(matches!(refused, Rejection::Refused { reason: r, .. } if r == reason), "{n}");
     }

@@ -6,6 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use control_core::projection::Views;
+use control_core::replica::Session;
 use control_core::{agent, group, job, plan, report, run, token};
 use event_schema::*;
 use proptest::prelude::*;
@@ -98,11 +99,18 @@ fn take(world: &mut World, step: Step) {
         Step::Remove(n) => world.decide(|s| agent::decide(s, agent::Command::Remove { agent: agent_id(n) })),
         Step::Connect(n) => {
             let (agent, addresses, version) = (agent_id(n), vec![format!("192.0.2.{n}:1")], "v".into());
-            world.decide(|s| agent::decide(s, agent::Command::Connected { agent, addresses, version }))
+            world.decide(|s| {
+                agent::decide(
+                    s,
+                    agent::Command::Connected { agent, session: Session::ALONE, addresses, version },
+                )
+            })
         }
         Step::Disconnect(n) => {
             let (agent, reason) = (agent_id(n), "gone".into());
-            world.decide(|s| agent::decide(s, agent::Command::Disconnected { agent, reason }))
+            world.decide(|s| {
+                agent::decide(s, agent::Command::Disconnected { agent, session: Session::ALONE, reason })
+            })
         }
         Step::Tag(n, v) => {
             let (agent, tags) = (agent_id(n), vec![("v".into(), v.to_string())]);

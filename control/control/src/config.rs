@@ -54,6 +54,8 @@ pub struct Settings {
     pub public_gateway: Option<Vec<String>>,
     /// A NATS server with JetStream instead of the embedded log.
     pub nats: Option<String>,
+    /// Copies of the log on different servers, if it is made now.
+    pub nats_replicas: Option<usize>,
     /// Trackers named to agents.
     pub tracker: Option<Vec<String>>,
     /// How long a command may be obeyed, such as `30d`.
@@ -73,6 +75,8 @@ pub struct Config {
     pub public_gateway: Vec<String>,
     /// A NATS server with JetStream instead of the embedded log.
     pub nats: Option<String>,
+    /// Copies of the log on different servers, if it is made now. Default 1.
+    pub nats_replicas: usize,
     /// Trackers named to agents.
     pub trackers: Vec<String>,
     /// How long a command may be obeyed. Default 30 days.
@@ -104,6 +108,7 @@ impl Settings {
             gateway: self.gateway.or(other.gateway),
             public_gateway: self.public_gateway.or(other.public_gateway),
             nats: self.nats.or(other.nats),
+            nats_replicas: self.nats_replicas.or(other.nats_replicas),
             tracker: self.tracker.or(other.tracker),
             command_ttl: self.command_ttl.or(other.command_ttl),
         }
@@ -146,6 +151,7 @@ impl Settings {
             gateway: self.gateway.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7701))),
             public_gateway,
             nats: self.nats,
+            nats_replicas: self.nats_replicas.unwrap_or(1),
             trackers,
             command_ttl,
         })

@@ -9,6 +9,7 @@ use std::time::Duration;
 use event_log::EventLog;
 use event_log::file::{FileLog, FileLogOptions};
 use event_log_nats::{NatsLog, NatsLogOptions, NatsOpenError};
+use event_schema::ReplicaId;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -17,11 +18,15 @@ use tokio::task::JoinHandle;
 use crate::api::{Api, ApiToken, GatewayPlace};
 use crate::config::{Config, host_and_port};
 use crate::gateway::{Gateway, GatewayError, Limits};
+use crate::pki::bundle::{self, BundleError};
 use crate::pki::{Pki, PkiError};
-use crate::service::{self, Keys, Options, Service, now};
+use crate::service::{self, Keeper, Keys, Options, Service, now};
 
 /// How long open requests may take when the service stops; streams of events end at once.
 const HTTP_STOP: Duration = Duration::from_secs(5);
+
+/// How long telling the other replicas may take.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// How long the writer may take for what is still in its queue.
 const WRITER_STOP: Duration = Duration::from_secs(30);
@@ -54,6 +59,9 @@ pub enum ServeError {
     /// The keys cannot be used.
     #[error(transparent)]
     Pki(#[from] PkiError),
+    /// The bundle for a replica cannot be taken.
+    #[error(transparent)]
+    Join(#[from] BundleError),
     /// The log cannot be folded.
     #[error(transparent)]
     Service(#[from] service::OpenError),
@@ -94,6 +102,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     link: Gateway,
     server: JoinHandle<std::io::Result<()>>,
+    keeper: Option<Keeper>,
     writer: JoinHandle<()>,
     api_file: PathBuf,
     /// Held as long as the service runs.
@@ -111,7 +120,14 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         None => None,
         Some(url) => {
             let copy = Some(config.data.join("log-copy"));
-            Some(Arc::new(NatsLog::open(NatsLogOptions { copy, ..NatsLogOptions::new(url) }).await?))
+            Some(Arc::new(
+                NatsLog::open(NatsLogOptions {
+                    copy,
+                    replicas: config.nats_replicas,
+                    ..NatsLogOptions::new(url)
+                })
+                .await?,
+            ))
         }
     };
     let log: Arc<dyn EventLog> = match &nats {
@@ -131,6 +147,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         trackers: config.trackers.clone(),
         command_ttl: config.command_ttl,
         shared_log: config.nats.is_some(),
+        replica: if config.nats.is_some() { Some(replica_id(&config.data)?) } else { None },
         ..Options::default()
     };
     let (service, writer) = Service::open(log, keys, options).await?;
@@ -141,10 +158,15 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
     let link = Gateway::start(config.gateway, Limits::default(), Arc::clone(&pki), Arc::new(service.clone()))
         .await?;
     let gateway = link.local_addr();
-    let place = GatewayPlace {
-        host: config.public_gateway.first().cloned().unwrap_or_else(|| public(&names, gateway)),
-        ca_fingerprint: pki.ca_fingerprint_text(),
+    let mut places = config.public_gateway.clone();
+    if places.is_empty() {
+        places.push(public(&names, gateway));
+    }
+    let keeper = match &nats {
+        Some(log) => Some(Keeper::start(service.clone(), Arc::new(log.bus()), places.clone()).await),
+        None => None,
     };
+    let place = GatewayPlace { host: places.swap_remove(0), ca_fingerprint: pki.ca_fingerprint_text() };
     let (stop, stopping) = watch::channel(false);
     let ca_fingerprint = place.ca_fingerprint.clone();
     let api = Api::new(service.clone(), ApiToken::new(&token), place, stopping.clone()).with_servers(nats);
@@ -162,6 +184,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         stop,
         link,
         server,
+        keeper,
         writer,
         api_file,
         _lock: lock,
@@ -184,12 +207,19 @@ impl Running {
     /// Ends the gateway's sessions, the API and the writer, which finishes what it took, and closes the
     /// log.
     pub async fn stop(self) {
-        let Self { service, stop, link, server, writer, api_file, _lock, .. } = self;
+        let Self { service, stop, link, server, keeper, writer, api_file, _lock, .. } = self;
         stop.send_replace(true);
         link.shutdown().await;
         let abort = server.abort_handle();
         if tokio::time::timeout(HTTP_STOP, server).await.is_err() {
             abort.abort();
+        }
+        if let Some(keeper) = keeper {
+            keeper.stop().await;
+            match tokio::time::timeout(FAREWELL, service.end_life()).await {
+                Ok(Ok(())) => {}
+                _ => tracing::warn!("the other replicas were not told; they will find out"),
+            }
         }
         drop(service);
         if tokio::time::timeout(WRITER_STOP, writer).await.is_err() {
@@ -197,6 +227,42 @@ impl Running {
         }
         // So that the command line says "not running" instead of "connection refused". Gone already is fine.
         let _ = std::fs::remove_file(api_file);
+    }
+}
+
+/// Makes a data folder that of a replica: the keys of the bundle and the API's token, once.
+///
+/// # Errors
+/// If the folder is in use or another fleet's, or the bundle does not open.
+pub fn join(data: &Path, bundle: &Path, code: &str) -> Result<(), ServeError> {
+    make_folder(data)?;
+    let _lock = lock_folder(data)?;
+    let joined = bundle::join(data, bundle, code, now())?;
+    match joined.api_token {
+        Some(token) => {
+            write_private(&data.join("api-token"), &token)?;
+            tracing::info!("this data folder has the fleet's keys now; the bundle can be deleted");
+        }
+        None => tracing::info!("this data folder has the fleet's keys already"),
+    }
+    Ok(())
+}
+
+/// The replica that this data folder is: random, made on first start, kept.
+fn replica_id(data: &Path) -> Result<ReplicaId, ServeError> {
+    let path = data.join("replica-id");
+    let failed = |source| ServeError::Data { path: path.clone(), source };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text
+            .trim()
+            .parse()
+            .map_err(|_| failed(std::io::Error::other("it holds no id; remove the file to get a new one"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = ReplicaId(service::random_id());
+            write_private(&path, id.to_string().as_bytes())?;
+            Ok(id)
+        }
+        Err(source) => Err(failed(source)),
     }
 }
 

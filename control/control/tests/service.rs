@@ -8,7 +8,7 @@ use std::time::Duration;
 use agent_proto::RunSecret;
 use agent_proto::link::{Progress, seal_context};
 use control::gateway::{EnrolDecision, Fleet, ReportError};
-use control::service::{OpenError, Options, Origin, Service, SubmitError};
+use control::service::{OpenError, Options, Origin, Ousted, Service, SubmitError};
 use control_core::projection::StandingView;
 use control_core::{Rejection, agent, group};
 use event_log::file::{FileLog, FileLogOptions};
@@ -344,13 +344,13 @@ async fn enrolments_and_what_becomes_of_them() {
         assert!(matches!(refused, EnrolDecision::Refused(_)), "{refused:?}");
     }
     // Removed in the middle of a session: the gateway hears of it, everything is refused.
-    let mut removals = service.removals();
+    let mut ousted = service.ousted();
     let gone = two.id;
     let origin = Origin::operator("test", "agent/x".into());
     let removed =
         service.decide(origin, move |state, _| agent::decide(state, agent::Command::Remove { agent: gone }));
     removed.await.expect("removed");
-    assert_eq!(removals.try_recv(), Ok(two.id));
+    assert_eq!(ousted.try_recv(), Ok(Ousted::Removed(two.id)));
     assert!(service.is_removed(two.id) && !service.is_removed(one.id));
     assert!(service.connected(two.id, hello(), "127.0.0.1:1".parse().unwrap()).await.is_err());
     let run = RunId([1; 16]);
@@ -369,6 +369,7 @@ fn hello() -> agent_proto::link::Hello {
         command_cursor: 0,
         addresses: vec!["nonsense".into(), "10.0.0.1:5".into()],
         trust_version: 0,
+        features: 0,
     }
 }
 

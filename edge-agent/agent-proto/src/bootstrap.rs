@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,9 @@ pub struct Bootstrap {
 pub struct ManagementServer {
     /// `HOST:PORT` of the gateway.
     pub host: String,
+    /// Further gateways of the same service, `HOST:PORT` each; tried when `host` does not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_hosts: Vec<String>,
     /// SHA-256 of the CA certificate, 64 hex digits, colons allowed.
     pub cert_authority_fingerprint: String,
     /// The token's text, a secret. Without it the agent waits for approval.

@@ -33,6 +33,9 @@ pub const TAG_LEN_MAX: usize = 256;
 /// µTP2 addresses an agent may name.
 pub const ADDRESSES_MAX: usize = 16;
 
+/// Gateways an agent is told and keeps.
+pub const GATEWAYS_MAX: usize = 16;
+
 /// Bytes of one frame that the gateway takes until the agent is welcome: strangers get little.
 pub const FRAME_LEN_MAX_BEFORE_WELCOME: usize = 64 * 1024;
 

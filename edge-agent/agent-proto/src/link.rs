@@ -8,7 +8,8 @@ use alloc::vec::Vec;
 
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    DecodeError, Domain, RefusalReason, RunAgentState, RunId, Signature, Signed, Timestamp, tagged_enum,
+    DecodeError, Domain, RefusalReason, RunAgentState, RunId, Signature, Signed, Tagged, Timestamp,
+    tagged_enum,
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,11 +21,11 @@ pub const WITNESS_ALPN: &[u8] = b"flotilla/2";
 
 tagged_enum! {
     /// From agent to gateway.
-    pub enum ToGateway, upcast = event_schema::upcast::none {
+    pub enum ToGateway, upcast = upcast_to_gateway {
         /// Without a client certificate: let me in.
         (1, 1) "enrol" => Enrol,
         /// With one: here I am.
-        (2, 1) "hello" => Hello,
+        (2, 2) "hello" => Hello,
         /// A signed report from the outbox.
         (3, 1) "report" => ReportSent,
         /// Telemetry, not recorded.
@@ -57,7 +58,33 @@ tagged_enum! {
         (8, 1) "pong" => Pong,
         /// The log's newest checkpoint; only where [`WITNESS_ALPN`] was agreed on.
         (9, 1) "checkpoint" => CheckpointSent,
+        /// Where else the agent may go; only to those that say they understand it.
+        (10, 1) "gateways" => Gateways,
     }
+}
+
+/// Bit of [`Hello::features`]: the agent understands [`Gateways`].
+pub const FEATURE_GATEWAYS: u32 = 1;
+
+/// The shape of [`Hello`] before it told what the agent understands.
+#[derive(Serialize, Deserialize)]
+struct Hello1 {
+    version: String,
+    command_cursor: u64,
+    addresses: Vec<String>,
+    trust_version: u64,
+}
+
+/// Old shapes of what agents send: they are older than their gateway while a fleet is upgraded.
+fn upcast_to_gateway(tagged: &Tagged) -> Option<Tagged> {
+    if (tagged.kind, tagged.version) != (2, 1) {
+        return None;
+    }
+    // What cannot be read stays as it is and is refused as of a version that is not known.
+    let old: Hello1 = event_schema::decode_exact("hello", &tagged.payload).ok()?;
+    let Hello1 { version, command_cursor, addresses, trust_version } = old;
+    let hello = Hello { version, command_cursor, addresses, trust_version, features: 0 };
+    Some(ToGateway::from(hello).to_tagged())
 }
 
 /// What the gateway opens with.
@@ -117,6 +144,9 @@ pub struct Hello {
     pub addresses: Vec<String>,
     /// Version of the trust bundle it has.
     pub trust_version: u64,
+    /// What it understands beyond what every agent does: bits such as [`FEATURE_GATEWAYS`]. Bits that the gateway
+    /// does not know mean nothing to it.
+    pub features: u32,
 }
 
 /// A signed report from the outbox.
@@ -228,6 +258,15 @@ pub struct CheckpointSent {
     pub keys: Option<String>,
     /// The checkpoint, and the proof that it continues the one held, as `events/AUDIT_FORMAT.md` §4 has it.
     pub advance: String,
+}
+
+/// Every gateway of the fleet: the agent goes to another one when its own is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateways {
+    /// `HOST:PORT` each, at most [`GATEWAYS_MAX`](crate::limits::GATEWAYS_MAX); the one that tells it first.
+    pub gateways: Vec<String>,
+    /// Seconds between pings from now on; the link is dead after three times that. 0: as without this message.
+    pub keep_alive_s: u16,
 }
 
 /// Puts the length before an encoded message.

@@ -17,7 +17,7 @@ use crate::clock::FleetClock;
 use crate::config::{ConfigError, Gateway, Settings};
 use crate::folder::{DataFolder, FolderError};
 use crate::limits::STOP_TIMEOUT;
-use crate::link::{EnrolError, Link, LinkEnd, Order, enrol};
+use crate::link::{EnrolError, Link, LinkEnd, Order, Place, Places, enrol};
 use crate::report::{Reporter, Write};
 use crate::restrict::Restrictions;
 use crate::run::{RunDeps, RunManager};
@@ -115,11 +115,11 @@ async fn join_fleet(
     folder: &DataFolder,
 ) -> Result<Membership, AgentError> {
     let invitation = settings.invitation.as_ref().ok_or(AgentError::NotEnrolled)?;
-    let admission = enrol(invitation, settings, key, status).await?;
+    let (address, admission) = enrol(invitation, settings, key, status).await?;
     let storage = settings.folders_storage_path.clone();
     let default = || folder.path().join("folders").to_string_lossy().into_owned();
     let membership = Membership {
-        gateway: invitation.address.clone(),
+        gateway: address,
         root_key: admission.bundle.root_key,
         certificate: admission.certificate,
         credential: admission.credential,
@@ -145,7 +145,12 @@ async fn serve(
 ) -> Result<(), AgentError> {
     let trust = store.trust()?.ok_or(AgentError::Trust)?;
     let trust = TrustBundle::open(&trust, &membership.root_key).map_err(|_| AgentError::Trust)?;
-    let gateway = Gateway::parse(&membership.gateway)?;
+    let first = Place { gateway: Gateway::parse(&membership.gateway)?, text: membership.gateway.clone() };
+    let mut named = settings.gateways.clone();
+    named.extend(settings.invitation.iter().flat_map(|invitation| invitation.others.clone()));
+    named.push(membership.gateway.clone());
+    let others: Vec<String> = store.gateways()?.into_iter().chain(named.clone()).collect();
+    let places = Places::new(first, &others);
     let storage =
         PathBuf::from(settings.folders_storage_path.as_ref().unwrap_or(&membership.folders_storage_path));
     let reporter = Reporter::start(store.clone(), key.clone(), settings.outbox_max)?;
@@ -194,7 +199,8 @@ async fn serve(
     let worker = tokio::spawn(work(known, incoming, runs.clone(), reporter.clone(), active.clone()));
     let link = Link {
         key,
-        gateway,
+        places,
+        named,
         membership,
         store,
         reporter: reporter.clone(),

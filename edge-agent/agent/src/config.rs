@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use agent_proto::limits::{NAME_LEN_MAX, TAG_LEN_MAX, TAGS_MAX};
+use agent_proto::limits::{GATEWAYS_MAX, NAME_LEN_MAX, TAG_LEN_MAX, TAGS_MAX};
 use agent_proto::link::is_token_text;
 use agent_proto::{Bootstrap, ManagementServer, parse_fingerprint};
 use serde::Deserialize;
@@ -47,6 +47,9 @@ struct FileConfig {
     data: Option<PathBuf>,
     /// Path of a bootstrap file.
     bootstrap: Option<PathBuf>,
+    /// Further gateways, `HOST:PORT` each, beside those the fleet tells.
+    #[serde(default)]
+    gateways: Vec<String>,
     /// The same as in the bootstrap file.
     management_server: Option<ManagementServer>,
     folders_storage_path: Option<String>,
@@ -130,6 +133,8 @@ pub(crate) struct Invitation {
     pub(crate) gateway: Gateway,
     /// The text of `gateway`.
     pub(crate) address: String,
+    /// Further ones, `HOST:PORT` each.
+    pub(crate) others: Vec<String>,
     /// SHA-256 of the CA certificate.
     pub(crate) fingerprint: [u8; 32],
     pub(crate) token: Option<String>,
@@ -138,6 +143,8 @@ pub(crate) struct Invitation {
 /// Everything, checked.
 pub(crate) struct Settings {
     pub(crate) data: PathBuf,
+    /// Gateways that the owner named, beside that of the invitation.
+    pub(crate) gateways: Vec<String>,
     /// None: the agent must be enrolled already.
     pub(crate) invitation: Option<Invitation>,
     pub(crate) folders_storage_path: Option<String>,
@@ -191,6 +198,7 @@ impl Settings {
         tags.extend(file.tags);
         let settings = Self {
             data: overrides.data.or(file.data).ok_or(ConfigError::NoData)?,
+            gateways: file.gateways,
             invitation: file.management_server.or(server).map(invitation).transpose()?,
             folders_storage_path: file.folders_storage_path.or(storage),
             tags: tags.into_iter().collect(),
@@ -233,6 +241,13 @@ impl Settings {
                 ));
             }
         }
+        let further = self.invitation.iter().flat_map(|invitation| &invitation.others);
+        if self.gateways.len() > GATEWAYS_MAX {
+            return beyond(format!("there are more than {GATEWAYS_MAX} gateways"));
+        }
+        for text in self.gateways.iter().chain(further) {
+            Gateway::parse(text)?;
+        }
         if let Some(path) = self.allowed_paths.iter().find(|path| !path.is_absolute()) {
             return beyond(format!("allowed_paths: {} is not absolute", path.display()));
         }
@@ -251,6 +266,7 @@ fn invitation(server: ManagementServer) -> Result<Invitation, ConfigError> {
         fingerprint: parse_fingerprint(&server.cert_authority_fingerprint).ok_or(ConfigError::Fingerprint)?,
         token: server.bootstrap_token,
         address: server.host,
+        others: server.further_hosts,
     })
 }
 

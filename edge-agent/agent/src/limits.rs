@@ -25,6 +25,13 @@ pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// Connecting (name lookup and TCP) and the TLS handshake may take so long each.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same for an agent that knows several gateways: one that is cut off must not keep it from the others.
+pub(crate) const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(2);
+
+/// How long the welcome of one of several gateways may take: one that cannot reach its log does not answer, and the
+/// others may.
+pub(crate) const WELCOME_OF_SEVERAL: Duration = Duration::from_secs(4);
+
 /// First and longest bound of the random pause before a new attempt.
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(500);
 /// See [`BACKOFF_MIN`]. 30 s: ten thousand agents are back within half a minute of their gateway,

@@ -44,6 +44,8 @@ pub(crate) struct Write {
     pub(crate) trust: Option<Signed>,
     /// The fleet removed this agent, or took it back.
     pub(crate) removed: Option<bool>,
+    /// Every gateway of the fleet.
+    pub(crate) gateways: Option<Vec<String>>,
     /// The µTP2 port.
     pub(crate) port: Option<u16>,
 }
@@ -202,6 +204,9 @@ impl Writer {
             }
             if let Some(removed) = write.removed {
                 change.set_removed(removed)?;
+            }
+            if let Some(gateways) = &write.gateways {
+                change.set_gateways(gateways)?;
             }
             if let Some(port) = write.port {
                 change.set_port(port)?;

@@ -86,8 +86,10 @@ impl Status {
         self.board().removed = true;
     }
 
-    pub(crate) fn link_up(&self) {
+    /// Connected to this gateway.
+    pub(crate) fn link_up(&self, gateway: &str) {
         let mut board = self.board();
+        board.gateway = Some(gateway.to_owned());
         board.connected = true;
         board.since = now();
         board.last_error = None;
@@ -286,7 +288,7 @@ mod tests {
         let first = told().await;
         assert_eq!((&first["enrolled"], &first["runs"]), (&json!(false), &json!([])));
         status.enrolled("nas 1".into(), "gateway:7".into(), 5, Box::new(|| json!({"outbox": 3})));
-        status.link_up();
+        status.link_up("gateway:7");
         let second = told().await;
         assert_eq!(
             (&second["connected"], &second["outbox"], &second["cursor"]),

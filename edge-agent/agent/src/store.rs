@@ -142,6 +142,11 @@ impl Store {
         Ok(self.meta("cursor")?.unwrap_or_default())
     }
 
+    /// Gateways that the fleet told.
+    pub(crate) fn gateways(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.meta("gateways")?.unwrap_or_default())
+    }
+
     /// Whether the fleet said that it removed this agent.
     pub(crate) fn removed(&self) -> Result<bool, StoreError> {
         Ok(self.meta("removed")?.unwrap_or_default())
@@ -230,6 +235,10 @@ impl Change {
 
     pub(crate) fn set_cursor(&self, cursor: Cursor) -> Result<(), StoreError> {
         self.put("cursor", &cursor)
+    }
+
+    pub(crate) fn set_gateways(&self, gateways: &[String]) -> Result<(), StoreError> {
+        self.put("gateways", &gateways)
     }
 
     pub(crate) fn set_port(&self, port: u16) -> Result<(), StoreError> {

@@ -147,12 +147,20 @@ impl Committer {
                 }
                 continue;
             }
-            if !payload.fits(&append.stream, &append.bytes, self.frame_bytes) {
+            if !payload.fits(&append.stream, &append.records, self.frame_bytes) {
+                if payload.is_empty() {
+                    // A stream that was told to take less than other logs do.
+                    let size = append.records.iter().map(Vec::len).sum();
+                    append.answer(Err(AppendError::TooLarge { size, max: self.frame_bytes }));
+                    continue;
+                }
                 self.backlog.push_front(append);
                 break;
             }
             if append.ticket.send() {
-                payload.push(&append.stream, &append.bytes);
+                for bytes in &append.records {
+                    payload.push(&append.stream, bytes);
+                }
                 ends.insert(
                     append.stream.clone(),
                     Position(shared.copy.last_stored().0 + payload.count() as u64),
@@ -187,9 +195,11 @@ impl Committer {
         match tried {
             Tried::Stored(sequence) if sequence == sending.after + 1 => {
                 self.timeouts = 0;
-                let records = sending.appends.iter_mut();
-                let records =
-                    records.map(|append| (append.stream.clone(), std::mem::take(&mut append.bytes)));
+                // Their number stays: it is what positions are counted by.
+                let records = sending.appends.iter_mut().flat_map(|append| {
+                    let stream = &append.stream;
+                    append.records.iter_mut().map(|bytes| (stream.clone(), std::mem::take(bytes)))
+                });
                 let kept = applier.keep_own(sending.first, records.collect()).await;
                 if let Err(error) = kept {
                     // The servers have it; the copy gets it from there as soon as it can be written.
@@ -249,8 +259,9 @@ impl Committer {
     fn stored(&mut self, sending: Sending) -> Next {
         let mut position = sending.first;
         for append in sending.appends {
+            let count = append.records.len() as u64;
             append.answer(Ok(position));
-            position = position.next();
+            position.0 += count;
         }
         Next::On
     }

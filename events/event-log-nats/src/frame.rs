@@ -85,10 +85,12 @@ pub(crate) struct Payload {
 }
 
 impl Payload {
-    /// Whether a record fits in with what is there; the first one always does. `limit` in bytes, at most [`FRAME_BYTES`].
-    pub(crate) fn fits(&self, stream: &StreamName, bytes: &[u8], limit: usize) -> bool {
-        let len = encoded_len(stream.as_str().len(), bytes.len());
-        self.count == 0 || (self.count < FRAME_RECORDS && self.bytes.len() + len <= limit.min(FRAME_BYTES))
+    /// Whether records fit in with what is there; a single first one always does. `limit` in bytes, at most
+    /// [`FRAME_BYTES`].
+    pub(crate) fn fits(&self, stream: &StreamName, records: &[Vec<u8>], limit: usize) -> bool {
+        let lens = records.iter().map(|bytes| encoded_len(stream.as_str().len(), bytes.len()));
+        let (count, len) = (self.count + records.len(), self.bytes.len() + lens.sum::<usize>());
+        count == 1 || (count <= FRAME_RECORDS && len <= limit.min(FRAME_BYTES))
     }
 
     /// Adds a record.
@@ -310,13 +312,14 @@ mod tests {
     fn a_frame_is_full_at_its_limits_and_takes_one_record_of_any_size() {
         let stream = StreamName::new("s").unwrap();
         let mut payload = Payload::default();
-        assert!(payload.fits(&stream, &vec![0; MAX_RECORD_BYTES], 10));
-        while payload.fits(&stream, &[0; 1000], FRAME_BYTES) {
+        assert!(payload.fits(&stream, &[vec![0; MAX_RECORD_BYTES]], 10));
+        assert!(!payload.fits(&stream, &vec![vec![0; 10]; 2], 10), "several only if they fit");
+        while payload.fits(&stream, &[vec![0; 1000]], FRAME_BYTES) {
             payload.push(&stream, &[0; 1000]);
         }
         assert_eq!(payload.count(), FRAME_BYTES / 1004);
         let mut payload = Payload::default();
-        while payload.fits(&stream, b"", usize::MAX) {
+        while payload.fits(&stream, &[Vec::new()], usize::MAX) {
             payload.push(&stream, b"");
         }
         assert_eq!(payload.count(), FRAME_RECORDS);

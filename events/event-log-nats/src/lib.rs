@@ -20,6 +20,7 @@
 //! Read `event-log/src/contract.rs` first, then `events/NATS_FORMAT.md`.
 
 mod applier;
+mod bus;
 mod catch_up;
 mod commit;
 mod connection;
@@ -46,6 +47,7 @@ use event_log::{AppendError, BoxFuture, Entry, EventLog, Position, ReadError, Re
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
+pub use bus::NatsBus;
 pub use error::NatsOpenError;
 pub use options::NatsLogOptions;
 pub use scrub::{Difference, Scrub};
@@ -120,6 +122,11 @@ impl NatsLog {
         &self.findings
     }
 
+    /// Where the programs that share this log hear each other, beside it.
+    pub fn bus(&self) -> NatsBus {
+        NatsBus::new(&self.shared)
+    }
+
     /// Compares every message that the servers hold with the local copy. Reads the whole log once from both; appends
     /// and reads go on meanwhile. Nothing is changed.
     ///
@@ -162,7 +169,19 @@ impl EventLog for NatsLog {
     ) -> BoxFuture<'a, Result<Position, AppendError>> {
         Box::pin(async move {
             let queue = self.queue().ok_or(AppendError::Closed)?;
-            queue.append(&self.shared, stream, expected_last, bytes).await
+            queue.append(&self.shared, stream, expected_last, vec![bytes]).await
+        })
+    }
+
+    fn append_batch<'a>(
+        &'a self,
+        stream: &'a StreamName,
+        expected_last: Option<Position>,
+        records: Vec<Vec<u8>>,
+    ) -> BoxFuture<'a, Result<Position, AppendError>> {
+        Box::pin(async move {
+            let queue = self.queue().ok_or(AppendError::Closed)?;
+            queue.append(&self.shared, stream, expected_last, records).await
         })
     }
 

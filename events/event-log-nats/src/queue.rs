@@ -18,12 +18,13 @@ const SENT: u8 = 1;
 /// Given up by its caller: never sent.
 const GIVEN_UP: u8 = 2;
 
-/// One append that waits for its decision.
+/// One append of one or more records that waits for its decision.
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) stream: StreamName,
     pub(crate) expected: Option<Position>,
-    pub(crate) bytes: Vec<u8>,
+    /// At least one; they are stored together.
+    pub(crate) records: Vec<Vec<u8>>,
     pub(crate) ticket: Arc<Ticket>,
     answer: oneshot::Sender<Result<Position, AppendError>>,
     /// Returned with the request's memory.
@@ -93,19 +94,20 @@ impl Queue {
         shared: &Shared,
         stream: &StreamName,
         expected: Option<Position>,
-        bytes: Vec<u8>,
+        records: Vec<Vec<u8>>,
     ) -> Result<Position, AppendError> {
-        AppendError::check_size(&bytes)?;
+        AppendError::check_commit(&records)?;
         let deadline = Instant::now() + shared.servers.options.append_timeout;
         let ticket = Arc::new(Ticket::new(deadline));
         let (answer, mut answered) = oneshot::channel();
         let unavailable = || AppendError::Unavailable { reason: shared.trouble() };
         let handed_over = async {
             // Far below u32::MAX: checked above.
-            let room = Arc::clone(&self.room).acquire_many_owned(bytes.len() as u32).await;
+            let size = records.iter().map(Vec::len).sum::<usize>();
+            let room = Arc::clone(&self.room).acquire_many_owned(size as u32).await;
             let room = room.map_err(|_| AppendError::Closed)?;
             let (stream, ticket) = (stream.clone(), Arc::clone(&ticket));
-            let pending = Pending { stream, expected, bytes, ticket, answer, _room: room };
+            let pending = Pending { stream, expected, records, ticket, answer, _room: room };
             self.sender.send(pending).await.map_err(|_| AppendError::Closed)
         };
         timeout_at(deadline, handed_over).await.map_err(|_| unavailable())??;

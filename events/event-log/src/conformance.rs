@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::contract::{BoxFuture, EventLog};
 use crate::error::{AppendError, ReadError};
-use crate::limits::{CONFORMANCE_PATIENCE, MAX_RECORD_BYTES};
+use crate::limits::{CONFORMANCE_PATIENCE, MAX_COMMIT_BYTES, MAX_COMMIT_RECORDS, MAX_RECORD_BYTES};
 use crate::position::{Entry, Position, ReadLimit, StreamName};
 
 /// How the suite gets at logs of one backend.
@@ -36,6 +36,7 @@ pub async fn run_all(backend: &dyn Backend) {
         positions_are_contiguous_over_streams,
         wrong_expectations_conflict,
         a_conflict_leaves_nothing_behind,
+        a_commit_is_stored_whole_or_not_at_all,
         names_do_not_collide,
         concurrent_appends_to_one_stream_have_one_winner_each,
         concurrent_appends_to_many_streams_all_succeed,
@@ -103,6 +104,48 @@ pub async fn records_round_trip(backend: &dyn Backend) {
         let skipped = usize::try_from(from.max(1) - 1).unwrap();
         assert_eq!(entries, expected[skipped..], "from {from}");
     }
+}
+
+/// Several records in one commit stand together, where it was wanted, or are not there at all.
+pub async fn a_commit_is_stored_whole_or_not_at_all(backend: &dyn Backend) {
+    let log = backend.fresh().await;
+    let (stream, other) = (name("one"), name("two"));
+    let records = |count: u8| (0..count).map(|n| vec![n]).collect::<Vec<_>>();
+    assert_eq!(log.append_batch(&stream, None, records(3)).await.unwrap(), Position(1));
+    assert_eq!(log.append(&other, None, vec![9]).await.unwrap(), Position(4));
+    for wrong in [None, Some(Position(1)), Some(Position(4))] {
+        let refused = log.append_batch(&stream, wrong, records(2)).await;
+        assert!(matches!(refused, Err(AppendError::Conflict { .. })), "{wrong:?}: {refused:?}");
+    }
+    assert_eq!(log.append_batch(&stream, Some(Position(3)), records(2)).await.unwrap(), Position(5));
+    for bad in [vec![], vec![vec![0]; MAX_COMMIT_RECORDS + 1], vec![vec![0; MAX_COMMIT_BYTES]; 2]] {
+        let refused = log.append_batch(&stream, Some(Position(6)), bad).await;
+        assert!(matches!(refused, Err(AppendError::TooLarge { .. })), "{refused:?}");
+    }
+    let largest = vec![vec![7; MAX_COMMIT_BYTES / MAX_COMMIT_RECORDS]; MAX_COMMIT_RECORDS];
+    assert_eq!(log.append_batch(&stream, Some(Position(6)), largest).await.unwrap(), Position(7));
+    let all = read_everything(&*log, ReadLimit::default()).await;
+    assert_eq!(all.len(), 6 + MAX_COMMIT_RECORDS);
+    assert_eq!(all[..6].iter().map(|entry| entry.bytes[0]).collect::<Vec<_>>(), [0, 1, 2, 9, 0, 1]);
+    // Many at a time on one expectation: one wins, whole, and stands together.
+    let end = log.last_of_stream(&stream).await.unwrap();
+    let rivals = (0..8_u8).map(|n| {
+        let (log, stream) = (Arc::clone(&log), stream.clone());
+        tokio::spawn(async move { log.append_batch(&stream, end, vec![vec![n]; 5]).await })
+    });
+    let mut won = 0;
+    for rival in rivals.collect::<Vec<_>>() {
+        match rival.await.unwrap() {
+            Ok(first) => {
+                won += 1;
+                let page = log.read(first, ReadLimit::default()).await.unwrap();
+                assert!(page.len() == 5 && page.iter().all(|entry| entry.bytes == page[0].bytes));
+            }
+            Err(AppendError::Conflict { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(won, 1);
 }
 
 /// Positions count over the whole log, and each stream knows its own last.

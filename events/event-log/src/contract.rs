@@ -34,6 +34,25 @@ pub trait EventLog: Send + Sync + 'static {
         bytes: Vec<u8>,
     ) -> BoxFuture<'a, Result<Position, AppendError>>;
 
+    /// Appends several records to `stream` as one commit: all of them, one after the other and with nothing between,
+    /// or none. The stream's last record has to be `expected_last`, as for [`EventLog::append`]; returns the position
+    /// of the first one.
+    ///
+    /// What follows from a record that is on its way must go through here: a second append that names the first one's
+    /// position would also succeed behind somebody else's record at that position.
+    ///
+    /// One record is always taken; more than one only up to [`MAX_COMMIT_RECORDS`](crate::limits::MAX_COMMIT_RECORDS)
+    /// and [`MAX_COMMIT_BYTES`](crate::limits::MAX_COMMIT_BYTES) of payload.
+    ///
+    /// # Errors
+    /// See [`AppendError`]; [`AppendError::TooLarge`] also for too much at once, or for nothing.
+    fn append_batch<'a>(
+        &'a self,
+        stream: &'a StreamName,
+        expected_last: Option<Position>,
+        records: Vec<Vec<u8>>,
+    ) -> BoxFuture<'a, Result<Position, AppendError>>;
+
     /// Returns records from `from` on (0 counts as 1), contiguous, at most `limit` of them; at least one unless the
     /// log ends before `from`.
     ///

@@ -1,7 +1,7 @@
 //! What can go wrong, one type per operation, grouped by what the caller can conclude: [`AppendError`] says above
 //! all whether the record may have been stored, [`ReadError`] never stands for skipped data.
 
-use crate::limits::MAX_RECORD_BYTES;
+use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_RECORDS, MAX_RECORD_BYTES};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -70,6 +70,21 @@ impl AppendError {
     pub fn check_size(bytes: &[u8]) -> Result<(), AppendError> {
         let (size, max) = (bytes.len(), MAX_RECORD_BYTES);
         if size > max { Err(AppendError::TooLarge { size, max }) } else { Ok(()) }
+    }
+
+    /// Refuses a commit of several records that is larger than every log accepts, or empty.
+    ///
+    /// # Errors
+    /// [`AppendError::TooLarge`].
+    pub fn check_commit(records: &[Vec<u8>]) -> Result<(), AppendError> {
+        records.iter().try_for_each(|bytes| AppendError::check_size(bytes))?;
+        let (size, max) = (records.iter().map(Vec::len).sum(), MAX_COMMIT_BYTES);
+        let fits = size <= max && records.len() <= MAX_COMMIT_RECORDS;
+        if records.len() == 1 || (fits && !records.is_empty()) {
+            Ok(())
+        } else {
+            Err(AppendError::TooLarge { size, max })
+        }
     }
 
     /// Whether the record may be in the log although the append was not acknowledged.

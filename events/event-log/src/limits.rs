@@ -15,6 +15,12 @@ pub const MAX_READ_ENTRIES: usize = 65_536;
 /// Most payload bytes one read returns, save that the first entry is always returned whole.
 pub const MAX_READ_BYTES: usize = 16 * 1024 * 1024;
 
+/// Records in one commit of several: what a burst of decisions makes, and little to decide anew when the race is lost.
+pub const MAX_COMMIT_RECORDS: usize = 1_024;
+
+/// Payload bytes of one commit of several records: with their names they fit into one message of a shared log.
+pub const MAX_COMMIT_BYTES: usize = 192 * 1024;
+
 /// Default page: large enough that a replay is not dominated by the call, small enough to hold many at once.
 pub const DEFAULT_READ_ENTRIES: usize = 4_096;
 

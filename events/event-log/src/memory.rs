@@ -50,9 +50,9 @@ impl MemoryLog {
         &self,
         stream: &StreamName,
         expected: Option<Position>,
-        bytes: Vec<u8>,
+        records: Vec<Vec<u8>>,
     ) -> Result<Position, AppendError> {
-        AppendError::check_size(&bytes)?;
+        AppendError::check_commit(&records)?;
         let mut state = self.state();
         if state.closed {
             return Err(AppendError::Closed);
@@ -61,11 +61,15 @@ impl MemoryLog {
         if actual != expected {
             return Err(AppendError::Conflict { expected, actual });
         }
-        let position = Position(state.entries.len() as u64 + 1);
-        state.entries.push(Entry { position, stream: stream.clone(), bytes });
-        state.last_of_stream.insert(stream.clone(), position);
-        self.last.send_replace(Some(position));
-        Ok(position)
+        let first = Position(state.entries.len() as u64 + 1);
+        for bytes in records {
+            let position = Position(state.entries.len() as u64 + 1);
+            state.entries.push(Entry { position, stream: stream.clone(), bytes });
+        }
+        let last = Position(state.entries.len() as u64);
+        state.last_of_stream.insert(stream.clone(), last);
+        self.last.send_replace(Some(last));
+        Ok(first)
     }
 
     fn read_now(&self, from: Position, limit: ReadLimit) -> Result<Vec<Entry>, ReadError> {
@@ -92,7 +96,16 @@ impl EventLog for MemoryLog {
         expected_last: Option<Position>,
         bytes: Vec<u8>,
     ) -> BoxFuture<'a, Result<Position, AppendError>> {
-        Box::pin(async move { self.append_now(stream, expected_last, bytes) })
+        Box::pin(async move { self.append_now(stream, expected_last, vec![bytes]) })
+    }
+
+    fn append_batch<'a>(
+        &'a self,
+        stream: &'a StreamName,
+        expected_last: Option<Position>,
+        records: Vec<Vec<u8>>,
+    ) -> BoxFuture<'a, Result<Position, AppendError>> {
+        Box::pin(async move { self.append_now(stream, expected_last, records) })
     }
 
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, CommandId, GroupId, JobId, JobSpec, Outcome, Participant, Problem, RefusalReason, RunAgentState,
-    RunId, Signed, Timestamp, TokenId, TransferStats, tagged_enum,
+    AgentId, CommandId, GroupId, JobId, JobSpec, Outcome, Participant, Problem, RefusalReason, ReplicaId,
+    RunAgentState, RunId, Signed, Timestamp, TokenId, TransferStats, tagged_enum,
 };
 
 tagged_enum! {
@@ -27,6 +27,8 @@ tagged_enum! {
         (14, 1) "agent.removed" => AgentRemoved,
         /// An agent's tags were set.
         (15, 1) "agent.tagged" => AgentTagged,
+        /// An agent's session began at a replica; on logs that several services share.
+        (16, 1) "agent.session_opened" => AgentSessionOpened,
         /// A bootstrap token was made.
         (20, 1) "token.created" => TokenCreated,
         /// An agent enrolled with a token.
@@ -67,6 +69,12 @@ tagged_enum! {
         (80, 1) "audit.conflict" => AuditConflict,
         /// What the whole state amounted to at a position.
         (81, 1) "state.attested" => StateAttested,
+        /// A control service began to write to a log that several share.
+        (90, 1) "replica.started" => ReplicaStarted,
+        /// It writes no more, or was silent for too long.
+        (91, 1) "replica.stopped" => ReplicaStopped,
+        /// A replica became the one that sees to what no other does.
+        (92, 1) "lease.taken" => LeaseTaken,
     }
 }
 
@@ -133,6 +141,15 @@ payloads! {
         agent: AgentId,
         /// The whole set; names upper-case.
         tags: Vec<(String, String)>,
+    }
+    /// The agent is connected at this replica, and no more where it was before.
+    AgentSessionOpened {
+        /// Who.
+        agent: AgentId,
+        /// Where.
+        replica: ReplicaId,
+        /// Which of the replica's lives.
+        epoch: u64,
     }
     /// A bootstrap token, known here only by its hash.
     TokenCreated {
@@ -319,5 +336,32 @@ payloads! {
         form: u8,
         /// SHA-256 of the state in that form.
         hash: [u8; 32],
+    }
+    /// A replica's new life: what its earlier ones held is held no more.
+    ReplicaStarted {
+        /// Which.
+        replica: ReplicaId,
+        /// Counts its lives, from 1.
+        epoch: u64,
+        /// Version of its program.
+        version: String,
+    }
+    /// A replica's life is over: its agents' sessions with it.
+    ReplicaStopped {
+        /// Which.
+        replica: ReplicaId,
+        /// Which of its lives.
+        epoch: u64,
+        /// Why, for people.
+        reason: String,
+    }
+    /// The lease has a new holder.
+    LeaseTaken {
+        /// Who holds it from now on.
+        replica: ReplicaId,
+        /// In which of its lives.
+        epoch: u64,
+        /// Counts holders, from 1.
+        term: u64,
     }
 }

@@ -79,6 +79,8 @@ ids! {
     CommandId,
     /// One record of the event log.
     RecordId,
+    /// One data folder of a control service.
+    ReplicaId,
     /// One bootstrap token. The id is no secret; the token itself is.
     TokenId,
 }

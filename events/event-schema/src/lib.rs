@@ -23,13 +23,13 @@ pub mod upcast;
 
 pub use command::{Command, CommandBody, FinishRun, JoinRun, PeerHint, StopRun};
 pub use event::{
-    AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentTagged, AuditConflict,
-    CommandAcknowledged, CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated,
-    GroupMembersAdded, GroupMembersRemoved, JobCreated, JobDeleted, ReportReceived, RunAgentProgressed,
-    RunFinished, RunManifestReady, RunProblemReported, RunStarted, RunStopRequested, StateAttested,
-    TokenCreated, TokenRevoked, TokenUsed,
+    AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentSessionOpened, AgentTagged,
+    AuditConflict, CommandAcknowledged, CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated,
+    GroupMembersAdded, GroupMembersRemoved, JobCreated, JobDeleted, LeaseTaken, ReplicaStarted,
+    ReplicaStopped, ReportReceived, RunAgentProgressed, RunFinished, RunManifestReady, RunProblemReported,
+    RunStarted, RunStopRequested, StateAttested, TokenCreated, TokenRevoked, TokenUsed,
 };
-pub use id::{AgentId, CommandId, GroupId, IdParseError, JobId, RecordId, RunId, TokenId};
+pub use id::{AgentId, CommandId, GroupId, IdParseError, JobId, RecordId, ReplicaId, RunId, TokenId};
 pub use record::{Actor, Record};
 pub use report::{
     CommandAccepted, CommandRefused, ManifestSigned, ProblemReported, Report, ReportBody, RunCompleted,

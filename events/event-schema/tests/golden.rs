@@ -152,6 +152,7 @@ fn all() -> Vec<Golden> {
             AgentOffline { agent: agent(1), reason: "the link broke".into() },
             AgentRemoved { agent: agent(1) },
             AgentTagged { agent: agent(1), tags: tags() },
+            AgentSessionOpened { agent: agent(1), replica: ReplicaId([0x5a; 16]), epoch: 300 },
             TokenCreated {
                 token: TOKEN,
                 hash: [0xc3; 32],
@@ -224,6 +225,13 @@ fn all() -> Vec<Golden> {
                 log_root: [0xf6; 32],
             },
             StateAttested { at: 1 << 33, form: 1, hash: [0xe5; 32] },
+            ReplicaStarted { replica: ReplicaId([0x5a; 16]), epoch: 300, version: "0.1.0".into() },
+            ReplicaStopped {
+                replica: ReplicaId([0x5a; 16]),
+                epoch: 300,
+                reason: "silent for too long".into()
+            },
+            LeaseTaken { replica: ReplicaId([0x5a; 16]), epoch: 300, term: 7 },
         ]
     );
     pinned!("command", CommandBody, list, [join(), FinishRun { run: RUN }, StopRun { run: RUN }]);

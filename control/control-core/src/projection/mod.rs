@@ -8,6 +8,7 @@ mod conflicts;
 mod fleet;
 mod jobs;
 mod mailbox;
+mod replicas;
 mod runs;
 
 use event_schema::{Record, Timestamp};
@@ -19,6 +20,7 @@ pub use conflicts::{ConflictView, Conflicts};
 pub use fleet::{AgentView, Fleet, GroupView, StandingView, TokenView};
 pub use jobs::{JobView, Jobs};
 pub use mailbox::{Mailbox, Mailboxes};
+pub use replicas::{ReplicaView, Replicas};
 pub use runs::{ManifestView, ProblemView, RunAgentView, RunView, Runs};
 
 /// All projections, at one position.
@@ -36,6 +38,8 @@ pub struct Views {
     pub mailboxes: Mailboxes,
     /// Which checkpoints are held that the log does not continue?
     pub conflicts: Conflicts,
+    /// Which control services write to this log? How the fleet is run, not what it is: no form has it.
+    pub replicas: Replicas,
 }
 
 impl Views {
@@ -65,6 +69,7 @@ impl Views {
             self.runs.apply(position, record.time, event);
             self.mailboxes.apply(event);
             self.conflicts.apply(record.time, event);
+            self.replicas.apply(record.time, event);
         }
         true
     }

@@ -6,6 +6,7 @@
 use control_core::agent::{self, Answer, Enrolment};
 use control_core::plan::{self, Order};
 use control_core::projection::Views;
+use control_core::replica::Session;
 use control_core::{Rejection, State, group, job, report, run, token};
 use ed25519_dalek::SigningKey;
 use event_schema::*;
@@ -136,7 +137,12 @@ impl World {
     pub(crate) fn connect(&mut self, n: u8) {
         let addresses = vec![format!("192.0.2.{n}:5000")];
         let version = "0.1.0".to_string();
-        self.must(|s| agent::decide(s, agent::Command::Connected { agent: agent_id(n), addresses, version }));
+        self.must(|s| {
+            agent::decide(
+                s,
+                agent::Command::Connected { agent: agent_id(n), session: Session::ALONE, addresses, version },
+            )
+        });
     }
 
     pub(crate) fn create_token(&mut self, n: u8, uses: u32, lives_ms: u64) -> Result<Vec<Event>, Rejection> {

@@ -13,6 +13,8 @@ mod health;
 mod jobs;
 mod openapi;
 mod page;
+mod position;
+mod replicas;
 mod resolve;
 mod runs;
 mod shape;
@@ -113,9 +115,11 @@ impl Api {
             .route("/runs/{run}", get(runs::show))
             .route("/runs/{run}/history", get(runs::history))
             .route("/runs/{run}/stop", post(runs::stop))
+            .route("/replicas", get(replicas::list))
             .route("/log", get(events::log))
             .route("/log/check", get(events::check))
             .route("/events", get(events::stream))
+            .route_layer(middleware::from_fn_with_state(self.clone(), position::show))
             .route_layer(middleware::from_fn_with_state(self.clone(), auth::check));
         let api = guarded.route("/openapi.json", get(openapi::show));
         Router::new()

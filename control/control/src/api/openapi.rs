@@ -5,13 +5,13 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
-use super::{agents, events, groups, health, jobs, runs, tokens};
+use super::{agents, events, groups, health, jobs, replicas, runs, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Flotilla control API", description = "Operate a fleet of agents.", license(name = "MIT OR Apache-2.0")),
     paths(
-        health::status,
+        health::status, replicas::list,
         agents::list, agents::show, agents::approve, agents::remove, agents::tag,
         tokens::list, tokens::create, tokens::revoke,
         groups::list, groups::create, groups::show, groups::add, groups::remove,

@@ -418,6 +418,10 @@ fn summary(views: &Views, event: &Event) -> String {
         Event::AgentOnline(e) => format!("{} is online at {}", name(e.agent), e.addresses.join(", ")),
         Event::AgentOffline(e) => format!("{} is offline: {}", name(e.agent), e.reason),
         Event::AgentRemoved(e) => format!("{} was removed", name(e.agent)),
+        Event::AgentSessionOpened(e) => format!("{} is connected at replica {}", name(e.agent), e.replica),
+        Event::ReplicaStarted(e) => format!("replica {} began its life {}", e.replica, e.epoch),
+        Event::ReplicaStopped(e) => format!("replica {} ended its life {}: {}", e.replica, e.epoch, e.reason),
+        Event::LeaseTaken(e) => format!("replica {} holds the lease, term {}", e.replica, e.term),
         Event::AgentTagged(e) => format!("{} has {} tags now", name(e.agent), e.tags.len()),
         Event::TokenCreated(e) => {
             let agents = if e.uses == 1 { "agent" } else { "agents" };
@@ -515,6 +519,10 @@ fn data(event: &Event) -> Value {
         Event::AgentOffline(e) => json!({"agent": e.agent, "reason": e.reason}),
         Event::AgentRemoved(e) => json!({"agent": e.agent}),
         Event::AgentTagged(e) => json!({"agent": e.agent, "tags": tags(&e.tags)}),
+        Event::AgentSessionOpened(e) => json!({"agent": e.agent, "replica": e.replica, "epoch": e.epoch}),
+        Event::ReplicaStarted(e) => json!({"replica": e.replica, "epoch": e.epoch, "version": e.version}),
+        Event::ReplicaStopped(e) => json!({"replica": e.replica, "epoch": e.epoch, "reason": e.reason}),
+        Event::LeaseTaken(e) => json!({"replica": e.replica, "epoch": e.epoch, "term": e.term}),
         Event::TokenCreated(e) => json!({
             "token": e.token, "hash": hex(&e.hash), "tags": tags(&e.tags), "uses": e.uses,
             "expires": e.expires.to_string(),

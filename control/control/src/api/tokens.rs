@@ -58,6 +58,7 @@ pub(super) async fn create(
     let bootstrap = Bootstrap {
         management_server: ManagementServer {
             host: api.gateway.host.clone(),
+            further_hosts: further_gateways(&api),
             cert_authority_fingerprint: api.gateway.ca_fingerprint.clone(),
             bootstrap_token: Some(text),
         },
@@ -67,6 +68,13 @@ pub(super) async fn create(
     let bootstrap = serde_json::to_value(&bootstrap).map_err(|e| ApiError::unavailable(e.to_string()))?;
     let created = TokenCreated { id: token.to_string(), expires: expires.to_string(), bootstrap };
     Ok((StatusCode::CREATED, Json(created)))
+}
+
+/// Gateways of the other replicas.
+fn further_gateways(api: &Api) -> Vec<String> {
+    let known = api.service.gateways();
+    let known = known.borrow();
+    known.iter().filter(|place| **place != api.gateway.host).cloned().collect()
 }
 
 /// Makes a token worthless. Agents that used it stay.

@@ -52,6 +52,37 @@ shapes! {
         /// Whether the log takes records.
         healthy: bool,
     }
+    /// The control services that share a log.
+    ReplicasView {
+        /// In the order of their ids.
+        replicas: Vec<ReplicaView>,
+        /// Holders of the lease so far.
+        term: u64,
+        /// Gateways that agents are told, this replica's first.
+        gateways: Vec<String>,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+    }
+    /// One control service.
+    ReplicaView {
+        /// Its id: that of its data folder.
+        id: String,
+        /// `live` or `stopped`, as the log knows it.
+        state: String,
+        /// Whether it is the one that answers.
+        own: bool,
+        /// Whether it holds the lease.
+        lease: bool,
+        /// How often it was started or began anew.
+        epoch: u64,
+        /// Since when it is in this state.
+        since: String,
+        /// Version of its program.
+        version: String,
+        /// Why it stopped.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        ended: Option<String>,
+    }
     /// The live state against one that was folded anew from the log's first record.
     LogCheckView {
         /// Position at which both were taken.

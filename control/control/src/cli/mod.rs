@@ -8,6 +8,7 @@ mod client;
 mod fleet;
 mod output;
 mod place;
+mod replica;
 mod server;
 mod watch;
 mod work;
@@ -79,6 +80,9 @@ enum Command {
     /// History that proves itself: export it, check it anywhere
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Several control services for one fleet
+    #[command(subcommand)]
+    Replica(replica::Replica),
     /// The service in a few numbers
     #[command(after_help = "Example: flotilla status --json")]
     Status,
@@ -152,6 +156,7 @@ fn dispatch(line: Line) -> Done {
         Command::Runs(command) => work::runs(&Client::new(global)?, json, command),
         Command::Log(command) => work::log(&Client::new(global)?, json, &command),
         Command::Audit(command) => audit::run(global, command),
+        Command::Replica(command) => replica::run(global, command),
         Command::Status => work::status(&Client::new(global)?, json),
     }
 }
@@ -181,7 +186,7 @@ mod tests {
     fn the_contract_parses() {
         for line in [
             "flotilla serve --data d --http 127.0.0.1:0 --gateway 127.0.0.1:0 --public-gateway a:1 \
-             --public-gateway b:2 --nats nats://x --tracker t:1 --tracker u:2 --config f --json",
+             --public-gateway b:2 --nats nats://x --nats-replicas 3 --join b --join-code-file c --tracker t:1 --tracker u:2 --config f --json",
             "flotilla token create --tag A=b --uses 3 --expires 24h --storage-path /x --out f --data d",
             "flotilla token list --json",
             "flotilla agents list --data d --json",
@@ -192,6 +197,8 @@ mod tests {
             "flotilla runs watch",
             "flotilla runs stop x --reason y --server http://h:1 --token t",
             "flotilla log show --from 1 --stream run/",
+            "flotilla replica invite --out b --expires 1h --data d --json",
+            "flotilla replica list --json",
             "flotilla audit export --data d --out p --json",
             "flotilla audit replay p --origin o --until 2026-03-01T12:00:00Z --from 7 --json",
             "flotilla audit verify p --origin o --seen c --seen d --keep e --json",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::{Done, Failure, Global, output};
 use crate::config::Settings;
@@ -34,6 +35,16 @@ pub(super) struct Serve {
     /// Keep the event log in NATS JetStream instead of the data folder
     #[arg(long, value_name = "URL")]
     nats: Option<String>,
+    /// Copies of the log on different NATS servers, if it is made now [default: 1; 3 for three servers]
+    #[arg(long, value_name = "N")]
+    nats_replicas: Option<usize>,
+    /// Become a replica of the fleet whose keys are in this file (flotilla replica invite); needs --nats, and the code in
+    /// FLOTILLA_JOIN_CODE or --join-code-file
+    #[arg(long, value_name = "FILE")]
+    join: Option<PathBuf>,
+    /// A file with the code of --join
+    #[arg(long, value_name = "FILE", requires = "join")]
+    join_code_file: Option<PathBuf>,
     /// A tracker that agents may use to find each other (repeatable)
     #[arg(long, value_name = "HOST:PORT")]
     tracker: Vec<String>,
@@ -54,6 +65,7 @@ pub(super) fn run(line: Serve, global: Global) -> Done {
         gateway: line.gateway,
         public_gateway: given(line.public_gateway),
         nats: line.nats,
+        nats_replicas: line.nats_replicas,
         tracker: given(line.tracker),
         command_ttl: line.command_ttl,
     };
@@ -61,6 +73,13 @@ pub(super) fn run(line: Serve, global: Global) -> Done {
         settings = settings.or(Settings::read(file).map_err(Failure::of)?);
     }
     let config = settings.complete().map_err(|error| Failure::Usage(error.to_string()))?;
+    if let Some(bundle) = &line.join {
+        if config.nats.is_none() {
+            return Err(Failure::Usage("--join: several replicas need a log in NATS, --nats".into()));
+        }
+        let code = join_code(line.join_code_file.as_deref())?;
+        serve::join(&config.data, bundle, &code).map_err(Failure::of)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
     runtime.block_on(async {
         let mut stop = Signals::new().map_err(Failure::of)?;
@@ -94,6 +113,20 @@ pub(super) fn run(line: Serve, global: Global) -> Done {
         running.stop().await;
         Ok(())
     })
+}
+
+/// The code of a bundle: not on the command line, where others see it.
+fn join_code(file: Option<&std::path::Path>) -> Result<Zeroizing<String>, Failure> {
+    match file {
+        Some(path) => {
+            let read = std::fs::read_to_string(path);
+            read.map(Zeroizing::new)
+                .map_err(|error| Failure::Failed(format!("cannot read {}: {error}", path.display())))
+        }
+        None => std::env::var("FLOTILLA_JOIN_CODE").map(Zeroizing::new).map_err(|_| {
+            Failure::Usage("--join needs the code in FLOTILLA_JOIN_CODE or in --join-code-file".into())
+        }),
+    }
 }
 
 /// SIGINT and SIGTERM (Ctrl-C elsewhere).

@@ -5,10 +5,13 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use agent_proto::link::{Hello, Progress, Refused};
 use event_schema::{AgentId, Signed};
 use tokio::sync::{broadcast, watch};
+
+use crate::service::Ousted;
 
 /// An agent that proved to hold `public_key` asks to be let in.
 #[derive(Clone)]
@@ -124,7 +127,12 @@ pub trait Fleet: Send + Sync + 'static {
     /// Whether the agent was removed.
     fn is_removed(&self, agent: AgentId) -> bool;
 
-    /// Tells agents removed from now on; the gateway ends their sessions with `Refused(Removed)`.
-    /// When it lags, the gateway asks [`Fleet::is_removed`] for every session instead.
-    fn removals(&self) -> broadcast::Receiver<AgentId>;
+    /// Tells agents that have to leave from now on; the gateway ends the sessions of those that were removed
+    /// with `Refused(Removed)`, others without a word. When it lags, the gateway asks [`Fleet::is_removed`] for
+    /// every session instead.
+    fn ousted(&self) -> broadcast::Receiver<Ousted>;
+
+    /// Gateways (`HOST:PORT`) that agents may go to, this one first; empty where there is no other. Agents that
+    /// understand it are told, again whenever it changes.
+    fn gateways(&self) -> watch::Receiver<Arc<[String]>>;
 }

@@ -16,9 +16,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use event_schema::AgentId;
 #[cfg(test)]
-use event_schema::Timestamp;
+use event_schema::{AgentId, Timestamp};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, broadcast, watch};
@@ -26,7 +25,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use crate::pki::{Pki, PkiError};
-use crate::service::now;
+use crate::service::{Ousted, now};
 pub use fleet::{EnrolDecision, EnrolRequest, Fleet, ReportError, Session};
 use registry::{Kick, Registry};
 
@@ -115,10 +114,10 @@ impl Gateway {
         let local_addr = listener.local_addr().map_err(listen)?;
         let tls = TlsAcceptor::from(Arc::new(pki.gateway_tls()?));
         let registry = Arc::new(Registry::default());
-        let removals = fleet.removals();
+        let ousted = fleet.ousted();
         let context = Context { fleet, pki, tls, limits, registry: registry.clone() };
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(run(Arc::new(context), listener, removals, stopped));
+        let task = tokio::spawn(run(Arc::new(context), listener, ousted, stopped));
         Ok(Self { local_addr, stop, task, registry })
     }
 
@@ -150,13 +149,13 @@ impl std::fmt::Debug for Registry {
 async fn run<F: Fleet>(
     context: Arc<Context<F>>,
     listener: TcpListener,
-    removals: broadcast::Receiver<AgentId>,
+    ousted: broadcast::Receiver<Ousted>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let connections = Arc::new(Semaphore::new(context.limits.connections));
     let half_open = Arc::new(Semaphore::new(context.limits.half_open));
     let strangers = Arc::new(Strangers::default());
-    let mut removals = Some(removals);
+    let mut ousted = Some(ousted);
     let mut tasks = JoinSet::new();
     let mut renewal = tokio::time::interval(RENEWAL_INTERVAL);
     loop {
@@ -173,15 +172,17 @@ async fn run<F: Fleet>(
                     tracing::error!(%error, "the gateway's certificate could not be renewed");
                 }
             }
-            removal = next_removal(&mut removals) => match removal {
-                Ok(agent) => context.registry.kick(agent, Kick::Removed),
+            next = next_ousted(&mut ousted) => match next {
+                Ok(Ousted::Removed(agent)) => context.registry.kick(agent, Kick::Removed),
+                Ok(Ousted::Moved(agent)) => context.registry.kick(agent, Kick::Replaced),
+                Ok(Ousted::All) => context.registry.kick_all(Kick::CutOff),
                 Err(RecvError::Lagged(_)) => {
                     for agent in context.registry.agents().into_iter().filter(|a| context.fleet.is_removed(*a)) {
                         context.registry.kick(agent, Kick::Removed);
                     }
                 }
                 // The service has gone before its gateway; it stops us next.
-                Err(RecvError::Closed) => removals = None,
+                Err(RecvError::Closed) => ousted = None,
             },
             (accepted, whole, half) = accept => match accepted {
                 Ok((tcp, address)) => {
@@ -212,9 +213,9 @@ async fn run<F: Fleet>(
     tasks.shutdown().await;
 }
 
-async fn next_removal(removals: &mut Option<broadcast::Receiver<AgentId>>) -> Result<AgentId, RecvError> {
-    match removals {
-        Some(removals) => removals.recv().await,
+async fn next_ousted(ousted: &mut Option<broadcast::Receiver<Ousted>>) -> Result<Ousted, RecvError> {
+    match ousted {
+        Some(ousted) => ousted.recv().await,
         None => std::future::pending().await,
     }
 }

@@ -18,6 +18,8 @@ pub(super) enum Kick {
     Removed,
     /// The gateway stops.
     Shutdown,
+    /// The service is cut off from its log.
+    CutOff,
 }
 
 #[derive(Default)]

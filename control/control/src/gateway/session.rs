@@ -12,8 +12,8 @@ use agent_proto::limits::{
     TAG_LEN_MAX, TAGS_MAX,
 };
 use agent_proto::link::{
-    Challenge, CommandSent, Enrol, Enrolled, Hello, Pending, Pong, Refused, ReportsStored, ToAgent,
-    ToGateway, Welcome,
+    Challenge, CommandSent, Enrol, Enrolled, FEATURE_GATEWAYS, Gateways, Hello, Pending, Pong, Refused,
+    ReportsStored, ToAgent, ToGateway, Welcome,
 };
 use event_schema::{AgentId, RefusalReason, Signed};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
@@ -26,6 +26,7 @@ use super::frames::{FrameError, FrameReader, write};
 use super::registry::Kick;
 use super::{Context, EnrolDecision, EnrolRequest, Fleet, ReportError, Session, now};
 use crate::pki::Facts;
+use crate::service::KEEP_ALIVE_S;
 
 type Reader = FrameReader<ReadHalf<TlsStream<TcpStream>>>;
 type Writer = WriteHalf<TlsStream<TcpStream>>;
@@ -60,6 +61,8 @@ pub(super) enum End {
     Replaced,
     #[error("the service stops")]
     Shutdown,
+    #[error("the service is cut off from the other replicas")]
+    CutOff,
 }
 
 impl From<std::io::Error> for End {
@@ -74,6 +77,7 @@ impl From<Kick> for End {
             Kick::Replaced => Self::Replaced,
             Kick::Removed => Self::Refused(removed()),
             Kick::Shutdown => Self::Shutdown,
+            Kick::CutOff => Self::CutOff,
         }
     }
 }
@@ -203,6 +207,7 @@ async fn session<F: Fleet>(
         return Err(End::Protocol("version beyond its limit"));
     }
     let (cursor, trust_version) = (hello.command_cursor, hello.trust_version);
+    let knows_gateways = hello.features & FEATURE_GATEWAYS != 0;
     let (place, kicked) = context.registry.enter(agent);
     let begun = Box::pin(async {
         let mut online = context.registry.turn(&place).await.ok_or(End::Replaced)?;
@@ -221,7 +226,8 @@ async fn session<F: Fleet>(
             let renewal = certificate.due(now());
             let renewed = renewal.then(|| context.pki.issue(&certificate.public_key, &session.name, now()));
             let out = Outgoing::default();
-            let greeting = Greeting { session, trust_version, renewed: renewed.and_then(Result::ok) };
+            let greeting =
+                Greeting { session, trust_version, renewed: renewed.and_then(Result::ok), knows_gateways };
             converse(context, agent, cursor, greeting, &mut reader, &mut writer, kicked, &out).await
         }
         Err(End::Refused(refused)) => {
@@ -247,6 +253,8 @@ struct Greeting {
     session: Session,
     trust_version: u64,
     renewed: Option<Enrolled>,
+    /// It wants to know where else it may go.
+    knows_gateways: bool,
 }
 
 /// What waits to be written besides commands: the latest of each kind.
@@ -382,8 +390,19 @@ async fn try_write_all<F: Fleet>(
         send(writer, patience, enrolled.into()).await?;
     }
     let mut watch = context.fleet.command_watch(agent);
+    let mut gateways = context.fleet.gateways();
+    // What was there before counts as a change.
+    gateways.mark_changed();
+    let mut follows = greeting.knows_gateways;
     loop {
         let waiting = out.take();
+        if follows && gateways.has_changed().unwrap_or(false) {
+            let known = gateways.borrow_and_update().to_vec();
+            if !known.is_empty() {
+                let message = Gateways { gateways: known, keep_alive_s: KEEP_ALIVE_S };
+                send(writer, patience, message.into()).await?;
+            }
+        }
         if waiting.pong {
             send(writer, patience, Pong {}.into()).await?;
         }
@@ -407,6 +426,7 @@ async fn try_write_all<F: Fleet>(
         tokio::select! {
             () = out.changed.notified() => {}
             changed = watch.changed() => changed.map_err(|_| End::Shutdown)?,
+            changed = gateways.changed(), if follows => follows = changed.is_ok(),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! damaged or missing later stops the start: a fleet must not be founded twice by accident.
 
 mod audit;
+pub mod bundle;
 mod certificates;
 mod files;
 #[cfg(test)]

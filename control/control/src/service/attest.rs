@@ -75,6 +75,10 @@ impl Wish for Attest {
         &self.origin
     }
 
+    fn is_alone(&self) -> bool {
+        true
+    }
+
     fn answer(self: Box<Self>, result: Result<(), SubmitError>) {
         if let Err(error) = result {
             tracing::warn!(%error, "the state is attested later");

@@ -1,7 +1,7 @@
 //! What the gateway asks of the service: [`Fleet`] for [`Service`].
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_proto::limits::ADDRESSES_MAX;
@@ -12,7 +12,7 @@ use event_schema::{AgentId, Event, RefusalReason, Report, Signed, TokenId};
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, watch};
 
-use super::{Origin, Service, SubmitError};
+use super::{Origin, Ousted, Service, SubmitError};
 use crate::gateway::{EnrolDecision, EnrolRequest, Fleet, ReportError, Session};
 
 /// How long an agent that waits for approval, or that met a log out of order, is to wait.
@@ -87,11 +87,16 @@ impl Fleet for Service {
     }
 
     async fn connected(&self, agent: AgentId, hello: Hello, address: SocketAddr) -> Result<Session, Refused> {
+        if !self.is_serving() {
+            let detail = "this control service is cut off from the others: try one of those";
+            return Err(Refused { reason: RefusalReason::TooEarly, detail: detail.into() });
+        }
+        let at = self.session();
         let addresses = reachable(&hello.addresses, address.ip());
         let version = hello.version;
         let decided = self.submit(Origin::agent(agent), move |state, _| {
             let (addresses, version) = (addresses.clone(), version.clone());
-            let events = agent::decide(state, Command::Connected { agent, addresses, version })?;
+            let events = agent::decide(state, Command::Connected { agent, session: at, addresses, version })?;
             let name = state.agent_name(agent).unwrap_or_default().to_owned();
             Ok((events, Session { name, reports_stored: state.reports_stored(agent) }))
         });
@@ -105,8 +110,9 @@ impl Fleet for Service {
     }
 
     async fn disconnected(&self, agent: AgentId, reason: String) {
+        let at = self.session();
         let decided = self.decide(Origin::agent(agent), move |state, _| {
-            agent::decide(state, Command::Disconnected { agent, reason: reason.clone() })
+            agent::decide(state, Command::Disconnected { agent, session: at, reason: reason.clone() })
         });
         if let Err(error) = decided.await {
             tracing::warn!(%agent, %error, "an agent's going offline was not recorded");
@@ -190,8 +196,12 @@ impl Fleet for Service {
         views.fleet.agents.get(&agent).is_some_and(|view| view.standing == StandingView::Removed)
     }
 
-    fn removals(&self) -> broadcast::Receiver<AgentId> {
-        self.shared.removals.subscribe()
+    fn ousted(&self) -> broadcast::Receiver<Ousted> {
+        self.shared.ousted.subscribe()
+    }
+
+    fn gateways(&self) -> watch::Receiver<Arc<[String]>> {
+        Self::gateways(self)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! `writer` decides and appends, one decision at a time; what is durable is folded into the
 //! projections ([`control_core::projection::Views`]) that everybody reads. `link` is what the gateway
-//! asks, `telemetry` holds what agents tell without it being a fact.
+//! asks, `telemetry` holds what agents tell without it being a fact, `replica` keeps it among other services
+//! on the same log.
 
 mod attest;
 mod clock;
@@ -11,6 +12,7 @@ mod issue;
 mod link;
 mod metrics;
 mod open;
+mod replica;
 mod telemetry;
 mod writer;
 
@@ -19,18 +21,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use control_core::projection::Views;
+use control_core::replica::Session;
 use control_core::{Rejection, State};
 use event_log::{EventLog, Position};
-use event_schema::{Actor, AgentId, Event, Record, RecordId, Timestamp};
+use event_schema::{Actor, AgentId, Event, Record, RecordId, ReplicaId, Timestamp};
 use tokio::sync::{broadcast, mpsc, watch};
 
 pub use attest::ATTEST_EVERY;
 pub use clock::now;
 pub use ids::Ids;
-pub(crate) use ids::random_secret;
+pub(crate) use ids::{random as random_id, random_secret};
 pub(crate) use link::token_hash;
 pub use metrics::Metrics;
 pub use open::{COMMAND_TTL, Keys, OpenError, Options};
+pub use replica::{Bus, KEEP_ALIVE_S, Keeper};
 pub use telemetry::{Live, Telemetry};
 pub use writer::FoldError;
 pub(crate) use writer::run_of;
@@ -38,8 +42,19 @@ pub(crate) use writer::run_of;
 /// Decisions that may wait for the writer; callers wait beyond that.
 const QUEUE_MAX: usize = 4_096;
 
-/// Removals a slow gateway may lag behind before it asks for every session.
-const REMOVALS_MAX: usize = 256;
+/// Agents sent away that a slow gateway may lag behind with before it asks for every session.
+const OUSTED_MAX: usize = 1_024;
+
+/// Who has to leave this replica's gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ousted {
+    /// An agent that belongs to the fleet no more.
+    Removed(AgentId),
+    /// An agent that is connected at another replica by now.
+    Moved(AgentId),
+    /// Everybody: this replica is cut off, or was given up.
+    All,
+}
 
 /// Who asks for a decision, and which stream it is told in.
 #[derive(Clone, Debug)]
@@ -84,7 +99,7 @@ pub enum SubmitError {
 #[derive(Clone)]
 pub struct Service {
     shared: Arc<Shared>,
-    wishes: mpsc::Sender<Box<dyn writer::Wish>>,
+    wishes: mpsc::Sender<writer::Ask>,
 }
 
 /// What readers see and what they are woken by.
@@ -93,7 +108,13 @@ struct Shared {
     views: RwLock<Views>,
     position: watch::Sender<u64>,
     command_watches: Mutex<HashMap<AgentId, watch::Sender<u64>>>,
-    removals: broadcast::Sender<AgentId>,
+    ousted: broadcast::Sender<Ousted>,
+    /// This replica's life.
+    session: RwLock<Session>,
+    /// Whether agents may come: not while others could be heard and are not.
+    serving: AtomicBool,
+    /// Where else they may go.
+    gateways: watch::Sender<Arc<[String]>>,
     telemetry: Telemetry,
     metrics: Metrics,
     healthy: AtomicBool,
@@ -102,13 +123,17 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(log: Arc<dyn EventLog>) -> Self {
+    fn new(log: Arc<dyn EventLog>, replica: Option<ReplicaId>) -> Self {
+        let session = replica.map_or(Session::ALONE, |replica| Session { replica, epoch: 0 });
         Self {
             log,
             views: RwLock::default(),
             position: watch::Sender::new(0),
             command_watches: Mutex::default(),
-            removals: broadcast::Sender::new(REMOVALS_MAX),
+            ousted: broadcast::Sender::new(OUSTED_MAX),
+            session: RwLock::new(session),
+            serving: AtomicBool::new(true),
+            gateways: watch::Sender::new(Arc::new([])),
             telemetry: Telemetry::default(),
             metrics: Metrics::default(),
             healthy: AtomicBool::new(true),
@@ -145,7 +170,13 @@ impl Shared {
                 Event::AgentRemoved(e) => {
                     self.watches().remove(&e.agent);
                     // Nobody listens before the gateway is up.
-                    let _ = self.removals.send(e.agent);
+                    let _ = self.ousted.send(Ousted::Removed(e.agent));
+                }
+                Event::AgentSessionOpened(e) => {
+                    let own = self.session.read().unwrap_or_else(PoisonError::into_inner).replica;
+                    if e.replica != own {
+                        let _ = self.ousted.send(Ousted::Moved(e.agent));
+                    }
                 }
                 Event::RunFinished(e) => self.telemetry.run_ended(e.run),
                 Event::StateAttested(_) => self.attested.position.store(position.0, Ordering::Relaxed),
@@ -169,7 +200,7 @@ impl Service {
     {
         let (wish, answer) = writer::wish(origin, decide);
         let stopping = || SubmitError::Unavailable("the service is stopping".into());
-        self.wishes.send(wish).await.map_err(|_| stopping())?;
+        self.wishes.send(writer::Ask::Wish(wish)).await.map_err(|_| stopping())?;
         answer.await.unwrap_or_else(|_| Err(stopping()))
     }
 
@@ -212,6 +243,37 @@ impl Service {
     /// Whether the log took the last record it was given.
     pub fn is_healthy(&self) -> bool {
         self.shared.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Where agents may go, this replica first; empty unless there can be others.
+    pub fn gateways(&self) -> watch::Receiver<Arc<[String]>> {
+        self.shared.gateways.subscribe()
+    }
+
+    fn tell_gateways(&self, gateways: Vec<String>) {
+        self.shared.gateways.send_if_modified(|known| {
+            let news = **known != *gateways;
+            if news {
+                *known = gateways.into();
+            }
+            news
+        });
+    }
+
+    /// Sends agents away from the gateway.
+    fn oust(&self, whom: Ousted) {
+        // Nobody listens before the gateway is up.
+        let _ = self.shared.ousted.send(whom);
+    }
+
+    /// Whether agents are served; says what it was.
+    fn set_serving(&self, serving: bool) -> bool {
+        self.shared.serving.swap(serving, Ordering::Relaxed)
+    }
+
+    /// Whether agents are served: not while this replica is cut off from others.
+    pub fn is_serving(&self) -> bool {
+        self.shared.serving.load(Ordering::Relaxed)
     }
 
     /// Decisions that wait for the writer.

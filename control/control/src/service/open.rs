@@ -8,13 +8,13 @@ use agent_proto::RunSecret;
 use control_core::agent;
 use ed25519_dalek::SigningKey;
 use event_log::EventLog;
-use event_schema::{FleetFounded, RunId};
+use event_schema::{FleetFounded, ReplicaId, RunId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::attest::{ATTEST_EVERY, Pace};
 use super::issue::Issuer;
-use super::writer::{FoldError, Wish, Writer, wish};
+use super::writer::{Ask, FoldError, Writer, wish};
 use super::{Origin, QUEUE_MAX, Service, Shared, SubmitError};
 
 /// Default life of a command: an agent that is away for a month still obeys it, a forgotten device
@@ -40,16 +40,24 @@ pub struct Options {
     pub trackers: Vec<String>,
     /// How long a command may be obeyed after it was made. Default 30 days.
     pub command_ttl: Duration,
-    /// Whether other services may write to the same log: it is followed then, and appends go one at a
-    /// time (a replicated log refuses a second one in flight).
+    /// Whether other services may write to the same log: it is followed then.
     pub shared_log: bool,
     /// Records after which the state is attested on the log; default 1,000.
     pub attest_every: u64,
+    /// Which replica this is, if it may be one of several: it then has lives on the log, and agents' sessions belong to
+    /// them. None: the log is this service's own, and no agent is connected to another.
+    pub replica: Option<ReplicaId>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { trackers: Vec::new(), command_ttl: COMMAND_TTL, shared_log: false, attest_every: ATTEST_EVERY }
+        Self {
+            trackers: Vec::new(),
+            command_ttl: COMMAND_TTL,
+            shared_log: false,
+            replica: None,
+            attest_every: ATTEST_EVERY,
+        }
     }
 }
 
@@ -62,7 +70,8 @@ pub enum OpenError {
     /// The log is another fleet's.
     #[error(
         "the log was founded under another root key than the one in this data folder: \
-         the keys and the log belong to different fleets"
+         the keys and the log belong to different fleets. To add a replica to the log's fleet, begin with an empty data \
+         folder and a bundle of its keys: `flotilla replica invite`, `flotilla serve --join`"
     )]
     OtherFleet,
     /// The log does not take the first records.
@@ -70,8 +79,8 @@ pub enum OpenError {
     Append(#[from] SubmitError),
 }
 
-/// Appends in one chain on a log of our own: enough that one sync serves a burst of reports.
-const CHAIN_MAX: usize = 256;
+/// Decisions in one commit: enough that one sync, or one round trip, serves a burst of reports.
+const COMMIT_MAX: usize = 256;
 
 impl Service {
     /// Folds the log, founds the fleet if the log is empty, records agents as offline whose links a
@@ -86,16 +95,15 @@ impl Service {
         keys: Keys,
         options: Options,
     ) -> Result<(Self, JoinHandle<()>), OpenError> {
-        let shared = Arc::new(Shared::new(log));
+        let shared = Arc::new(Shared::new(log, options.replica));
         let issuer = Issuer {
             key: keys.command,
             secret_of: keys.secret_of,
             trackers: options.trackers,
             time_to_live: options.command_ttl,
         };
-        let chain_max = if options.shared_log { 1 } else { CHAIN_MAX };
         let pace = Pace::new(options.attest_every);
-        let mut writer = Writer::new(Arc::clone(&shared), issuer, chain_max, options.shared_log, pace);
+        let mut writer = Writer::new(Arc::clone(&shared), issuer, COMMIT_MAX, options.shared_log, pace);
         writer.catch_up().await?;
 
         let (root_key, ca_fingerprint) = (keys.root_key, keys.ca_fingerprint);
@@ -103,20 +111,26 @@ impl Service {
             let event = FleetFounded { root_key, ca_fingerprint }.into();
             Ok((if state.root_key().is_none() { vec![event] } else { vec![] }, state.root_key()))
         });
-        let (restarted, recorded) =
-            wish(Origin::service("fleet".into()), |state, _| Ok((agent::service_restarted(state), ())));
         writer.commit(VecDeque::from([found])).await;
         let known = founded.await.map_err(|_| stopped())??;
         if known.is_some_and(|known| known != root_key) {
             return Err(OpenError::OtherFleet);
         }
         writer.order_everything();
-        writer.commit(VecDeque::from([restarted])).await;
-        recorded.await.map_err(|_| stopped())??;
+        if options.replica.is_none() {
+            let (restarted, recorded) =
+                wish(Origin::service("fleet".into()), |state, _| Ok((agent::service_restarted(state), ())));
+            writer.commit(VecDeque::from([restarted])).await;
+            recorded.await.map_err(|_| stopped())??;
+        }
 
-        let (wishes, queue) = mpsc::channel::<Box<dyn Wish>>(QUEUE_MAX);
+        let (wishes, queue) = mpsc::channel::<Ask>(QUEUE_MAX);
         let task = tokio::spawn(writer.run(queue));
-        Ok((Self { shared, wishes }, task))
+        let service = Self { shared, wishes };
+        if options.replica.is_some() {
+            service.begin_life().await?;
+        }
+        Ok((service, task))
     }
 }
 

@@ -2,31 +2,47 @@
 //!
 //! All records of one control service stand in ONE log stream, whatever stream (aggregate) they are
 //! told in: a decision reads across aggregates (a run reads groups, a command takes the next number of
-//! its agent), so the fence has to be around all of them. Appends of a group are sent off in a chain,
-//! each naming its predecessor, so that one sync serves many; the first that fails breaks the chain
-//! behind it, and the writer folds anew from the log and decides again, one by one.
+//! its agent), so the fence has to be around all of them. What is asked at the same time is decided
+//! together, each wish on the state as those before it will have left it, and appended as ONE commit:
+//! all of it is stored behind the record that it was decided on, or none of it. Whoever loses the race
+//! for that place reads what came instead and decides again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use control_core::{Rejection, State, plan};
-use event_log::limits::MAX_RECORD_BYTES;
-use event_log::{AppendError, BoxFuture, EventLog, Position, ReadError, ReadLimit, StreamName};
-use event_schema::{Command, DecodeError, Event, Record, RecordId, Report, RunId, Timestamp};
+use event_log::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_RECORDS, MAX_RECORD_BYTES};
+use event_log::{AppendError, EventLog, Position, ReadError, ReadLimit, StreamName};
+use event_schema::{Actor, Command, DecodeError, Event, Record, RecordId, Report, RunId, Timestamp};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::attest::Pace;
 use super::ids::Ids;
 use super::issue::Issuer;
 use super::{Origin, Shared, SubmitError, now};
 
-/// Decisions on one wish before it is given up: each means that another writer came first.
-const ATTEMPTS_MAX: usize = 8;
+/// How long a commit is tried again before those who wait are told that the log is not available. Each
+/// try means that another writer came first, or that it is not known what became of the last one.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Tries that a commit gets in any case.
+const TRIES_MIN: u32 = 3;
+
+/// Others who wrote to the log within this time are likely to write again.
+const RIVALRY: Duration = Duration::from_secs(2);
+
+/// Longest pause that is left to others after a commit of ours. Who lost a race needs about three round
+/// trips to try again, and we need one: without a pause the same writer would win every time.
+const COURTESY_MAX: Duration = Duration::from_millis(20);
 
 /// Runs whose first record is remembered, for the correlation of later ones.
 const CORRELATIONS_MAX: usize = 10_000;
+
+/// Runs that others wrote about and that are remembered until the next sweep; of more, all are looked at.
+const TOUCHED_MAX: usize = 10_000;
 
 /// Pause after the log failed to say whether it has news.
 const TAIL_PAUSE: Duration = Duration::from_secs(1);
@@ -42,6 +58,10 @@ pub(crate) trait Wish: Send {
     fn decide(&mut self, state: &State, now: Timestamp) -> Result<Vec<Event>, Rejection>;
     /// Who asks.
     fn origin(&self) -> &Origin;
+    /// Whether it has to be decided on what is durable, first in a commit of its own.
+    fn is_alone(&self) -> bool {
+        false
+    }
     /// Tells the one who asked.
     fn answer(self: Box<Self>, result: Result<(), SubmitError>);
 }
@@ -149,42 +169,74 @@ pub enum FoldError {
     },
 }
 
+/// What the writer is asked.
+pub(crate) enum Ask {
+    /// To decide about a wish.
+    Wish(Box<dyn Wish>),
+    /// To order what other writers decided and did not order.
+    Sweep,
+}
+
 /// The task's own things.
 pub(crate) struct Writer {
     pub(super) shared: Arc<Shared>,
     log: Arc<dyn EventLog>,
     stream: StreamName,
     issuer: Arc<Issuer>,
+    /// Folded from what is durable.
     state: State,
+    /// The same, to be taken ahead of what is durable while a commit of several records is decided. None
+    /// until that happens for the first time, and after a commit that was not stored.
+    ahead: Option<State>,
     /// The last position folded into `state`, which is also the stream's last.
     pub(super) last: Position,
     correlations: BTreeMap<RunId, RecordId>,
     /// When the state is attested and checked.
     pub(super) pace: Pace,
-    /// Appends in one chain; 1 where the log takes one at a time.
-    chain_max: usize,
+    /// Records in one commit at most.
+    commit_max: usize,
     /// Whether others may write to this log.
     is_shared: bool,
-    /// After a failure: one decision at a time, folded only when it is durable.
+    /// After a failure: one decision at a time.
     careful: bool,
-    /// The log could not be read to its end: nothing may be decided before it was.
+    /// It is not known what the log ends with: nothing may be decided before it was read.
     stale: bool,
     /// What follows from records and has to be decided next.
     follow_ups: VecDeque<Box<dyn Wish>>,
+    /// Runs in records of others since the last sweep.
+    touched: BTreeSet<RunId>,
+    /// They were too many to be remembered.
+    touched_all: bool,
+    /// When a record of others was last folded.
+    rivals: Option<Instant>,
+    /// Before that nothing is appended.
+    courtesy: Option<Instant>,
 }
 
-/// A decision whose record is on its way, or that needed none.
-struct InFlight {
+/// A decision of a commit.
+struct Decided {
     wish: Box<dyn Wish>,
     rejected: Option<Rejection>,
-    append: Option<(BoxFuture<'static, Result<Position, AppendError>>, Record)>,
+    record: Option<Record>,
+    /// Follows from a record of this very commit, and is thought of again when that is decided again.
+    follows: bool,
+}
+
+/// What became of a commit.
+enum Outcome {
+    /// Everybody was told.
+    Settled,
+    /// Nothing of it was stored, or it is not known: read on, and decide these again.
+    Again(Vec<Box<dyn Wish>>),
+    /// The log is not available, why; everybody was told.
+    Failed(String),
 }
 
 impl Writer {
     pub(crate) fn new(
         shared: Arc<Shared>,
         issuer: Issuer,
-        chain_max: usize,
+        commit_max: usize,
         is_shared: bool,
         pace: Pace,
     ) -> Self {
@@ -194,14 +246,19 @@ impl Writer {
             stream: log_stream(),
             issuer: Arc::new(issuer),
             state: State::default(),
+            ahead: None,
             last: Position::ZERO,
             correlations: BTreeMap::new(),
             pace,
-            chain_max: chain_max.max(1),
+            commit_max: commit_max.clamp(1, MAX_COMMIT_RECORDS),
             is_shared,
             careful: false,
             stale: false,
             follow_ups: VecDeque::new(),
+            touched: BTreeSet::new(),
+            touched_all: false,
+            rivals: None,
+            courtesy: None,
         }
     }
 
@@ -224,6 +281,12 @@ impl Writer {
                     .map_err(|source| FoldError::Record { position: entry.position, source })?;
                 self.check_attested(entry.position.0, &record);
                 self.fold(&record);
+                self.touched.extend(touched_by(&record));
+                if self.touched.len() > TOUCHED_MAX {
+                    self.touched.clear();
+                    self.touched_all = true;
+                }
+                self.rivals = Some(Instant::now());
                 self.last = entry.position;
                 self.shared.publish(entry.position, &record);
             }
@@ -236,17 +299,17 @@ impl Writer {
     }
 
     /// Decides, appends and folds until nobody can ask any more.
-    pub(crate) async fn run(mut self, mut wishes: mpsc::Receiver<Box<dyn Wish>>) {
+    pub(crate) async fn run(mut self, mut asked: mpsc::Receiver<Ask>) {
         let log = Arc::clone(&self.log);
+        // What was read to open the log is nobody's rivalry, and was ordered.
+        self.rivals = None;
+        self.touched.clear();
+        self.touched_all = false;
         loop {
-            let mut batch = VecDeque::new();
-            if self.is_shared {
+            let first = if self.is_shared {
                 tokio::select! {
                     biased;
-                    wish = wishes.recv() => match wish {
-                        Some(wish) => batch.push_back(wish),
-                        None => break,
-                    },
+                    ask = asked.recv() => ask,
                     news = log.wait_beyond(self.last) => {
                         if self.take_news(news).await.is_err() {
                             tokio::time::sleep(TAIL_PAUSE).await;
@@ -255,22 +318,36 @@ impl Writer {
                     }
                 }
             } else {
-                match wishes.recv().await {
-                    Some(wish) => batch.push_back(wish),
-                    None => break,
-                }
-            }
-            while batch.len() < self.chain_max {
-                match wishes.try_recv() {
-                    Ok(wish) => batch.push_back(wish),
-                    Err(_) => break,
-                }
+                asked.recv().await
+            };
+            let Some(first) = first else { break };
+            let mut batch = VecDeque::new();
+            self.take(first, &mut batch);
+            while batch.len() < self.commit_max
+                && let Ok(ask) = asked.try_recv()
+            {
+                self.take(ask, &mut batch);
             }
             self.commit(batch).await;
             self.attest_when_due().await;
         }
         self.attest_at_stop().await;
         self.log.close().await;
+    }
+
+    fn take(&mut self, ask: Ask, batch: &mut VecDeque<Box<dyn Wish>>) {
+        match ask {
+            Ask::Wish(wish) => batch.push_back(wish),
+            Ask::Sweep if std::mem::take(&mut self.touched_all) => {
+                self.touched.clear();
+                self.order_everything();
+            }
+            Ask::Sweep => {
+                for run in std::mem::take(&mut self.touched) {
+                    self.order(run, None);
+                }
+            }
+        }
     }
 
     async fn take_news(&mut self, news: Result<Position, ReadError>) -> Result<(), ()> {
@@ -283,177 +360,250 @@ impl Writer {
 
     /// Brings every wish of the batch, and what follows from it, to an end.
     pub(crate) async fn commit(&mut self, mut batch: VecDeque<Box<dyn Wish>>) {
+        let (mut deadline, mut tries) = (Instant::now() + PATIENCE, 0);
         loop {
-            if self.chain_max > 1 && !self.careful && batch.len() > 1 {
-                batch = self.commit_chain(batch).await;
-            } else if let Some(wish) = batch.pop_front()
-                && let Err(reason) = self.commit_one(wish).await
-            {
-                // Not to make everybody wait for the same failure in turn.
-                for wish in batch.drain(..).chain(self.follow_ups.drain(..)) {
-                    wish.answer(Err(SubmitError::Unavailable(reason.clone())));
-                }
-            }
             while let Some(wish) = self.follow_ups.pop_back() {
                 batch.push_front(wish);
             }
             if batch.is_empty() {
                 return;
             }
+            if self.stale
+                && let Err(error) = self.read_on().await
+            {
+                let reason = self.unavailable(&error);
+                self.fail(batch, &reason);
+                return;
+            }
+            let most = if self.careful { 1 } else { self.commit_max };
+            match self.commit_some(&mut batch, most).await {
+                Outcome::Settled => (deadline, tries) = (Instant::now() + PATIENCE, 0),
+                Outcome::Failed(reason) => {
+                    // Not to make everybody wait for the same failure in turn.
+                    self.fail(batch, &reason);
+                    return;
+                }
+                Outcome::Again(wishes) => {
+                    for wish in wishes.into_iter().rev() {
+                        batch.push_front(wish);
+                    }
+                    tries += 1;
+                    // One try may have taken all of the time, and be stored: that is to be found out first.
+                    if tries >= TRIES_MIN && Instant::now() >= deadline {
+                        self.fail(batch, "others were faster, or the log did not answer, for too long");
+                        return;
+                    }
+                }
+            }
         }
     }
 
-    /// One decision, folded when it is durable. An error: the log is not available, why.
-    async fn commit_one(&mut self, mut wish: Box<dyn Wish>) -> Result<(), String> {
-        for _ in 0..ATTEMPTS_MAX {
-            if self.stale {
-                if let Err(error) = self.catch_up().await {
-                    return Err(self.unavailable(wish, &error));
+    /// Tells everybody that the log is not available.
+    fn fail(&mut self, batch: VecDeque<Box<dyn Wish>>, reason: &str) {
+        for wish in batch.into_iter().chain(self.follow_ups.drain(..)) {
+            wish.answer(Err(SubmitError::Unavailable(reason.to_owned())));
+        }
+    }
+
+    /// Reads what came instead of a commit that was not stored. If it is the commit itself, whose answer
+    /// was lost, what follows from it is still to be ordered.
+    async fn read_on(&mut self) -> Result<(), FoldError> {
+        let before = std::mem::take(&mut self.touched);
+        let read = self.catch_up().await;
+        for run in self.touched.clone() {
+            self.order(run, None);
+        }
+        self.touched.extend(before);
+        self.stale = read.is_err();
+        read
+    }
+
+    /// Decides on as many wishes as go into one commit and appends what they come to.
+    async fn commit_some(&mut self, batch: &mut VecDeque<Box<dyn Wish>>, most: usize) -> Outcome {
+        let mut state = if most > 1 && batch.len() > 1 { Some(self.take_ahead()) } else { None };
+        let mut decided = Vec::new();
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        let mut followers: VecDeque<Box<dyn Wish>> = VecDeque::new();
+        let mut correlations = BTreeMap::new();
+        while records.len() < most {
+            let (mut wish, follows) = match (followers.pop_front(), batch.pop_front()) {
+                (Some(follower), next) => {
+                    next.into_iter().for_each(|next| batch.push_front(next));
+                    (follower, true)
                 }
-                self.stale = false;
-                self.order_everything();
-            }
-            let time = now();
-            let events = match wish.decide(&self.state, time) {
-                Err(rejection) => {
-                    wish.answer(Err(rejection.into()));
-                    return Ok(());
-                }
-                Ok(events) if events.is_empty() => {
-                    wish.answer(Ok(()));
-                    return Ok(());
-                }
-                Ok(events) => events,
+                (None, Some(next)) => (next, false),
+                (None, None) => break,
             };
-            let record = self.record(wish.origin(), events, time);
-            let appended = self.log.append(&self.stream, self.expected(), record.encode()).await;
-            self.shared.metrics.appends.add(1);
-            match appended {
-                Ok(position) if position == self.last.next() => {
-                    self.careful = false;
-                    self.shared.healthy.store(true, Ordering::Relaxed);
-                    self.last = position;
-                    self.fold(&record);
-                    self.order_what_follows(&record);
-                    self.shared.publish(position, &record);
-                    wish.answer(Ok(()));
-                    return Ok(());
+            let alone = wish.is_alone();
+            if alone && !decided.is_empty() {
+                if follows {
+                    followers.push_front(wish)
+                } else {
+                    batch.push_front(wish)
                 }
-                // Somebody else wrote, or the answer was lost: see what is there and decide again. What was
-                // stored after all is found, and the decision comes out empty.
-                Ok(_) | Err(AppendError::Conflict { .. } | AppendError::Unknown { .. }) => {
-                    self.shared.metrics.append_conflicts.add(1);
-                    self.stale = true;
-                }
-                Err(error @ AppendError::TooLarge { .. }) => {
-                    wish.answer(Err(Rejection::Limit(error.to_string()).into()));
-                    return Ok(());
-                }
-                Err(error) => return Err(self.unavailable(wish, &error)),
+                break;
             }
-        }
-        let error = "other writers were faster too many times";
-        wish.answer(Err(SubmitError::Unavailable(error.into())));
-        Ok(())
-    }
-
-    fn unavailable(&mut self, wish: Box<dyn Wish>, error: &dyn std::error::Error) -> String {
-        tracing::error!(%error, "the log does not take a record");
-        self.careful = true;
-        self.shared.healthy.store(false, Ordering::Relaxed);
-        self.shared.metrics.append_failures.add(1);
-        wish.answer(Err(SubmitError::Unavailable(error.to_string())));
-        error.to_string()
-    }
-
-    /// Many decisions, each on the state as it will be, their records in one chain of appends. Returns
-    /// what has to be done again one by one, which is nothing unless an append failed.
-    async fn commit_chain(&mut self, mut batch: VecDeque<Box<dyn Wish>>) -> VecDeque<Box<dyn Wish>> {
-        let mut flight: VecDeque<InFlight> = VecDeque::new();
-        let mut predicted = self.last;
-        while flight.len() < self.chain_max {
-            let Some(mut wish) = self.follow_ups.pop_front().or_else(|| batch.pop_front()) else { break };
             let time = now();
-            let (events, rejected) = match wish.decide(&self.state, time) {
+            let (events, mut rejected) = match wish.decide(state.as_ref().unwrap_or(&self.state), time) {
                 Ok(events) => (events, None),
                 Err(rejection) => (vec![], Some(rejection)),
             };
             if events.is_empty() {
-                // It may rest on a record still on its way, so its answer waits for that.
-                flight.push_back(InFlight { wish, rejected, append: None });
+                // It may rest on a record of this commit, so its answer waits for that.
+                decided.push(Decided { wish, rejected, record: None, follows });
                 continue;
             }
-            let record = self.record(wish.origin(), events, time);
-            let bytes = record.encode();
-            if bytes.len() > MAX_RECORD_BYTES {
-                let rejected = Some(Rejection::Limit(format!(
+            let record = self.record(wish.origin(), events, time, &correlations);
+            let encoded = record.encode();
+            if encoded.len() > MAX_RECORD_BYTES {
+                rejected = Some(Rejection::Limit(format!(
                     "this would make a record of {} bytes, more than the {MAX_RECORD_BYTES} that the log takes",
-                    bytes.len()
+                    encoded.len()
                 )));
-                flight.push_back(InFlight { wish, rejected, append: None });
+                decided.push(Decided { wish, rejected, record: None, follows });
                 continue;
             }
-            let expected = (predicted != Position::ZERO).then_some(predicted);
-            let (log, stream) = (Arc::clone(&self.log), self.stream.clone());
-            let mut append: BoxFuture<'static, _> =
-                Box::pin(async move { log.append(&stream, expected, bytes).await });
-            self.shared.metrics.appends.add(1);
-            // The first poll hands it to the log, in order.
-            if let std::task::Poll::Ready(result) = futures::poll!(&mut append) {
-                append = Box::pin(std::future::ready(result));
+            if !records.is_empty() && bytes + encoded.len() > MAX_COMMIT_BYTES {
+                // It is decided again in the next commit.
+                if follows {
+                    followers.push_front(wish)
+                } else {
+                    batch.push_front(wish)
+                }
+                break;
             }
-            predicted = predicted.next();
-            self.fold(&record);
-            self.order_what_follows(&record);
-            flight.push_back(InFlight { wish, rejected: None, append: Some((append, record)) });
+            bytes += encoded.len();
+            records.push(encoded);
+            if let Some(state) = &mut state {
+                for event in &record.events {
+                    if let Event::RunStarted(e) = event {
+                        correlations.insert(e.run, record.id);
+                    }
+                    state.evolve(event);
+                }
+                for run in touched_by(&record) {
+                    followers.extend(self.orders(state, run, Some(record.id), &correlations));
+                }
+            }
+            decided.push(Decided { wish, rejected: None, record: Some(record), follows });
+            if alone || state.is_none() {
+                break;
+            }
         }
-        let again = self.land(flight).await;
-        if again.is_empty() {
-            self.shared.healthy.store(true, Ordering::Relaxed);
-            return batch;
+        if records.is_empty() {
+            // The two are the same, as nothing was decided.
+            self.ahead = state.or(self.ahead.take());
+            return self.settle_without_records(decided).await;
         }
-        again.into_iter().chain(batch).collect()
+        let outcome = self.append(decided, records, state).await;
+        if matches!(outcome, Outcome::Settled) {
+            self.follow_ups.extend(followers);
+        }
+        outcome
     }
 
-    /// Waits for the chain's appends in order; from the first failure on, gives the wishes back.
-    async fn land(&mut self, mut flight: VecDeque<InFlight>) -> Vec<Box<dyn Wish>> {
-        let mut again = Vec::new();
-        while let Some(InFlight { wish, rejected, append }) = flight.pop_front() {
-            let failed = !again.is_empty();
-            match append {
-                Some((append, record)) => match append.await {
-                    Ok(position) if !failed && position == self.last.next() => {
-                        self.last = position;
-                        self.shared.publish(position, &record);
-                        wish.answer(Ok(()));
-                    }
-                    result => {
-                        if let (false, Err(error)) = (failed, result) {
-                            tracing::warn!(%error, "an append failed; deciding again, one by one");
+    /// The state to be taken ahead, equal to the durable one.
+    fn take_ahead(&mut self) -> State {
+        self.ahead.take().unwrap_or_else(|| self.state.clone())
+    }
+
+    /// Answers wishes that came to nothing. On a log that others write to, that too rests on its end: an
+    /// agent must not be refused because its token was made at another replica a moment ago.
+    async fn settle_without_records(&mut self, decided: Vec<Decided>) -> Outcome {
+        let unfenced = |decided: &Decided| decided.wish.origin().actor != Actor::Service;
+        if self.is_shared && decided.iter().any(unfenced) {
+            match self.log.last_position().await {
+                Ok(last) if last > self.last => {
+                    self.stale = true;
+                    return Outcome::Again(again(decided));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let reason = self.unavailable(&error);
+                    self.fail(again(decided).into(), &reason);
+                    return Outcome::Failed(reason);
+                }
+            }
+        }
+        for Decided { wish, rejected, .. } in decided {
+            wish.answer(rejected.map_or(Ok(()), |rejection| Err(rejection.into())));
+        }
+        Outcome::Settled
+    }
+
+    /// Appends the records of a commit and makes of the answer what it means.
+    async fn append(
+        &mut self,
+        decided: Vec<Decided>,
+        records: Vec<Vec<u8>>,
+        ahead: Option<State>,
+    ) -> Outcome {
+        if let Some(until) = self.courtesy.take() {
+            tokio::time::sleep_until(until).await;
+        }
+        let count = records.len();
+        let began = Instant::now();
+        let expected = (self.last != Position::ZERO).then_some(self.last);
+        let appended = self.log.append_batch(&self.stream, expected, records).await;
+        self.shared.metrics.appends.add(1);
+        match appended {
+            Ok(first) if first == self.last.next() => {
+                if self.rivals.is_some_and(|seen| seen.elapsed() < RIVALRY) {
+                    self.courtesy = Some(Instant::now() + began.elapsed().min(COURTESY_MAX));
+                }
+                self.careful = false;
+                self.shared.healthy.store(true, Ordering::Relaxed);
+                for Decided { wish, rejected, record, .. } in decided {
+                    if let Some(record) = record {
+                        self.last = self.last.next();
+                        self.fold(&record);
+                        if ahead.is_none() {
+                            for run in touched_by(&record) {
+                                self.order(run, Some(record.id));
+                            }
                         }
-                        again.push(wish);
+                        self.shared.publish(self.last, &record);
                     }
-                },
-                None if failed => again.push(wish),
-                None => wish.answer(rejected.map_or(Ok(()), |rejection| Err(rejection.into()))),
+                    wish.answer(rejected.map_or(Ok(()), |rejection| Err(rejection.into())));
+                }
+                if ahead.is_some() {
+                    // It has seen exactly what was folded.
+                    self.ahead = ahead;
+                }
+                Outcome::Settled
+            }
+            // Somebody else wrote, or the answer was lost: see what is there and decide again. What was
+            // stored after all is found, and the decision comes out empty.
+            Ok(_) | Err(AppendError::Conflict { .. } | AppendError::Unknown { .. }) => {
+                self.shared.metrics.append_conflicts.add(1);
+                self.stale = true;
+                Outcome::Again(again(decided))
+            }
+            Err(AppendError::TooLarge { .. }) if count > 1 => {
+                self.careful = true;
+                Outcome::Again(again(decided))
+            }
+            Err(error @ AppendError::TooLarge { .. }) => {
+                for decided in decided {
+                    decided.wish.answer(Err(Rejection::Limit(error.to_string()).into()));
+                }
+                Outcome::Settled
+            }
+            Err(error) => {
+                let reason = self.unavailable(&error);
+                self.fail(again(decided).into(), &reason);
+                Outcome::Failed(reason)
             }
         }
-        if !again.is_empty() {
-            self.careful = true;
-            self.shared.metrics.append_conflicts.add(1);
-            self.follow_ups.clear();
-            // The state has seen records that never were. Fold from the beginning, before the next decision;
-            // projections have seen only what is durable and stay.
-            self.state = State::default();
-            self.correlations.clear();
-            self.last = Position::ZERO;
-            self.stale = true;
-        }
-        again
     }
 
-    fn expected(&self) -> Option<Position> {
-        (self.last != Position::ZERO).then_some(self.last)
+    fn unavailable(&mut self, error: &dyn std::error::Error) -> String {
+        tracing::error!(%error, "the log does not take a record");
+        self.careful = true;
+        self.shared.healthy.store(false, Ordering::Relaxed);
+        self.shared.metrics.append_failures.add(1);
+        error.to_string()
     }
 
     fn fold(&mut self, record: &Record) {
@@ -465,12 +615,22 @@ impl Writer {
                 self.correlations.insert(e.run, record.id);
             }
             self.state.evolve(event);
+            if let Some(ahead) = &mut self.ahead {
+                ahead.evolve(event);
+            }
         }
     }
 
-    fn record(&self, origin: &Origin, events: Vec<Event>, time: Timestamp) -> Record {
+    fn record(
+        &self,
+        origin: &Origin,
+        events: Vec<Event>,
+        time: Timestamp,
+        newer: &BTreeMap<RunId, RecordId>,
+    ) -> Record {
         let id = Ids(time).record();
-        let process = events.iter().find_map(run_of).and_then(|run| self.correlations.get(&run).copied());
+        let known = |run: RunId| newer.get(&run).or_else(|| self.correlations.get(&run)).copied();
+        let process = events.iter().find_map(run_of).and_then(known);
         Record {
             id,
             stream: origin.stream.clone(),
@@ -482,15 +642,7 @@ impl Writer {
         }
     }
 
-    /// Runs touched by a record may need commands.
-    fn order_what_follows(&mut self, record: &Record) {
-        let runs: std::collections::BTreeSet<RunId> = record.events.iter().filter_map(run_of).collect();
-        for run in runs {
-            self.order(run, Some(record.id));
-        }
-    }
-
-    /// Every run's outstanding commands: at start, and after other writers were at work.
+    /// Every run's outstanding commands: at start.
     pub(crate) fn order_everything(&mut self) {
         let runs: Vec<RunId> = self.state.runs().collect();
         for run in runs {
@@ -499,13 +651,34 @@ impl Writer {
     }
 
     fn order(&mut self, run: RunId, causation: Option<RecordId>) {
-        if plan::is_outstanding(&self.state, run) {
-            let causation = causation.or_else(|| self.correlations.get(&run).copied());
-            let origin = Origin { causation, ..Origin::service(format!("run/{run}")) };
-            let issuer = Arc::clone(&self.issuer);
-            self.follow_ups.push_back(Box::new(Orders { run, origin, issuer }));
-        }
+        let orders = self.orders(&self.state, run, causation, &BTreeMap::new());
+        self.follow_ups.extend(orders);
     }
+
+    fn orders(
+        &self,
+        state: &State,
+        run: RunId,
+        causation: Option<RecordId>,
+        newer: &BTreeMap<RunId, RecordId>,
+    ) -> Option<Box<dyn Wish>> {
+        plan::is_outstanding(state, run).then(|| {
+            let known = || newer.get(&run).or_else(|| self.correlations.get(&run)).copied();
+            let origin =
+                Origin { causation: causation.or_else(known), ..Origin::service(format!("run/{run}")) };
+            Box::new(Orders { run, origin, issuer: Arc::clone(&self.issuer) }) as Box<dyn Wish>
+        })
+    }
+}
+
+/// The wishes of a commit that has to be decided again.
+fn again(decided: Vec<Decided>) -> Vec<Box<dyn Wish>> {
+    decided.into_iter().filter(|decided| !decided.follows).map(|decided| decided.wish).collect()
+}
+
+/// Runs that may need commands after a record.
+fn touched_by(record: &Record) -> BTreeSet<RunId> {
+    record.events.iter().filter_map(run_of).collect()
 }
 
 /// The run that an event is about.

@@ -135,6 +135,28 @@ impl EventLog for FaultyLog {
         })
     }
 
+    fn append_batch<'a>(
+        &'a self,
+        stream: &'a StreamName,
+        expected_last: Option<Position>,
+        records: Vec<Vec<u8>>,
+    ) -> BoxFuture<'a, Result<Position, AppendError>> {
+        let fault = self.faults.lock().expect("no panics").pop_front().unwrap_or(Fault::None);
+        Box::pin(async move {
+            let reason = || "as the test wants it".to_string();
+            match fault {
+                Fault::None => self.inner.append_batch(stream, expected_last, records).await,
+                Fault::StoredUnknown => {
+                    self.inner.append_batch(stream, expected_last, records).await?;
+                    Err(AppendError::Unknown { reason: reason() })
+                }
+                Fault::LostUnknown => Err(AppendError::Unknown { reason: reason() }),
+                Fault::NoSpace => Err(AppendError::NoSpace { reason: reason() }),
+                Fault::Conflict => Err(AppendError::Conflict { expected: expected_last, actual: None }),
+            }
+        })
+    }
+
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
         self.inner.read(from, limit)
     }
@@ -239,6 +261,7 @@ impl FakeAgent {
             command_cursor: self.cursor,
             addresses: vec!["0.0.0.0:5000".into()],
             trust_version: 1,
+            features: 0,
         };
         let address = "127.0.0.1:4000".parse().expect("an address");
         service.connected(self.id, hello, address).await.expect("welcome")

@@ -16,11 +16,15 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// How long to wait now: random between nothing and a bound that doubles each time.
-    pub(crate) fn pause(&mut self) -> Duration {
-        let bound = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
+    /// Everything that can be tried has failed (once more): the bound doubles from the second time on.
+    pub(crate) fn grow(&mut self) {
         self.failures = self.failures.saturating_add(1);
-        bound.mul_f64(random())
+    }
+
+    /// How long to wait now: random between nothing and the bound.
+    pub(crate) fn pause(&self) -> Duration {
+        let doubled = self.failures.saturating_sub(1).min(16);
+        BACKOFF_MIN.saturating_mul(1 << doubled).min(BACKOFF_MAX).mul_f64(random())
     }
 }
 
@@ -40,6 +44,7 @@ mod tests {
         for _ in 0..200 {
             let mut backoff = Backoff::default();
             for n in 0..40 {
+                backoff.grow();
                 let pause = backoff.pause();
                 assert!(pause <= BACKOFF_MIN * 2_u32.saturating_pow(n) && pause <= BACKOFF_MAX);
                 if n == 39 {

@@ -8,10 +8,11 @@ use ed25519_dalek::SigningKey;
 use event_schema::Signed;
 
 use super::backoff::{Backoff, random};
+use super::places::{Place, Places};
 use super::stream::{LinkError, Stream};
 use crate::config::Settings;
 use crate::config::{Gateway, Invitation};
-use crate::limits::{PENDING_MAX, PENDING_MIN};
+use crate::limits::{CONNECT_TIMEOUT, PENDING_MAX, PENDING_MIN};
 use crate::status::Status;
 use crate::{VERSION, tls};
 
@@ -70,18 +71,20 @@ fn open_credential(bytes: &[u8], bundle: &TrustBundle, public: &[u8; 32]) -> Opt
     Credential::open(bytes, &bundle.credential_keys, &bundle.root_key, public, inner.not_before).ok()
 }
 
-/// Asks to be let in until there is an answer. Network trouble and waiting for approval are no errors.
+/// Asks to be let in until there is an answer, which comes with the gateway that gave it. Network trouble and waiting for approval are no errors.
 pub(crate) async fn enrol(
     invitation: &Invitation,
     settings: &Settings,
     key: &SigningKey,
     status: &Status,
-) -> Result<Admission, EnrolError> {
-    let address = &invitation.address;
+) -> Result<(String, Admission), EnrolError> {
+    let first = Place { text: invitation.address.clone(), gateway: invitation.gateway.clone() };
+    let mut places = Places::new(first, &invitation.others);
     let mut backoff = Backoff::default();
     loop {
-        let pause = match attempt(invitation, settings, key).await {
-            Ok(Answer::Admitted(admission)) => return Ok(*admission),
+        let Place { text: address, gateway } = places.current().clone();
+        let pause = match attempt(invitation, &gateway, settings, key).await {
+            Ok(Answer::Admitted(admission)) => return Ok((address, *admission)),
             Ok(Answer::Pending(pause)) => {
                 status.link_failed("waiting for approval");
                 tracing::info!(
@@ -101,6 +104,9 @@ pub(crate) async fn enrol(
             Err(LinkError::Refused(refused)) => return Err(EnrolError::Refused(refused)),
             Err(error @ LinkError::BadEnrolment(_)) => return Err(EnrolError::Bad(error)),
             Err(error) => {
+                if places.fails() {
+                    backoff.grow();
+                }
                 let pause = backoff.pause();
                 status.link_failed(&error.to_string());
                 tracing::warn!(%error, gateway = address, again_in = ?pause, "cannot enrol yet");
@@ -118,12 +124,13 @@ enum Answer {
 
 async fn attempt(
     invitation: &Invitation,
+    gateway: &Gateway,
     settings: &Settings,
     key: &SigningKey,
 ) -> Result<Answer, LinkError> {
     let (config, pin) = tls::pinned(invitation.fingerprint);
     // An error here means that the chain did not lead to the fingerprint: nothing was sent.
-    let stream = Stream::connect(&invitation.gateway, config).await?;
+    let stream = Stream::connect(gateway, config, CONNECT_TIMEOUT).await?;
     let root_key = pin
         .ca()
         .and_then(|ca| tls::key_of_ca(&ca))
@@ -166,7 +173,7 @@ pub(crate) async fn renew(
     key: &SigningKey,
     trust: &TrustBundle,
 ) -> Result<Admission, LinkError> {
-    let stream = Stream::connect(gateway, tls::member(trust, None, key)?).await?;
+    let stream = Stream::connect(gateway, tls::member(trust, None, key)?, CONNECT_TIMEOUT).await?;
     match ask(stream, key, name.to_owned(), Vec::new(), None, &trust.root_key).await? {
         Answer::Admitted(admission) => Ok(*admission),
         Answer::Pending(_) => Err(LinkError::OutOfPlace("a member has to wait for approval")),

@@ -6,6 +6,7 @@
 
 mod backoff;
 mod enrol;
+mod places;
 mod stream;
 
 use std::collections::BTreeSet;
@@ -14,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_proto::TrustBundle;
-use agent_proto::limits::{ADDRESSES_MAX, KEEP_ALIVE_S, REPORTS_IN_FLIGHT_MAX};
-use agent_proto::link::{Enrolled, Hello, Ping, ReportSent, ToAgent};
+use agent_proto::limits::{ADDRESSES_MAX, DEAD_AFTER_S, GATEWAYS_MAX, KEEP_ALIVE_S, REPORTS_IN_FLIGHT_MAX};
+use agent_proto::link::{Enrolled, FEATURE_GATEWAYS, Hello, Ping, ReportSent, ToAgent};
 use ed25519_dalek::SigningKey;
 use event_schema::{
     AgentId, Command, CommandAccepted, CommandBody, CommandRefused, JoinRun, RefusalReason, RunId, Signed,
@@ -25,8 +26,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::clock::FleetClock;
 use crate::command::{Verdict, judge};
-use crate::config::Gateway;
-use crate::limits::{BAD_COMMANDS_MAX, PROGRESS_INTERVAL, REPORT_BYTES_IN_FLIGHT, SESSION_GOOD};
+use crate::limits::{
+    BAD_COMMANDS_MAX, CONNECT_TIMEOUT, CONNECT_TIMEOUT_OF_SEVERAL, PROGRESS_INTERVAL, REPORT_BYTES_IN_FLIGHT,
+    SESSION_GOOD, WELCOME_OF_SEVERAL,
+};
 use crate::report::{Reporter, Write};
 use crate::restrict::Restrictions;
 use crate::status::Status;
@@ -34,7 +37,17 @@ use crate::store::{Cursor, Membership, RunChange, Store, Wish, newer_trust};
 use crate::{VERSION, tls};
 use backoff::Backoff;
 pub(crate) use enrol::{EnrolError, enrol};
+pub(crate) use places::{Place, Places};
 use stream::{LinkError, Reader, Stream, Writer};
+
+/// Between pings, as long as the gateway does not want others.
+const KEEP_ALIVE: Duration = Duration::from_secs(KEEP_ALIVE_S);
+
+/// Silence after which a gateway is gone.
+const DEAD_AFTER: Duration = Duration::from_secs(DEAD_AFTER_S);
+
+/// The same in pings that were not answered.
+const PINGS_UNANSWERED: u32 = 3;
 
 /// What is to be done about a run, stored already.
 #[derive(Debug)]
@@ -59,7 +72,9 @@ pub(crate) enum LinkEnd {
 /// Everything the link works with.
 pub(crate) struct Link {
     pub(crate) key: SigningKey,
-    pub(crate) gateway: Gateway,
+    pub(crate) places: Places,
+    /// Gateways that the owner named.
+    pub(crate) named: Vec<String>,
     pub(crate) membership: Membership,
     pub(crate) store: Arc<Store>,
     pub(crate) reporter: Reporter,
@@ -100,6 +115,9 @@ impl Link {
                     if began.elapsed() >= SESSION_GOOD {
                         backoff.reset();
                     }
+                    if self.places.fails() {
+                        backoff.grow();
+                    }
                     let pause = backoff.pause();
                     tracing::warn!(%error, again_in = ?pause, "no link to the gateway");
                     tokio::select! {
@@ -122,10 +140,13 @@ impl Link {
     async fn try_session(&mut self) -> Result<std::convert::Infallible, LinkError> {
         let trust = self.trust.borrow().clone();
         let config = tls::member(&trust, Some(&self.membership.certificate), &self.key)?;
-        let mut stream = match Stream::connect(&self.gateway, config).await {
+        let several = self.places.len() > 1;
+        let limit = if several { CONNECT_TIMEOUT_OF_SEVERAL } else { CONNECT_TIMEOUT };
+        let Place { text: address, gateway } = self.places.current().clone();
+        let mut stream = match Stream::connect(&gateway, config, limit).await {
             Err(LinkError::OurTime) => {
                 tracing::info!("this agent's certificate has expired; asking for a new one");
-                let admission = enrol::renew(&self.gateway, &self.membership.name, &self.key, &trust).await?;
+                let admission = enrol::renew(&gateway, &self.membership.name, &self.key, &trust).await?;
                 self.keep(admission).await;
                 return Err(LinkError::OurTime);
             }
@@ -136,13 +157,19 @@ impl Link {
             command_cursor: self.cursor.sequence,
             addresses: addresses(self.utp2, &self.advertise, stream.local),
             trust_version: trust.version,
+            features: FEATURE_GATEWAYS,
         };
         stream.writer.send(hello).await?;
+        if several {
+            stream.reader.patience = WELCOME_OF_SEVERAL;
+        }
         let welcome = match stream.reader.next().await? {
             ToAgent::Welcome(welcome) => welcome,
             ToAgent::Refused(refused) => return Err(LinkError::Refused(refused)),
             _ => return Err(LinkError::OutOfPlace("no answer to the hello")),
         };
+        stream.reader.patience = DEAD_AFTER;
+        self.places.works();
         self.clock.set(welcome.time);
         if self.clock.offset_ms().abs() > 60_000 {
             tracing::warn!(
@@ -156,17 +183,23 @@ impl Link {
         let taken_back = std::mem::take(&mut self.was_removed).then_some(false);
         let stored = Some(welcome.reports_stored);
         self.reporter.write(Write { stored, removed: taken_back, ..Write::default() }).await;
-        self.status.link_up();
-        tracing::info!(gateway = %self.membership.gateway, "connected");
+        self.status.link_up(&address);
+        tracing::info!(gateway = address, "connected");
+        let (keep_alive, pings) = watch::channel(KEEP_ALIVE);
         let (home, at_home) = watch::channel(welcome.reports_stored);
-        let sending = send(stream.writer, self.reporter.clone(), self.store.clone(), at_home);
+        let sending = send(stream.writer, self.reporter.clone(), self.store.clone(), at_home, pings);
         tokio::select! {
             error = sending => Err(error),
-            error = self.listen(&mut stream.reader, home) => Err(error),
+            error = self.listen(&mut stream.reader, home, keep_alive) => Err(error),
         }
     }
 
-    async fn listen(&mut self, reader: &mut Reader, home: watch::Sender<u64>) -> LinkError {
+    async fn listen(
+        &mut self,
+        reader: &mut Reader,
+        home: watch::Sender<u64>,
+        keep_alive: watch::Sender<Duration>,
+    ) -> LinkError {
         let mut bad = 0;
         loop {
             let message = match reader.next().await {
@@ -184,6 +217,15 @@ impl Link {
                 ToAgent::Refused(refused) => Err(LinkError::Refused(refused)),
                 ToAgent::Pong(_) => Ok(()),
                 ToAgent::CheckpointSent(_) => Err(LinkError::OutOfPlace("version 2 was not agreed on")),
+                ToAgent::Gateways(told) => {
+                    if told.keep_alive_s > 0 {
+                        let every = Duration::from_secs(told.keep_alive_s.into()).min(KEEP_ALIVE);
+                        reader.patience = every * PINGS_UNANSWERED;
+                        keep_alive.send_replace(every);
+                    }
+                    self.take_gateways(told.gateways).await;
+                    Ok(())
+                }
                 ToAgent::Challenge(_) | ToAgent::Pending(_) | ToAgent::Welcome(_) => {
                     Err(LinkError::OutOfPlace("a second greeting"))
                 }
@@ -285,6 +327,14 @@ impl Link {
         }
     }
 
+    async fn take_gateways(&mut self, told: Vec<String>) {
+        if self.places.learn(&told, &self.named) {
+            tracing::info!(gateways = ?told, "the fleet's gateways");
+            let gateways = told.into_iter().take(GATEWAYS_MAX).collect();
+            self.reporter.write(Write { gateways: Some(gateways), ..Write::default() }).await;
+        }
+    }
+
     async fn take_renewal(&mut self, enrolled: Enrolled) -> Result<(), LinkError> {
         let admission = enrol::check(enrolled, &self.key, &self.membership.root_key)?;
         self.keep(admission).await;
@@ -311,8 +361,9 @@ async fn send(
     reporter: Reporter,
     store: Arc<Store>,
     mut home: watch::Receiver<u64>,
+    mut pings: watch::Receiver<Duration>,
 ) -> LinkError {
-    let mut ping = interval(Duration::from_secs(KEEP_ALIVE_S));
+    let mut ping = interval(*pings.borrow_and_update());
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut outbox = reporter.outbox_watch();
     let mut sent = *home.borrow();
@@ -340,6 +391,11 @@ async fn send(
                 // Their senders live as long as the link.
                 _ = outbox.changed() => Ok(()),
                 _ = home.changed() => Ok(()),
+                _ = pings.changed() => {
+                    ping = interval(*pings.borrow_and_update());
+                    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                    Ok(())
+                }
                 () = reporter.progressed(), if !telemetry => {
                     telemetry = true;
                     Ok(())

@@ -16,7 +16,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::config::Gateway;
-use crate::limits::CONNECT_TIMEOUT;
 use crate::tls::{TlsFault, fault};
 
 /// Silence after which the gateway is gone.
@@ -78,6 +77,8 @@ impl From<io::Error> for LinkError {
 pub(crate) struct Reader {
     stream: ReadHalf<TlsStream<TcpStream>>,
     buffer: FrameBuffer,
+    /// Silence after which the gateway is gone.
+    pub(crate) patience: Duration,
 }
 
 pub(crate) struct Writer {
@@ -94,17 +95,22 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) async fn connect(gateway: &Gateway, config: Arc<ClientConfig>) -> Result<Self, LinkError> {
+    /// Connects; name lookup and TCP, and the TLS handshake, may take `limit` each.
+    pub(crate) async fn connect(
+        gateway: &Gateway,
+        config: Arc<ClientConfig>,
+        limit: Duration,
+    ) -> Result<Self, LinkError> {
         let name = ServerName::try_from(gateway.host.clone())
             .map_err(|_| LinkError::OutOfPlace("its name is none"))?;
         let connecting = TcpStream::connect((gateway.host.as_str(), gateway.port));
-        let tcp = timeout(CONNECT_TIMEOUT, connecting)
+        let tcp = timeout(limit, connecting)
             .await
             .map_err(|_| LinkError::Timeout("connecting"))?
             .map_err(LinkError::Io)?;
         tcp.set_nodelay(true)?;
         let local = tcp.local_addr()?.ip().to_canonical();
-        let tls = timeout(CONNECT_TIMEOUT, TlsConnector::from(config).connect(name, tcp))
+        let tls = timeout(limit, TlsConnector::from(config).connect(name, tcp))
             .await
             .map_err(|_| LinkError::Timeout("shaking hands"))?
             .map_err(|error| match LinkError::from(error) {
@@ -112,8 +118,8 @@ impl Stream {
                 other => other,
             })?;
         let (read, write) = tokio::io::split(tls);
-        let mut reader = Reader { stream: read, buffer: FrameBuffer::default() };
-        let first = timeout(Duration::from_secs(HANDSHAKE_TIMEOUT_S), reader.next());
+        let mut reader = Reader { stream: read, buffer: FrameBuffer::default(), patience: DEAD_AFTER };
+        let first = timeout(limit.min(Duration::from_secs(HANDSHAKE_TIMEOUT_S)), reader.next());
         match first.await.map_err(|_| LinkError::Timeout("waiting for its challenge"))?? {
             ToAgent::Challenge(challenge) => {
                 Ok(Self { reader, writer: Writer { stream: write }, challenge, local })
@@ -130,7 +136,7 @@ impl Reader {
             if let Some(message) = self.buffer.next(FRAME_LEN_MAX)? {
                 return Ok(ToAgent::decode(message)?);
             }
-            let read = timeout(DEAD_AFTER, self.stream.read_buf(self.buffer.space()));
+            let read = timeout(self.patience, self.stream.read_buf(self.buffer.space()));
             if read.await.map_err(|_| LinkError::Timeout("listening"))?? == 0 {
                 return Err(LinkError::Closed);
             }

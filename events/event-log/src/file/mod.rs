@@ -166,6 +166,27 @@ impl FileLog {
     /// # Errors
     /// As [`EventLog::append`], never `Conflict`.
     pub async fn append_all(&self, records: Vec<(StreamName, Vec<u8>)>) -> Result<Position, AppendError> {
+        self.batch(None, records).await
+    }
+
+    async fn append_commit(
+        &self,
+        stream: &StreamName,
+        expected: Option<Position>,
+        records: Vec<Vec<u8>>,
+    ) -> Result<Position, AppendError> {
+        AppendError::check_commit(&records)?;
+        let others = records.len() as u64 - 1;
+        let records = records.into_iter().map(|bytes| (stream.clone(), bytes)).collect();
+        let last = self.batch(Some((stream.clone(), expected)), records).await?;
+        Ok(Position(last.0 - others))
+    }
+
+    async fn batch(
+        &self,
+        expected: Option<(StreamName, Option<Position>)>,
+        records: Vec<(StreamName, Vec<u8>)>,
+    ) -> Result<Position, AppendError> {
         self.check_open().map_err(|_| AppendError::Closed)?;
         let requests = self.requests.as_ref().ok_or(AppendError::ReadOnly)?;
         let size = records.iter().map(|(stream, bytes)| stream.as_str().len() + bytes.len()).sum();
@@ -177,7 +198,7 @@ impl FileLog {
         let room = Arc::clone(&self.room).acquire_many_owned(size as u32).await;
         let room = room.map_err(|_| AppendError::Closed)?;
         let (answer, answered) = oneshot::channel();
-        let batch = Batch { records, answer, _room: room };
+        let batch = Batch { expected, records, answer, _room: room };
         requests.send(Request::Batch(batch)).await.map_err(|_| self.writer_gone(false))?;
         answered.await.unwrap_or_else(|_| Err(self.writer_gone(true)))
     }
@@ -235,6 +256,15 @@ impl EventLog for FileLog {
         bytes: Vec<u8>,
     ) -> BoxFuture<'a, Result<Position, AppendError>> {
         Box::pin(self.append_one(stream, expected_last, bytes))
+    }
+
+    fn append_batch<'a>(
+        &'a self,
+        stream: &'a StreamName,
+        expected_last: Option<Position>,
+        records: Vec<Vec<u8>>,
+    ) -> BoxFuture<'a, Result<Position, AppendError>> {
+        Box::pin(self.append_commit(stream, expected_last, records))
     }
 
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {

@@ -38,8 +38,10 @@ pub(crate) struct Append {
     pub(crate) _room: OwnedSemaphorePermit,
 }
 
-/// Records that are appended together, whatever their streams end with.
+/// Records that are appended together.
 pub(crate) struct Batch {
+    /// What this stream has to end with; `None`: whatever streams end with.
+    pub(crate) expected: Option<(StreamName, Option<Position>)>,
     pub(crate) records: Vec<(StreamName, Vec<u8>)>,
     /// The position of the last of them.
     pub(crate) answer: oneshot::Sender<Result<Position, AppendError>>,
@@ -212,7 +214,16 @@ impl Writer {
 
     /// Stores a batch whole, in one segment, and answers it.
     fn commit_batch(&mut self, batch: Batch) {
-        let Batch { records, answer, _room } = batch;
+        let Batch { expected, records, answer, _room } = batch;
+        if let Some((stream, expected)) = expected {
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            let actual = index.last_of_stream(&stream);
+            if actual != expected {
+                // Nobody listens if the caller dropped its future.
+                let _ = answer.send(Err(AppendError::Conflict { expected, actual }));
+                return;
+            }
+        }
         let mut last = self.index.read().unwrap_or_else(PoisonError::into_inner).last();
         let mut group = Group::default();
         for (stream, bytes) in records {

@@ -110,6 +110,7 @@ impl Agent {
             command_cursor: cursor,
             addresses: vec!["0.0.0.0:4000".into()],
             trust_version: 1,
+            features: 0,
         }
     }
 }

@@ -38,7 +38,8 @@ pub(super) enum Told {
 pub(super) struct MemoryFleet {
     pub(super) members: Mutex<HashMap<AgentId, Member>>,
     pub(super) tokens: Mutex<HashMap<String, Token>>,
-    pub(super) removals: broadcast::Sender<AgentId>,
+    pub(super) ousted: broadcast::Sender<Ousted>,
+    pub(super) gateways: watch::Sender<Arc<[String]>>,
     told: mpsc::UnboundedSender<Told>,
     pki: Arc<Pki>,
 }
@@ -49,7 +50,8 @@ impl MemoryFleet {
         let fleet = Self {
             members: Mutex::default(),
             tokens: Mutex::default(),
-            removals: broadcast::channel(4).0,
+            ousted: broadcast::channel(4).0,
+            gateways: watch::Sender::new(Arc::new([])),
             told,
             pki,
         };
@@ -114,7 +116,7 @@ impl MemoryFleet {
 
     pub(super) fn remove(&self, agent: AgentId) {
         self.with(agent, |member| member.removed = true);
-        self.removals.send(agent).expect("the gateway listens");
+        self.ousted.send(Ousted::Removed(agent)).expect("the gateway listens");
     }
 
     fn tell(&self, told: Told) {
@@ -210,7 +212,11 @@ impl Fleet for MemoryFleet {
         self.members.lock().expect("sound").get(&agent).is_some_and(|member| member.removed)
     }
 
-    fn removals(&self) -> broadcast::Receiver<AgentId> {
-        self.removals.subscribe()
+    fn ousted(&self) -> broadcast::Receiver<Ousted> {
+        self.ousted.subscribe()
+    }
+
+    fn gateways(&self) -> watch::Receiver<Arc<[String]>> {
+        self.gateways.subscribe()
     }
 }

@@ -1,0 +1,70 @@
+//! Which control services write to this log, and who of them holds the lease?
+
+use std::collections::BTreeMap;
+
+use event_schema::{Event, ReplicaId, Timestamp};
+use serde::Serialize;
+
+use crate::limits::REPLICAS_MAX;
+use crate::replica::{Lease, Session};
+
+/// All replicas; none on a log that one service has to itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Replicas {
+    /// By id. Of those that stopped, some are dropped when there are many.
+    pub replicas: BTreeMap<ReplicaId, ReplicaView>,
+    /// The last lease that was taken.
+    pub lease: Option<Lease>,
+}
+
+/// One replica.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReplicaView {
+    /// Which life it is in.
+    pub epoch: u64,
+    /// Whether that goes on.
+    pub live: bool,
+    /// Since when it is so.
+    pub since: Timestamp,
+    /// Version of its program.
+    pub version: String,
+    /// Why it ended, for people.
+    pub ended: Option<String>,
+}
+
+impl Replicas {
+    pub(super) fn apply(&mut self, time: Timestamp, event: &Event) {
+        match event {
+            Event::ReplicaStarted(e) => {
+                if self.replicas.len() >= REPLICAS_MAX && !self.replicas.contains_key(&e.replica) {
+                    let stopped = self.replicas.iter().find(|(_, known)| !known.live).map(|(id, _)| *id);
+                    stopped.and_then(|id| self.replicas.remove(&id));
+                }
+                let (epoch, version) = (e.epoch, e.version.clone());
+                let view = ReplicaView { epoch, live: true, since: time, version, ended: None };
+                self.replicas.insert(e.replica, view);
+            }
+            Event::ReplicaStopped(e) => {
+                if let Some(known) = self.replicas.get_mut(&e.replica).filter(|known| known.epoch == e.epoch)
+                {
+                    (known.live, known.since, known.ended) = (false, time, Some(e.reason.clone()));
+                }
+            }
+            Event::LeaseTaken(e) => {
+                let holder = Session { replica: e.replica, epoch: e.epoch };
+                self.lease = Some(Lease { holder, term: e.term });
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a life goes on.
+    pub fn is_live(&self, session: Session) -> bool {
+        self.replicas.get(&session.replica).is_some_and(|known| known.live && known.epoch == session.epoch)
+    }
+
+    /// The lease, if its holder lives.
+    pub fn lease(&self) -> Option<Lease> {
+        self.lease.filter(|lease| self.is_live(lease.holder))
+    }
+}
