@@ -2,7 +2,8 @@
 //!
 //! [`pki`] owns the fleet's keys and certificates, [`gateway`] the agents' TLS link, [`service`] the
 //! fleet's state over the log, [`api`] the HTTP side, [`serve`] puts them together; [`audit`] seals
-//! the log. [`cli`] is the operator's command line, which talks to [`api`]; with the rest it shares `audit` alone.
+//! the log. [`cli`] is the operator's command line, which talks to [`api`]; with the rest it shares `audit` and
+//! [`log_copy`] alone.
 
 pub mod api;
 mod at;
@@ -10,6 +11,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod gateway;
+pub mod log_copy;
 pub mod pki;
 mod private_file;
 pub mod serve;

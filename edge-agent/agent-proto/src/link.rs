@@ -265,7 +265,8 @@ pub struct CheckpointSent {
 pub struct Gateways {
     /// `HOST:PORT` each, at most [`GATEWAYS_MAX`](crate::limits::GATEWAYS_MAX); the one that tells it first.
     pub gateways: Vec<String>,
-    /// Seconds between pings from now on; the link is dead after three times that. 0: as without this message.
+    /// Seconds between pings from now on; the link is dead after twice that and a second more. 0: as without this
+    /// message.
     pub keep_alive_s: u16,
 }
 

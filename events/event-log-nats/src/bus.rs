@@ -36,6 +36,11 @@ impl NatsBus {
         }
     }
 
+    /// Leaves a server that passes nothing on, for whichever answers first.
+    pub async fn renew(&self) {
+        self.shared.servers.reconnect().await;
+    }
+
     /// What is sent from now on, across reconnects. Ends when the client does.
     pub async fn listen(&self) -> mpsc::Receiver<Vec<u8>> {
         let (heard, listener) = mpsc::channel(LISTENER_MESSAGES);

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::NatsOpenError;
-use crate::limits::{LONGEST_PAUSE, REQUEST_TIMEOUT, SHORTEST_PAUSE};
+use crate::limits::{CONNECT_TIMEOUT, LONGEST_PAUSE, REQUEST_TIMEOUT, SHORTEST_PAUSE};
 use crate::options::NatsLogOptions;
 
 /// A connection that reconnects by itself, for ever, with random pauses.
@@ -33,7 +33,7 @@ impl Connection {
         let (lost, losses) = watch::channel(0);
         let mut connect = ConnectOptions::new()
             .name("flotilla event log")
-            .connection_timeout(REQUEST_TIMEOUT)
+            .connection_timeout(CONNECT_TIMEOUT)
             .request_timeout(Some(REQUEST_TIMEOUT))
             .ping_interval(Duration::from_secs(10))
             .max_reconnects(None)

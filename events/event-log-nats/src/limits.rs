@@ -31,6 +31,9 @@ pub(crate) const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// milliseconds, a leader election a few seconds.
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long connecting to one server may take: a server that is cut off answers nothing, and the next one is tried.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long any other request to the server may take.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 

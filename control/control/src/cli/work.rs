@@ -6,12 +6,13 @@ use clap::{Args, Subcommand, value_parser};
 use serde_json::json;
 
 use super::client::{Client, segment};
-use super::{Done, Failure, output, place, watch};
+use super::{Done, Failure, Global, output, place, watch};
 use crate::api::bootstrap_place;
 use crate::api::view::{
     HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView, LogCheckView, LogView, ProblemView,
     RunSummary, RunView, RunsView, StatusView, StopWish,
 };
+use crate::log_copy;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Jobs {
@@ -120,6 +121,21 @@ pub(super) enum Log {
     /// Fold the whole log anew and compare with the live state, servers' log with the copy here; 1 if they differ
     #[command(after_help = "Example: flotilla log check")]
     Check,
+    /// Copy a log between a data folder and NATS, in either direction, and prove that both are the same
+    #[command(
+        after_help = "Example: flotilla log copy ./flotilla-data nats://10.0.0.1:4222,nats://10.0.0.2:4222 --nats-replicas 3\n\n\
+        Stop the services on both logs first. A copy that was broken off goes on where it stopped. Both Merkle tree heads \
+        are printed; exit code 1 if they differ. The keys are not copied: they stay in the data folder."
+    )]
+    Copy {
+        /// From where: a data folder, or nats://…
+        from: String,
+        /// To where: a data folder, or nats://…
+        to: String,
+        /// Copies of the log on different NATS servers, if it is made now
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        nats_replicas: usize,
+    },
 }
 
 pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
@@ -300,8 +316,14 @@ fn say_history(history: &[HistoryView]) -> Done {
     Ok(())
 }
 
-pub(super) fn log(client: &Client, json: bool, command: &Log) -> Done {
+pub(super) fn log(global: Global, command: &Log) -> Done {
+    let json = global.json;
+    if let Log::Copy { from, to, nats_replicas } = command {
+        return copy(json, from, to, *nats_replicas);
+    }
+    let client = &Client::new(global)?;
     let (from, stream, limit) = match command {
+        Log::Copy { .. } => return Ok(()),
         Log::Show { from, stream, limit } => (from, stream, limit),
         Log::Check => return check(client, json),
     };
@@ -318,6 +340,33 @@ pub(super) fn log(client: &Client, json: bool, command: &Log) -> Done {
         }
         from = page.next;
     }
+}
+
+fn copy(json: bool, from: &str, to: &str, replicas: usize) -> Done {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
+    let (from_place, to_place) = (log_copy::Place::parse(from), log_copy::Place::parse(to));
+    let copied = runtime.block_on(log_copy::copy(&from_place, &to_place, replicas)).map_err(Failure::of)?;
+    if json {
+        output::say_json(&json!({
+            "equal": copied.is_equal(),
+            "had": copied.had,
+            "records": copied.target.size,
+            "source_root": copied.source.root.to_string(),
+            "target_root": copied.target.root.to_string(),
+        }))?;
+    } else {
+        output::say(&format!(
+            "{} records, {} of them were there before\n  from  {} {}\n  to    {} {}\n{}",
+            copied.target.size,
+            copied.had,
+            copied.source.size,
+            copied.source.root,
+            copied.target.size,
+            copied.target.root,
+            if copied.is_equal() { "the two logs are the same" } else { "THE TWO LOGS DIFFER" },
+        ))?;
+    }
+    if copied.is_equal() { Ok(()) } else { Err(Failure::Quiet) }
 }
 
 fn check(client: &Client, json: bool) -> Done {

@@ -1,5 +1,5 @@
 //! What a replica does besides its work: it says that it lives, listens to the others, and, if it holds the
-//! lease, sees to what no other does (`docs/decisions/0020-replicas-and-their-lease.md`).
+//! lease, sees to what no other does (`docs/decisions/0010-replicas-and-their-lease.md`).
 //!
 //! Beats go over a [`Bus`] that keeps nothing; the log only hears of changes. A beat, or its absence, only
 //! ever makes somebody *ask*: what follows is decided in `control_core::replica` on the state at the log's
@@ -23,12 +23,15 @@ use super::{Origin, Ousted, Service, SubmitError};
 /// How often a replica says that it lives.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// Without its own beat for so long a replica asks its bus for another way.
+const RENEW: Duration = Duration::from_millis(2_500);
+
 /// Without its own beat for so long a replica is cut off from the others: it sends its agents away. Below
 /// [`SILENT`], so that it knows before the others give it up.
-const CUT_OFF: Duration = Duration::from_secs(3);
+const CUT_OFF: Duration = Duration::from_millis(4_000);
 
 /// Without a beat for so long a replica is given up by the lease's holder, and a holder loses the lease.
-const SILENT: Duration = Duration::from_secs(4);
+const SILENT: Duration = Duration::from_secs(5);
 
 /// How often the holder looks after things.
 const DUTY: Duration = Duration::from_millis(500);
@@ -42,14 +45,17 @@ const REPLICAS_MAX: usize = 64;
 const GATEWAYS_MAX: usize = 16;
 const BEAT_BYTES_MAX: usize = 8 * 1024;
 
-/// Seconds between the pings of agents that know several gateways: with one third of
-/// `agent_proto::limits::DEAD_AFTER_S`'s patience, three pings, they leave a dead one within 6 s.
+/// Seconds between the pings of agents that know several gateways: they leave a dead one within 5 s
+/// (`edge-agent/PROTOCOL.md` §2.5).
 pub const KEEP_ALIVE_S: u16 = 2;
 
 /// Where replicas hear each other: messages to all, at most once, kept by nobody.
 pub trait Bus: Send + Sync + 'static {
     /// Sends to all who listen, the sender included; whatever fails is lost.
     fn send(&self, message: Vec<u8>) -> BoxFuture<'_, ()>;
+
+    /// Nothing comes back: looks for another way, if there can be one.
+    fn renew(&self) -> BoxFuture<'_, ()>;
 
     /// What is sent from now on. The channel ends with the bus.
     fn listen(&self) -> BoxFuture<'_, mpsc::Receiver<Vec<u8>>>;
@@ -58,6 +64,10 @@ pub trait Bus: Send + Sync + 'static {
 impl Bus for event_log_nats::NatsBus {
     fn send(&self, message: Vec<u8>) -> BoxFuture<'_, ()> {
         Box::pin(self.send(message))
+    }
+
+    fn renew(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.renew())
     }
 
     fn listen(&self) -> BoxFuture<'_, mpsc::Receiver<Vec<u8>>> {
@@ -116,9 +126,9 @@ impl Presence {
         }
     }
 
-    /// Whether nothing of ours comes back.
-    fn is_cut_off(&self, started: Instant, now: Instant) -> bool {
-        now.duration_since(self.own.map_or(started, |(last, _)| last)) >= CUT_OFF
+    /// How long nothing of ours has come back.
+    fn unheard(&self, started: Instant, now: Instant) -> Duration {
+        now.duration_since(self.own.map_or(started, |(last, _)| last))
     }
 
     /// Whether a replica that the log has shown alive since `seen` says nothing, as far as we could have
@@ -153,7 +163,7 @@ impl Keeper {
         let mut tasks = JoinSet::new();
         let heard = bus.listen().await;
         tasks.spawn(listen(Arc::clone(&presence), own, heard));
-        tasks.spawn(beat(service.clone(), bus, gateways.clone()));
+        tasks.spawn(beat(service.clone(), Arc::clone(&presence), bus, gateways.clone()));
         let duties = Duties { service, presence, gateways, started: Instant::now(), seen: HashMap::new() };
         tasks.spawn(duties.run());
         Self { tasks }
@@ -174,7 +184,8 @@ async fn listen(presence: Arc<Mutex<Presence>>, own: ReplicaId, mut heard: mpsc:
     }
 }
 
-async fn beat(service: Service, bus: Arc<dyn Bus>, gateways: Vec<String>) {
+async fn beat(service: Service, presence: Arc<Mutex<Presence>>, bus: Arc<dyn Bus>, gateways: Vec<String>) {
+    let mut quiet_since = Instant::now();
     let mut ticks = interval(BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -182,6 +193,12 @@ async fn beat(service: Service, bus: Arc<dyn Bus>, gateways: Vec<String>) {
         let Session { replica, epoch } = service.session();
         let beat = Beat { version: 1, replica, epoch, gateways: gateways.clone() };
         bus.send(encode(&beat)).await;
+        let now = Instant::now();
+        if lock(&presence).unheard(quiet_since, now).min(now.duration_since(quiet_since)) >= RENEW {
+            // Once; then it has as long again.
+            quiet_since = now;
+            bus.renew().await;
+        }
     }
 }
 
@@ -215,7 +232,7 @@ impl Duties {
         let now = Instant::now();
         let (cut_off, gateways, alone) = {
             let presence = lock(&self.presence);
-            let cut_off = presence.is_cut_off(self.started, now);
+            let cut_off = presence.unheard(self.started, now) >= CUT_OFF;
             (cut_off, presence.gateways(&self.gateways, now), presence.others.is_empty())
         };
         self.service.tell_gateways(gateways);
@@ -355,24 +372,24 @@ mod tests {
         let at = |ms: u64| start + Duration::from_millis(ms);
         let mut presence = Presence::default();
         assert!(!presence.is_silent(session(2, 1), start, at(60_000)), "we hear nothing, not even ourselves");
-        assert!(presence.is_cut_off(start, at(3_000)) && !presence.is_cut_off(start, at(2_000)));
+        assert_eq!(presence.unheard(start, at(3_000)), Duration::from_secs(3));
         for second in 0..=10 {
             presence.hear(own, beat(1, 1), at(second * 1_000));
             if second <= 3 {
                 presence.hear(own, beat(2, 1), at(second * 1_000));
             }
         }
-        assert!(!presence.is_cut_off(start, at(10_000)));
-        assert!(!presence.is_silent(session(2, 1), start, at(6_900)));
-        assert!(presence.is_silent(session(2, 1), start, at(7_000)));
-        assert!(!presence.is_silent(session(2, 2), at(5_000), at(8_900)), "a new life has its own time");
+        assert_eq!(presence.unheard(start, at(10_500)), Duration::from_millis(500));
+        assert!(!presence.is_silent(session(2, 1), start, at(7_900)));
+        assert!(presence.is_silent(session(2, 1), start, at(8_000)));
+        assert!(!presence.is_silent(session(2, 2), at(5_000), at(9_900)), "a new life has its own time");
         assert!(presence.is_silent(session(3, 1), start, at(7_000)), "never heard");
         // After a gap of our own everybody has the whole time again.
         presence.hear(own, beat(1, 1), at(20_000));
-        assert!(!presence.is_silent(session(2, 1), start, at(23_900)));
+        assert!(!presence.is_silent(session(2, 1), start, at(24_900)));
         presence.hear(own, beat(1, 1), at(22_000));
         presence.hear(own, beat(1, 1), at(24_000));
-        assert!(presence.is_silent(session(2, 1), start, at(24_000)));
+        assert!(presence.is_silent(session(2, 1), start, at(25_000)));
     }
 
     #[test]

@@ -46,8 +46,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(KEEP_ALIVE_S);
 /// Silence after which a gateway is gone.
 const DEAD_AFTER: Duration = Duration::from_secs(DEAD_AFTER_S);
 
-/// The same in pings that were not answered.
-const PINGS_UNANSWERED: u32 = 3;
+/// The same where the gateway says how often to ping: so many pings, and how late an answer may be.
+const PINGS_UNANSWERED: u32 = 2;
+/// See [`PINGS_UNANSWERED`].
+const PING_GRACE: Duration = Duration::from_secs(1);
 
 /// What is to be done about a run, stored already.
 #[derive(Debug)]
@@ -220,7 +222,7 @@ impl Link {
                 ToAgent::Gateways(told) => {
                     if told.keep_alive_s > 0 {
                         let every = Duration::from_secs(told.keep_alive_s.into()).min(KEEP_ALIVE);
-                        reader.patience = every * PINGS_UNANSWERED;
+                        reader.patience = every * PINGS_UNANSWERED + PING_GRACE;
                         keep_alive.send_replace(every);
                     }
                     self.take_gateways(told.gateways).await;

@@ -1,0 +1,255 @@
+//! Copying a log from one place to another, embedded or in NATS, in either direction, and the proof that it is the same.
+//!
+//! What the target has already has to be the beginning of the source, byte for byte: so a copy that was broken off goes
+//! on where it stopped, and nothing is ever written behind another history. At the end the target is opened anew, read
+//! from its first record, and both Merkle tree heads are told (`events/AUDIT_FORMAT.md` §1).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use event_audit::frontier::Frontier;
+use event_audit::{Hash, Head};
+use event_log::file::{FileLog, FileLogOptions};
+use event_log::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_RECORDS};
+use event_log::{AppendError, Entry, EventLog, Position, ReadError, ReadLimit, StreamName};
+use event_log_nats::{NatsLog, NatsLogOptions, NatsOpenError};
+
+/// Where a log is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a control service's data folder.
+    Folder(PathBuf),
+    /// In NATS JetStream.
+    Nats(String),
+}
+
+impl Place {
+    /// `nats://…` or `tls://…`, several with commas; otherwise a data folder.
+    pub fn parse(text: &str) -> Self {
+        let is_server =
+            ["nats://", "tls://", "ws://", "wss://"].iter().any(|scheme| text.starts_with(scheme));
+        if is_server { Self::Nats(text.to_owned()) } else { Self::Folder(text.into()) }
+    }
+}
+
+/// Why a log is not copied.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// There is no log where one is to be read.
+    #[error("there is no event log in {}", .0.display())]
+    NoLog(PathBuf),
+    /// An embedded log does not open.
+    #[error(transparent)]
+    Folder(#[from] event_log::OpenError),
+    /// A log in NATS does not open.
+    #[error(transparent)]
+    Nats(#[from] NatsOpenError),
+    /// It cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It cannot be written.
+    #[error("{0}; run the same command again, it goes on from there")]
+    Append(#[from] AppendError),
+    /// The target holds something else.
+    #[error(
+        "the target's record at position {0} is not the source's: it is another log. Nothing was changed; copy to an \
+         empty place"
+    )]
+    Other(Position),
+    /// The target has more than the source.
+    #[error(
+        "the target has {target} records, more than the source's {source_len}: is it the other way round?"
+    )]
+    Longer {
+        /// Records of the target.
+        target: u64,
+        /// Records of the source.
+        source_len: u64,
+    },
+    /// A record is not where it should be.
+    #[error("the log has no record at position {0}")]
+    Missing(Position),
+}
+
+/// What was copied.
+#[derive(Clone, Copy, Debug)]
+pub struct Copied {
+    /// Records that the target had before.
+    pub had: u64,
+    /// The source's tree.
+    pub source: Head,
+    /// The target's, read anew.
+    pub target: Head,
+}
+
+impl Copied {
+    /// Whether the two logs are the same.
+    pub fn is_equal(&self) -> bool {
+        self.source == self.target
+    }
+}
+
+/// Copies what the target lacks, as far as the source reaches when it begins. `replicas` counts if a stream is made.
+///
+/// # Errors
+/// [`CopyError`]; what was copied until then stays and is gone on from.
+pub async fn copy(from: &Place, to: &Place, replicas: usize) -> Result<Copied, CopyError> {
+    let source = open(from, true, 1).await?;
+    let target = open(to, false, replicas).await?;
+    let end = source.last_position().await?;
+    let had = target.last_position().await?;
+    if had > end {
+        return Err(CopyError::Longer { target: had.0, source_len: end.0 });
+    }
+    let mut tree = Frontier::new();
+    // What is there already is the beginning.
+    let mut at = Position(1);
+    while at <= had {
+        let (ours, theirs) = (page(&*source, at).await?, page(&*target, at).await?);
+        for (a, b) in ours.iter().zip(&theirs).take_while(|(a, _)| a.position <= had) {
+            if a.stream != b.stream || a.bytes != b.bytes {
+                return Err(CopyError::Other(a.position));
+            }
+            tree.push(Hash::leaf(&a.bytes));
+            at = a.position.next();
+        }
+    }
+    let mut writer = Appender { target: &*target, stream: None, records: Vec::new(), bytes: 0 };
+    while at <= end {
+        for entry in page(&*source, at).await?.into_iter().take_while(|entry| entry.position <= end) {
+            tree.push(Hash::leaf(&entry.bytes));
+            at = entry.position.next();
+            writer.push(entry).await?;
+        }
+    }
+    writer.flush().await?;
+    source.close().await;
+    target.close().await;
+    drop(target);
+    let target = open(to, true, 1).await?;
+    let target_tree = head(&*target, end).await?;
+    target.close().await;
+    Ok(Copied { had: had.0, source: tree.head(), target: target_tree })
+}
+
+async fn open(place: &Place, must_be: bool, replicas: usize) -> Result<Arc<dyn EventLog>, CopyError> {
+    Ok(match place {
+        Place::Folder(data) => {
+            let dir = data.join("log");
+            if must_be && !dir.is_dir() {
+                return Err(CopyError::NoLog(dir));
+            }
+            // As its writer, so that no service writes to it meanwhile.
+            Arc::new(FileLog::open(dir, FileLogOptions::default()).await?)
+        }
+        // Without a copy that is kept: everything is read from the servers.
+        Place::Nats(url) => {
+            Arc::new(NatsLog::open(NatsLogOptions { replicas, ..NatsLogOptions::new(url) }).await?)
+        }
+    })
+}
+
+/// The next records; at least one.
+async fn page(log: &dyn EventLog, from: Position) -> Result<Vec<Entry>, CopyError> {
+    let page = log.read(from, ReadLimit::default()).await?;
+    match page.first() {
+        Some(first) if first.position == from => Ok(page),
+        _ => Err(CopyError::Missing(from)),
+    }
+}
+
+async fn head(log: &dyn EventLog, end: Position) -> Result<Head, CopyError> {
+    let (mut tree, mut at) = (Frontier::new(), Position(1));
+    while at <= end {
+        for entry in page(log, at).await?.into_iter().take_while(|entry| entry.position <= end) {
+            tree.push(Hash::leaf(&entry.bytes));
+            at = entry.position.next();
+        }
+    }
+    Ok(tree.head())
+}
+
+/// Puts records of one stream into commits.
+struct Appender<'a> {
+    target: &'a dyn EventLog,
+    stream: Option<StreamName>,
+    records: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Appender<'_> {
+    async fn push(&mut self, entry: Entry) -> Result<(), CopyError> {
+        let full =
+            self.records.len() >= MAX_COMMIT_RECORDS || self.bytes + entry.bytes.len() > MAX_COMMIT_BYTES;
+        if full || self.stream.as_ref() != Some(&entry.stream) {
+            self.flush().await?;
+            self.stream = Some(entry.stream);
+        }
+        self.bytes += entry.bytes.len();
+        self.records.push(entry.bytes);
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), CopyError> {
+        self.bytes = 0;
+        let records = std::mem::take(&mut self.records);
+        if let (Some(stream), false) = (&self.stream, records.is_empty()) {
+            let last = self.target.last_of_stream(stream).await?;
+            self.target.append_batch(stream, last, records).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn write(place: &Place, from: u64, to: u64) {
+        let log = open(place, false, 1).await.expect("opens");
+        for n in from..=to {
+            let stream = StreamName::new(if n % 7 == 0 { "other" } else { "fleet" }).expect("a name");
+            let last = log.last_of_stream(&stream).await.expect("readable");
+            let bytes = vec![n as u8; (n as usize * 37) % 5_000];
+            log.append(&stream, last, bytes).await.expect("stored");
+        }
+        log.close().await;
+    }
+
+    async fn there_and_back(first: Place, second: Place, third: Place) {
+        write(&first, 1, 300).await;
+        let copied = copy(&first, &second, 1).await.expect("copied");
+        assert!(copied.is_equal() && (copied.had, copied.target.size) == (0, 300), "{copied:?}");
+        // It goes on where it was.
+        write(&first, 301, 400).await;
+        let copied = copy(&first, &second, 1).await.expect("copied");
+        assert!(copied.is_equal() && (copied.had, copied.target.size) == (300, 400), "{copied:?}");
+        let back = copy(&second, &third, 1).await.expect("copied back");
+        assert!(back.is_equal() && back.target == copied.source);
+        // Another history, and the wrong direction.
+        write(&third, 401, 401).await;
+        assert!(matches!(copy(&second, &third, 1).await, Err(CopyError::Longer { target: 401, .. })));
+        write(&first, 402, 402).await;
+        assert!(matches!(copy(&first, &third, 1).await, Err(CopyError::Other(Position(401)))));
+    }
+
+    #[tokio::test]
+    async fn a_copy_goes_on_and_is_the_same() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let place = |name: &str| Place::Folder(dir.path().join(name));
+        assert!(matches!(copy(&place("none"), &place("b"), 1).await, Err(CopyError::NoLog(_))));
+        there_and_back(place("a"), place("b"), place("c")).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn from_a_folder_to_nats_and_back() {
+        let Some(program) = event_log_nats::testing::server_or_skip("from_a_folder_to_nats_and_back") else {
+            return;
+        };
+        let dir = tempfile::tempdir().expect("a folder");
+        let server =
+            event_log_nats::testing::NatsServer::start(program, dir.path().join("nats")).expect("starts");
+        let place = |name: &str| Place::Folder(dir.path().join(name));
+        there_and_back(place("a"), Place::parse(&server.url()), place("c")).await;
+    }
+}
