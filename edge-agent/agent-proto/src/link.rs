@@ -367,6 +367,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_older_agents_hello_is_read() {
+        let old = Hello1 {
+            version: "0.1.0".into(),
+            command_cursor: 300,
+            addresses: alloc::vec!["192.0.2.7:5000".into()],
+            trust_version: 2,
+        };
+        let bytes =
+            event_schema::encode(&Tagged { kind: 2, version: 1, payload: event_schema::encode(&old) });
+        let Ok(ToGateway::Hello(hello)) = ToGateway::decode(&bytes) else { panic!("no hello") };
+        assert_eq!((hello.command_cursor, hello.trust_version, hello.features), (300, 2, 0));
+        assert_eq!(hello.addresses, old.addresses);
+        let cut = event_schema::encode(&Tagged { kind: 2, version: 1, payload: alloc::vec![1] });
+        assert!(ToGateway::decode(&cut).is_err());
+    }
+
+    #[test]
     fn enrolment_proof_is_bound_to_the_challenge() {
         let key = SigningKey::from_bytes(&[1; 32]);
         let enrol = Enrol {

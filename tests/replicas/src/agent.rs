@@ -2,7 +2,7 @@
 //! and an outbox that survive every session. It does what a run asks of it by saying so.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -196,7 +196,7 @@ impl Agent {
             }
             None => config.with_no_client_auth(),
         };
-        let name = ServerName::IpAddress(IpAddr::from(to.ip()).into());
+        let name = ServerName::IpAddress(to.ip().into());
         Ok(timeout(CONNECT, TlsConnector::from(Arc::new(config)).connect(name, tcp)).await??)
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use anyhow::{Context as _, Result, ensure};
 use event_log::{EventLog as _, Position, ReadLimit};
 use event_log_nats::{NatsLog, NatsLogOptions};
-use event_schema::{AgentId, Command, CommandBody, CommandId, Event, Record, RecordId, RunId};
+use event_schema::{AgentId, Command, CommandBody, Event, Record, RecordId, RunId};
 
 use crate::agent::Agent;
 use crate::work::Told;
@@ -31,6 +31,9 @@ pub struct Findings {
     pub wrong: Vec<String>,
 }
 
+/// A command on the log: its sequence, the run it is about, and what it asks for.
+type Issued = (u64, Option<RunId>, &'static str);
+
 /// Things that are wrong and are named.
 const WRONG_MAX: usize = 50;
 
@@ -38,6 +41,14 @@ impl Findings {
     fn wrong(&mut self, what: String) {
         if self.wrong.len() < WRONG_MAX {
             self.wrong.push(what);
+        }
+    }
+}
+
+impl Findings {
+    fn wrong_if(&mut self, is: bool, what: impl FnOnce() -> String) {
+        if is {
+            self.wrong(what());
         }
     }
 }
@@ -77,7 +88,7 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
     let mut ids: BTreeSet<RecordId> = BTreeSet::new();
     let mut reports: HashMap<(AgentId, u64), Vec<u8>> = HashMap::new();
     let mut runs: BTreeMap<String, u64> = BTreeMap::new();
-    let mut issued: BTreeMap<AgentId, Vec<(u64, CommandId, Option<RunId>, &'static str)>> = BTreeMap::new();
+    let mut issued: BTreeMap<AgentId, Vec<Issued>> = BTreeMap::new();
     let mut acknowledged: BTreeSet<(AgentId, u64)> = BTreeSet::new();
     let mut term = 0;
     for (position, record) in &records {
@@ -88,9 +99,11 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
             found.events += 1;
             match event {
                 Event::ReportReceived(e) => {
-                    if reports.insert((e.agent, e.sequence), e.signed.bytes.clone()).is_some() {
-                        found.wrong(format!("{position}: report {} of {} twice", e.sequence, e.agent));
-                    }
+                    let bytes = e.signed.bytes.clone();
+                    let twice = reports.insert((e.agent, e.sequence), bytes).is_some();
+                    found.wrong_if(twice, || {
+                        format!("{position}: report {} of {} twice", e.sequence, e.agent)
+                    });
                 }
                 Event::RunStarted(e) => *runs.entry(e.run.to_string()).or_default() += 1,
                 Event::CommandIssued(e) => {
@@ -100,20 +113,17 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
                         Ok(CommandBody::StopRun(_)) => "stop",
                         Err(_) => "?",
                     };
-                    issued.entry(e.agent).or_default().push((e.sequence, e.command, e.run, name));
+                    issued.entry(e.agent).or_default().push((e.sequence, e.run, name));
                 }
                 Event::CommandAcknowledged(e) => {
-                    if !acknowledged.insert((e.agent, e.sequence)) {
-                        found.wrong(format!(
-                            "{position}: command {} of {} answered twice",
-                            e.sequence, e.agent
-                        ));
-                    }
+                    let twice = !acknowledged.insert((e.agent, e.sequence));
+                    found.wrong_if(twice, || {
+                        format!("{position}: command {} of {} answered twice", e.sequence, e.agent)
+                    });
                 }
                 Event::LeaseTaken(e) => {
-                    if e.term != term + 1 {
-                        found.wrong(format!("{position}: term {} follows {term}", e.term));
-                    }
+                    let out_of_turn = e.term != term + 1;
+                    found.wrong_if(out_of_turn, || format!("{position}: term {} follows {term}", e.term));
                     term = e.term;
                 }
                 Event::ReplicaStarted(_) => found.lives += 1,
@@ -152,7 +162,7 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
         let commands = issued.remove(&id).unwrap_or_default();
         found.commands += commands.len() as u64;
         let mut once = BTreeSet::new();
-        for (n, (sequence, _, run, name)) in (1..).zip(&commands) {
+        for (n, (sequence, run, name)) in (1..).zip(&commands) {
             if *sequence != n {
                 found.wrong(format!("{}: command {sequence} was issued in place of {n}", agent.name()));
             }

@@ -426,7 +426,11 @@ async fn try_write_all<F: Fleet>(
         tokio::select! {
             () = out.changed.notified() => {}
             changed = watch.changed() => changed.map_err(|_| End::Shutdown)?,
-            changed = gateways.changed(), if follows => follows = changed.is_ok(),
+            changed = gateways.changed(), if follows => {
+                follows = changed.is_ok();
+                // Seen, but not told yet.
+                gateways.mark_changed();
+            }
         }
     }
 }

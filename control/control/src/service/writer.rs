@@ -31,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Tries that a commit gets in any case.
 const TRIES_MIN: u32 = 3;
 
+/// Tries in a row that failed although nothing new stood on the log: it does not do as it says.
+const FRUITLESS_MAX: u32 = 8;
+
 /// Others who wrote to the log within this time are likely to write again.
 const RIVALRY: Duration = Duration::from_secs(2);
 
@@ -361,6 +364,7 @@ impl Writer {
     /// Brings every wish of the batch, and what follows from it, to an end.
     pub(crate) async fn commit(&mut self, mut batch: VecDeque<Box<dyn Wish>>) {
         let (mut deadline, mut tries) = (Instant::now() + PATIENCE, 0);
+        let (mut fruitless, mut seen) = (0, self.last);
         loop {
             while let Some(wish) = self.follow_ups.pop_back() {
                 batch.push_front(wish);
@@ -377,7 +381,7 @@ impl Writer {
             }
             let most = if self.careful { 1 } else { self.commit_max };
             match self.commit_some(&mut batch, most).await {
-                Outcome::Settled => (deadline, tries) = (Instant::now() + PATIENCE, 0),
+                Outcome::Settled => (deadline, tries, fruitless) = (Instant::now() + PATIENCE, 0, 0),
                 Outcome::Failed(reason) => {
                     // Not to make everybody wait for the same failure in turn.
                     self.fail(batch, &reason);
@@ -388,8 +392,11 @@ impl Writer {
                         batch.push_front(wish);
                     }
                     tries += 1;
+                    fruitless = if self.last == seen { fruitless + 1 } else { 1 };
+                    seen = self.last;
                     // One try may have taken all of the time, and be stored: that is to be found out first.
-                    if tries >= TRIES_MIN && Instant::now() >= deadline {
+                    let late = tries >= TRIES_MIN && Instant::now() >= deadline;
+                    if late || fruitless >= FRUITLESS_MAX {
                         self.fail(batch, "others were faster, or the log did not answer, for too long");
                         return;
                     }

@@ -469,3 +469,30 @@ fn resident_kib() -> u64 {
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("there");
     line.split_ascii_whitespace().nth(1).expect("a number").parse().expect("a number")
 }
+
+#[tokio::test]
+async fn agents_that_ask_are_told_every_gateway_and_others_are_not() {
+    let mut world = World::new().await;
+    let (old, new) = (world.agent(1).await, world.agent(2).await);
+    let told = |gateways: &[&str]| gateways.iter().map(|g| (*g).to_owned()).collect::<Vec<String>>();
+    world.fleet.gateways.send_replace(told(&["one:1", "two:2"]).into());
+    let (mut plain, _) = world.session(&old, 0).await;
+    let mut client = new.connect(world.address, world.pki.ca_certificate()).await.expect("TLS");
+    client
+        .send(agent_proto::link::Hello { features: agent_proto::link::FEATURE_GATEWAYS, ..Agent::hello(0) })
+        .await;
+    let Ok(ToAgent::Welcome(_)) = client.receive().await else { panic!("not welcome") };
+    for gateways in [told(&["one:1", "two:2"]), told(&["one:1", "two:2", "three:3"])] {
+        world.fleet.gateways.send_if_modified(|known| {
+            let news = known.to_vec() != gateways;
+            *known = gateways.clone().into();
+            news
+        });
+        let Ok(ToAgent::Gateways(message)) = client.receive().await else { panic!("no gateways") };
+        assert_eq!(message.gateways, gateways);
+        assert!(message.keep_alive_s > 0);
+    }
+    // The other one hears nothing but the answer to its ping.
+    plain.send(Ping {}).await;
+    assert!(matches!(plain.receive().await, Ok(ToAgent::Pong(_))));
+}
