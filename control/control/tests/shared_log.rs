@@ -47,12 +47,13 @@ async fn connect_all(services: &[Service], agents: &[FakeAgent]) -> Duration {
     began.elapsed()
 }
 
-/// `cargo test -p control --test shared_log -- --ignored --nocapture` prints records per second on three servers that
-/// sync every commit, with one and with three services writing.
+/// `cargo test -p control --test shared_log -- --nocapture` prints records per second on three servers that sync every
+/// commit, with one and with three services writing.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement; a minute"]
-async fn rate_of_a_shared_log() {
-    let Some(program) = server_or_skip("rate_of_a_shared_log") else { return };
+async fn many_services_write_much_at_once_and_nothing_is_lost() {
+    let Some(program) = server_or_skip("many_services_write_much_at_once_and_nothing_is_lost") else {
+        return;
+    };
     let dir = tempfile::tempdir().expect("a folder");
     let servers = NatsServer::start_cluster(&program, dir.path(), 3).expect("a cluster");
     let urls = servers.iter().map(NatsServer::url).collect::<Vec<_>>().join(",");
@@ -102,6 +103,10 @@ async fn rate_of_a_shared_log() {
             "{count} services, 10,000 reports: {took:.2?}, {:.0} records/s; appends, lost races: {metrics:?}",
             10_000.0 / took.as_secs_f64()
         );
+        let told = events(&**services[0].log()).await;
+        let received = || told.iter().filter(|event| matches!(event, Event::ReportReceived(_)));
+        assert_eq!(received().count(), 10_000);
+        assert_eq!(support::count(&told, "agent.online"), 500);
         for (service, writer) in services.into_iter().zip(writers) {
             close(service, writer).await;
         }

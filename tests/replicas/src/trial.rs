@@ -21,6 +21,11 @@ const CLIENTS: u64 = 4;
 /// How long everything may take to come to rest at the end.
 const REST: Duration = Duration::from_secs(90);
 
+/// Time without a fault, before one and after it: servers that were away copy what they missed, replicas beat.
+const BEFORE: Duration = Duration::from_secs(2);
+/// See [`BEFORE`].
+const AFTER: Duration = Duration::from_secs(3);
+
 /// What is to be tried.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -163,7 +168,7 @@ fn hold(plan: &Plan, world: &mut World) -> Result<Report> {
     let mut done = Vec::new();
     let mut trouble = Ok(());
     while began.elapsed() < plan.time {
-        std::thread::sleep(Duration::from_secs(2));
+        std::thread::sleep(BEFORE);
         match faults::inflict(world, &agents, &mut dice, began) {
             Ok(fault) => {
                 eprintln!("{fault}");
@@ -179,7 +184,7 @@ fn hold(plan: &Plan, world: &mut World) -> Result<Report> {
             break;
         }
         // Servers that were away copy what they missed.
-        std::thread::sleep(Duration::from_secs(3));
+        std::thread::sleep(AFTER);
     }
     stop.store(true, Ordering::Relaxed);
     for worker in workers {
@@ -223,7 +228,7 @@ fn rest(client: &Client, agents: &[Arc<Agent>]) -> Result<()> {
         let running = running.unwrap_or(u64::MAX);
         if waiting == 0 && running == 0 {
             // The last commands of runs that ended just now.
-            std::thread::sleep(Duration::from_secs(3));
+            std::thread::sleep(AFTER);
             return Ok(());
         }
         ensure!(

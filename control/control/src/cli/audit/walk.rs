@@ -18,7 +18,7 @@ use crate::at::At;
 /// Where records come from.
 enum Source {
     Export { path: PathBuf, reader: Box<ExportReader<BufReader<File>>> },
-    Log { log: FileLog, end: Position, page: VecDeque<(u64, Vec<u8>)>, runtime: tokio::runtime::Runtime },
+    Log { log: Box<FileLog>, end: Position, page: VecDeque<(u64, Vec<u8>)>, runtime: tokio::runtime::Runtime },
 }
 
 /// Which history.
@@ -70,7 +70,7 @@ impl Walk {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
                 let runtime = runtime.map_err(Failure::of)?;
                 let (log, end) = runtime.block_on(open_log(global))?;
-                Source::Log { log, end, page: VecDeque::new(), runtime }
+                Source::Log { log: Box::new(log), end, page: VecDeque::new(), runtime }
             }
         };
         let fold = Checked::default();
