@@ -82,6 +82,24 @@ pub async fn export<W: Write>(
     Ok((writer.finish()?, newest))
 }
 
+/// Writes all that is sealed to `out`, from a ledger that another process keeps.
+///
+/// # Errors
+/// As [`export`]; [`WriteError::Checkpoints`] if nothing was signed yet.
+pub async fn export_sealed<W: Write>(
+    log: &dyn EventLog,
+    ledger: &Ledger,
+    keys: &AuditKeys,
+    out: W,
+) -> Result<(W, SignedCheckpoint), AuditError> {
+    let checkpoints: Vec<SignedCheckpoint> = ledger.newest().cloned().into_iter().collect();
+    let mut writer = ExportWriter::new(out, ledger, keys.list(), &checkpoints)?;
+    let end = Position(ledger.size());
+    each(log, Position(1), end, |bytes| Ok(writer.entry(bytes)?)).await?;
+    let newest = checkpoints.into_iter().next().ok_or(WriteError::Checkpoints("there is none"))?;
+    Ok((writer.finish()?, newest))
+}
+
 /// Every record from `first` to `end`, page by page.
 async fn each(
     log: &dyn EventLog,

@@ -14,5 +14,6 @@ pub mod gateway;
 pub mod log_copy;
 pub mod pki;
 mod private_file;
+pub mod sealing;
 pub mod serve;
 pub mod service;

@@ -19,7 +19,8 @@ use crate::api::{Api, ApiToken, GatewayPlace};
 use crate::config::{Config, host_and_port};
 use crate::gateway::{Gateway, GatewayError, Limits};
 use crate::pki::bundle::{self, BundleError};
-use crate::pki::{Pki, PkiError};
+use crate::pki::{AuditKeys, Pki, PkiError};
+use crate::sealing::Sealing;
 use crate::service::{self, Keeper, Keys, Options, Service, now};
 
 /// How long open requests may take when the service stops; streams of events end at once.
@@ -27,6 +28,9 @@ const HTTP_STOP: Duration = Duration::from_secs(5);
 
 /// How long telling the other replicas may take.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long a checkpoint that is being made may take.
+const SEALER_STOP: Duration = Duration::from_secs(10);
 
 /// How long the writer may take for what is still in its queue.
 const WRITER_STOP: Duration = Duration::from_secs(30);
@@ -100,9 +104,11 @@ pub struct Running {
     /// The service, for tests.
     pub service: Service,
     stop: watch::Sender<bool>,
+    stop_sealing: watch::Sender<bool>,
     link: Gateway,
     server: JoinHandle<std::io::Result<()>>,
     keeper: Option<Keeper>,
+    sealer: JoinHandle<()>,
     writer: JoinHandle<()>,
     api_file: PathBuf,
     /// Held as long as the service runs.
@@ -151,6 +157,15 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         ..Options::default()
     };
     let (service, writer) = Service::open(log, keys, options).await?;
+    let (stop_sealing, sealing_stops) = watch::channel(false);
+    let (sealing, sealer) = Sealing::start(
+        service.clone(),
+        config.data.join("audit"),
+        AuditKeys::open(&config.data)?,
+        config.nats.is_some(),
+        sealing_stops,
+    );
+    service.set_sealing(sealing);
     let token = api_token(&config.data)?;
     let http_error = |source| ServeError::Http { address: config.http, source };
     let listener = TcpListener::bind(config.http).await.map_err(http_error)?;
@@ -182,9 +197,11 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         token,
         service,
         stop,
+        stop_sealing,
         link,
         server,
         keeper,
+        sealer,
         writer,
         api_file,
         _lock: lock,
@@ -204,10 +221,12 @@ async fn serve_http(
 }
 
 impl Running {
-    /// Ends the gateway's sessions, the API and the writer, which finishes what it took, and closes the
+    /// Ends the gateway's sessions, the API, the sealing and the writer, which finishes what it took, and closes the
     /// log.
     pub async fn stop(self) {
-        let Self { service, stop, link, server, keeper, writer, api_file, _lock, .. } = self;
+        let Self {
+            service, stop, stop_sealing, link, server, keeper, sealer, writer, api_file, _lock, ..
+        } = self;
         stop.send_replace(true);
         link.shutdown().await;
         let abort = server.abort_handle();
@@ -220,6 +239,13 @@ impl Running {
                 Ok(Ok(())) => {}
                 _ => tracing::warn!("the other replicas were not told; they will find out"),
             }
+        }
+        // It asks for decisions itself, so the writer waits for it; the last checkpoint is made by the writer.
+        stop_sealing.send_replace(true);
+        let abort = sealer.abort_handle();
+        if tokio::time::timeout(SEALER_STOP, sealer).await.is_err() {
+            tracing::warn!("the sealing did not end in time");
+            abort.abort();
         }
         drop(service);
         if tokio::time::timeout(WRITER_STOP, writer).await.is_err() {

@@ -23,6 +23,7 @@ use crate::restrict::Restrictions;
 use crate::run::{RunDeps, RunManager};
 use crate::status::{self, Status};
 use crate::store::{Membership, Store, StoreError, Wish};
+use crate::witness::Witness;
 
 /// Orders waiting for the run engine.
 const ORDERS_WAITING: usize = 64;
@@ -178,11 +179,13 @@ async fn serve(
     let removed = store.removed()?;
     let known = store.runs()?;
     let active = Arc::new(Mutex::new(known.iter().map(|(join, _)| join.run).collect::<BTreeSet<_>>()));
+    let witness = Arc::new(Mutex::new(Witness::open(folder.path(), &membership.root_key)));
     let (orders, incoming) = mpsc::channel(ORDERS_WAITING);
     let (stop, stopped) = watch::channel(false);
     let cursor = store.cursor()?;
     status.enrolled(membership.name.clone(), membership.gateway.clone(), cursor.sequence, {
         let (reporter, runs, clock) = (reporter.clone(), runs.clone(), clock.clone());
+        let witness = witness.clone();
         Box::new(move || {
             json!({
                 "outbox": reporter.outbox_len(),
@@ -191,6 +194,7 @@ async fn serve(
                 "utp2": runs.local_addr().to_string(),
                 "runs": runs.status(),
                 "discovery": runs.discovery(),
+                "witness": witness.lock().unwrap_or_else(PoisonError::into_inner).status(),
             })
         })
     });
@@ -216,6 +220,7 @@ async fn serve(
         orders,
         was_removed: removed,
         status: status.clone(),
+        witness,
     };
     let mut link = tokio::spawn(link.run(stopped));
     let end = tokio::select! {

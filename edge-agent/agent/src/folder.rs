@@ -1,7 +1,7 @@
 //! The agent's data folder: one process at a time, a secret identity.
 //!
 //! `lock` is held while the agent runs; `identity.key` is the Ed25519 seed; `state.redb` belongs to
-//! `store.rs`; `status.sock` to `status.rs`.
+//! `store.rs`; `status.sock` to `status.rs`; `witness` to `witness.rs`.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};

@@ -18,6 +18,7 @@ mod run;
 mod status;
 mod store;
 mod tls;
+mod witness;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -58,6 +59,8 @@ enum Command {
     Run(RunArgs),
     /// Ask the agent that runs on a data folder what it is doing.
     Status(StatusArgs),
+    /// Print the newest checkpoint of the log that the agent on a data folder holds as a witness.
+    Checkpoint(CheckpointArgs),
     /// Print the version.
     Version {
         /// One JSON object.
@@ -124,11 +127,25 @@ struct StatusArgs {
     json: bool,
 }
 
+#[derive(Args)]
+#[command(after_help = "\
+It is a signed note: give it to whoever audits the control service, for `flotilla audit verify --witness FILE`.
+The agent may run or not. Exit code 1 if it holds none.
+
+Example:
+  flotilla-agent checkpoint --data ~/agent > camera-7.checkpoint")]
+struct CheckpointArgs {
+    /// Data folder of the agent.
+    #[arg(long, value_name = "DIR", env = "FLOTILLA_AGENT_DATA", default_value = DATA)]
+    data: PathBuf,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Run(args) => run(args),
         Command::Status(args) => ask(&args),
+        Command::Checkpoint(args) => checkpoint(&args),
         Command::Version { json: false } => {
             println!("flotilla-agent {VERSION}");
             Ok(())
@@ -176,5 +193,13 @@ fn ask(args: &StatusArgs) -> anyhow::Result<()> {
     } else {
         print!("{}", status::print(&status));
     }
+    Ok(())
+}
+
+fn checkpoint(args: &CheckpointArgs) -> anyhow::Result<()> {
+    let path = witness::checkpoint_path(&args.data);
+    let note = std::fs::read_to_string(&path)
+        .map_err(|error| anyhow::anyhow!("this agent holds no checkpoint: {}: {error}", path.display()))?;
+    print!("{note}");
     Ok(())
 }

@@ -247,6 +247,18 @@ pub(crate) fn print(status: &Value) -> String {
     }
     let _ = writeln!(lines, "µTP2     {}", text("utp2"));
     let _ = writeln!(lines, "cursor   {}   outbox {}", text("cursor"), text("outbox"));
+    let witness = &status["witness"];
+    if let Some(size) = witness["size"].as_u64() {
+        let _ =
+            writeln!(lines, "witness  of {size} entries  root {}", witness["root"].as_str().unwrap_or("-"));
+    }
+    if witness["conflicts"].as_u64().is_some_and(|conflicts| conflicts > 0) {
+        let _ = writeln!(
+            lines,
+            "ALARM    the control service showed another history than before: {}",
+            witness["last_refusal"].as_str().unwrap_or("see witness/evidence in the data folder")
+        );
+    }
     for run in status["runs"].as_array().into_iter().flatten() {
         let field = |key: &str| match &run[key] {
             Value::String(text) => text.clone(),

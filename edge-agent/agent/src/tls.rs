@@ -161,6 +161,8 @@ pub(crate) fn member(
         }
         None => config.with_no_client_auth(),
     };
+    // An older gateway names nothing and passes over it (`edge-agent/PROTOCOL.md` §2.1).
+    config.alpn_protocols = vec![agent_proto::link::WITNESS_ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }

@@ -53,6 +53,11 @@ impl Control {
         Ok(Self { process, dir: dir.into(), args, http, gateway })
     }
 
+    /// Its data folder.
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("control")
+    }
+
     /// Starts the service again at its old addresses.
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill();
@@ -230,6 +235,16 @@ impl World {
         let check = self.flotilla(&["log", "check"])?;
         ensure!(check["equal"] == true && check["position"].as_u64() > Some(1), "{check}");
         Ok(())
+    }
+
+    /// Waits until what `flotilla audit witnesses` says is enough.
+    pub fn wait_witnesses(&self, what: &str, enough: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = Value::Null;
+        let found = wait_until(what, Duration::from_secs(60), || {
+            last = self.flotilla(&["audit", "witnesses"])?;
+            Ok(enough(&last).then(|| last.clone()))
+        });
+        found.with_context(|| format!("the witnesses stand at {last:#}"))
     }
 
     /// What an agent says of itself, asked on its own machine.

@@ -7,10 +7,15 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use control_core::projection::Views;
 
 use super::error::Json;
 use super::view::{ErrorView, StatusView};
 use super::{Api, shape};
+use crate::sealing::{Progress, Sealing};
+
+/// Conflicts that the status names; all of them are in `/api/v1/audit/witnesses`.
+const ALARMS_MAX: usize = 10;
 
 /// The service in a few numbers.
 #[utoipa::path(get, path = "/api/v1/status", tag = "status",
@@ -28,7 +33,32 @@ pub(super) async fn status(State(api): State<Api>) -> Json<StatusView> {
         agents: agents.into_iter().map(|(name, count)| (name.into(), count)).collect(),
         runs: runs.into_iter().map(|(name, count)| (name.into(), count)).collect(),
         healthy: api.service.is_healthy(),
+        sealed: api.service.sealing().map(Sealing::sealed).filter(|size| *size > 0),
+        alarms: alarms(&api, &views),
     })
+}
+
+/// What cannot be left alone: histories that do not go together.
+fn alarms(api: &Api, views: &Views) -> Vec<String> {
+    let mut alarms = Vec::new();
+    if let Some(Progress::Stopped(why)) = api.service.sealing().map(Sealing::progress) {
+        alarms.push(format!("history is not sealed any more: {why}"));
+    }
+    let conflicts = &views.conflicts.conflicts;
+    alarms.extend(conflicts.iter().rev().take(ALARMS_MAX).map(|conflict| {
+        let holder = match conflict.witness {
+            Some(agent) => shape::agent_name(views, agent),
+            None => "the service itself".into(),
+        };
+        format!(
+            "two histories: {holder} holds the signed checkpoint (size {}, root {}), this log has (size {}, root {})",
+            conflict.held.0,
+            shape::root(&conflict.held.1),
+            conflict.log.0,
+            shape::root(&conflict.log.1),
+        )
+    }));
+    alarms
 }
 
 type Counts = BTreeMap<&'static str, u64>;
@@ -55,7 +85,14 @@ pub(super) async fn live() -> &'static str {
 /// The log took the last record it was given.
 pub(super) async fn ready(State(api): State<Api>) -> Response {
     if api.service.is_healthy() {
-        "ok\n".into_response()
+        // An alarm is for people; the service works.
+        let alarms = alarms(&api, &api.service.views()).len();
+        let note = if alarms > 0 {
+            "ok\nALARM: histories conflict, see `flotilla audit witnesses`\n"
+        } else {
+            "ok\n"
+        };
+        note.into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the event log does not take records\n").into_response()
     }
@@ -77,6 +114,25 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     gauge(&mut text, "decisions_waiting", "Decisions that wait for the writer", waiting);
     let streams = (super::STREAMS_MAX - api.streams.available_permits()) as u64;
     gauge(&mut text, "event_streams", "Open streams of live events", streams);
+    if let Some(sealing) = api.service.sealing() {
+        gauge(
+            &mut text,
+            "sealed_size",
+            "Entries of the log under the newest signed checkpoint",
+            sealing.sealed(),
+        );
+        let stopped = matches!(sealing.progress(), Progress::Stopped(_));
+        gauge(&mut text, "sealing_stopped", "Whether the log is not the one that was sealed", stopped.into());
+        let name = "Agents as witnesses of the log, by what they were last heard to hold";
+        gauges(&mut text, "witnesses", name, "state", sealing.witness_counts());
+    }
+    let conflicts = api.service.views().conflicts.conflicts.len() as u64;
+    gauge(
+        &mut text,
+        "history_conflicts",
+        "Checkpoints held that the log does not continue: alarms",
+        conflicts,
+    );
     gauge(&mut text, "ready", "Whether the log takes records", api.service.is_healthy().into());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

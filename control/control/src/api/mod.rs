@@ -5,6 +5,7 @@
 //! its answer; they decide nothing.
 
 mod agents;
+mod audit;
 mod auth;
 mod error;
 mod events;
@@ -119,6 +120,8 @@ impl Api {
             .route("/log", get(events::log))
             .route("/log/check", get(events::check))
             .route("/events", get(events::stream))
+            .route("/audit/witnesses", get(audit::witnesses))
+            .route("/audit/seal", post(audit::seal))
             .route_layer(middleware::from_fn_with_state(self.clone(), position::show))
             .route_layer(middleware::from_fn_with_state(self.clone(), auth::check));
         let api = guarded.route("/openapi.json", get(openapi::show));

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
-use super::{agents, events, groups, health, jobs, replicas, runs, tokens};
+use super::{agents, audit, events, groups, health, jobs, replicas, runs, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,6 +18,7 @@ use super::{agents, events, groups, health, jobs, replicas, runs, tokens};
         jobs::list, jobs::create, jobs::show, jobs::start, jobs::remove,
         runs::list, runs::show, runs::history, runs::stop,
         events::log, events::check, events::stream,
+        audit::witnesses, audit::seal,
     ),
     security(("token" = [])),
     modifiers(&Token)

@@ -156,7 +156,7 @@ pub(crate) fn bootstrap_place(place: &PlaceView) -> String {
     format!("{prefix}{}:{path}", place.name)
 }
 
-fn agent_name(views: &Views, id: AgentId) -> String {
+pub(super) fn agent_name(views: &Views, id: AgentId) -> String {
     views.fleet.agents.get(&id).map_or_else(|| id.to_string(), |agent| agent.name.clone())
 }
 

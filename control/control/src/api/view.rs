@@ -51,6 +51,88 @@ shapes! {
         runs: BTreeMap<String, u64>,
         /// Whether the log takes records.
         healthy: bool,
+        /// Entries of the log under the newest signed checkpoint; none if nothing is sealed.
+        #[serde(default)]
+        sealed: Option<u64>,
+        /// What an operator has to look at, one line each; see `flotilla audit witnesses`.
+        #[serde(default)]
+        alarms: Vec<String>,
+    }
+    /// Size and root of a history.
+    HeadView {
+        /// Entries.
+        size: u64,
+        /// Root of the Merkle tree over them (base64).
+        root: String,
+    }
+    /// What is sealed, who witnesses it, and which histories do not go together.
+    WitnessesView {
+        /// Name of the log: it stands for the fleet's root key.
+        origin: String,
+        /// The newest signed checkpoint; none before the first.
+        sealed: Option<HeadView>,
+        /// When this service last signed since it was started.
+        signed_at: Option<String>,
+        /// `good`, `waiting` or `stopped`.
+        sealing: String,
+        /// Why it waits or stopped.
+        sealing_detail: Option<String>,
+        /// Agents, sorted by id.
+        witnesses: Vec<WitnessView>,
+        /// Every conflict on the log, oldest first; each is an alarm.
+        conflicts: Vec<ConflictShape>,
+        /// Give this as `after` for the next page.
+        next: Option<String>,
+        /// Position of the log that this is as of.
+        as_of: u64,
+    }
+    /// One agent as a witness.
+    WitnessView {
+        /// Its id.
+        agent: String,
+        /// Its name.
+        name: String,
+        /// Whether its control link is up.
+        online: bool,
+        /// `agrees`, `conflict`, `nothing` (it holds none yet), `unheard` (it has not said since the service was started,
+        /// or its program is older), `unverified` (no key of the log has signed what it holds), `uncompared`.
+        state: String,
+        /// What it holds.
+        held: Option<HeadView>,
+        /// When it said so.
+        told: Option<String>,
+        /// Entries by which that is behind the newest checkpoint.
+        lag: Option<u64>,
+        /// In a conflict: as many entries of this log, or all that it had.
+        log: Option<HeadView>,
+        /// Why it could not be verified or compared.
+        detail: Option<String>,
+        /// Why it did not take the checkpoint that it was last shown.
+        refused: Option<String>,
+    }
+    /// A signed checkpoint is held that the log does not continue.
+    ConflictShape {
+        /// When it was recorded.
+        found: String,
+        /// The agent that holds it; none if it is the service's own.
+        witness: Option<String>,
+        /// That agent's name.
+        name: Option<String>,
+        /// What is held.
+        held: HeadView,
+        /// The signed checkpoint itself.
+        held_note: String,
+        /// As many entries of the log, or all that it had.
+        log: HeadView,
+    }
+    /// The newest checkpoint.
+    SealView {
+        /// What it is over.
+        head: HeadView,
+        /// The signed note.
+        checkpoint: String,
+        /// Why it does not cover everything.
+        detail: Option<String>,
     }
     /// The control services that share a log.
     ReplicasView {

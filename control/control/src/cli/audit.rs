@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use control_core::form::Checked;
 use event_audit::checkpoint::Checkpoint;
 use event_audit::export::{Expectation, ExportError, ExportReader};
-use event_audit::ledger::Ledger;
+use event_audit::ledger::{Ledger, LedgerError};
 use event_audit::note::Note;
 use event_log::file::{FileLog, FileLogOptions};
 use event_log::{EventLog as _, OpenError, Position};
@@ -21,8 +21,9 @@ use event_schema::{DecodeError, Record};
 use serde_json::json;
 
 use super::client::Client;
+use super::witnesses::Notes;
 use super::{Done, Failure, Global, output};
-use crate::api::view::StatusView;
+use crate::api::view::{SealView, StatusView};
 use crate::at::At;
 use crate::audit;
 use crate::pki::AuditKeys;
@@ -52,6 +53,11 @@ pub(super) enum Audit {
         The hash is the one that `flotilla status` shows of the live service at that position."
     )]
     Replay(Replay),
+    /// What each agent holds as a witness of the log, and every conflict of histories
+    #[command(after_help = "Example: flotilla audit witnesses --json\n\n\
+        A conflict means that an agent was shown another history than the one this service now has: the log was \
+        restored from an old copy, rewritten or forked. docs/operations.md says what to do.")]
+    Witnesses,
     /// The fleet as it was, in the shapes of the API, and its hash: of an export or of the log in a data folder
     #[command(
         after_help = "Example: flotilla audit state history.flotilla-audit --at 2026-03-01T12:00:00Z --json\n\n\
@@ -85,6 +91,10 @@ pub(super) struct Verify {
     /// A checkpoint seen before (a file), which the history has to contain (repeatable)
     #[arg(long, value_name = "FILE")]
     seen: Vec<PathBuf>,
+    /// A checkpoint that an agent holds (a file, from `flotilla-agent checkpoint`): it has to be signed by the log, and
+    /// the history has to contain it (repeatable)
+    #[arg(long, value_name = "FILE")]
+    witness: Vec<PathBuf>,
     /// Keep the newest checkpoint in a file, for --seen of the next check
     #[arg(long, value_name = "FILE")]
     keep: Option<PathBuf>,
@@ -110,6 +120,10 @@ pub(super) fn run(global: Global, command: Audit) -> Done {
         Audit::Export(line) => export(global, &line),
         Audit::Verify(line) => check(global.json, &line),
         Audit::Replay(line) => replay(global.json, &line),
+        Audit::Witnesses => {
+            let as_json = global.json;
+            super::witnesses::show(&Client::new(global)?, as_json)
+        }
         Audit::State(line) => state::state(&global, &line),
         Audit::Diff(line) => state::diff(&global, &line),
         Audit::Prove(line) => proof::prove(&global, &line),
@@ -125,17 +139,31 @@ fn export(global: Global, line: &Export) -> Done {
     let (as_json, data) = (global.json, global.data.clone().unwrap_or_else(|| "flotilla-data".into()));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
     runtime.block_on(async {
-        let (log, end) = open_log(global).await?;
+        let (log, end) = open_log(global.clone()).await?;
         let keys = AuditKeys::open(&data).map_err(Failure::of)?;
-        let mut ledger = Ledger::open(&data.join("audit"), keys.list().origin(), keys.list().log_keys())
-            .map_err(Failure::of)?;
+        let (folder, origin, log_keys) = (data.join("audit"), keys.list().origin(), keys.list().log_keys());
+        let (mut ledger, is_ours) = match Ledger::open(&folder, origin, log_keys) {
+            Ok(ledger) => (ledger, true),
+            // The running service keeps the tree, and signs it when it is asked.
+            Err(LedgerError::Locked { .. }) => {
+                ask_to_seal(Global { data: Some(data.clone()), ..global }).await?;
+                let ledger = Ledger::open_beside(&folder, origin, log_keys).map_err(Failure::of)?;
+                let none = || Failure::Failed("the service has not signed anything yet; try again".into());
+                (ledger.ok_or_else(none)?, false)
+            }
+            Err(error) => return Err(Failure::of(error)),
+        };
         let beside = line.out.with_added_extension("new");
         let failed = |what: &str, error: std::io::Error| {
             Failure::Failed(format!("cannot {what} {}: {error}", beside.display()))
         };
         let file = create_private(&beside).map_err(|error| failed("write", error))?;
         let out = BufWriter::with_capacity(BUFFER_BYTES, file);
-        let written = audit::export(&log, end, &mut ledger, &keys, out).await;
+        let written = if is_ours {
+            audit::export(&log, end, &mut ledger, &keys, out).await
+        } else {
+            audit::export_sealed(&log, &ledger, &keys, out).await
+        };
         log.close().await;
         let checkpoint = match written {
             Ok((out, checkpoint)) => {
@@ -173,6 +201,20 @@ fn export(global: Global, line: &Export) -> Done {
             checkpoint.origin(),
         ))
     })
+}
+
+/// Asks the service on a data folder to sign what is durable.
+async fn ask_to_seal(global: Global) -> Done {
+    let client = Client::new(Global { server: None, ..global })?;
+    let asking = tokio::task::spawn_blocking(move || client.post::<SealView>("audit/seal", &json!({})));
+    let sealed = asking.await.map_err(Failure::of)??;
+    if let Some(why) = sealed.detail {
+        output::complain(&format!(
+            "the export ends with entry {}, which is as far as the service has signed: {why}",
+            sealed.head.size
+        ));
+    }
+    Ok(())
 }
 
 /// The log in the data folder, or the copy of one that servers keep, and the last position that is known to be durable.
@@ -236,8 +278,10 @@ fn create_private(path: &Path) -> std::io::Result<File> {
 
 fn check(as_json: bool, line: &Verify) -> Done {
     if proof::looks_like_one(&line.path) {
-        if !line.seen.is_empty() || line.keep.is_some() {
-            return Err(Failure::Usage("--seen and --keep are for exports: a proof is of one entry".into()));
+        if !line.seen.is_empty() || !line.witness.is_empty() || line.keep.is_some() {
+            return Err(Failure::Usage(
+                "--seen, --witness and --keep are for exports: a proof is of one entry".into(),
+            ));
         }
         return proof::check(as_json, &line.path, line.origin.as_deref());
     }
@@ -256,10 +300,14 @@ fn check(as_json: bool, line: &Verify) -> Done {
         }
         expectation.heads.push(checkpoint.head);
     }
+    let refused = |error| Failure::Failed(format!("BAD: {}: {error}", line.path.display()));
+    let witnesses =
+        Notes::read(&line.witness, open_export(&line.path)?, expectation.origin.as_ref(), refused)?;
+    expectation.heads.extend(witnesses.heads());
     let mut states = States::default();
     match read_all(&line.path, &expectation, &mut states)? {
         Ok(read) => good(as_json, line, &read, &states),
-        Err(error) => bad(as_json, line, &error),
+        Err(error) => bad(as_json, line, &error, witnesses.named_in(&error)),
     }
 }
 
@@ -362,13 +410,20 @@ fn replay(as_json: bool, line: &Replay) -> Done {
 fn read_checkpoint(path: &Path) -> Result<Checkpoint, Failure> {
     let failed =
         |what: String| Failure::Failed(format!("the checkpoint {} cannot be used: {what}", path.display()));
+    let note = read_note(path)?;
+    let note = Note::parse(&note).map_err(|error| failed(error.to_string()))?;
+    Checkpoint::parse(note.unverified_text()).map_err(|error| failed(error.to_string()))
+}
+
+/// A checkpoint's file, unless it is longer than any.
+pub(super) fn read_note(path: &Path) -> Result<Vec<u8>, Failure> {
+    let failed =
+        |what: String| Failure::Failed(format!("the checkpoint {} cannot be used: {what}", path.display()));
     let bytes = fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
     if bytes > CHECKPOINT_BYTES_MAX {
         return Err(failed(format!("it has {bytes} bytes")));
     }
-    let note = fs::read(path).map_err(|error| failed(error.to_string()))?;
-    let note = Note::parse(&note).map_err(|error| failed(error.to_string()))?;
-    Checkpoint::parse(note.unverified_text()).map_err(|error| failed(error.to_string()))
+    fs::read(path).map_err(|error| failed(error.to_string()))
 }
 
 fn good(as_json: bool, line: &Verify, read: &Read, states: &States) -> Done {
@@ -391,6 +446,7 @@ fn good(as_json: bool, line: &Verify, read: &Read, states: &States) -> Done {
             "root": checkpoint.head().root.to_string(),
             "checkpoints": read.checkpoints,
             "seen": line.seen.len(),
+            "witnesses": line.witness.len(),
             "checkpoint": checkpoint.note(),
             "states": {
                 "folded": fold.views().position(),
@@ -416,10 +472,11 @@ fn good(as_json: bool, line: &Verify, read: &Read, states: &States) -> Done {
     }
     let mut told = format!(
         "good: all {entries} entries are those that were signed\n  log          {origin}\n  root         {}\n  checkpoints  \
-         {}, and {} seen before\n  states       {} attested, all as folded anew; at the end {state_hash}",
+         {}, {} seen before, {} of witnesses\n  states       {} attested, all as folded anew; at the end {state_hash}",
         checkpoint.head().root,
         read.checkpoints,
         line.seen.len(),
+        line.witness.len(),
         fold.checked,
     );
     if fold.unknown > 0 {
@@ -431,14 +488,18 @@ fn good(as_json: bool, line: &Verify, read: &Read, states: &States) -> Done {
     output::say(&told)
 }
 
-fn bad(as_json: bool, line: &Verify, error: &ExportError) -> Done {
+fn bad(as_json: bool, line: &Verify, error: &ExportError, witness: Option<&Path>) -> Done {
     if !as_json {
-        return Err(Failure::Failed(format!("BAD: {}: {error}", line.path.display())));
+        let holder = witness.map_or_else(String::new, |path| {
+            format!("\n  The witness's checkpoint in {} is signed by the log's own key.", path.display())
+        });
+        return Err(Failure::Failed(format!("BAD: {}: {error}{holder}", line.path.display())));
     }
     let entries = error.entries();
     output::say_json(&json!({
         "good": false,
         "error": error.to_string(),
+        "witness": witness.map(Path::to_string_lossy),
         "first_bad": entries.as_ref().map(|entries| *entries.start()),
         "first_bad_at_most": entries.as_ref().map(|entries| *entries.end()),
     }))?;

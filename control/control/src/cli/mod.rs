@@ -11,6 +11,7 @@ mod place;
 mod replica;
 mod server;
 mod watch;
+mod witnesses;
 mod work;
 
 use std::ffi::OsString;
@@ -202,11 +203,12 @@ mod tests {
             "flotilla log copy d nats://a:1,nats://b:1 --nats-replicas 3 --json",
             "flotilla audit export --data d --out p --json",
             "flotilla audit replay p --origin o --until 2026-03-01T12:00:00Z --from 7 --json",
-            "flotilla audit verify p --origin o --seen c --seen d --keep e --json",
             "flotilla audit state p --origin o --at 2026-03-01T12:00:00Z --json",
             "flotilla audit state --data d --at 7",
             "flotilla audit diff p --from 3 --to 2026-03-01T12:00:00Z",
             "flotilla audit prove 7 p --origin o --out q",
+            "flotilla audit verify p --origin o --seen c --seen d --witness w --witness x --keep e --json",
+            "flotilla audit witnesses --json --data d",
         ] {
             assert!(Line::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
         }

@@ -414,5 +414,9 @@ pub(super) fn status(client: &Client, json: bool) -> Done {
         count(&status.agents),
         count(&status.runs),
         if status.healthy { "takes records" } else { "DOES NOT TAKE RECORDS" },
-    ))
+    ))?;
+    if let Some(sealed) = status.sealed {
+        output::say(&format!("sealed    {sealed} entries"))?;
+    }
+    status.alarms.iter().try_for_each(|alarm| output::say(&format!("ALARM     {alarm}")))
 }

@@ -7,10 +7,12 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use agent_proto::link::{Hello, Progress, Refused};
+use agent_proto::link::{CheckpointSent, Hello, Holds, Progress, Refused};
+use event_audit::SignedCheckpoint;
 use event_schema::{AgentId, Signed};
 use tokio::sync::{broadcast, watch};
 
+use crate::sealing::Heard;
 use crate::service::Ousted;
 
 /// An agent that proved to hold `public_key` asks to be let in.
@@ -123,6 +125,31 @@ pub trait Fleet: Send + Sync + 'static {
 
     /// Changes whenever there is a new command for `agent`; the value is its sequence.
     fn command_watch(&self, agent: AgentId) -> watch::Receiver<u64>;
+
+    /// The log's newest signed checkpoint, for agents that are its witnesses. None: nothing is sealed, and nobody is
+    /// asked what he holds.
+    fn sealed(&self) -> Option<watch::Receiver<Option<Arc<SignedCheckpoint>>>> {
+        None
+    }
+
+    /// The last position that is durable.
+    fn log_position(&self) -> u64 {
+        0
+    }
+
+    /// An agent said what it holds (within the limits of `edge-agent/PROTOCOL.md` §2.6): compare it with the log.
+    fn holds(&self, _agent: AgentId, _holds: Holds) -> impl Future<Output = Heard> + Send {
+        async { Heard::default() }
+    }
+
+    /// The newest checkpoint and its size for an agent that holds what was heard; none if there is nothing to show.
+    fn checkpoint(
+        &self,
+        _heard: Heard,
+        _with_keys: bool,
+    ) -> impl Future<Output = Option<(u64, CheckpointSent)>> + Send {
+        async { None }
+    }
 
     /// Whether the agent was removed.
     fn is_removed(&self, agent: AgentId) -> bool;

@@ -7,6 +7,7 @@ mod fleet;
 mod frames;
 mod registry;
 mod session;
+mod showing;
 #[cfg(test)]
 mod tests;
 

@@ -4,29 +4,33 @@
 //! as "the latest of each kind", so a reader that is slow costs nothing and holds up only itself.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_proto::limits::{
-    ADDRESSES_MAX, FRAME_LEN_MAX, FRAME_LEN_MAX_BEFORE_WELCOME, NAME_LEN_MAX, REPORTS_IN_FLIGHT_MAX,
-    TAG_LEN_MAX, TAGS_MAX,
+    ADDRESSES_MAX, CHECKPOINT_NOTE_MAX, FRAME_LEN_MAX, FRAME_LEN_MAX_BEFORE_WELCOME, NAME_LEN_MAX,
+    REFUSAL_LEN_MAX, REPORTS_IN_FLIGHT_MAX, TAG_LEN_MAX, TAGS_MAX,
 };
 use agent_proto::link::{
-    Challenge, CommandSent, Enrol, Enrolled, FEATURE_GATEWAYS, Gateways, Hello, Pending, Pong, Refused,
-    ReportsStored, ToAgent, ToGateway, Welcome,
+    Challenge, CommandSent, Enrol, Enrolled, FEATURE_GATEWAYS, Gateways, Hello, Holds, Pending, Pong,
+    Refused, ReportsStored, ToAgent, ToGateway, WITNESS_ALPN, Welcome,
 };
 use event_schema::{AgentId, RefusalReason, Signed};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::frames::{FrameError, FrameReader, write};
 use super::registry::Kick;
+use super::showing::Showing;
 use super::{Context, EnrolDecision, EnrolRequest, Fleet, ReportError, Session, now};
 use crate::pki::Facts;
+use crate::sealing::Heard;
 use crate::service::KEEP_ALIVE_S;
+use event_audit::SignedCheckpoint;
 
 type Reader = FrameReader<ReadHalf<TlsStream<TcpStream>>>;
 type Writer = WriteHalf<TlsStream<TcpStream>>;
@@ -106,15 +110,26 @@ pub(super) async fn serve<F: Fleet>(
             Ok(())
         }
         (Some(certificate), ToGateway::Hello(hello)) => {
-            session(&context, certificate, hello, address, opened.reader, opened.writer, half_open).await
+            let begin = Begin { certificate, hello, address, is_witness: opened.is_witness };
+            session(&context, begin, opened.reader, opened.writer, half_open).await
         }
         (None, _) => Err(End::Protocol("without a certificate only Enrol is served")),
         (Some(_), _) => Err(End::Protocol("the first message must be Hello")),
     }
 }
 
+/// What a session begins with.
+struct Begin {
+    certificate: Facts,
+    hello: Hello,
+    address: SocketAddr,
+    is_witness: bool,
+}
+
 /// A connection whose first message has come.
 struct Opened {
+    /// Version 2 was agreed on.
+    is_witness: bool,
     certificate: Option<Facts>,
     nonce: [u8; 32],
     first: ToGateway,
@@ -133,6 +148,7 @@ async fn open<F: Fleet>(context: &Context<F>, tcp: TcpStream) -> Result<Opened, 
         Some([certificate, ..]) => Some(Facts::of(certificate).ok_or(End::Certificate)?),
         _ => None,
     };
+    let is_witness = tls.get_ref().1.alpn_protocol() == Some(WITNESS_ALPN);
     let (read, mut writer) = tokio::io::split(tls);
     let mut reader = FrameReader::new(read);
     let mut nonce = [0; 32];
@@ -142,7 +158,7 @@ async fn open<F: Fleet>(context: &Context<F>, tcp: TcpStream) -> Result<Opened, 
         reader.next(FRAME_LEN_MAX_BEFORE_WELCOME).await
     });
     let first = first.await.map_err(|_| End::Timeout)??;
-    Ok(Opened { certificate, nonce, first, reader, writer })
+    Ok(Opened { is_witness, certificate, nonce, first, reader, writer })
 }
 
 async fn enrolment<F: Fleet>(
@@ -194,13 +210,12 @@ async fn enrolment<F: Fleet>(
 
 async fn session<F: Fleet>(
     context: &Arc<Context<F>>,
-    certificate: Facts,
-    mut hello: Hello,
-    address: SocketAddr,
+    begin: Begin,
     mut reader: Reader,
     mut writer: Writer,
     half_open: impl Send,
 ) -> Result<(), End> {
+    let Begin { certificate, mut hello, address, is_witness } = begin;
     let agent = AgentId::of_key(&certificate.public_key);
     hello.addresses = seen_from_here(&hello.addresses, address);
     if hello.version.len() > VERSION_LEN_MAX {
@@ -225,7 +240,7 @@ async fn session<F: Fleet>(
             tracing::debug!(%agent, %address, cursor, "agent connected");
             let renewal = certificate.due(now());
             let renewed = renewal.then(|| context.pki.issue(&certificate.public_key, &session.name, now()));
-            let out = Outgoing::default();
+            let out = Outgoing { may_hold: is_witness.into(), ..Outgoing::default() };
             let greeting =
                 Greeting { session, trust_version, renewed: renewed.and_then(Result::ok), knows_gateways };
             converse(context, agent, cursor, greeting, &mut reader, &mut writer, kicked, &out).await
@@ -262,12 +277,15 @@ struct Greeting {
 struct Outgoing {
     waiting: Mutex<Waiting>,
     changed: Notify,
+    /// The agent is to say what it holds: after its hello, and after each checkpoint.
+    may_hold: AtomicBool,
 }
 
 #[derive(Default)]
 struct Waiting {
     pong: bool,
     stored: Option<u64>,
+    heard: Option<Heard>,
     last: Option<Refused>,
 }
 
@@ -347,10 +365,28 @@ async fn read<F: Fleet>(context: &Context<F>, agent: AgentId, reader: &mut Reade
                     Err(end) => return end,
                 }
             }
-            ToGateway::Holds(_) => return End::Protocol("version 2 was not agreed on"),
+            ToGateway::Holds(holds) => {
+                if !out.may_hold.swap(false, Ordering::Relaxed) {
+                    return End::Protocol("it was not asked what it holds");
+                }
+                if !within_limits(&holds) {
+                    return End::Protocol("a checkpoint beyond its limits");
+                }
+                let heard = Box::pin(context.fleet.holds(agent, holds)).await;
+                out.put(|waiting| waiting.heard = Some(heard));
+            }
             ToGateway::Hello(_) | ToGateway::Enrol(_) => return End::Protocol("a second greeting"),
         }
     }
+}
+
+fn within_limits(holds: &Holds) -> bool {
+    let note = holds.checkpoint.as_ref().is_none_or(|note| note.len() <= CHECKPOINT_NOTE_MAX);
+    let refused = holds
+        .refused
+        .as_ref()
+        .is_none_or(|why| why.len() <= REFUSAL_LEN_MAX && !why.chars().any(char::is_control));
+    note && refused
 }
 
 async fn store<F: Fleet>(context: &Context<F>, agent: AgentId, reports: Vec<Signed>) -> Result<u64, End> {
@@ -394,6 +430,8 @@ async fn try_write_all<F: Fleet>(
     // What was there before counts as a change.
     gateways.mark_changed();
     let mut follows = greeting.knows_gateways;
+    let mut sealed = context.fleet.sealed();
+    let mut witness = Showing::new(agent, Instant::now());
     loop {
         let waiting = out.take();
         if follows && gateways.has_changed().unwrap_or(false) {
@@ -409,6 +447,9 @@ async fn try_write_all<F: Fleet>(
         if let Some(up_to) = waiting.stored {
             send(writer, patience, ReportsStored { up_to }.into()).await?;
         }
+        if let Some(heard) = waiting.heard {
+            witness.heard(heard);
+        }
         if let Some(refused) = waiting.last {
             send(writer, patience, refused.clone().into()).await?;
             return Ok(refused);
@@ -420,8 +461,20 @@ async fn try_write_all<F: Fleet>(
                     send(writer, patience, CommandSent { signed }.into()).await?;
                     cursor = sequence;
                 }
+                witness.commanded(context.fleet.log_position());
                 continue;
             }
+        }
+        let newest = sealed.as_mut().map_or(0, |newest| size_of(&newest.borrow_and_update()));
+        let due = witness.due(newest);
+        if due.is_some_and(|due| due <= Instant::now()) {
+            let shown = Box::pin(context.fleet.checkpoint(witness.standing(), witness.is_first())).await;
+            witness.shown(Instant::now(), shown.is_some());
+            if let Some((_, checkpoint)) = shown {
+                out.may_hold.store(true, Ordering::Relaxed);
+                send(writer, patience, checkpoint.into()).await?;
+            }
+            continue;
         }
         tokio::select! {
             () = out.changed.notified() => {}
@@ -431,7 +484,24 @@ async fn try_write_all<F: Fleet>(
                 // Seen, but not told yet.
                 gateways.mark_changed();
             }
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            () = next_checkpoint(&mut sealed) => {}
         }
+    }
+}
+
+fn size_of(newest: &Option<Arc<SignedCheckpoint>>) -> u64 {
+    newest.as_ref().map_or(0, |newest| newest.head().size)
+}
+
+/// Returns when there is a newer checkpoint.
+async fn next_checkpoint(sealed: &mut Option<watch::Receiver<Option<Arc<SignedCheckpoint>>>>) {
+    let over = match sealed {
+        Some(sealed) => sealed.changed().await.is_err(),
+        None => std::future::pending().await,
+    };
+    if over {
+        *sealed = None;
     }
 }
 

@@ -237,6 +237,8 @@ impl Pki {
             .map_err(|e| tls(&e))?
             .with_client_cert_verifier(clients)
             .with_cert_resolver(self.resolver.clone());
+        // Older agents name nothing, and get the link's version 1 (`edge-agent/PROTOCOL.md` §2.1).
+        config.alpn_protocols = vec![agent_proto::link::WITNESS_ALPN.to_vec()];
         // A link lives for days: resuming one is worth neither memory nor a second way in.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_proto::limits::ADDRESSES_MAX;
-use agent_proto::link::{Hello, Progress, Refused};
+use agent_proto::link::{CheckpointSent, Hello, Holds, Progress, Refused};
 use control_core::agent::{self, Answer, Command, Enrolment};
 use control_core::{Rejection, projection::StandingView, report};
+use event_audit::SignedCheckpoint;
 use event_schema::{AgentId, Event, RefusalReason, Report, Signed, TokenId};
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, watch};
 
 use super::{Origin, Ousted, Service, SubmitError};
 use crate::gateway::{EnrolDecision, EnrolRequest, Fleet, ReportError, Session};
+use crate::sealing::{Heard, Sealing};
 
 /// How long an agent that waits for approval, or that met a log out of order, is to wait.
 const RETRY_AFTER_S: u32 = 10;
@@ -189,6 +191,27 @@ impl Fleet for Service {
             .entry(agent)
             .or_insert_with(|| watch::Sender::new(self.shared.views().mailboxes.last(agent)));
         watch.subscribe()
+    }
+
+    fn sealed(&self) -> Option<watch::Receiver<Option<Arc<SignedCheckpoint>>>> {
+        self.sealing().map(Sealing::checkpoints)
+    }
+
+    fn log_position(&self) -> u64 {
+        *self.shared.position.borrow()
+    }
+
+    async fn holds(&self, agent: AgentId, holds: Holds) -> Heard {
+        match self.sealing() {
+            Some(sealing) => sealing.hear(self, agent, &holds).await,
+            None => Heard::default(),
+        }
+    }
+
+    async fn checkpoint(&self, heard: Heard, with_keys: bool) -> Option<(u64, CheckpointSent)> {
+        let shown = self.sealing()?.show(heard, with_keys).await?;
+        self.metrics().checkpoints_sent.add(1);
+        Some(shown)
     }
 
     fn is_removed(&self, agent: AgentId) -> bool {

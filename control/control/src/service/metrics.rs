@@ -60,6 +60,10 @@ metrics! {
     enrolments_refused: "Enrolments turned away",
     /// Telemetry messages.
     progress: "Progress messages of agents",
+    /// Checkpoints of the log that were signed.
+    checkpoints: "Checkpoints of the log that were signed",
+    /// Checkpoints sent to agents.
+    checkpoints_sent: "Checkpoints sent to agents, who are their witnesses",
     /// HTTP requests.
     http_requests: "HTTP requests",
     /// HTTP requests that were not authorised.

@@ -18,7 +18,7 @@ mod writer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use control_core::projection::Views;
 use control_core::replica::Session;
@@ -27,6 +27,7 @@ use event_log::{EventLog, Position};
 use event_schema::{Actor, AgentId, Event, Record, RecordId, ReplicaId, Timestamp};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::sealing::Sealing;
 pub use attest::ATTEST_EVERY;
 pub use clock::now;
 pub use ids::Ids;
@@ -120,6 +121,7 @@ struct Shared {
     healthy: AtomicBool,
     refusals: link::Bucket,
     attested: attest::Attested,
+    sealing: OnceLock<Sealing>,
 }
 
 impl Shared {
@@ -139,6 +141,7 @@ impl Shared {
             healthy: AtomicBool::new(true),
             refusals: link::Bucket::new(),
             attested: attest::Attested::default(),
+            sealing: OnceLock::new(),
         }
     }
 
@@ -274,6 +277,17 @@ impl Service {
     /// Whether agents are served: not while this replica is cut off from others.
     pub fn is_serving(&self) -> bool {
         self.shared.serving.load(Ordering::Relaxed)
+    }
+
+    /// What seals the log, if anything does.
+    pub fn sealing(&self) -> Option<&Sealing> {
+        self.shared.sealing.get()
+    }
+
+    /// From now on agents are witnesses of what is sealed. Once.
+    pub fn set_sealing(&self, sealing: Sealing) {
+        // A second one would be a mistake of ours; the first stays.
+        let _ = self.shared.sealing.set(sealing);
     }
 
     /// Decisions that wait for the writer.

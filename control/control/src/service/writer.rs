@@ -335,6 +335,10 @@ impl Writer {
             self.attest_when_due().await;
         }
         self.attest_at_stop().await;
+        // The last record is there, and the log can still be read.
+        if let Some(sealing) = self.shared.sealing.get() {
+            sealing.finish(&self.shared.metrics).await;
+        }
         self.log.close().await;
     }
 

@@ -11,12 +11,14 @@ mod stream;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_proto::TrustBundle;
 use agent_proto::limits::{ADDRESSES_MAX, DEAD_AFTER_S, GATEWAYS_MAX, KEEP_ALIVE_S, REPORTS_IN_FLIGHT_MAX};
-use agent_proto::link::{Enrolled, FEATURE_GATEWAYS, Hello, Ping, ReportSent, ToAgent};
+use agent_proto::link::{
+    CheckpointSent, Enrolled, FEATURE_GATEWAYS, Hello, Holds, Ping, ReportSent, ToAgent,
+};
 use ed25519_dalek::SigningKey;
 use event_schema::{
     AgentId, Command, CommandAccepted, CommandBody, CommandRefused, JoinRun, RefusalReason, RunId, Signed,
@@ -34,6 +36,7 @@ use crate::report::{Reporter, Write};
 use crate::restrict::Restrictions;
 use crate::status::Status;
 use crate::store::{Cursor, Membership, RunChange, Store, Wish, newer_trust};
+use crate::witness::Witness;
 use crate::{VERSION, tls};
 use backoff::Backoff;
 pub(crate) use enrol::{EnrolError, enrol};
@@ -95,6 +98,7 @@ pub(crate) struct Link {
     /// The fleet said so before the last stop; perhaps it has changed its mind.
     pub(crate) was_removed: bool,
     pub(crate) status: Arc<Status>,
+    pub(crate) witness: Arc<Mutex<Witness>>,
 }
 
 impl Link {
@@ -162,6 +166,10 @@ impl Link {
             features: FEATURE_GATEWAYS,
         };
         stream.writer.send(hello).await?;
+        if stream.is_witness {
+            let holds = locked(&self.witness).holds();
+            stream.writer.send(holds).await?;
+        }
         if several {
             stream.reader.patience = WELCOME_OF_SEVERAL;
         }
@@ -189,10 +197,14 @@ impl Link {
         tracing::info!(gateway = address, "connected");
         let (keep_alive, pings) = watch::channel(KEEP_ALIVE);
         let (home, at_home) = watch::channel(welcome.reports_stored);
-        let sending = send(stream.writer, self.reporter.clone(), self.store.clone(), at_home, pings);
+        // At most one waits: the next checkpoint comes after the answer to the last.
+        let (answers, answered) = mpsc::channel(1);
+        let sending =
+            send(stream.writer, self.reporter.clone(), self.store.clone(), at_home, pings, answered);
+        let answers = stream.is_witness.then_some(answers);
         tokio::select! {
             error = sending => Err(error),
-            error = self.listen(&mut stream.reader, home, keep_alive) => Err(error),
+            error = self.listen(&mut stream.reader, home, keep_alive, answers) => Err(error),
         }
     }
 
@@ -201,8 +213,9 @@ impl Link {
         reader: &mut Reader,
         home: watch::Sender<u64>,
         keep_alive: watch::Sender<Duration>,
+        answers: Option<mpsc::Sender<Holds>>,
     ) -> LinkError {
-        let mut bad = 0;
+        let (mut bad, mut bad_checkpoints) = (0, 0);
         loop {
             let message = match reader.next().await {
                 Ok(message) => message,
@@ -218,7 +231,10 @@ impl Link {
                 ToAgent::Enrolled(enrolled) => self.take_renewal(enrolled).await,
                 ToAgent::Refused(refused) => Err(LinkError::Refused(refused)),
                 ToAgent::Pong(_) => Ok(()),
-                ToAgent::CheckpointSent(_) => Err(LinkError::OutOfPlace("version 2 was not agreed on")),
+                ToAgent::CheckpointSent(sent) => match &answers {
+                    Some(answers) => self.take_checkpoint(sent, answers, &mut bad_checkpoints).await,
+                    None => Err(LinkError::OutOfPlace("version 2 was not agreed on")),
+                },
                 ToAgent::Gateways(told) => {
                     if told.keep_alive_s > 0 {
                         let every = Duration::from_secs(told.keep_alive_s.into()).min(KEEP_ALIVE);
@@ -236,6 +252,28 @@ impl Link {
                 return error;
             }
         }
+    }
+
+    /// Considers a checkpoint, on disk before it is answered. Whatever comes of it, commands are obeyed as before.
+    async fn take_checkpoint(
+        &mut self,
+        sent: CheckpointSent,
+        answers: &mpsc::Sender<Holds>,
+        bad: &mut u32,
+    ) -> Result<(), LinkError> {
+        let witness = Arc::clone(&self.witness);
+        let considering = tokio::task::spawn_blocking(move || locked(&witness).consider(&sent));
+        let outcome = considering.await.expect("considering a checkpoint does not panic");
+        if let Some(why) = &outcome.answer.refused {
+            tracing::warn!(why, "a checkpoint of the control service's log was refused");
+        }
+        *bad += u32::from(outcome.is_nonsense);
+        if *bad >= BAD_COMMANDS_MAX {
+            return Err(LinkError::BadCheckpoints(*bad));
+        }
+        // A gateway that does not wait for the answer waits here, and for nothing else.
+        let _ = answers.send(outcome.answer).await;
+        Ok(())
     }
 
     /// Judges a command, stores what follows from it, and only then passes it on.
@@ -357,13 +395,18 @@ impl Link {
     }
 }
 
-/// Sends pings, reports and telemetry until that fails.
+fn locked(witness: &Mutex<Witness>) -> MutexGuard<'_, Witness> {
+    witness.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sends pings, reports, telemetry and what a witness answers until that fails.
 async fn send(
     mut writer: Writer,
     reporter: Reporter,
     store: Arc<Store>,
     mut home: watch::Receiver<u64>,
     mut pings: watch::Receiver<Duration>,
+    mut answers: mpsc::Receiver<Holds>,
 ) -> LinkError {
     let mut ping = interval(*pings.borrow_and_update());
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -390,6 +433,7 @@ async fn send(
         } else {
             tokio::select! {
                 _ = ping.tick() => writer.send(Ping {}).await,
+                Some(holds) = answers.recv() => writer.send(holds).await,
                 // Their senders live as long as the link.
                 _ = outbox.changed() => Ok(()),
                 _ = home.changed() => Ok(()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_proto::limits::{DEAD_AFTER_S, FRAME_LEN_MAX, HANDSHAKE_TIMEOUT_S};
-use agent_proto::link::{Challenge, FrameBuffer, Refused, ToAgent, ToGateway, frame};
+use agent_proto::link::{Challenge, FrameBuffer, Refused, ToAgent, ToGateway, WITNESS_ALPN, frame};
 use event_schema::DecodeError;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -52,6 +52,8 @@ pub(crate) enum LinkError {
     Forged,
     #[error("{0} commands on one connection that could not be taken")]
     BadCommands(u32),
+    #[error("{0} checkpoints on one connection that are not the log's")]
+    BadCheckpoints(u32),
     #[error("what the gateway gave at enrolment does not belong together: {0}")]
     BadEnrolment(&'static str),
     #[error(transparent)]
@@ -90,6 +92,8 @@ pub(crate) struct Stream {
     pub(crate) reader: Reader,
     pub(crate) writer: Writer,
     pub(crate) challenge: Challenge,
+    /// Version 2 was agreed on: the gateway is told what this agent holds as a witness.
+    pub(crate) is_witness: bool,
     /// Our end of it: an address under which neighbours may find us.
     pub(crate) local: std::net::IpAddr,
 }
@@ -117,12 +121,13 @@ impl Stream {
                 LinkError::Name(_) => LinkError::Name(gateway.host.clone()),
                 other => other,
             })?;
+        let is_witness = tls.get_ref().1.alpn_protocol() == Some(WITNESS_ALPN);
         let (read, write) = tokio::io::split(tls);
         let mut reader = Reader { stream: read, buffer: FrameBuffer::default(), patience: DEAD_AFTER };
         let first = timeout(limit.min(Duration::from_secs(HANDSHAKE_TIMEOUT_S)), reader.next());
         match first.await.map_err(|_| LinkError::Timeout("waiting for its challenge"))?? {
             ToAgent::Challenge(challenge) => {
-                Ok(Self { reader, writer: Writer { stream: write }, challenge, local })
+                Ok(Self { reader, writer: Writer { stream: write }, challenge, is_witness, local })
             }
             _ => Err(LinkError::OutOfPlace("its first message is no challenge")),
         }

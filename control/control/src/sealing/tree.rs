@@ -1,0 +1,224 @@
+//! The tree of the running service's log: fed in the order of positions, asked for heads and proofs.
+//!
+//! Everything that touches files runs on blocking threads, one at a time. Nothing is believed of what a former process
+//! left: before the ledger is used, the log is read up to the newest checkpoint and has to lead to it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use event_audit::frontier::Frontier;
+use event_audit::ledger::{Ledger, LedgerError};
+use event_audit::message::Advance;
+use event_audit::{Hash, Head, SignedCheckpoint};
+use event_log::{Entry, EventLog, Position, ReadError, ReadLimit};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::pki::AuditKeys;
+
+/// Why the tree cannot be kept at the moment, or any more.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TreeError {
+    /// The log cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A record is not where it should be.
+    #[error("the log has no record at position {position}")]
+    Missing { position: Position },
+    /// The folder, or a log that is not the one sealed.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// It is not open (yet).
+    #[error("the audit tree is not open yet")]
+    Closed,
+}
+
+/// The ledger, once it is open and the log was shown to lead to it.
+pub(super) struct Tree {
+    log: Arc<dyn EventLog>,
+    pub(super) keys: Arc<AuditKeys>,
+    dir: PathBuf,
+    ledger: Arc<Mutex<Option<Ledger>>>,
+}
+
+type Slot = OwnedMutexGuard<Option<Ledger>>;
+
+impl Tree {
+    pub(super) fn new(log: Arc<dyn EventLog>, keys: Arc<AuditKeys>, dir: PathBuf) -> Self {
+        Self { log, keys, dir, ledger: Arc::default() }
+    }
+
+    pub(super) async fn is_open(&self) -> bool {
+        self.ledger.lock().await.is_some()
+    }
+
+    /// Opens the ledger, and reads the log up to what was signed: it has to amount to that.
+    ///
+    /// # Errors
+    /// [`LedgerError::Rewritten`] or [`LedgerError::CutOff`] if the log, which has `end` records, is another one.
+    pub(super) async fn open(&self, end: u64) -> Result<(), TreeError> {
+        let slot = self.slot().await;
+        let (dir, origin) = (self.dir.clone(), self.keys.list().origin().to_owned());
+        let keys = self.keys.list().log_keys().to_vec();
+        let (slot, opened) = blocking(slot, move |slot| {
+            *slot = None;
+            Ledger::open(&dir, &origin, &keys)
+        })
+        .await;
+        let mut ledger = opened?;
+        if let Some(signed) = ledger.newest().map(|newest| *newest.head()) {
+            let found = self.fold(signed.size.min(end)).await?;
+            if found.size < signed.size {
+                return Err(LedgerError::CutOff { signed, size: found.size }.into());
+            }
+            if found != signed {
+                return Err(LedgerError::Rewritten { signed, found }.into());
+            }
+        }
+        // Full tiles are not read on opening; a damaged one is made again before anybody asks for it.
+        let (mut slot, ledger) = blocking(slot, move |_| {
+            match ledger.scrub() {
+                Err(LedgerError::Tile { path, .. }) => {
+                    tracing::warn!(
+                        path,
+                        "a tile of the audit tree is damaged: the tree is made anew from the log"
+                    );
+                    ledger.start_over();
+                }
+                scrubbed => scrubbed?,
+            }
+            Ok::<_, LedgerError>(ledger)
+        })
+        .await;
+        *slot = Some(ledger?);
+        Ok(())
+    }
+
+    /// Size and root of the log's first `end` records, read one by one.
+    pub(super) async fn fold(&self, end: u64) -> Result<Head, TreeError> {
+        let mut tree = Frontier::new();
+        let mut next = Position(1);
+        while next.0 <= end {
+            let page = self.page(next, end).await?;
+            next = Position(next.0 + page.len() as u64);
+            let hashing = tokio::task::spawn_blocking(move || {
+                page.iter().for_each(|entry| tree.push(Hash::leaf(&entry.bytes)));
+                tree
+            });
+            tree = hashing.await.expect("hashing does not panic");
+        }
+        Ok(tree.head())
+    }
+
+    /// The newest signed checkpoint on disk, whatever the log says.
+    pub(super) async fn promised_note(&self) -> Option<String> {
+        let path = self.dir.join("checkpoint");
+        let _slot = self.slot().await;
+        tokio::fs::read_to_string(path).await.ok()
+    }
+
+    /// Gives the folder back, to be opened anew after an error.
+    pub(super) async fn close(&self) {
+        *self.slot().await = None;
+    }
+
+    /// Takes in what the log has up to `end`; returns the size.
+    pub(super) async fn feed(&self, end: u64) -> Result<u64, TreeError> {
+        let mut slot = self.slot().await;
+        loop {
+            let size = slot.as_ref().ok_or(TreeError::Closed)?.size();
+            if size >= end {
+                return Ok(size);
+            }
+            let page = self.page(Position(size + 1), end).await?;
+            let (back, fed) = blocking(slot, move |slot| {
+                let ledger = slot.as_mut().ok_or(TreeError::Closed)?;
+                page.iter().try_for_each(|entry| Ok::<_, TreeError>(ledger.append(&entry.bytes)?))
+            })
+            .await;
+            slot = back;
+            fed?;
+        }
+    }
+
+    /// The records from `first` on, at most to `end`; at least one.
+    async fn page(&self, first: Position, end: u64) -> Result<Vec<Entry>, TreeError> {
+        let mut page = self.log.read(first, ReadLimit::default()).await?;
+        page.retain(|entry| entry.position.0 <= end);
+        if page.is_empty() {
+            return Err(TreeError::Missing { position: first });
+        }
+        for (entry, expected) in page.iter().zip(first.0..) {
+            if entry.position.0 != expected {
+                return Err(TreeError::Missing { position: Position(expected) });
+            }
+        }
+        Ok(page)
+    }
+
+    /// Size and root as far as the tree has been fed.
+    pub(super) async fn head(&self) -> Result<Head, TreeError> {
+        Ok(self.slot().await.as_ref().ok_or(TreeError::Closed)?.head())
+    }
+
+    /// The newest checkpoint.
+    pub(super) async fn newest(&self) -> Option<SignedCheckpoint> {
+        self.slot().await.as_ref().and_then(|ledger| ledger.newest().cloned())
+    }
+
+    /// Signs what the tree amounts to.
+    pub(super) async fn sign(&self) -> Result<SignedCheckpoint, TreeError> {
+        let keys = Arc::clone(&self.keys);
+        self.ask(move |ledger| ledger.checkpoint(keys.signer())).await
+    }
+
+    /// Size and root that the log had with `size` entries.
+    pub(super) async fn head_at(&self, size: u64) -> Result<Head, TreeError> {
+        self.ask(move |ledger| ledger.head_at(size)).await
+    }
+
+    /// The checkpoint for somebody who holds `old_size` entries of this history.
+    pub(super) async fn advance(
+        &self,
+        old_size: u64,
+        newest: Arc<SignedCheckpoint>,
+    ) -> Result<Advance, TreeError> {
+        self.ask(move |ledger| ledger.advance(old_size, &newest)).await
+    }
+
+    /// Asks the ledger; a tile that turns out to be damaged is made again by feeding it anew, which is up to the caller.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Ledger) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, TreeError> {
+        let (_slot, answer) = blocking(self.slot().await, move |slot| {
+            let ledger = slot.as_mut().ok_or(TreeError::Closed)?;
+            let answer = question(ledger);
+            if let Err(LedgerError::Tile { path, .. }) = &answer {
+                tracing::warn!(
+                    path,
+                    "a tile of the audit tree is damaged: the tree is made anew from the log"
+                );
+                ledger.start_over();
+            }
+            Ok(answer?)
+        })
+        .await;
+        answer
+    }
+
+    async fn slot(&self) -> Slot {
+        Arc::clone(&self.ledger).lock_owned().await
+    }
+}
+
+/// Runs what touches files beside the others.
+async fn blocking<T: Send + 'static>(
+    mut slot: Slot,
+    work: impl FnOnce(&mut Option<Ledger>) -> T + Send + 'static,
+) -> (Slot, T) {
+    let working = tokio::task::spawn_blocking(move || {
+        let done = work(&mut slot);
+        (slot, done)
+    });
+    working.await.expect("the audit tree does not panic")
+}
