@@ -101,6 +101,10 @@ fn a_history_that_is_not_the_one_witnessed_raises_an_alarm() -> Result<()> {
     for name in ["one", "two", "three"] {
         world.flotilla(&["groups", "create", name])?;
     }
+    // Without commands a newer checkpoint is shown every ten minutes, or when an agent connects.
+    let position = world.flotilla(&["status"])?["position"].as_u64().context("a position")?;
+    ensure!(position > backup, "history has grown");
+    world.wait_witnesses("a checkpoint over it", |view| view["sealed"]["size"].as_u64() >= Some(position))?;
     a.restart()?;
     b.restart()?;
     let view = wait_agreed(&world, backup + 1)?;
