@@ -276,7 +276,8 @@ impl Avoid {
         }
         self.known.1 = now + s.rtt * 5 / 2;
         s.purpose = Purpose::Normal;
-        s.cut(now, share);
+        // The round trip may have become shorter meanwhile.
+        s.cut(now, share.max(s.floor()));
         self.episode = Episode::None;
         self.pool = Pool::default();
     }
