@@ -338,7 +338,7 @@ async fn crashes_of_writer_and_server_lose_and_double_nothing() {
 }
 
 #[tokio::test]
-#[ignore = "two hundred of each backend take minutes; a few of them run always"]
+#[ignore = "measures; two hundred of each backend, a few run always"]
 async fn two_hundred_crashes() {
     let dir = tempfile::tempdir().unwrap();
     crash_file(dir.path(), 200).await;

@@ -63,7 +63,7 @@ const IMPURE: &[&str] = &[
 ];
 
 /// Where the two sides meet. `timebase` is ground that everything stands on.
-const MEETING: &[&str] = &["agent-proto", "event-schema", "timebase"];
+const MEETING: &[&str] = &["agent-proto", "event-audit", "event-schema", "timebase"];
 
 pub(crate) fn check(workspace: &Workspace, faults: &mut Vec<String>) {
     for member in &workspace.members {
