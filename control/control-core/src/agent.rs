@@ -8,12 +8,14 @@ use event_schema::{
     Problem, ProblemClass, RefusalReason, RunId, Timestamp, TokenId, TokenUsed,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits::{AGENTS_MAX, PENDING_AGENTS_MAX};
 use crate::replica::Session;
 use crate::{Rejection, State, text, token};
 
 /// Where an agent stands with the fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Standing {
     Pending,
     Approved,
@@ -21,7 +23,7 @@ pub(crate) enum Standing {
 }
 
 /// An agent as decisions see it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Agent {
     pub(crate) public_key: [u8; 32],
     pub(crate) name: String,
@@ -39,7 +41,7 @@ pub(crate) struct Agent {
 }
 
 /// A command that waits for its answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Issued {
     pub(crate) command: CommandId,
     pub(crate) run: Option<RunId>,

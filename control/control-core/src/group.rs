@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 
 use event_schema::{AgentId, Event, GroupCreated, GroupId, GroupMembersAdded, GroupMembersRemoved};
 
+use serde::{Deserialize, Serialize};
+
 use crate::agent::Standing;
 use crate::limits::GROUPS_MAX;
 use crate::{Rejection, State, text};
 
 /// A group as decisions see it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Group {
     pub(crate) name: String,
     pub(crate) members: BTreeSet<AgentId>,

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 
 use event_schema::{Event, JobCreated, JobDeleted, JobId, JobSpec, Party, Place};
 
+use serde::{Deserialize, Serialize};
+
 use crate::agent::Standing;
 use crate::limits::{JOB_DESTINATIONS_MAX, JOBS_MAX};
 use crate::{Rejection, State, text};
 
 /// A job as decisions see it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Job {
     pub(crate) name: String,
     pub(crate) spec: JobSpec,

@@ -22,6 +22,7 @@ mod rejection;
 pub mod replica;
 pub mod report;
 pub mod run;
+pub mod snapshot;
 mod state;
 pub mod text;
 pub mod token;

@@ -11,13 +11,13 @@
 use std::collections::BTreeMap;
 
 use event_schema::{AgentOffline, Event, LeaseTaken, ReplicaId, ReplicaStarted, ReplicaStopped};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::{OFFLINE_AT_ONCE, REPLICAS_MAX};
 use crate::{State, text};
 
 /// One life of a replica, and what is bound to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Session {
     /// Which replica.
     pub replica: ReplicaId,
@@ -31,14 +31,14 @@ impl Session {
 }
 
 /// A replica as decisions see it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Replica {
     epoch: u64,
     live: bool,
 }
 
 /// Who sees to what no other does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// Its holder.
     pub holder: Session,

@@ -7,11 +7,13 @@ use event_schema::{
     RunAgentState, RunFinished, RunId, RunProblemReported, RunStarted, RunStopRequested, TransferStats,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits::PARTICIPANTS_MAX;
 use crate::{Rejection, State, text};
 
 /// A run as decisions see it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) job: JobId,
     pub(crate) job_name: String,
@@ -22,7 +24,7 @@ pub(crate) struct Run {
 }
 
 /// One agent's part in a run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Part {
     pub(crate) role: Role,
     pub(crate) path: Vec<u8>,

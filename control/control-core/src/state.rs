@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use event_schema::{AgentId, Event, GroupId, JobId, RefusalReason, ReplicaId, RunId, TokenId};
 
+use serde::{Deserialize, Serialize};
+
 use crate::agent::{Agent, Standing};
 use crate::group::Group;
 use crate::job::Job;
@@ -13,7 +15,7 @@ use crate::run::Run;
 use crate::token::Token;
 
 /// The fleet as its events tell it: just enough to decide.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub(crate) root_key: Option<[u8; 32]>,
     pub(crate) agents: BTreeMap<AgentId, Agent>,

@@ -3,11 +3,13 @@
 use event_schema::{Event, RefusalReason, Timestamp, TokenCreated, TokenId, TokenRevoked};
 use subtle::ConstantTimeEq as _;
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits::{TOKEN_USES_MAX, TOKENS_MAX};
 use crate::{Rejection, State, text};
 
 /// A token as decisions see it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Token {
     pub(crate) hash: [u8; 32],
     pub(crate) tags: Vec<(String, String)>,

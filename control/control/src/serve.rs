@@ -154,6 +154,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         command_ttl: config.command_ttl,
         shared_log: config.nats.is_some(),
         replica: if config.nats.is_some() { Some(replica_id(&config.data)?) } else { None },
+        snapshots: Some(config.data.join("snapshots")),
         ..Options::default()
     };
     let (service, writer) = Service::open(log, keys, options).await?;

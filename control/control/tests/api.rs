@@ -325,6 +325,93 @@ async fn play(running: &Running, agents: &mut [FakeAgent], run: &str) {
     }
 }
 
+/// `?at=` at every list and object: what a client was told then is what it is told now of then.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_list_and_object_is_told_as_it_was() {
+    with_service(|running| async move {
+        let client = Client::of(&running);
+        let service = &running.service;
+        let mut moments: Vec<(u64, Vec<(String, Value)>)> = Vec::new();
+        let remember = async |paths: &[String]| {
+            let mut told = Vec::new();
+            for path in paths {
+                let mut answer = client.get(path).await;
+                // Agents and links do nothing of their own here, so all of it is of one position.
+                forget_what_runs(&mut answer);
+                told.push((path.clone(), answer));
+            }
+            let position = client.get("status").await["position"].as_u64().expect("a number");
+            (position, told)
+        };
+        let lists = ["agents", "tokens", "groups", "jobs", "runs"].map(String::from);
+        moments.push(remember(&lists).await);
+        let mut agents = support::agents(service, 3).await;
+        moments.push(remember(&lists).await);
+        assert_eq!(client.ask("POST", "groups", Some(json!({"name": "g"}))).await.0, 201);
+        let ids: Vec<_> = agents.iter().map(|agent| agent.id).collect();
+        let job = support::create_job(service, ids[0], &ids[1..]).await;
+        let run = support::start(service, job).await;
+        let objects = [
+            format!("agents/{}", ids[0]),
+            "groups/g".into(),
+            format!("jobs/{job}"),
+            format!("runs/{run}"),
+            format!("runs/{run}/history"),
+        ];
+        let all = [&lists[..], &objects[..]].concat();
+        for agent in &mut agents {
+            agent.obey(service).await;
+            moments.push(remember(&all).await);
+        }
+        let body = json!({"agents": [ids[1].to_string()]});
+        assert_eq!(client.ask("POST", "groups/g/add", Some(body)).await.0, 200);
+        let body = json!({"set": {"a": "b"}, "remove": []});
+        assert_eq!(client.ask("PUT", &format!("agents/{}/tags", ids[0]), Some(body)).await.0, 200);
+        moments.push(remember(&all).await);
+        assert_eq!(client.ask("POST", &format!("runs/{run}/stop"), Some(json!({}))).await.0, 200);
+        moments.push(remember(&all).await);
+        assert_eq!(client.ask("DELETE", &format!("agents/{}", ids[2]), None).await.0, 200);
+
+        for (position, told) in &moments {
+            let status = client.get(&format!("status?at={position}")).await;
+            assert_eq!(status["position"], *position);
+            for (path, then) in told {
+                let mut now = client.get(&format!("{path}?at={position}")).await;
+                forget_what_runs(&mut now);
+                assert_eq!(&now, then, "{path} at {position}");
+            }
+            let log = client.get(&format!("log?limit=1000&at={position}")).await;
+            assert_eq!(log["records"].as_array().map(Vec::len), Some(*position as usize));
+        }
+        // What was not there yet, or is not there any more.
+        let (early, ..) = moments[1];
+        assert_eq!(client.ask("GET", &format!("groups/g?at={early}"), None).await.0, 404);
+        let first =
+            client.get("log?limit=1").await["records"][0]["time"].as_str().expect("a time").to_owned();
+        assert_eq!(client.get(&format!("agents?at={first}")).await["as_of"], 1);
+        assert_eq!(client.get("agents?at=0").await["agents"], json!([]));
+        let wrong = [
+            ("9999999", 404, "not_found"),
+            ("2001-01-01T00:00:00Z", 404, "not_found"),
+            ("2999-01-01T00:00:00Z", 400, "invalid"),
+            ("yesterday", 400, "invalid"),
+            ("-1", 400, "invalid"),
+        ];
+        for (at, status, code) in wrong {
+            let (got, body) = client.ask("GET", &format!("runs?at={at}"), None).await;
+            assert_eq!((got, &body["error"]["code"]), (status, &code.into()), "{at}: {body}");
+        }
+    })
+    .await;
+}
+
+/// Takes out what is told of the present alone.
+fn forget_what_runs(answer: &mut Value) {
+    if let Some(object) = answer.as_object_mut() {
+        object.remove("as_of");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_stream_from_any_position() {
     with_service(|running| async move {

@@ -1,18 +1,18 @@
 //! Which checkpoints are held that the log does not continue?
 
 use event_schema::{AgentId, Event, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Conflicts of history, in the order they were found; at most
 /// [`CONFLICTS_PER_WITNESS_MAX`](crate::limits::CONFLICTS_PER_WITNESS_MAX) per witness.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Conflicts {
     /// All of them.
     pub conflicts: Vec<ConflictView>,
 }
 
 /// One conflict.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConflictView {
     /// When it was recorded.
     pub found: Timestamp,

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use event_schema::{AgentId, Event, GroupId, Timestamp, TokenId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Agents, groups, tokens.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fleet {
     /// The fleet's root key, once founded.
     pub root_key: Option<[u8; 32]>,
@@ -23,7 +23,7 @@ pub struct Fleet {
 }
 
 /// Where an agent stands with the fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StandingView {
     /// Waits for approval.
     Pending,
@@ -34,7 +34,7 @@ pub enum StandingView {
 }
 
 /// One agent.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentView {
     /// Its name, unique among agents that are not removed.
     pub name: String,
@@ -59,7 +59,7 @@ pub struct AgentView {
 }
 
 /// One group.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupView {
     /// Its name, unique among groups.
     pub name: String,
@@ -68,7 +68,7 @@ pub struct GroupView {
 }
 
 /// One bootstrap token.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenView {
     /// Tags for agents that use it.
     pub tags: Vec<(String, String)>,

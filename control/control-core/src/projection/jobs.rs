@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 
 use event_schema::{Event, JobId, JobSpec, RunId, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Runs of one job that are listed with it, newest last; the others are found among the runs.
 const RUNS_LISTED_MAX: usize = 100;
 
 /// Jobs that are not deleted.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Jobs {
     /// By id.
     pub jobs: BTreeMap<JobId, JobView>,
 }
 
 /// One job.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobView {
     /// Its name, unique among jobs.
     pub name: String,

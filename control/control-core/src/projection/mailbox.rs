@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use event_schema::{AgentId, Event, Signed};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Commands per agent.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mailboxes {
     /// By agent; removed agents have none.
     pub agents: BTreeMap<AgentId, Mailbox>,
 }
 
 /// Commands of one agent. Acknowledged ones are dropped: an agent answers only what it has stored.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mailbox {
     /// Sequence of the last command issued; 0 if none was.
     pub last: u64,

@@ -12,7 +12,7 @@ mod replicas;
 mod runs;
 
 use event_schema::{Record, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::form;
 
@@ -24,7 +24,7 @@ pub use replicas::{ReplicaView, Replicas};
 pub use runs::{ManifestView, ProblemView, RunAgentView, RunView, Runs};
 
 /// All projections, at one position.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Views {
     position: u64,
     time: Timestamp,

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use event_schema::{Event, ReplicaId, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::REPLICAS_MAX;
 use crate::replica::{Lease, Session};
 
 /// All replicas; none on a log that one service has to itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Replicas {
     /// By id. Of those that stopped, some are dropped when there are many.
     pub replicas: BTreeMap<ReplicaId, ReplicaView>,
@@ -18,7 +18,7 @@ pub struct Replicas {
 }
 
 /// One replica.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaView {
     /// Which life it is in.
     pub epoch: u64,

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use event_schema::{
     AgentId, Event, JobId, Outcome, Problem, Role, RunAgentState, RunId, Timestamp, TransferStats,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::{HISTORY_MAX, PROBLEMS_KEPT_MAX, RUNS_KEPT_MAX};
 
 /// Runs: every active one and the newest of those that ended.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Runs {
     /// By id, which sorts by time.
     pub runs: BTreeMap<RunId, RunView>,
@@ -19,7 +19,7 @@ pub struct Runs {
 }
 
 /// One run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunView {
     /// Of which job.
     pub job: JobId,
@@ -44,7 +44,7 @@ pub struct RunView {
 }
 
 /// What a run moves.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ManifestView {
     /// Files, folders and symlinks.
     pub entries: u64,
@@ -55,7 +55,7 @@ pub struct ManifestView {
 }
 
 /// One agent's part.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunAgentView {
     /// As what.
     pub role: Role,
@@ -72,7 +72,7 @@ pub struct RunAgentView {
 }
 
 /// One problem.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProblemView {
     /// Whose.
     pub agent: AgentId,

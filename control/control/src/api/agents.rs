@@ -2,11 +2,13 @@
 
 use axum::extract::{Path, State};
 use control_core::agent::{self, Command};
+use control_core::projection::Views;
 use event_schema::AgentId;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::error::{Json, Query};
+use super::sight::Moment;
 use super::view::{AgentView, AgentsView, ErrorView, TagsWish};
 use super::{Api, ApiError, PAGE_DEFAULT, PAGE_MAX, resolve, shape};
 use crate::service::Origin;
@@ -19,6 +21,9 @@ pub(super) struct Page {
     pub(super) limit: Option<usize>,
     /// The `next` of the page before.
     pub(super) after: Option<String>,
+    /// The fleet as it was: after this position of the log, or at this time (RFC 3339, UTC), which stands for the last
+    /// record before the first later one. Default: the present.
+    pub(super) at: Option<String>,
 }
 
 impl Page {
@@ -54,27 +59,29 @@ pub(super) async fn list(
     State(api): State<Api>,
     Query(query): Query<Page>,
 ) -> Result<Json<AgentsView>, ApiError> {
-    let views = api.service.views();
+    let views = api.sight(query.at.as_ref()).await?;
     let (entries, next) = page(&views.fleet.agents, query.after::<AgentId>()?, query.limit());
     let agents = entries.into_iter().map(|(id, agent)| shape::agent(&views, id, agent)).collect();
     Ok(Json(AgentsView { agents, next, as_of: views.position() }))
 }
 
 /// One agent, by name, id or unique beginning of its id.
-#[utoipa::path(get, path = "/api/v1/agents/{agent}", tag = "agents", params(("agent" = String, Path,)),
+#[utoipa::path(get, path = "/api/v1/agents/{agent}", tag = "agents",
+    params(("agent" = String, Path,), Moment),
     responses((status = 200, body = AgentView), (status = 404, body = ErrorView)))]
 pub(super) async fn show(
     State(api): State<Api>,
     Path(agent): Path<String>,
+    Query(query): Query<Moment>,
 ) -> Result<Json<AgentView>, ApiError> {
-    let id = resolve::agent(&api.service.views(), &agent)?;
-    shown(&api, id)
+    let views = api.sight(query.at.as_ref()).await?;
+    let id = resolve::agent(&views, &agent)?;
+    shown(&views, id)
 }
 
-fn shown(api: &Api, id: AgentId) -> Result<Json<AgentView>, ApiError> {
-    let views = api.service.views();
+fn shown(views: &Views, id: AgentId) -> Result<Json<AgentView>, ApiError> {
     let agent = views.fleet.agents.get(&id).ok_or_else(|| ApiError::not_found(format!("no agent {id}")))?;
-    Ok(Json(shape::agent(&views, id, agent)))
+    Ok(Json(shape::agent(views, id, agent)))
 }
 
 /// Lets a waiting agent in.
@@ -130,5 +137,5 @@ async fn decide(
 ) -> Result<Json<AgentView>, ApiError> {
     let origin = Origin::operator(super::OPERATOR, format!("agent/{agent}"));
     api.service.decide(origin, move |state, _| agent::decide(state, command())).await?;
-    shown(api, agent)
+    shown(&api.service.views(), agent)
 }

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use control_core::Rejection;
 
 use super::view::{ErrorBody, ErrorView};
-use crate::service::SubmitError;
+use crate::service::{PastError, SubmitError};
 
 /// A status, a code for programs and a message for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,17 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::Rejected(rejection) => rejection.into(),
             SubmitError::Unavailable(_) => Self::unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<PastError> for ApiError {
+    fn from(error: PastError) -> Self {
+        let message = error.to_string();
+        match error {
+            PastError::Before { .. } | PastError::Beyond { .. } => Self::not_found(message),
+            PastError::ToCome { .. } => Self::invalid(message),
+            PastError::Unavailable(_) => Self::unavailable(message),
         }
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct LogQuery {
     limit: Option<usize>,
     /// Only records whose stream begins so, such as `run/` or `agent/5f…`.
     stream: Option<String>,
+    /// The log as it was: nothing beyond this position or time (RFC 3339, UTC), names as they were then.
+    at: Option<String>,
 }
 
 /// Records of the log.
@@ -50,14 +52,14 @@ pub(super) async fn log(
     let first = next;
     let mut records: Vec<RecordView> = Vec::new();
     // Only what is folded is shown, so that names are known.
-    let end = api.service.views().position();
+    let end = api.sight(query.at.as_ref()).await?.position();
     while records.len() < limit && next <= end && next - first < LOOKED_AT_MAX as u64 {
         let page = read(&api, next, limit).await?;
         let Some((last, _)) = page.last() else { break };
         let page_next = last + 1;
-        let views = api.service.views();
+        let views = api.sight(query.at.as_ref()).await?;
         for (position, record) in page {
-            if records.len() >= limit {
+            if records.len() >= limit || position > end {
                 break;
             }
             next = position + 1;
@@ -66,7 +68,7 @@ pub(super) async fn log(
             }
         }
         if records.len() < limit {
-            next = page_next;
+            next = page_next.min(end + 1);
         }
     }
     Ok(Json(LogView { records, next }))

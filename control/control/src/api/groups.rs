@@ -3,10 +3,12 @@
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control_core::group::{self, Command};
+use control_core::projection::Views;
 use event_schema::{AgentId, GroupId};
 
 use super::agents::{Page, page};
 use super::error::{Json, Query};
+use super::sight::Moment;
 use super::view::{ErrorView, GroupView, GroupWish, GroupsView, MembersWish};
 use super::{Api, ApiError, OPERATOR, resolve, shape};
 use crate::service::{Ids, Origin, now};
@@ -18,7 +20,7 @@ pub(super) async fn list(
     State(api): State<Api>,
     Query(query): Query<Page>,
 ) -> Result<Json<GroupsView>, ApiError> {
-    let views = api.service.views();
+    let views = api.sight(query.at.as_ref()).await?;
     let (entries, next) = page(&views.fleet.groups, query.after::<GroupId>()?, query.limit());
     let groups = entries.into_iter().map(|(id, group)| shape::group(&views, id, group)).collect();
     Ok(Json(GroupsView { groups, next, as_of: views.position() }))
@@ -34,18 +36,21 @@ pub(super) async fn create(
     let group = Ids(now()).group();
     let name = wish.name;
     decide(&api, group, move || Command::Create { group, name: name.clone() }).await?;
-    Ok((StatusCode::CREATED, shown(&api, group)?))
+    Ok((StatusCode::CREATED, shown(&api.service.views(), group)?))
 }
 
 /// One group, by name, id or unique beginning of its id.
-#[utoipa::path(get, path = "/api/v1/groups/{group}", tag = "groups", params(("group" = String, Path,)),
+#[utoipa::path(get, path = "/api/v1/groups/{group}", tag = "groups",
+    params(("group" = String, Path,), Moment),
     responses((status = 200, body = GroupView), (status = 404, body = ErrorView)))]
 pub(super) async fn show(
     State(api): State<Api>,
     Path(group): Path<String>,
+    Query(query): Query<Moment>,
 ) -> Result<Json<GroupView>, ApiError> {
-    let id = resolve::group(&api.service.views(), &group)?;
-    shown(&api, id)
+    let views = api.sight(query.at.as_ref()).await?;
+    let id = resolve::group(&views, &group)?;
+    shown(&views, id)
 }
 
 /// Puts agents into a group.
@@ -59,7 +64,7 @@ pub(super) async fn add(
 ) -> Result<Json<GroupView>, ApiError> {
     let (group, agents) = members(&api, &group, &wish)?;
     decide(&api, group, move || Command::Add { group, agents: agents.clone() }).await?;
-    shown(&api, group)
+    shown(&api.service.views(), group)
 }
 
 /// Takes agents out of a group.
@@ -73,7 +78,7 @@ pub(super) async fn remove(
 ) -> Result<Json<GroupView>, ApiError> {
     let (group, agents) = members(&api, &group, &wish)?;
     decide(&api, group, move || Command::Remove { group, agents: agents.clone() }).await?;
-    shown(&api, group)
+    shown(&api.service.views(), group)
 }
 
 fn members(api: &Api, group: &str, wish: &MembersWish) -> Result<(GroupId, Vec<AgentId>), ApiError> {
@@ -92,8 +97,7 @@ async fn decide(
     Ok(api.service.decide(origin, move |state, _| group::decide(state, command())).await?)
 }
 
-fn shown(api: &Api, id: GroupId) -> Result<Json<GroupView>, ApiError> {
-    let views = api.service.views();
+fn shown(views: &Views, id: GroupId) -> Result<Json<GroupView>, ApiError> {
     let group = views.fleet.groups.get(&id).ok_or_else(|| ApiError::not_found(format!("no group {id}")))?;
-    Ok(Json(shape::group(&views, id, group)))
+    Ok(Json(shape::group(views, id, group)))
 }

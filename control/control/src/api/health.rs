@@ -9,21 +9,25 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use control_core::projection::Views;
 
-use super::error::Json;
+use super::error::{Json, Query};
+use super::sight::Moment;
 use super::view::{ErrorView, StatusView};
-use super::{Api, shape};
+use super::{Api, ApiError, shape};
 use crate::sealing::{Progress, Sealing};
 
 /// Conflicts that the status names; all of them are in `/api/v1/audit/witnesses`.
 const ALARMS_MAX: usize = 10;
 
 /// The service in a few numbers.
-#[utoipa::path(get, path = "/api/v1/status", tag = "status",
-    responses((status = 200, body = StatusView), (status = 401, body = ErrorView)))]
-pub(super) async fn status(State(api): State<Api>) -> Json<StatusView> {
-    let (agents, runs) = counts(&api);
-    let views = api.service.views();
-    Json(StatusView {
+#[utoipa::path(get, path = "/api/v1/status", tag = "status", params(Moment),
+    responses((status = 200, body = StatusView), (status = 401, body = ErrorView), (status = 404, body = ErrorView)))]
+pub(super) async fn status(
+    State(api): State<Api>,
+    Query(query): Query<Moment>,
+) -> Result<Json<StatusView>, ApiError> {
+    let views = api.sight(query.at.as_ref()).await?;
+    let (agents, runs) = counts(&views);
+    Ok(Json(StatusView {
         version: env!("CARGO_PKG_VERSION").into(),
         fleet: views.fleet.root_key.map(|key| shape::hex(&key)).unwrap_or_default(),
         ca_fingerprint: api.gateway.ca_fingerprint.clone(),
@@ -35,7 +39,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<StatusView> {
         healthy: api.service.is_healthy(),
         sealed: api.service.sealing().map(Sealing::sealed).filter(|size| *size > 0),
         alarms: alarms(&api, &views),
-    })
+    }))
 }
 
 /// What cannot be left alone: histories that do not go together.
@@ -63,8 +67,7 @@ fn alarms(api: &Api, views: &Views) -> Vec<String> {
 
 type Counts = BTreeMap<&'static str, u64>;
 
-fn counts(api: &Api) -> (Counts, Counts) {
-    let views = api.service.views();
+fn counts(views: &Views) -> (Counts, Counts) {
     let mut agents = Counts::from(["online", "offline", "pending", "removed"].map(|name| (name, 0)));
     for agent in views.fleet.agents.values() {
         *agents.entry(shape::agent_state(agent)).or_default() += 1;
@@ -105,7 +108,7 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
         let _ = writeln!(text, "# HELP flotilla_{name}_total {help}.\n# TYPE flotilla_{name}_total counter");
         let _ = writeln!(text, "flotilla_{name}_total {value}");
     }
-    let (agents, runs) = counts(&api);
+    let (agents, runs) = counts(&api.service.views());
     gauges(&mut text, "agents", "Agents by state", "state", agents);
     gauges(&mut text, "runs", "Runs in memory by state", "state", runs);
     let position = api.service.views().position();

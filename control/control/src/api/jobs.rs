@@ -7,6 +7,7 @@ use event_schema::{JobId, JobSpec, RunId};
 
 use super::agents::{Page, page};
 use super::error::{Json, Query};
+use super::sight::Moment;
 use super::view::{ErrorView, JobStarted, JobView, JobWish, JobsView};
 use super::{Api, ApiError, OPERATOR, resolve, shape};
 use crate::service::{Ids, Origin, now};
@@ -18,7 +19,7 @@ pub(super) async fn list(
     State(api): State<Api>,
     Query(query): Query<Page>,
 ) -> Result<Json<JobsView>, ApiError> {
-    let views = api.service.views();
+    let views = api.sight(query.at.as_ref()).await?;
     let (entries, next) = page(&views.jobs.jobs, query.after::<JobId>()?, query.limit());
     let jobs = entries.into_iter().map(|(id, job)| shape::job(&views, id, job)).collect();
     Ok(Json(JobsView { jobs, next, as_of: views.position() }))
@@ -69,10 +70,15 @@ pub(super) async fn create(
 }
 
 /// One job, by name, id or unique beginning of its id.
-#[utoipa::path(get, path = "/api/v1/jobs/{job}", tag = "jobs", params(("job" = String, Path,)),
+#[utoipa::path(get, path = "/api/v1/jobs/{job}", tag = "jobs",
+    params(("job" = String, Path,), Moment),
     responses((status = 200, body = JobView), (status = 404, body = ErrorView)))]
-pub(super) async fn show(State(api): State<Api>, Path(job): Path<String>) -> Result<Json<JobView>, ApiError> {
-    let views = api.service.views();
+pub(super) async fn show(
+    State(api): State<Api>,
+    Path(job): Path<String>,
+    Query(query): Query<Moment>,
+) -> Result<Json<JobView>, ApiError> {
+    let views = api.sight(query.at.as_ref()).await?;
     let id = resolve::job(&views, &job)?;
     let view = views.jobs.jobs.get(&id).ok_or_else(|| ApiError::not_found(format!("no job {id}")))?;
     Ok(Json(shape::job(&views, id, view)))

@@ -19,6 +19,7 @@ mod replicas;
 mod resolve;
 mod runs;
 mod shape;
+mod sight;
 mod tokens;
 pub mod view;
 mod whole;

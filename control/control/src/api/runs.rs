@@ -1,15 +1,17 @@
 //! `/api/v1/runs`.
 
 use axum::extract::{Path, State};
+use control_core::projection::Views;
 use control_core::run::{self, Command};
 use event_log::{Position, ReadLimit};
 use event_schema::{Record, RunId};
 
 use super::agents::Page;
 use super::error::{Json, Query};
+use super::sight::Moment;
 use super::view::{ErrorView, HistoriesView, RunView, RunsView, StopWish};
 use super::{Api, ApiError, OPERATOR, resolve, shape};
-use crate::service::Origin;
+use crate::service::{Origin, Telemetry};
 
 /// Runs, newest first.
 #[utoipa::path(get, path = "/api/v1/runs", tag = "runs", params(Page),
@@ -18,7 +20,7 @@ pub(super) async fn list(
     State(api): State<Api>,
     Query(query): Query<Page>,
 ) -> Result<Json<RunsView>, ApiError> {
-    let views = api.service.views();
+    let views = api.sight(query.at.as_ref()).await?;
     let all = &views.runs.runs;
     let before = query.after::<RunId>()?;
     let mut rest = all.iter().rev().filter(|(id, _)| before.is_none_or(|before| **id < before));
@@ -29,17 +31,22 @@ pub(super) async fn list(
 }
 
 /// One run, by id, unique beginning of its id, the name of its job (its newest run), or `latest`.
-#[utoipa::path(get, path = "/api/v1/runs/{run}", tag = "runs", params(("run" = String, Path,)),
+#[utoipa::path(get, path = "/api/v1/runs/{run}", tag = "runs",
+    params(("run" = String, Path,), Moment),
     responses((status = 200, body = RunView), (status = 404, body = ErrorView)))]
-pub(super) async fn show(State(api): State<Api>, Path(run): Path<String>) -> Result<Json<RunView>, ApiError> {
-    let id = resolve::run(&api.service.views(), &run)?;
-    shown(&api, id)
+pub(super) async fn show(
+    State(api): State<Api>,
+    Path(run): Path<String>,
+    Query(query): Query<Moment>,
+) -> Result<Json<RunView>, ApiError> {
+    let views = api.sight(query.at.as_ref()).await?;
+    let id = resolve::run(&views, &run)?;
+    shown(&views, views.telemetry(&api), id)
 }
 
-fn shown(api: &Api, id: RunId) -> Result<Json<RunView>, ApiError> {
-    let views = api.service.views();
+fn shown(views: &Views, telemetry: &Telemetry, id: RunId) -> Result<Json<RunView>, ApiError> {
     let run = views.runs.runs.get(&id).ok_or_else(|| ApiError::not_found(format!("no run {id}")))?;
-    Ok(Json(shape::run(&views, api.service.telemetry(), id, run)))
+    Ok(Json(shape::run(views, telemetry, id, run)))
 }
 
 /// What the log tells of a run, read from the log itself.
@@ -53,7 +60,7 @@ pub(super) async fn history(
 ) -> Result<Json<HistoriesView>, ApiError> {
     let after = query.after::<u64>()?.unwrap_or(0);
     let (run, positions) = {
-        let views = api.service.views();
+        let views = api.sight(query.at.as_ref()).await?;
         let id = resolve::run(&views, &run)?;
         let positions = views.runs.runs.get(&id).map(|run| run.history.clone()).unwrap_or_default();
         (id, positions)
@@ -64,12 +71,12 @@ pub(super) async fn history(
     let mut history = Vec::new();
     for stretch in stretches(&page) {
         for (position, record) in read(&api, stretch).await? {
-            let views = api.service.views();
+            let views = api.sight(query.at.as_ref()).await?;
             let told = record.events.iter().filter(|event| belongs(event, run));
             history.extend(told.map(|event| shape::history(&views, position, &record, event)));
         }
     }
-    let as_of = api.service.views().position();
+    let as_of = api.sight(query.at.as_ref()).await?.position();
     Ok(Json(HistoriesView { history, next, as_of }))
 }
 
@@ -126,7 +133,7 @@ pub(super) async fn stop(
             run::decide(state, Command::Stop { run: id, reason: reason.clone() })
         })
         .await?;
-    shown(&api, id)
+    shown(&api.service.views(), api.service.telemetry(), id)
 }
 
 #[cfg(test)]

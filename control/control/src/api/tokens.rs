@@ -27,7 +27,8 @@ pub(super) async fn list(
     State(api): State<Api>,
     Query(query): Query<Page>,
 ) -> Result<Json<TokensView>, ApiError> {
-    let (views, time) = (api.service.views(), now());
+    let views = api.sight(query.at.as_ref()).await?;
+    let time = views.now();
     let (entries, next) = page(&views.fleet.tokens, query.after::<TokenId>()?, query.limit());
     let tokens = entries.into_iter().map(|(id, token)| shape::token(id, token, time)).collect();
     Ok(Json(TokensView { tokens, next, as_of: views.position() }))

@@ -1,4 +1,5 @@
-//! The service's word for its state, on the log itself: `state.attested` (`events/AUDIT_FORMAT.md` §10).
+//! What the writer does with its state now and then: it attests it on the log (`state.attested`,
+//! `events/AUDIT_FORMAT.md` §10) and writes it down as a snapshot, from which it goes on at the next start.
 //!
 //! An attestation tells the state after the record before it, and is appended with the fence that every record has, so
 //! that it says so of exactly that place of the log, however many services write to it. Whoever folds the log holds
@@ -10,7 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use control_core::form::{self, NEWEST};
+use control_core::snapshot::SnapshotRef;
 use control_core::{Rejection, State};
+use event_log::ReadLimit;
 use event_schema::{Event, Record, StateAttested, Timestamp};
 
 use super::writer::{Wish, Writer};
@@ -19,7 +22,13 @@ use super::{Origin, Shared, SubmitError};
 /// Records after which the state is attested again, if nothing else is said.
 pub const ATTEST_EVERY: u64 = 1_000;
 
-/// Attesting takes at most this part of the writer's time: a fleet of many thousand agents takes milliseconds to hash.
+/// Records after which another snapshot is written, if nothing else is said.
+pub const SNAPSHOT_EVERY: u64 = 20_000;
+
+/// Records that are worth a snapshot when the service stops: fewer are folded in a moment.
+const SNAPSHOT_AT_STOP: u64 = 1_000;
+
+/// Attesting and writing snapshots each take at most this part of the writer's time: a fleet of many thousand agents takes milliseconds to hash.
 const OWN_SHARE: u32 = 50;
 
 /// Checking what was attested takes at most this part of the time to read a log.
@@ -37,14 +46,22 @@ pub(super) struct Attested {
 /// When the writer attests and checks next.
 pub(super) struct Pace {
     every: u64,
+    snapshot_every: u64,
     attest_from: Instant,
+    snapshot_from: Instant,
     check_from: Instant,
 }
 
 impl Pace {
-    pub(super) fn new(every: u64) -> Self {
+    pub(super) fn new(every: u64, snapshot_every: u64) -> Self {
         let now = Instant::now();
-        Self { every: every.max(1), attest_from: now, check_from: now }
+        Self {
+            every: every.max(1),
+            snapshot_every: snapshot_every.max(1),
+            attest_from: now,
+            snapshot_from: now,
+            check_from: now,
+        }
     }
 }
 
@@ -111,6 +128,46 @@ impl Writer {
     async fn attest(&mut self, least: u64) {
         let (shared, origin) = (Arc::clone(&self.shared), Origin::service("fleet".into()));
         self.commit(VecDeque::from([Box::new(Attest { shared, origin, least }) as Box<dyn Wish>])).await;
+    }
+
+    /// Writes a snapshot if enough was folded since the newest one.
+    pub(super) async fn snapshot_when_due(&mut self) {
+        if Instant::now() >= self.pace.snapshot_from {
+            self.snapshot(self.pace.snapshot_every).await;
+        }
+    }
+
+    /// Writes a snapshot if folding again what came since the newest one would be felt.
+    pub(super) async fn snapshot_at_stop(&mut self) {
+        self.snapshot(SNAPSHOT_AT_STOP.min(self.pace.snapshot_every)).await;
+    }
+
+    async fn snapshot(&mut self, least: u64) {
+        let shared = Arc::clone(&self.shared);
+        let Some(snapshots) = &shared.snapshots else { return };
+        if !self.is_sound() || self.last.0.saturating_sub(snapshots.newest()) < least {
+            return;
+        }
+        let page = self.log.read(self.last, ReadLimit::entries(1)).await;
+        let Some(record) =
+            page.ok().and_then(|page| page.into_iter().find(|entry| entry.position == self.last))
+        else {
+            return;
+        };
+        let start = Instant::now();
+        // The whole of it under the lock for reading: nobody but this task writes, and readers go on.
+        let views = shared.views();
+        // Behind what was published, when the log is folded anew after a failure.
+        if views.position() != self.last.0 {
+            return;
+        }
+        let attested = shared.attested.position.load(Ordering::Relaxed);
+        let (state, correlations) = (self.state(), self.correlations());
+        let snapshot = SnapshotRef { state, views: &views, correlations, attested };
+        if let Err(error) = snapshots.write(snapshot, &record.bytes) {
+            tracing::warn!(%error, "no snapshot could be written; the next start takes longer");
+        }
+        self.pace.snapshot_from = Instant::now() + start.elapsed() * OWN_SHARE;
     }
 
     /// Holds what a record that was read attests against the state folded so far, unless that would take too long.

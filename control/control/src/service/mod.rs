@@ -12,8 +12,12 @@ mod issue;
 mod link;
 mod metrics;
 mod open;
+mod past;
 mod replica;
+mod snapshots;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::collections::HashMap;
@@ -28,13 +32,14 @@ use event_schema::{Actor, AgentId, Event, Record, RecordId, ReplicaId, Timestamp
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::sealing::Sealing;
-pub use attest::ATTEST_EVERY;
+pub use attest::{ATTEST_EVERY, SNAPSHOT_EVERY};
 pub use clock::now;
 pub use ids::Ids;
 pub(crate) use ids::{random as random_id, random_secret};
 pub(crate) use link::token_hash;
 pub use metrics::Metrics;
 pub use open::{COMMAND_TTL, Keys, OpenError, Options};
+pub(crate) use past::PastError;
 pub use replica::{Bus, KEEP_ALIVE_S, Keeper};
 pub use telemetry::{Live, Telemetry};
 pub use writer::FoldError;
@@ -122,10 +127,17 @@ struct Shared {
     refusals: link::Bucket,
     attested: attest::Attested,
     sealing: OnceLock<Sealing>,
+    past: past::Past,
+    /// Where snapshots are kept, if they are.
+    snapshots: Option<snapshots::Snapshots>,
 }
 
 impl Shared {
-    fn new(log: Arc<dyn EventLog>, replica: Option<ReplicaId>) -> Self {
+    fn new(
+        log: Arc<dyn EventLog>,
+        replica: Option<ReplicaId>,
+        snapshots: Option<snapshots::Snapshots>,
+    ) -> Self {
         let session = replica.map_or(Session::ALONE, |replica| Session { replica, epoch: 0 });
         Self {
             log,
@@ -142,6 +154,8 @@ impl Shared {
             refusals: link::Bucket::new(),
             attested: attest::Attested::default(),
             sealing: OnceLock::new(),
+            past: past::Past::default(),
+            snapshots,
         }
     }
 
@@ -153,6 +167,16 @@ impl Shared {
 
     fn watches(&self) -> MutexGuard<'_, HashMap<AgentId, watch::Sender<u64>>> {
         self.command_watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins with projections that were folded before, unless there are newer ones.
+    fn restore(&self, views: Views, attested: u64) {
+        let mut own = self.views.write().unwrap_or_else(PoisonError::into_inner);
+        if own.position() < views.position() {
+            self.position.send_replace(views.position());
+            self.attested.position.store(attested, Ordering::Relaxed);
+            *own = views;
+        }
     }
 
     /// Makes a durable record visible and wakes whoever waits for it.

@@ -1,6 +1,7 @@
 //! Opening the service: read the whole log, check it, fold it, record what the start itself means.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use event_schema::{FleetFounded, ReplicaId, RunId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::attest::{ATTEST_EVERY, Pace};
+use super::attest::{ATTEST_EVERY, Pace, SNAPSHOT_EVERY};
 use super::issue::Issuer;
+use super::snapshots::Snapshots;
 use super::writer::{Ask, FoldError, Writer, wish};
 use super::{Origin, QUEUE_MAX, Service, Shared, SubmitError};
 
@@ -47,6 +49,10 @@ pub struct Options {
     /// Which replica this is, if it may be one of several: it then has lives on the log, and agents' sessions belong to
     /// them. None: the log is this service's own, and no agent is connected to another.
     pub replica: Option<ReplicaId>,
+    /// Folder for snapshots of the state; none: the whole log is folded at every start.
+    pub snapshots: Option<PathBuf>,
+    /// Records after which another snapshot is written; default 20,000.
+    pub snapshot_every: u64,
 }
 
 impl Default for Options {
@@ -57,6 +63,8 @@ impl Default for Options {
             shared_log: false,
             replica: None,
             attest_every: ATTEST_EVERY,
+            snapshots: None,
+            snapshot_every: SNAPSHOT_EVERY,
         }
     }
 }
@@ -74,6 +82,14 @@ pub enum OpenError {
          folder and a bundle of its keys: `flotilla replica invite`, `flotilla serve --join`"
     )]
     OtherFleet,
+    /// The folder for snapshots cannot be used.
+    #[error("cannot use the folder for snapshots {}: {source}", path.display())]
+    Snapshots {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The log does not take the first records.
     #[error(transparent)]
     Append(#[from] SubmitError),
@@ -83,8 +99,8 @@ pub enum OpenError {
 const COMMIT_MAX: usize = 256;
 
 impl Service {
-    /// Folds the log, founds the fleet if the log is empty, records agents as offline whose links a
-    /// crash cut, issues commands that a crash held back, and starts the writer.
+    /// Folds the log from the newest snapshot on, founds the fleet if the log is empty, records agents as
+    /// offline whose links a crash cut, issues commands that a crash held back, and starts the writer.
     ///
     /// The writer ends, and closes the log, when every handle is dropped; wait for the task then.
     ///
@@ -95,14 +111,17 @@ impl Service {
         keys: Keys,
         options: Options,
     ) -> Result<(Self, JoinHandle<()>), OpenError> {
-        let shared = Arc::new(Shared::new(log, options.replica));
+        let open =
+            |path: PathBuf| Snapshots::open(&path).map_err(|source| OpenError::Snapshots { path, source });
+        let snapshots = options.snapshots.map(open).transpose()?;
+        let shared = Arc::new(Shared::new(log, options.replica, snapshots));
         let issuer = Issuer {
             key: keys.command,
             secret_of: keys.secret_of,
             trackers: options.trackers,
             time_to_live: options.command_ttl,
         };
-        let pace = Pace::new(options.attest_every);
+        let pace = Pace::new(options.attest_every, options.snapshot_every);
         let mut writer = Writer::new(Arc::clone(&shared), issuer, COMMIT_MAX, options.shared_log, pace);
         writer.catch_up().await?;
 

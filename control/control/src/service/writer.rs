@@ -183,7 +183,7 @@ pub(crate) enum Ask {
 /// The task's own things.
 pub(crate) struct Writer {
     pub(super) shared: Arc<Shared>,
-    log: Arc<dyn EventLog>,
+    pub(super) log: Arc<dyn EventLog>,
     stream: StreamName,
     issuer: Arc<Issuer>,
     /// Folded from what is durable.
@@ -267,6 +267,9 @@ impl Writer {
 
     /// Folds everything that the log has beyond what was folded.
     pub(crate) async fn catch_up(&mut self) -> Result<(), FoldError> {
+        if self.last == Position::ZERO {
+            self.restore().await;
+        }
         loop {
             let page = self.log.read(self.last.next(), ReadLimit::default()).await?;
             if page.is_empty() {
@@ -293,7 +296,25 @@ impl Writer {
                 self.last = entry.position;
                 self.shared.publish(entry.position, &record);
             }
+            self.snapshot_when_due().await;
         }
+    }
+
+    /// Goes on from the newest snapshot, if there is one that holds.
+    async fn restore(&mut self) {
+        let Some(snapshots) = &self.shared.snapshots else { return };
+        let Some(snapshot) = snapshots.find(&*self.log, None, 0).await else { return };
+        self.last = Position(snapshot.views.position());
+        (self.state, self.correlations) = (snapshot.state, snapshot.correlations);
+        self.shared.restore(snapshot.views, snapshot.attested);
+    }
+
+    pub(super) fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub(super) fn correlations(&self) -> &BTreeMap<RunId, RecordId> {
+        &self.correlations
     }
 
     /// Whether state and projections are at the same place of the log.
@@ -333,8 +354,10 @@ impl Writer {
             }
             self.commit(batch).await;
             self.attest_when_due().await;
+            self.snapshot_when_due().await;
         }
         self.attest_at_stop().await;
+        self.snapshot_at_stop().await;
         // The last record is there, and the log can still be read.
         if let Some(sealing) = self.shared.sealing.get() {
             sealing.finish(&self.shared.metrics).await;

@@ -1,0 +1,150 @@
+//! The fleet as it was: projections folded to any place of the log, from the nearest snapshot before it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use control_core::projection::Views;
+use event_log::{Position, ReadLimit};
+use event_schema::{Record, Timestamp};
+use tokio::sync::Semaphore;
+
+use super::{Service, now};
+use crate::at::At;
+
+/// Places that are remembered: the pages of one list, and a few steps of a walk through time.
+const REMEMBERED_MAX: usize = 4;
+
+/// Folds at once; more wait. Each holds a whole state.
+const FOLDS_MAX: usize = 2;
+
+/// Why there is no state of that place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PastError {
+    /// Nothing had happened yet.
+    #[error("nothing had happened at {at}: the log begins at {first}")]
+    Before { at: Timestamp, first: Timestamp },
+    /// The log is not that long.
+    #[error("there is no record {position} yet: the log ends with record {end}")]
+    Beyond { position: u64, end: u64 },
+    /// Nobody knows yet.
+    #[error("{at} is still to come: it is {now}")]
+    ToCome { at: Timestamp, now: Timestamp },
+    /// The log cannot be read.
+    #[error("the past cannot be folded: {0}")]
+    Unavailable(String),
+}
+
+/// Places that were folded.
+#[derive(Debug)]
+pub(super) struct Past {
+    /// Newest use last; each the last state at or before any place up to the next record's.
+    remembered: Mutex<VecDeque<Folded>>,
+    folds: Semaphore,
+}
+
+/// A state, and the record that ends its time.
+#[derive(Clone, Debug)]
+struct Folded {
+    views: Arc<Views>,
+    next: Option<(u64, Timestamp)>,
+}
+
+impl Folded {
+    /// Whether this is the state at the place.
+    fn is_at(&self, at: At) -> bool {
+        !at.is_before(self.views.position(), self.views.time())
+            && self.next.is_some_and(|(position, time)| at.is_before(position, time))
+    }
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        Self { remembered: Mutex::default(), folds: Semaphore::new(FOLDS_MAX) }
+    }
+}
+
+impl Past {
+    /// What is remembered of a place, or the nearest before it.
+    fn recall(&self, at: At) -> (Option<Folded>, Option<Arc<Views>>) {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(nth) = remembered.iter().position(|folded| folded.is_at(at)) {
+            let found = remembered.remove(nth);
+            remembered.extend(found.clone());
+            return (found, None);
+        }
+        let before = remembered.iter().filter(|f| !at.is_before(f.views.position(), f.views.time()));
+        (None, before.max_by_key(|folded| folded.views.position()).map(|folded| Arc::clone(&folded.views)))
+    }
+
+    fn remember(&self, folded: Folded) {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        while remembered.len() >= REMEMBERED_MAX {
+            remembered.pop_front();
+        }
+        remembered.push_back(folded);
+    }
+}
+
+impl Service {
+    /// The projections at a place of the log that is past; none if that is the present.
+    ///
+    /// # Errors
+    /// [`PastError`].
+    pub(crate) async fn past(&self, at: At) -> Result<Option<Arc<Views>>, PastError> {
+        let (end, time) = {
+            let views = self.views();
+            (views.position(), views.time())
+        };
+        match at {
+            At::Position(position) if position > end => return Err(PastError::Beyond { position, end }),
+            At::Position(position) if position == end => return Ok(None),
+            At::Time(at) if at >= time => {
+                // Another service's clock may be ahead of ours, and its records with it.
+                let now = now().max(time);
+                return if at > now { Err(PastError::ToCome { at, now }) } else { Ok(None) };
+            }
+            _ => {}
+        }
+        if let (Some(folded), _) = self.shared.past.recall(at) {
+            return Ok(Some(folded.views));
+        }
+        let _fold = self.shared.past.folds.acquire().await.map_err(unavailable)?;
+        // Whoever waited may find what the one before has folded.
+        let base = match self.shared.past.recall(at) {
+            (Some(folded), _) => return Ok(Some(folded.views)),
+            (None, base) => base,
+        };
+        let beyond = base.as_ref().map_or(0, |views| views.position());
+        let log = self.log();
+        let snapshot = match &self.shared.snapshots {
+            Some(snapshots) => snapshots.find(&**log, Some(at), beyond).await,
+            None => None,
+        };
+        let base = snapshot.map(|snapshot| Arc::new(snapshot.views)).or(base);
+        let mut views = base.map_or_else(Views::default, |base| Views::clone(&base));
+        let next = 'fold: loop {
+            let from = views.position() + 1;
+            let page = log.read(Position(from), ReadLimit::default()).await.map_err(unavailable)?;
+            if page.first().is_none_or(|entry| entry.position.0 != from) {
+                return Err(PastError::Unavailable(format!("the log has no record {from}")));
+            }
+            for entry in page {
+                let record = Record::decode(&entry.bytes).map_err(unavailable)?;
+                if at.is_before(entry.position.0, record.time) {
+                    break 'fold (entry.position.0, record.time);
+                }
+                views.apply(entry.position.0, &record);
+            }
+        };
+        if let (0, At::Time(at)) = (views.position(), at) {
+            return Err(PastError::Before { at, first: next.1 });
+        }
+        let views = Arc::new(views);
+        self.shared.past.remember(Folded { views: Arc::clone(&views), next: Some(next) });
+        Ok(Some(views))
+    }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> PastError {
+    PastError::Unavailable(error.to_string())
+}
