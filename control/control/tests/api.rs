@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use control::config::{Config, Settings};
+use control::gateway::Fleet as _;
 use control::serve::{self, Running};
+use event_schema::{Command, CommandAccepted};
 use serde_json::{Value, json};
 use support::FakeAgent;
 
@@ -360,7 +362,12 @@ async fn every_list_and_object_is_told_as_it_was() {
         ];
         let all = [&lists[..], &objects[..]].concat();
         for agent in &mut agents {
-            agent.obey(service).await;
+            let mut issued = service.command_watch(agent.id);
+            let waited = tokio::time::timeout(Duration::from_secs(20), issued.wait_for(|last| *last > 0));
+            drop(waited.await.expect("in time").expect("alive"));
+            let (sequence, signed) = service.commands_after(agent.id, 0, 1).await.remove(0);
+            let command = Command::decode(&signed.bytes).expect("a command").id;
+            agent.report(service, CommandAccepted { command, sequence }).await.expect("taken");
             moments.push(remember(&all).await);
         }
         let body = json!({"agents": [ids[1].to_string()]});

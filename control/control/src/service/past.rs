@@ -46,14 +46,21 @@ pub(super) struct Past {
 #[derive(Clone, Debug)]
 struct Folded {
     views: Arc<Views>,
-    next: Option<(u64, Timestamp)>,
+    next: (u64, Timestamp),
 }
 
 impl Folded {
     /// Whether this is the state at the place.
     fn is_at(&self, at: At) -> bool {
-        !at.is_before(self.views.position(), self.views.time())
-            && self.next.is_some_and(|(position, time)| at.is_before(position, time))
+        !at.is_before(self.views.position(), self.views.time()) && at.is_before(self.next.0, self.next.1)
+    }
+
+    /// The state, unless the place is a time before everything.
+    fn seen_at(self, at: At) -> Result<Arc<Views>, PastError> {
+        match at {
+            At::Time(at) if self.views.position() == 0 => Err(PastError::Before { at, first: self.next.1 }),
+            _ => Ok(self.views),
+        }
     }
 }
 
@@ -106,12 +113,12 @@ impl Service {
             _ => {}
         }
         if let (Some(folded), _) = self.shared.past.recall(at) {
-            return Ok(Some(folded.views));
+            return folded.seen_at(at).map(Some);
         }
         let _fold = self.shared.past.folds.acquire().await.map_err(unavailable)?;
         // Whoever waited may find what the one before has folded.
         let base = match self.shared.past.recall(at) {
-            (Some(folded), _) => return Ok(Some(folded.views)),
+            (Some(folded), _) => return folded.seen_at(at).map(Some),
             (None, base) => base,
         };
         let beyond = base.as_ref().map_or(0, |views| views.position());
@@ -136,12 +143,9 @@ impl Service {
                 views.apply(entry.position.0, &record);
             }
         };
-        if let (0, At::Time(at)) = (views.position(), at) {
-            return Err(PastError::Before { at, first: next.1 });
-        }
-        let views = Arc::new(views);
-        self.shared.past.remember(Folded { views: Arc::clone(&views), next: Some(next) });
-        Ok(Some(views))
+        let folded = Folded { views: Arc::new(views), next };
+        self.shared.past.remember(folded.clone());
+        folded.seen_at(at).map(Some)
     }
 }
 
