@@ -2,8 +2,8 @@
 //! leader where there is little or where the consumer fails.
 //!
 //! A consumer lives on one server and skips what that server can't read, without a word. So every message is checked
-//! for its place, and where one is missing or wrong the leader is asked for that very message; only what the leader
-//! can't deliver either is reported as damage.
+//! for its place, and where one is missing or wrong the leader is asked for that very message, then the other
+//! servers that hold the stream; only what none of them delivers is reported as damage.
 
 use async_nats::jetstream::consumer::PullConsumer;
 use event_log::ReadError;
@@ -17,7 +17,7 @@ use crate::message::Stored;
 use crate::servers::{Servers, stored, unavailable};
 
 /// What a pull came to.
-enum Pulled {
+pub(crate) enum Pulled {
     /// Go on.
     More,
     /// The consumer is gone, delivers what it should not, or has no more.
@@ -48,7 +48,15 @@ impl Servers {
                 self.take_from_consumer(applier, last).await?;
             }
             if applier.next_sequence() <= last {
-                self.take_from_leader(applier, last).await?;
+                match self.take_from_leader(applier, last).await {
+                    Ok(()) => {}
+                    Err(damaged @ ReadError::Damaged(_)) => {
+                        if !self.take_from_replicas(applier, last).await? {
+                            return Err(damaged);
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())
@@ -79,7 +87,7 @@ impl Servers {
     }
 
     /// One pull: some messages, until enough waits for the copy.
-    async fn pull(&self, consumer: &PullConsumer, applier: &mut Applier, last: u64) -> Pulled {
+    pub(crate) async fn pull(&self, consumer: &PullConsumer, applier: &mut Applier, last: u64) -> Pulled {
         let wanted =
             usize::try_from(last + 1 - applier.next_sequence()).unwrap_or(usize::MAX).min(PULL_MESSAGES);
         let fetch = consumer.fetch().max_messages(wanted).max_bytes(PULL_BYTES).messages();

@@ -13,9 +13,9 @@ use crate::applier::Applier;
 use crate::error::NatsOpenError;
 use crate::frame::Frame;
 use crate::limits::DAMAGED_COPIES;
-use crate::message::Format;
+use crate::message::{Format, Stored};
 use crate::options::NatsLogOptions;
-use crate::servers::{Servers, stored, unavailable};
+use crate::servers::{Servers, unavailable};
 
 /// Where the copy lies.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(crate) enum Folder {
 }
 
 impl Folder {
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Folder::Kept(path) => path,
             Folder::Temporary(dir) => dir.path(),
@@ -190,25 +190,23 @@ pub(crate) async fn locate(servers: &Servers, position: Position, last: u64) -> 
 
 /// The position of the first record in a message.
 async fn first_of(servers: &Servers, sequence: u64) -> Result<Position, NatsOpenError> {
-    let message = servers.message(sequence).await.map_err(|error| passing(servers, &error))?;
-    let claimed = match &message {
-        Some(message) => stored(message).claimed_first(),
-        None => Err("the message is missing".to_owned()),
-    };
-    claimed.map_err(|what| NatsOpenError::Message { stream: servers.options.stream.clone(), sequence, what })
+    let claimed = servers.from_any(sequence, |message: &Stored<'_>| message.claimed_first()).await;
+    claimed.map_err(|error| passing(servers, &error))?.map_err(|what| NatsOpenError::Message {
+        stream: servers.options.stream.clone(),
+        sequence,
+        what,
+    })
 }
 
 /// The frame in a message.
 async fn frame(servers: &Servers, sequence: u64) -> Result<(Frame, Format), NatsOpenError> {
-    let message = servers.message(sequence).await.map_err(|error| passing(servers, &error))?;
-    let found = match &message {
-        Some(message) => {
-            let message = stored(message);
-            message.format().and_then(|format| Ok((message.frame(&servers.options.subject_prefix)?, format)))
-        }
-        None => Err("the message is missing".to_owned()),
-    };
-    found.map_err(|what| NatsOpenError::Message { stream: servers.options.stream.clone(), sequence, what })
+    let prefix = &servers.options.subject_prefix;
+    let found = servers.from_any(sequence, |message| Ok((message.frame(prefix)?, message.format()?))).await;
+    found.map_err(|error| passing(servers, &error))?.map_err(|what| NatsOpenError::Message {
+        stream: servers.options.stream.clone(),
+        sequence,
+        what,
+    })
 }
 
 fn passing(servers: &Servers, error: &ReadError) -> NatsOpenError {

@@ -102,6 +102,22 @@ pub enum NatsOpenError {
         /// The message that holds it at the servers.
         sequence: u64,
     },
+    /// The stream's leader has fewer messages than another of its servers.
+    #[error(
+        "the leader of the stream {stream} ends at message {leader}, its replica on the server {server} at {end}: the leader \
+         has lost records that were acknowledged. Nothing was changed. Let another server lead, then rebuild the damaged \
+         one from the others (docs/operations.md, The log in NATS)"
+    )]
+    LeaderShorter {
+        /// The stream.
+        stream: String,
+        /// The last message of the leader.
+        leader: u64,
+        /// The server that has more.
+        server: String,
+        /// The last message there.
+        end: u64,
+    },
     /// The servers hold fewer records than the local copy.
     #[error(
         "the log in the stream {stream} ends at position {servers}, its copy in {} at {copy}: the servers have lost \

@@ -32,6 +32,7 @@ mod limits;
 mod message;
 mod options;
 mod queue;
+mod replicas;
 mod scrub;
 mod servers;
 mod settings;
@@ -72,6 +73,7 @@ pub struct NatsLog {
     /// Watches the stream's end; stopped with the log.
     follower: AbortHandle,
     findings: Vec<Finding>,
+    made: bool,
 }
 
 impl NatsLog {
@@ -87,16 +89,24 @@ impl NatsLog {
     pub async fn open(options: NatsLogOptions) -> Result<NatsLog, NatsOpenError> {
         options.check()?;
         let connection = Connection::open(&options).await?;
-        let opened = setup::open_stream(&options, &connection).await?;
+        let (copy, folder) = copy::open(&options).await?;
+        let held = copy.last_stored();
+        let shorter = (held > Position::ZERO).then(|| NatsOpenError::Shorter {
+            stream: options.stream.clone(),
+            dir: folder.path().to_path_buf(),
+            servers: Position::ZERO,
+            copy: held,
+        });
+        let opened = setup::open_stream(&options, &connection, shorter).await?;
         for finding in &opened.findings {
             tracing::warn!(stream = options.stream, setting = finding.setting, "{finding}");
         }
-        let (copy, folder) = copy::open(&options).await?;
-        let held = copy.last_stored();
         let servers = Servers { options, connection, context: opened.context, stream: opened.stream };
+        setup::check_whole(&servers, &opened.info).await?;
         let applier = copy::join(&servers, copy, &folder).await?;
         let shared = Arc::new(Shared::new(servers, applier, folder));
         fill(&shared).await?;
+        check_leader(&shared.servers).await?;
         tracing::info!(
             stream = shared.servers.options.stream,
             copy_held = %held,
@@ -113,6 +123,7 @@ impl NatsLog {
             committer: Mutex::new(Some(committer)),
             follower,
             findings: opened.findings,
+            made: opened.made,
         })
     }
 
@@ -127,8 +138,14 @@ impl NatsLog {
         NatsBus::new(&self.shared)
     }
 
-    /// Compares every message that the servers hold with the local copy. Reads the whole log once from both; appends
-    /// and reads go on meanwhile. Nothing is changed.
+    /// Whether opening made the stream, since the servers held none. For a log that should hold records it says that they
+    /// are lost: without a local copy nothing else could. With a copy that holds records no stream is made.
+    pub fn was_made(&self) -> bool {
+        self.made
+    }
+
+    /// Compares every message that the servers hold with the local copy: as the log is read, then on every server of the
+    /// stream by itself. Reads the log that often; appends and reads go on meanwhile. Nothing is changed.
     ///
     /// # Errors
     /// When the servers don't answer, the copy can't be read, or the log is closed: nothing can be said then.
@@ -157,6 +174,33 @@ async fn fill(shared: &Arc<Shared>) -> Result<(), NatsOpenError> {
             return Err(NatsOpenError::JetStream { servers: shared.servers.options.shown_servers(), reason });
         }
         rest(&mut attempt, deadline).await;
+    }
+}
+
+/// Refuses a leader that ends before one of its own followers: it has lost what was acknowledged, and would take new
+/// records in its place (`events/NATS_FORMAT.md` §8).
+async fn check_leader(servers: &Servers) -> Result<(), NatsOpenError> {
+    let ends = match servers.ends().await {
+        Ok(ends) => ends,
+        Err(error) => {
+            tracing::warn!(%error, "the servers of the stream could not be compared");
+            return Ok(());
+        }
+    };
+    let Some((server, end)) = ends.into_iter().max_by_key(|(_, end)| *end) else { return Ok(()) };
+    let (deadline, mut attempt) = (Instant::now() + limits::LEADER_LAG, 0);
+    loop {
+        let (stream, shown) = (servers.options.stream.clone(), || servers.options.shown_servers());
+        match servers.last_sequence().await {
+            Ok(leader) if leader >= end => return Ok(()),
+            Ok(leader) if Instant::now() >= deadline => {
+                return Err(NatsOpenError::LeaderShorter { stream, leader, server, end });
+            }
+            Err(error) if Instant::now() >= deadline => {
+                return Err(NatsOpenError::JetStream { servers: shown(), reason: error.to_string() });
+            }
+            _ => rest(&mut attempt, deadline).await,
+        }
     }
 }
 

@@ -64,6 +64,19 @@ pub(crate) const PULL_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) const COPY_BATCH_BYTES: usize = MAX_BATCH_BYTES / 2;
 const _: () = assert!(COPY_BATCH_BYTES + MAX_RECORD_BYTES + MESSAGE_OVERHEAD_BYTES <= MAX_BATCH_BYTES);
 
+/// Consumers that are made at most to meet a certain replica, or all: the server places each at random. A replica of
+/// three is missed by chance once in 17,000 times.
+pub(crate) const REPLICA_TRIES: u32 = 24;
+
+/// Consumers of those that may fail: a replica that does not answer takes [`REQUEST_TIMEOUT`] each.
+pub(crate) const REPLICA_FAILURES: u32 = 2;
+
+/// How often a replica that delivers nothing is asked again before its end counts as lost: it may be catching up.
+pub(crate) const REPLICA_QUIET: u32 = 4;
+
+/// How long a leader may lag behind its own followers: a new one is still applying what it has.
+pub(crate) const LEADER_LAG: Duration = Duration::from_secs(5);
+
 /// How long the server keeps a consumer that nobody uses.
 pub(crate) const CONSUMER_IDLE: Duration = Duration::from_secs(60);
 

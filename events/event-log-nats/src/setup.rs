@@ -14,7 +14,7 @@ use crate::frame;
 use crate::limits::{ACK_TIMEOUT, FRAME_BYTES, MESSAGE_OVERHEAD_BYTES, OLDEST_SERVER, RECOMMENDED_SERVER};
 use crate::message;
 use crate::options::NatsLogOptions;
-use crate::servers::stored;
+use crate::servers::Servers;
 use crate::settings::{Finding, check_settings};
 
 /// The stream's metadata key that names the format of its messages.
@@ -27,28 +27,39 @@ const OLDER_FORMAT: &str = "1";
 pub(crate) struct Opened {
     pub(crate) context: Context,
     pub(crate) stream: Stream<()>,
+    pub(crate) info: Info,
+    /// There was none: it was made just now.
+    pub(crate) made: bool,
     /// Payload of a frame of several records, at most.
     pub(crate) frame_bytes: usize,
     pub(crate) findings: Vec<Finding>,
 }
 
+/// `held`: there is a copy with records, so a stream that is not there was lost; what to say then.
 pub(crate) async fn open_stream(
     options: &NatsLogOptions,
     connection: &Connection,
+    held: Option<NatsOpenError>,
 ) -> Result<Opened, NatsOpenError> {
     let mut findings = check_server(options, connection)?;
     let context =
         jetstream::context::ContextBuilder::new().timeout(ACK_TIMEOUT).build(connection.client.clone());
     let deadline = Instant::now() + options.open_timeout;
     let mut attempt = 0;
-    let info = loop {
-        match find_or_make(options, &context).await {
-            Ok(info) => break info,
+    let (info, made) = loop {
+        match find_or_make(options, &context, held.is_none()).await {
+            Ok(found) => break found,
             Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Absent) if Instant::now() >= deadline => {
+                return Err(held.unwrap_or_else(|| {
+                    let what = "it is not there".to_owned();
+                    NatsOpenError::Unfit { stream: options.stream.clone(), what }
+                }));
+            }
             Err(Failure::Passing(reason)) if Instant::now() >= deadline => {
                 return Err(NatsOpenError::JetStream { servers: options.shown_servers(), reason });
             }
-            Err(Failure::Passing(_)) => rest(&mut attempt, deadline).await,
+            Err(Failure::Passing(_) | Failure::Absent) => rest(&mut attempt, deadline).await,
         }
     };
     check_fit(options, &info.config)?;
@@ -59,12 +70,11 @@ pub(crate) async fn open_stream(
     let stream = context.get_stream_no_info(&options.stream).await.map_err(|error| {
         NatsOpenError::JetStream { servers: options.shown_servers(), reason: with_source(&error) }
     })?;
-    check_whole(options, &info, &stream).await?;
     // A stream may be told to take less than the server does.
     let largest = usize::try_from(info.config.max_message_size).ok().filter(|size| *size > 0);
     let frame_bytes =
         largest.map_or(FRAME_BYTES, |size| size.saturating_sub(MESSAGE_OVERHEAD_BYTES).min(FRAME_BYTES));
-    Ok(Opened { context, stream, frame_bytes, findings })
+    Ok(Opened { context, stream, info, made, frame_bytes, findings })
 }
 
 /// Refuses servers that can't keep a log; finds fault with those that do it badly.
@@ -102,16 +112,27 @@ fn parse_version(text: &str) -> Option<(u64, u64)> {
 enum Failure {
     /// Trying again may help: no leader yet, no answer.
     Passing(String),
+    /// There is no stream, and none may be made.
+    Absent,
     Final(NatsOpenError),
 }
 
-async fn find_or_make(options: &NatsLogOptions, context: &Context) -> Result<Info, Failure> {
+/// The stream, and whether it was made just now.
+async fn find_or_make(
+    options: &NatsLogOptions,
+    context: &Context,
+    may_make: bool,
+) -> Result<(Info, bool), Failure> {
     let found = match context.get_stream(&options.stream).await {
-        Ok(stream) => return Ok(stream.cached_info().clone()),
+        Ok(stream) => return Ok((stream.cached_info().clone(), false)),
         Err(error) => error,
     };
     match found.kind() {
-        GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
+        GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            if !may_make {
+                return Err(Failure::Absent);
+            }
+        }
         _ => return Err(Failure::Passing(with_source(&found))),
     }
     match context.create_stream(config(options)).await {
@@ -121,7 +142,7 @@ async fn find_or_make(options: &NatsLogOptions, context: &Context) -> Result<Inf
                 replicas = options.replicas,
                 "made the event log's stream"
             );
-            Ok(stream.cached_info().clone())
+            Ok((stream.cached_info().clone(), true))
         }
         Err(error) => Err(match error.kind() {
             CreateStreamErrorKind::JetStream(refusal)
@@ -238,21 +259,17 @@ async fn raise(
 
 /// The position that follows what a message holds; the message's own number where that can't be told, which is at most
 /// it. Makes an error better, no more.
-async fn position_behind(options: &NatsLogOptions, stream: &Stream<()>, sequence: u64) -> Position {
+async fn position_behind(servers: &Servers, sequence: u64) -> Position {
     if sequence == 0 {
         return Position(1);
     }
-    let found = stream.raw_message_builder().sequence(sequence).send().await.ok();
-    let frame = found.and_then(|found| stored(&found).frame(&options.subject_prefix).ok());
+    let prefix = &servers.options.subject_prefix;
+    let frame = servers.from_any(sequence, |message| message.frame(prefix)).await.ok().and_then(Result::ok);
     frame.map_or(Position(sequence), |frame| frame.last().next())
 }
 
-/// Refuses a stream with gaps: records were deleted, expired or lost.
-async fn check_whole(
-    options: &NatsLogOptions,
-    info: &Info,
-    stream: &Stream<()>,
-) -> Result<(), NatsOpenError> {
+/// Refuses a stream with gaps: records were deleted, expired or lost. A gap that only the leader has is none of the log.
+pub(crate) async fn check_whole(servers: &Servers, info: &Info) -> Result<(), NatsOpenError> {
     let state = &info.state;
     if state.messages == state.last_sequence {
         return Ok(());
@@ -261,14 +278,24 @@ async fn check_whole(
         1
     } else {
         // Which one it is makes the message better, no more: without an answer it is some position from 1 on.
-        let details = stream.info_builder().with_deleted(true).fetch().await.ok();
+        let details = servers.stream.info_builder().with_deleted(true).fetch().await.ok();
         let deleted = details.and_then(|details| details.info.state.deleted);
         deleted.and_then(|deleted| deleted.into_iter().min()).unwrap_or(1)
     };
     let missing = state.last_sequence.saturating_sub(state.messages);
     let what = format!("{missing} of {} messages are missing", state.last_sequence);
-    let place = Place::Server { stream: options.stream.clone(), sequence: first };
-    let position = position_behind(options, stream, first - 1).await;
+    let place = Place::Server { stream: servers.options.stream.clone(), sequence: first };
+    let prefix = &servers.options.subject_prefix;
+    if let Ok(Ok(_)) = servers.from_any(first, |message| message.frame(prefix)).await {
+        tracing::error!(
+            stream = servers.options.stream,
+            what,
+            first,
+            "the stream's leader has lost messages"
+        );
+        return Ok(());
+    }
+    let position = position_behind(servers, first - 1).await;
     Err(NatsOpenError::Damaged(Damage { position, place, what }))
 }
 

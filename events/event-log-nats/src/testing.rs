@@ -64,16 +64,21 @@ impl NatsServer {
     /// # Errors
     /// When it does not start or is not ready within 30 s; the text has the end of the server's log.
     pub fn start(program: impl Into<PathBuf>, dir: impl Into<PathBuf>) -> io::Result<NatsServer> {
-        let mut server = NatsServer {
+        let mut server = NatsServer::new(program, dir);
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// As [`NatsServer::start`], but not started: [`NatsServer::restart`] does.
+    pub fn new(program: impl Into<PathBuf>, dir: impl Into<PathBuf>) -> NatsServer {
+        NatsServer {
             program: program.into(),
             dir: dir.into(),
             name: "flotilla-test".to_owned(),
             cluster: String::new(),
             address: None,
             child: None,
-        };
-        server.restart()?;
-        Ok(server)
+        }
     }
 
     /// Starts a cluster of `count` servers, each with its files in a folder of its own under `dir`. They may still be
@@ -82,6 +87,16 @@ impl NatsServer {
     /// # Errors
     /// As [`NatsServer::start`].
     pub fn start_cluster(program: &Path, dir: &Path, count: usize) -> io::Result<Vec<NatsServer>> {
+        let mut servers = NatsServer::cluster(program, dir, count)?;
+        servers.iter_mut().try_for_each(NatsServer::restart)?;
+        Ok(servers)
+    }
+
+    /// The servers of [`NatsServer::start_cluster`], not started. Folders of an earlier cluster are gone on with.
+    ///
+    /// # Errors
+    /// When no ports can be had.
+    pub fn cluster(program: &Path, dir: &Path, count: usize) -> io::Result<Vec<NatsServer>> {
         // Members have to know each other's ports before they start: take free ones, all at once so that they differ.
         let listeners =
             (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
@@ -90,7 +105,7 @@ impl NatsServer {
         let all: Vec<_> = routes.iter().map(|route| format!("\"nats-route://{route}\"")).collect();
         let mut servers = Vec::new();
         for (nth, route) in routes.iter().enumerate() {
-            let mut server = NatsServer {
+            servers.push(NatsServer {
                 program: program.to_path_buf(),
                 dir: dir.join(format!("server-{nth}")),
                 name: format!("flotilla-test-{nth}"),
@@ -100,9 +115,7 @@ impl NatsServer {
                 ),
                 address: None,
                 child: None,
-            };
-            server.restart()?;
-            servers.push(server);
+            });
         }
         Ok(servers)
     }
@@ -120,6 +133,35 @@ impl NatsServer {
     /// The server's log file.
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("nats-server.log")
+    }
+
+    /// Its name, as the servers tell it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where JetStream keeps its files.
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("jetstream")
+    }
+
+    /// Stops it cleanly (SIGTERM) and waits until it has ended. Does nothing if it does not run.
+    ///
+    /// # Errors
+    /// When the signal can't be sent, or it has not ended within 30 s; it is killed then.
+    pub fn stop(&mut self) -> io::Result<()> {
+        let Some(child) = self.child.as_mut() else { return Ok(()) };
+        let told = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status()?.success();
+        let deadline = Instant::now() + START_TIMEOUT;
+        while told && Instant::now() < deadline {
+            if child.try_wait()?.is_some() {
+                self.child = None;
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+        Err(self.failure("did not stop"))
     }
 
     /// Kills it at once (SIGKILL), without a chance to write anything. Does nothing if it does not run.
