@@ -190,7 +190,7 @@ pub(crate) async fn locate(servers: &Servers, position: Position, last: u64) -> 
 
 /// The position of the first record in a message.
 async fn first_of(servers: &Servers, sequence: u64) -> Result<Position, NatsOpenError> {
-    let claimed = servers.from_any(sequence, |message: &Stored<'_>| message.claimed_first()).await;
+    let claimed = servers.any_delivers(sequence, |message: &Stored<'_>| message.claimed_first()).await;
     claimed.map_err(|error| passing(servers, &error))?.map_err(|what| NatsOpenError::Message {
         stream: servers.options.stream.clone(),
         sequence,
@@ -201,7 +201,8 @@ async fn first_of(servers: &Servers, sequence: u64) -> Result<Position, NatsOpen
 /// The frame in a message.
 async fn frame(servers: &Servers, sequence: u64) -> Result<(Frame, Format), NatsOpenError> {
     let prefix = &servers.options.subject_prefix;
-    let found = servers.from_any(sequence, |message| Ok((message.frame(prefix)?, message.format()?))).await;
+    let found =
+        servers.any_delivers(sequence, |message| Ok((message.frame(prefix)?, message.format()?))).await;
     found.map_err(|error| passing(servers, &error))?.map_err(|what| NatsOpenError::Message {
         stream: servers.options.stream.clone(),
         sequence,

@@ -118,7 +118,7 @@ impl Servers {
 
     /// What `judge` makes of a message, as the leader delivers it or else any other server; of all that failed, what is
     /// wrong with the leader's.
-    pub(crate) async fn from_any<T>(
+    pub(crate) async fn any_delivers<T>(
         &self,
         sequence: u64,
         judge: impl Fn(&Stored<'_>) -> Result<T, String>,

@@ -47,7 +47,8 @@ pub struct Scrub {
     pub messages: u64,
     /// Records compared.
     pub records: u64,
-    /// The differences found, in the order of the log; the first 1,000.
+    /// The differences found: those of the log as it is read, then those of each server, each in the order of the log;
+    /// the first 1,000.
     pub differences: Vec<Difference>,
     /// Differences beyond those.
     pub more: u64,
@@ -115,7 +116,6 @@ pub(crate) async fn scrub(shared: &Arc<Shared>) -> Result<Scrub, ReadError> {
     if !walk.found.unseen.is_empty() {
         tracing::warn!(servers = ?walk.found.unseen, "some servers of the stream could not be compared");
     }
-    walk.found.differences.sort_by_key(|difference| difference.position);
     Ok(walk.found)
 }
 
@@ -210,7 +210,7 @@ impl Walk<'_> {
     async fn ask_all(&mut self) -> Result<(), ReadError> {
         let servers = &self.shared.servers;
         let prefix = &servers.options.subject_prefix;
-        match servers.from_any(self.sequence, |message| message.frame(prefix)).await? {
+        match servers.any_delivers(self.sequence, |message| message.frame(prefix)).await? {
             Ok(frame) => self.compare(frame).await,
             Err(what) => {
                 let (position, what) = match self.position.take() {

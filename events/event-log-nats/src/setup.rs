@@ -264,7 +264,8 @@ async fn position_behind(servers: &Servers, sequence: u64) -> Position {
         return Position(1);
     }
     let prefix = &servers.options.subject_prefix;
-    let frame = servers.from_any(sequence, |message| message.frame(prefix)).await.ok().and_then(Result::ok);
+    let frame =
+        servers.any_delivers(sequence, |message| message.frame(prefix)).await.ok().and_then(Result::ok);
     frame.map_or(Position(sequence), |frame| frame.last().next())
 }
 
@@ -286,7 +287,7 @@ pub(crate) async fn check_whole(servers: &Servers, info: &Info) -> Result<(), Na
     let what = format!("{missing} of {} messages are missing", state.last_sequence);
     let place = Place::Server { stream: servers.options.stream.clone(), sequence: first };
     let prefix = &servers.options.subject_prefix;
-    if let Ok(Ok(_)) = servers.from_any(first, |message| message.frame(prefix)).await {
+    if let Ok(Ok(_)) = servers.any_delivers(first, |message| message.frame(prefix)).await {
         tracing::error!(
             stream = servers.options.stream,
             what,

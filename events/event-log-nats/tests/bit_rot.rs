@@ -65,7 +65,7 @@ fn servers_in(program: &Path, dir: &Path, count: usize) -> Vec<NatsServer> {
     NatsServer::cluster(program, dir, count).unwrap()
 }
 
-/// Makes the stream as the log does, but with a limit: blocks are a quarter of it, so that there are several.
+/// Makes the stream as the log does, but with a limit, for which the server chooses smaller blocks.
 async fn make_stream(servers: &[NatsServer], options: &NatsLogOptions) {
     let context = raw(&servers[0].url()).await;
     let config = async_nats::jetstream::stream::Config {
@@ -87,7 +87,7 @@ async fn make_stream(servers: &[NatsServer], options: &NatsLogOptions) {
 }
 
 impl Store {
-    /// Appends from many at once, so that frames differ in size, to a stream of small blocks, so that there are several.
+    /// Appends from many at once, so that frames differ in size.
     async fn make(program: &Path, replicas: usize, killed: bool, victim: usize) -> Store {
         let dir = tempfile::tempdir().unwrap();
         let mut servers = servers_in(program, dir.path(), replicas);
