@@ -288,7 +288,7 @@ async fn a_log_restored_from_an_old_copy_is_folded_anew() {
 
 /// What a start costs with a million records: `cargo nextest run -p control --run-ignored only a_million --no-capture`.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
+#[ignore = "measures"]
 async fn a_million_records() {
     let dir = tempfile::tempdir().expect("a folder");
     let log =
