@@ -265,7 +265,7 @@ async fn let_lead(servers: &[NatsServer], wanted: &str) -> bool {
             let _: Result<serde_json::Value, _> =
                 context.request(format!("STREAM.LEADER.STEPDOWN.{STREAM}"), &wish).await;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     false
 }
@@ -411,7 +411,7 @@ async fn a_flipped_bit_of_one_of_three_is_repaired_or_told() {
 
 /// Many flips; prints what became of them. `ROT_FLIPS` says how many for each kind of store (18).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes many minutes: some hundred starts of servers"]
+#[ignore = "measures: some hundred starts of servers, many minutes"]
 async fn many_flipped_bits() {
     let Some(program) = server_or_skip("many_flipped_bits") else { return };
     let flips = std::env::var("ROT_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(18);
