@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use utp2_sim::{FlowConfig, Loss, Outcome, Scenario};
+use utp2_sim::{FlowConfig, Jitter, Loss, Outcome, Scenario};
 
 const MBIT: u64 = 1_000_000;
 const SEEDS: [u64; 3] = [1, 2, 3];
@@ -32,6 +32,29 @@ fn half_a_bdp_of_queue_is_enough_whatever_is_lost() {
             assert!(o.self_loss < 0.005, "{o}");
             assert!(o.steady.retransmit_ratio < loss + 0.01, "{o}");
         }
+    }
+}
+
+/// A queue of half a millisecond or so, half of which is one burst; and the same where delays vary by themselves.
+#[test]
+fn a_near_path_is_filled_by_the_queue_it_has() {
+    for (rtt_us, loss, jitter_us, least) in [
+        (1000, 0.0, 0, 0.998),
+        (1000, 0.01, 0, 0.99),
+        (1000, 0.05, 0, 0.985),
+        (1000, 0.01, 100, 0.985),
+        (3000, 0.01, 0, 0.985),
+    ] {
+        let mut s = Scenario::new(1000 * MBIT, Duration::from_micros(rtt_us), loss, 0).with_queue_bdp(0.5);
+        if jitter_us > 0 {
+            s.forward.jitter = Jitter::Uniform(Duration::from_micros(jitter_us));
+        }
+        s.steady_from = Some(Duration::from_secs(1));
+        let o = s.for_seconds(4).run();
+        let what = format!("{rtt_us} µs, loss {loss}, jitter {jitter_us} µs: {o}");
+        println!("{what}");
+        assert!(o.utilization > least, "{what}");
+        assert!(o.steady.self_loss < 0.005, "{what}");
     }
 }
 

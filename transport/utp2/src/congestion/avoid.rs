@@ -11,7 +11,8 @@ use timebase::Instant;
 use super::compete::Compete;
 use super::interval::{Interval, Purpose};
 use super::math::{fourth_root, sqrt};
-use super::shared::REFERENCE;
+use super::near::Near;
+use super::shared::{NEAR, QUANTUM, REFERENCE};
 use super::trial::{Trial, Verdict};
 use super::{AckSample, Change, Shared};
 use crate::Mode;
@@ -45,13 +46,11 @@ pub(super) struct Avoid {
     competed: Option<(Instant, Duration, f64)>,
     /// Since when the queue has stood at the longest delay ever seen, short of the target; packets sent and lost.
     stuck: Option<(Instant, f64, f64)>,
+    near: Near,
 }
 
 /// Runs of losses that make an event: one burst is an accident, a queue that overflows drops again and again.
 const RUNS_MIN: f64 = 4.0;
-
-/// On shorter round trips, which are judged as if they were far longer, a packet in each is much.
-const NEAR: Duration = Duration::from_millis(2);
 
 /// How much of what is predicted is believed.
 const PREDICTION: f64 = 0.8;
@@ -128,6 +127,7 @@ impl Avoid {
             share: 0.0,
             competed: None,
             stuck: None,
+            near: Near::default(),
         }
     }
 
@@ -137,8 +137,11 @@ impl Avoid {
     }
 
     pub(super) fn judge(&mut self, now: Instant, s: &mut Shared, i: &Interval, queue: Duration) -> Change {
-        if i.purpose == Purpose::DeepProbe {
+        if i.purpose != Purpose::Normal {
             s.base_loss.add_probe(f64::from(i.sent), f64::from(i.lost));
+        }
+        if i.purpose == Purpose::Glance && i.epoch == s.epoch && i.rtt_min.is_some() {
+            self.near.on_glance(queue);
         }
         if let Episode::Drain { until, share } | Episode::Probe { until, share } = self.episode {
             return self.continue_episode(now, s, i, queue, until, share);
@@ -155,6 +158,8 @@ impl Avoid {
         }
         let rtt = s.rtt();
         let target = s.target().mul_f64(self.leniency);
+        let room = s.room().filter(|_| s.is_near());
+        let queue = room.map_or(queue, |room| self.near.queue(queue, room));
         let x = if i.rtt_min.is_some() { queue.as_secs_f64() / target.as_secs_f64() } else { 1.0 };
         self.best = self.best.max(s.rate);
 
@@ -178,6 +183,13 @@ impl Avoid {
             self.probe(now, s, queue);
             return Change::Stay;
         }
+        if room.is_some()
+            && self.trial.is_none()
+            && let Some(depth) = self.near.glance(now, s)
+        {
+            self.glance(now, s, depth);
+            return Change::Stay;
+        }
         if i.rtt_min.is_none() {
             // Nobody knows what it met: one ACK told of it and of later ones. After a stall that is what happens, and
             // what arrived meanwhile is no reason to send less.
@@ -191,7 +203,11 @@ impl Avoid {
             if unseen { s.best().map_or(r, |b| r.max(b)) } else { r }
         });
         let x = r.and_then(|r| self.predict(s, i, queue, target, r)).unwrap_or(x);
-        self.steer(now, s, i, x, rtt, r);
+        if room.is_some() {
+            self.steer_near(now, s, i, x);
+        } else {
+            self.steer(now, s, i, x, rtt, r);
+        }
         self.before = i.rtt_min.map(|r| (i.began, r));
         Change::Stay
     }
@@ -274,7 +290,9 @@ impl Avoid {
         if now < until {
             return;
         }
-        self.known.1 = now + s.rtt * 5 / 2;
+        // What arrives is measured over many round trips of a near path.
+        let told = if s.is_near() { s.window() } else { Duration::ZERO };
+        self.known.1 = now + told.max(s.rtt * 5 / 2);
         s.purpose = Purpose::Normal;
         // The round trip may have become shorter meanwhile.
         s.cut(now, share.max(s.floor()));
@@ -315,7 +333,7 @@ impl Avoid {
         s.remembered = s.remembered.max(rate);
         if cut {
             let longest = i.rtt_max.saturating_sub(s.rtt_min);
-            s.buffer.on_excess_loss(now, longest);
+            s.buffer.on_excess_loss(now, longest, s.visible());
             s.cut(now, rate);
         } else {
             s.rate = rate;
@@ -366,7 +384,7 @@ impl Avoid {
         let (sent, lost) = (sent + f64::from(i.sent), lost + f64::from(i.lost));
         self.stuck = Some((since, sent, lost));
         if now.saturating_since(since) >= (s.rtt() * 10).max(Duration::from_secs(1)) && lost > p * sent {
-            s.buffer.on_loss(now, peak);
+            s.buffer.on_loss(now, peak, s.visible());
             self.stuck = None;
         }
     }
@@ -423,6 +441,16 @@ impl Avoid {
         self.episode = Episode::Probe { until: now + lasts, share };
     }
 
+    /// Sends a little less for an interval, to see what delays on a near path when no queue does.
+    fn glance(&mut self, now: Instant, s: &mut Shared, depth: f64) {
+        let share = s.rate;
+        self.known.0 = s.sustainable().map_or(share, |r| r.min(share));
+        s.purpose = Purpose::Glance;
+        s.base_loss.begin_probe();
+        s.cut(now, share * (1.0 - depth));
+        self.episode = Episode::Probe { until: now + s.rtt(), share };
+    }
+
     /// Loss beyond what is known to be random: cut, or find out that it is random too.
     fn on_loss(&mut self, now: Instant, s: &mut Shared, i: &Interval, queue: Duration) -> Option<Change> {
         let rtt = s.rtt();
@@ -445,7 +473,7 @@ impl Avoid {
             let (sent, lost, p) = (f64::from(i.sent), f64::from(i.lost), s.base_loss.estimate());
             let chance = if p > 0.0 { sent * (p + 3.5 * s.base_loss.sigma(p, sent)) + 1.0 } else { 0.0 };
             if lost > chance {
-                s.buffer.on_loss(now, longest);
+                s.buffer.on_loss(now, longest, s.visible());
             }
         }
         if let Some(trial) = &mut self.trial {
@@ -483,7 +511,7 @@ impl Avoid {
         self.last_event = Some(now);
         self.leniency = 1.0 + (self.leniency - 1.0) / 2.0;
         self.acceleration = 1.0;
-        let full = s.buffer.on_excess_loss(now, self.pool.delay_max);
+        let full = s.buffer.on_excess_loss(now, self.pool.delay_max, s.visible());
         let loss_before = s.base_loss.estimate();
         self.pool = Pool::default();
         let r = if s.is_limited(now) { None } else { s.sustainable() }.unwrap_or(s.rate);
@@ -520,7 +548,7 @@ impl Avoid {
         if self.last_event.is_some_and(|t| now.saturating_since(t) < pause) {
             return false;
         }
-        s.buffer.on_excess_loss(now, i.rtt_max.saturating_sub(s.rtt_min));
+        s.buffer.on_excess_loss(now, i.rtt_max.saturating_sub(s.rtt_min), s.visible());
         self.cuts += 1;
         self.last_event = Some(now);
         self.acceleration = 1.0;
@@ -583,7 +611,7 @@ impl Avoid {
     fn sustainable(&self, now: Instant, s: &Shared) -> Option<f64> {
         let r = s.sustainable().filter(|_| !s.is_limited(now))?;
         // Where a queue stands meanwhile, others have taken what was left to them.
-        let alone = s.last_queue < s.target() / 2;
+        let alone = s.is_near() || s.last_queue < s.target() / 2;
         Some(if now < self.known.1 && alone { r.max(self.known.0) } else { r })
     }
 
@@ -598,14 +626,22 @@ impl Avoid {
         // Counted from the departure of its first packet, up to one packet is ahead of its time without making a queue:
         // at a few packets in a round trip that alone would be more than what is aimed at. Where the way is short, so is
         // the queue, and a packet too many is one that counts.
-        let ahead = if s.rtt_min < NEAR { 0.0 } else { s.packet / r.max(1.0) };
-        let grown = if grown > 0.0 { (grown - ahead).max(0.0) } else { grown };
+        let ahead = s.packet / r.max(1.0);
+        let grown = if s.is_near() {
+            // There, what leaves at once is more than a packet, and how much of it has left is chance.
+            let even = (s.rate / r.max(1.0) - 1.0) * time.as_secs_f64();
+            even.clamp(grown - QUANTUM.as_secs_f64().max(ahead), grown)
+        } else if grown > 0.0 && s.rtt_min >= NEAR {
+            (grown - ahead).max(0.0)
+        } else {
+            grown
+        };
         Some((queue.as_secs_f64() + PREDICTION * grown).max(0.0) / target.as_secs_f64())
     }
 
     /// The rate that would just be delivered, by how the queue grew. The base loss, of which every flow has another
     /// estimate, has no part in it: so equal flows get equal shares.
-    fn refine(&self, s: &Shared, i: &Interval, delivered: f64) -> f64 {
+    fn refine(&self, s: &Shared, i: &Interval, sent: f64, delivered: f64) -> f64 {
         let (Some(before), Some(rtt)) = (self.before, i.rtt_min) else { return delivered };
         let apart = i.began.saturating_since(before.0).as_secs_f64();
         if apart <= 0.0
@@ -616,7 +652,19 @@ impl Avoid {
             return delivered;
         }
         let growth = (rtt.as_secs_f64() - before.1.as_secs_f64()) / apart;
-        (i.send_rate() / (1.0 + growth).max(0.5)).clamp(0.95 * delivered, delivered)
+        (sent / (1.0 + growth).max(0.5)).clamp(0.95 * delivered, delivered)
+    }
+
+    /// The rate law on a near path whose room is known.
+    fn steer_near(&mut self, now: Instant, s: &mut Shared, i: &Interval, x: f64) {
+        if i.limited {
+            return;
+        }
+        let r = self.sustainable(now, s).map(|r| match s.best() {
+            _ if x >= 0.5 => self.refine(s, i, s.sent_rate(i), r),
+            best => best.map_or(r, |b| r.max(b)),
+        });
+        self.near.steer(now, s, i, x, r, &mut self.acceleration);
     }
 
     /// The rate law. `bearable` is what the path was lately seen to bear.
@@ -642,7 +690,8 @@ impl Avoid {
         let near = s.rtt_min < NEAR;
         let packet = if near { 0.0 } else { s.packet / (s.rate.max(1.0) * rtt.as_secs_f64()) };
         let least = least.max(packet.min(0.25));
-        let r = self.sustainable(now, s).map(|r| if x >= 0.5 { self.refine(s, i, r) } else { r });
+        let r =
+            self.sustainable(now, s).map(|r| if x >= 0.5 { self.refine(s, i, i.send_rate(), r) } else { r });
         if x >= 1.0 {
             if let Some(r) = r.and_then(|r| if s.last_queue < s.target() / 2 { bearable } else { Some(r) }) {
                 let step = if s.mode == Mode::Background {

@@ -6,8 +6,6 @@ use timebase::Instant;
 
 /// How long the largest delay is remembered.
 const MEMORY: Duration = Duration::from_secs(60);
-/// Queues shorter than this cannot be told from noise.
-const SHORTEST: Duration = Duration::from_millis(2);
 /// A queue this part of what was seen at an overflow bears it out.
 const AGAIN: f64 = 0.9;
 /// How fast what is known grows when nothing bears it out any more: by e in this time.
@@ -21,6 +19,8 @@ struct Room {
     /// What is believed, and what was seen: the former grows when the latter was not borne out for long.
     delay: Duration,
     full: Duration,
+    /// The longest delay with which something was lost.
+    taught: Duration,
     /// When the queue was last that long.
     seen: Instant,
     /// Until when it has grown since.
@@ -33,6 +33,8 @@ pub(super) struct Buffer {
     /// Largest delay of the present and the previous half of a minute.
     peak: [Duration; 2],
     peak_began: Instant,
+    /// Delays up to this are known not to be the queue's; and when that was seen.
+    other: Option<(Duration, Instant)>,
 }
 
 impl Buffer {
@@ -52,7 +54,7 @@ impl Buffer {
         if delay >= room.full.mul_f64(AGAIN) {
             // All flows on the path see this, also those that lost nothing: what they believe stays the same.
             let full = room.full.max(delay);
-            *room = Room { delay: full, full, seen: now, grown: now };
+            *room = Room { delay: full, full, seen: now, grown: now, ..*room };
             return;
         }
         // Flows that came later may not know it: to share equally, all must forget it where the queue stays short. Not at
@@ -79,15 +81,35 @@ impl Buffer {
         }
     }
 
-    fn learn(&mut self, now: Instant, full: Duration) {
-        self.room = Some(Room { delay: full, full, seen: now, grown: now });
+    /// A delay of `delay` did not shrink although less was sent: what was taken for the queue was something else, and
+    /// delays no longer than twice that tell nothing for a while.
+    pub(super) fn deny(&mut self, now: Instant, delay: Duration) {
+        self.room = None;
+        self.other = Some((delay * 2, now));
     }
 
-    /// Packets were lost by more than chance, if only a few, while the longest delay was `delay`.
-    pub(super) fn on_loss(&mut self, now: Instant, delay: Duration) {
+    /// Whether a queue of `delay` can be told from what else delays.
+    fn is_visible(&self, now: Instant, delay: Duration, visible: Duration) -> bool {
+        let other = self.other.filter(|o| now.saturating_since(o.1) < MEMORY);
+        delay >= visible && other.is_none_or(|o| delay > o.0)
+    }
+
+    fn learn(&mut self, now: Instant, full: Duration, delay: Duration) {
+        let taught = self.room.map_or(delay, |r| r.taught.max(delay));
+        self.room = Some(Room { delay: full, full, taught, seen: now, grown: now });
+    }
+
+    /// The longest delay that taught the room.
+    pub(super) fn taught(&self) -> Duration {
+        self.room.map_or(Duration::ZERO, |r| r.taught)
+    }
+
+    /// Packets were lost by more than chance, if only a few, while the longest delay was `delay`; a queue shorter than
+    /// `visible` cannot be told from noise.
+    pub(super) fn on_loss(&mut self, now: Instant, delay: Duration, visible: Duration) {
         let peak = self.peak();
-        if delay >= SHORTEST && delay >= peak.mul_f64(0.8) {
-            self.learn(now, peak.max(delay));
+        if self.is_visible(now, delay, visible) && delay >= peak.mul_f64(0.8) {
+            self.learn(now, peak.max(delay), delay);
         }
     }
 
@@ -98,10 +120,10 @@ impl Buffer {
 
     /// Packets were lost beyond the base loss in an interval whose longest delay was `delay`. Tells whether the queue
     /// can have overflowed.
-    pub(super) fn on_excess_loss(&mut self, now: Instant, delay: Duration) -> bool {
-        let full = delay >= SHORTEST && delay >= self.peak().mul_f64(0.7);
+    pub(super) fn on_excess_loss(&mut self, now: Instant, delay: Duration, visible: Duration) -> bool {
+        let full = self.is_visible(now, delay, visible) && delay >= self.peak().mul_f64(0.7);
         if full {
-            self.learn(now, self.peak().max(delay));
+            self.learn(now, self.peak().max(delay), delay);
         }
         full
     }
@@ -118,9 +140,9 @@ mod tests {
         let mut b = Buffer::default();
         let mut now = Instant::ZERO;
         b.observe(now, MS(25));
-        b.on_loss(now, MS(15));
+        b.on_loss(now, MS(15), MS(2));
         assert_eq!(b.room(), None, "far below the longest delay no queue overflows");
-        b.on_loss(now, MS(21));
+        b.on_loss(now, MS(21), MS(2));
         assert_eq!(b.room(), Some(MS(25)));
         for _ in 0..29 {
             now += MS(1000);
@@ -134,7 +156,7 @@ mod tests {
         let grown = b.room().expect("still known");
         assert!((MS(60)..MS(70)).contains(&grown), "{grown:?}");
         b.observe(now, MS(25));
-        b.on_loss(now, MS(24));
+        b.on_loss(now, MS(24), MS(2));
         assert_eq!(b.room(), Some(MS(25)), "borne out");
         for _ in 0..120 {
             now += MS(1000);
@@ -148,7 +170,7 @@ mod tests {
         let mut b = Buffer::default();
         let mut now = Instant::ZERO;
         b.observe(now, MS(20));
-        b.on_loss(now, MS(20));
+        b.on_loss(now, MS(20), MS(2));
         b.on_shorter(MS(5));
         assert_eq!(b.room(), Some(MS(25)), "all delays were longer than they seemed");
         for _ in 0..45 {

@@ -296,6 +296,11 @@ impl FastStart {
         let p = self.least_loss(p0);
         s.base_loss.set(if p > 0.0 { p + sigma } else { 0.0 });
         s.remembered = rate.max(8.0 * s.packet / s.rtt().as_secs_f64());
+        if s.is_near() {
+            // The start was shorter than what arrives is measured over.
+            s.delivery.clear_points();
+            s.best = [rate * (1.0 - p0), 0.0, 0.0, 0.0];
+        }
         let excess = in_flight as f64 - s.remembered * s.rtt_min.as_secs_f64();
         // At half the rate, half the rate drains.
         let lasts = (2.0 * excess / s.remembered).clamp(0.0, 1.5 * s.rtt().as_secs_f64());

@@ -31,7 +31,8 @@ pub fn controller(data: &[u8]) {
                 let each = input.time() / 64;
                 for _ in 0..1 + op / 16 * 4 {
                     now += each;
-                    let _ = (c.is_train(now, (op & 0x40 == 0).then_some(1 << 20)), c.wants_ping());
+                    let _ =
+                        (c.is_train(now, (op & 0x40 == 0).then_some(1 << 20)), c.wants_ping(op & 0x20 == 0));
                     let bytes = if op & 0x80 == 0 { packet } else { usize::from(input.u8()) + 30 };
                     flying.push(c.on_sent(now, bytes, flying.is_empty()));
                 }

@@ -11,6 +11,8 @@ pub(super) enum Purpose {
     Normal,
     /// Slow on purpose, to see base loss and base delay.
     DeepProbe,
+    /// A little slower on purpose, so that a very short queue is empty and shows what else delays.
+    Glance,
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub(super) struct Interval {
     pub(super) rtt_max: Duration,
     /// A packet train: left at once, not at the rate.
     pub(super) train: bool,
+    /// One of its packets asks for an acknowledgement at once.
+    pub(super) asked: bool,
     /// The application or a window, not the controller, held sending back.
     pub(super) limited: bool,
     /// Packets of it went to an address where the peer no longer was.
@@ -55,6 +59,14 @@ impl Interval {
 
     pub(super) fn loss(&self) -> f64 {
         f64::from(self.lost) / f64::from(self.sent.max(1))
+    }
+
+    /// Whether the next packet, if it leaves `now`, begins another one.
+    pub(super) fn is_full(&self, now: Instant, rtt: Duration, (shortest, packets): (Duration, u32)) -> bool {
+        let age = now.saturating_since(self.began);
+        let wanted = (rtt / 2).clamp(shortest, Duration::from_millis(250));
+        let longest = rtt.max(Duration::from_millis(50)) * 4;
+        age >= wanted && self.sent >= packets || age >= longest
     }
 
     fn is_settled(&self) -> bool {
@@ -91,14 +103,13 @@ impl Intervals {
         epoch: u32,
         train: bool,
     ) -> u32 {
-        if let Some(last) = self.ring.back_mut() {
-            let age = now.saturating_since(last.began);
-            let wanted = (rtt / 2).clamp(shortest, Duration::from_millis(250));
-            let longest = rtt.max(Duration::from_millis(50)) * 4;
-            let full = age >= wanted && last.sent >= packets || age >= longest;
-            if full || last.purpose != purpose || last.epoch != epoch || last.train != train {
-                last.ended = Some(now);
-            }
+        if let Some(last) = self.ring.back_mut()
+            && (last.is_full(now, rtt, (shortest, packets))
+                || last.purpose != purpose
+                || last.epoch != epoch
+                || last.train != train)
+        {
+            last.ended = Some(now);
         }
         if self.ring.back().is_none_or(|l| l.ended.is_some()) {
             if self.ring.len() == MAX_WAITING {
@@ -121,6 +132,7 @@ impl Intervals {
                 rtt_min: None,
                 rtt_max: Duration::ZERO,
                 train,
+                asked: false,
                 limited: false,
                 withdrawn: false,
                 first_ack: None,
@@ -142,6 +154,11 @@ impl Intervals {
     pub(super) fn outstanding(&self) -> Option<(u64, Instant)> {
         let began = self.ring.front()?.began;
         Some((self.ring.iter().map(|i| i.sent_bytes).sum(), began))
+    }
+
+    /// Whether nobody asked for an acknowledgement in the present interval yet; now somebody does.
+    pub(super) fn wants_ping(&mut self) -> bool {
+        self.ring.back_mut().is_some_and(|i| !core::mem::replace(&mut i.asked, true))
     }
 
     pub(super) fn current_mut(&mut self) -> Option<&mut Interval> {

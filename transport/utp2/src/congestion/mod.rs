@@ -17,6 +17,7 @@ mod interval;
 mod longer;
 mod math;
 mod memory;
+mod near;
 mod onset;
 mod shared;
 mod speed_probe;
@@ -33,7 +34,7 @@ use self::base_loss::BaseLoss;
 use self::fast_start::FastStart;
 use self::interval::{Interval, Intervals, Purpose};
 pub use self::memory::PathMemory;
-use self::shared::{LOCAL_EXCESS, LOCAL_LIMIT, LOCAL_LOSS, LOCAL_PATIENCE, MAX_RATE, Shared, UNSEEN};
+use self::shared::{LOCAL_EXCESS, LOCAL_LIMIT, LOCAL_LOSS, LOCAL_PATIENCE, MAX_RATE, Shared};
 use self::speed_probe::{Drain, SpeedProbe};
 use crate::Mode;
 use crate::connection::State;
@@ -137,9 +138,31 @@ impl Controller {
         f.trains.is_leaving()
     }
 
-    /// Whether the next packet should ask for an acknowledgement at once.
-    pub(crate) fn wants_ping(&self) -> bool {
-        matches!(&self.phase, Phase::FastStart(f) if f.trains.wants_ping())
+    /// Whether the next packet should ask for an acknowledgement at once. `rested` tells that the pacer let as much
+    /// gather as leaves at once.
+    pub(crate) fn wants_ping(&mut self, rested: bool) -> bool {
+        match &self.phase {
+            Phase::FastStart(f) => f.trains.wants_ping(),
+            // The first packet after a pause of the pacer meets the queue that stands; the others also what left along
+            // with them, which on a short way is as much as the queue holds.
+            _ => rested && self.shared.is_near() && self.intervals.wants_ping(),
+        }
+    }
+
+    /// The shortest interval, and the fewest packets of one.
+    fn least(&self) -> (Duration, u32) {
+        let s = &self.shared;
+        // Long enough that its luckiest packet met a machine that was awake.
+        let fast_start = matches!(self.phase, Phase::FastStart(_));
+        let shortest = match (s.is_local(), fast_start) {
+            (true, false) => 50,
+            (true, true) => 20,
+            (false, false) => 10,
+            (false, true) => 4,
+        };
+        // Where many round trips pass in an interval, the start must not wait for more packets than it needs.
+        let packets = interval::MIN_PACKETS / if fast_start && s.rtt_min < fast_start::SHORT { 2 } else { 1 };
+        (Duration::from_millis(shortest), packets)
     }
 
     /// Bytes/s of UDP payload.
@@ -190,30 +213,13 @@ impl Controller {
             a.on_sent(now, s);
         }
         s.longer.on_sent(now, bytes, s.rtt);
-        // Long enough that its luckiest packet met a machine that was awake.
-        let fast_start = matches!(self.phase, Phase::FastStart(_));
-        let shortest = match (s.is_local(), fast_start) {
-            (true, false) => 50,
-            (true, true) => 20,
-            (false, false) => 10,
-            (false, true) => 4,
-        };
-        let shortest = Duration::from_millis(shortest);
-        // Where many round trips pass in an interval, the start must not wait for more packets than it needs.
-        let packets = interval::MIN_PACKETS / if fast_start && s.rtt_min < fast_start::SHORT { 2 } else { 1 };
+        let least = self.least();
+        let s = &self.shared;
         let train = match &mut self.phase {
             Phase::FastStart(f) if f.trains.is_leaving() => Some(&mut f.trains),
             _ => None,
         };
-        let id = self.intervals.on_sent(
-            now,
-            bytes,
-            s.rtt,
-            (shortest, packets),
-            s.purpose,
-            s.epoch,
-            train.is_some(),
-        );
+        let id = self.intervals.on_sent(now, bytes, s.rtt, least, s.purpose, s.epoch, train.is_some());
         if let Some(train) = train {
             train.on_sent(id);
         }
@@ -250,6 +256,11 @@ impl Controller {
         {
             i.missed_bytes += bytes;
         }
+    }
+
+    /// A timer of the pacer's was late.
+    pub(crate) fn on_late(&mut self, now: Instant) {
+        (self.shared.last_late, self.shared.late) = (Some(now), true);
     }
 
     pub(crate) fn on_acked(&mut self, interval: u32, bytes: u64) {
@@ -437,7 +448,7 @@ impl Controller {
         };
         if matches!(self.phase, Phase::FastStart(_)) && i.loss() > 0.02 && !i.train {
             let longest = i.rtt_max.saturating_sub(s.rtt_min);
-            s.buffer.on_excess_loss(now, longest);
+            s.buffer.on_excess_loss(now, longest, s.visible());
         }
         let change = match &mut self.phase {
             Phase::FastStart(f) => f.judge(now, s, i, queue, delivered),
@@ -463,7 +474,7 @@ impl Controller {
             s.congested = d;
         } else if excess {
             // Where no queue evens it out, less may arrive of too much than of enough.
-            let before = if s.peak() < UNSEEN { 0.97 * s.congested } else { 0.0 };
+            let before = if s.peak() < s.visible() { 0.97 * s.congested } else { 0.0 };
             s.congested = d.max(before);
         }
         s.mode != Mode::Background && d > 1.2 * s.congested && s.rate > 1.2 * s.congested

@@ -34,8 +34,24 @@ pub(super) const LOCAL_EXCESS: [f64; 2] = [0.85, 2.6];
 pub(super) const LOCAL_LOSS: f64 = 0.08;
 pub(super) const LOCAL_PATIENCE: u32 = 4;
 
+/// On shorter round trips, which are judged as if they were far longer, a packet in each is much.
+pub(super) const NEAR: Duration = Duration::from_millis(2);
+
 /// A path whose queue delay stays below this for [`Shared::peak`]'s memory has a queue too short to be seen.
 pub(super) const UNSEEN: Duration = Duration::from_millis(2);
+
+/// What the pacer lets go at once, in time at the rate (§8.7).
+pub(super) const QUANTUM: Duration = Duration::from_micros(250);
+
+/// A machine whose timers were late within this time does not tell so short a queue from its own doing.
+const LATE_MEMORY: Duration = Duration::from_secs(10);
+
+/// Where fewer packets pass in a round trip, a few of them take as long as the queue of a short way.
+const FEWEST: f64 = 16.0;
+
+/// On a near path the delivered rate is measured over so many round trips and packets at least, and over 100 ms at most.
+const WINDOW_ROUNDS: u32 = 20;
+const WINDOW_PACKETS: f64 = 400.0;
 
 /// What the phases share: the rate and the measurements.
 #[derive(Debug)]
@@ -88,6 +104,9 @@ pub(super) struct Shared {
     pub(super) longer: Longer,
     /// When the path last became shorter at once.
     pub(super) path_since: Instant,
+    /// When a timer was late last, and whether that was lately.
+    pub(super) last_late: Option<Instant>,
+    pub(super) late: bool,
 }
 
 impl Shared {
@@ -127,6 +146,8 @@ impl Shared {
             held: Held::default(),
             longer: Longer::default(),
             path_since: now,
+            last_late: None,
+            late: false,
         }
     }
 
@@ -149,6 +170,33 @@ impl Shared {
         self.rtt_min < LOCAL
     }
 
+    /// Whether the way is so short that what the pacer lets go at once may be as much as the queue holds, and yet the
+    /// latter can be told: more than a few packets, by a machine that is punctual.
+    fn is_short(&self) -> bool {
+        self.rtt_min < MIN_RTT / 2
+            && !self.is_local()
+            && !self.late
+            && self.arriving().is_some_and(|a| FEWEST * self.packet <= a * self.rtt_min.as_secs_f64())
+    }
+
+    /// Whether the way is short, and it is known what its queue holds.
+    pub(super) fn is_near(&self) -> bool {
+        self.is_short() && self.room().is_some()
+    }
+
+    /// What arrived at best lately, and in the start, in the last few round trips.
+    fn arriving(&self) -> Option<f64> {
+        let some = self.rtt_min * WINDOW_ROUNDS / 2;
+        self.capacity().or_else(|| self.delivery.rate(some.as_micros() as u64))
+    }
+
+    /// Bytes/s really sent in an interval: known to within what leaves at once, and within that, what was meant.
+    pub(super) fn sent_rate(&self, i: &Interval) -> f64 {
+        let sent = i.send_rate();
+        let burst = QUANTUM.as_secs_f64() / i.duration().as_secs_f64().max(1e-3);
+        self.rate.clamp(sent * (1.0 - burst), sent * (1.0 + burst))
+    }
+
     /// How far the rate may be above what arrives. A local machine that sleeps half of the time must send twice as
     /// fast when it is awake; there, the limit of what is in flight protects the receiver.
     pub(super) fn headroom(&self) -> f64 {
@@ -158,6 +206,10 @@ impl Shared {
     /// Delay below which a queue counts as empty.
     pub(super) fn empty_below(&self) -> Duration {
         let floor = if self.is_local() { Duration::from_millis(4) } else { Duration::from_micros(1500) };
+        let floor = match self.room() {
+            Some(room) if !self.is_local() => floor.min(room.mul_f64(0.4).max(self.visible().mul_f64(0.75))),
+            _ => floor,
+        };
         floor.max(self.peak() / 4) + self.jitter.min(Duration::from_millis(20))
     }
 
@@ -174,22 +226,54 @@ impl Shared {
             base /= 2;
         }
         let base = base + (self.jitter * 3 / 2).min(Duration::from_millis(60));
-        if let Some(room) = self.buffer.room() {
+        if let Some(room) = self.room() {
             // A short queue is shared as a long one is: the ratio between targets at different rates stays, and that is
             // what makes rates equal.
             let scale = (room.as_secs_f64() / 0.057).min(1.0);
-            return base
+            let base = base
                 .mul_f64(scale)
                 .max(room.mul_f64(0.4).min(Duration::from_micros(2500)))
                 .min(room.mul_f64(0.75));
+            if self.is_near() {
+                // What leaves at once comes on top of what stands.
+                return base.min((room.saturating_sub(QUANTUM) / 2).max(room / 8));
+            }
+            return base;
         }
         base
     }
 
     /// d̄: bytes/s the peer lately received.
     pub(super) fn delivered(&self) -> Option<f64> {
-        let window = self.rtt.max(Duration::from_millis(100));
-        self.delivery.rate(window.as_micros() as u64)
+        self.delivery.rate(self.window().as_micros() as u64)
+    }
+
+    /// Over what time d̄ is measured: long enough for noise to even out, and on a near path not so many round trips that
+    /// it tells of long ago.
+    pub(super) fn window(&self) -> Duration {
+        if !self.is_near() {
+            return self.rtt.max(Duration::from_millis(100));
+        }
+        let some = Duration::from_secs_f64((WINDOW_PACKETS * self.packet / self.rate.max(1.0)).min(0.1));
+        (self.rtt_min * WINDOW_ROUNDS).max(some).min(Duration::from_millis(100)).max(self.rtt)
+    }
+
+    /// What the queue holds, if that is known; one shorter than [`UNSEEN`] only on a short way, and if delays do not vary
+    /// by more on their own.
+    pub(super) fn room(&self) -> Option<Duration> {
+        let fits = |room| self.is_short() && self.jitter * 2 <= room;
+        self.buffer.room().filter(|&room| self.buffer.taught() >= UNSEEN || fits(room))
+    }
+
+    /// The shortest queue that is told from noise.
+    pub(super) fn visible(&self) -> Duration {
+        if !self.is_short() {
+            return UNSEEN;
+        }
+        // A large packet takes longer than a small one, by this at most.
+        let rate = self.arriving().map_or(self.rate, |a| a.min(self.rate)).max(1.0);
+        let packets = Duration::from_secs_f64((2.0 * self.packet / rate).min(1.0));
+        (self.rtt_min / 4).max(packets).max(self.jitter * 2).min(UNSEEN)
     }
 
     /// The best delivered rate of the last second or ten round trips: a machine that did not get to run for some
@@ -200,6 +284,7 @@ impl Shared {
     }
 
     pub(super) fn remember_best(&mut self, now: Instant) {
+        self.late = self.last_late.is_some_and(|t| now.saturating_since(t) < LATE_MEMORY);
         let quarter = (self.rtt * 5 / 2).max(Duration::from_millis(250));
         if now.saturating_since(self.best_began) >= quarter {
             self.best.rotate_right(1);
@@ -247,7 +332,7 @@ impl Shared {
     /// use only where no delay shows the queue; else what is lost while it is seen empty tells more, and all flows the
     /// same.
     pub(super) fn sent_slower(&mut self, sent: f64, lost: f64) {
-        if self.peak() < UNSEEN {
+        if self.peak() < self.visible() {
             self.base_loss.add_slower(sent, lost);
         }
     }

@@ -13,6 +13,8 @@ const QUANTUM_PACKETS: i64 = 4;
 /// rate more. What was not sent left the path's queue as much shorter, so this fills none.
 const OWED_US: u64 = 10_000;
 const OWED_PART: i64 = 4;
+/// A timer that is late by more, µs, is one of a busy machine, or too coarse for the shortest paths.
+const PUNCTUAL_US: u64 = 250;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Pacer {
@@ -28,13 +30,29 @@ pub(crate) struct Pacer {
     owed: i64,
     /// What was missed for good; as `tokens`.
     missed: i64,
+    /// When something left last, and how much at that time; as `tokens`.
+    burst: (Instant, i64),
+    /// When somebody was told to look again.
+    due: Option<Instant>,
+    late: bool,
 }
 
 const SCALE: i64 = 1_000_000;
 
 impl Pacer {
     pub(crate) fn new(now: Instant, rate: u64) -> Self {
-        Self { rate, tokens: 0, updated: now, idle: false, held: false, owed: 0, missed: 0 }
+        Self {
+            rate,
+            tokens: 0,
+            updated: now,
+            idle: false,
+            held: false,
+            owed: 0,
+            missed: 0,
+            burst: (now, 0),
+            due: None,
+            late: false,
+        }
     }
 
     pub(crate) fn set_rate(&mut self, now: Instant, rate: u64, packet: usize) {
@@ -46,6 +64,9 @@ impl Pacer {
     fn refill(&mut self, now: Instant, packet: usize) {
         let elapsed = now.saturating_since(self.updated).as_micros().min(10_000_000) as u64;
         self.updated = now;
+        if let Some(due) = self.due.take() {
+            self.late |= now.saturating_since(due) > Duration::from_micros(PUNCTUAL_US);
+        }
         // What had gathered before it fell idle stays.
         let most = if self.idle { self.quantum(packet).max(self.tokens) } else { self.depth(packet) };
         let given = self.worth(elapsed);
@@ -64,6 +85,11 @@ impl Pacer {
     /// and never will.
     pub(crate) fn take_missed(&mut self) -> u64 {
         (core::mem::take(&mut self.missed) / SCALE).unsigned_abs()
+    }
+
+    /// Whether, since this was asked last, nobody looked again when told to, but clearly later.
+    pub(crate) fn take_late(&mut self) -> bool {
+        core::mem::take(&mut self.late)
     }
 
     /// What the rate gives in so many microseconds: a microsecond at `rate` bytes/s is `rate` millionths of a byte.
@@ -86,28 +112,42 @@ impl Pacer {
         self.tokens >= packet as i64 * SCALE
     }
 
+    /// Whether by now the path at this rate has carried away what left last, but for `packet` bytes: a packet that
+    /// leaves now does not wait for it.
+    pub(crate) fn is_rested(&self, packet: usize) -> bool {
+        self.updated > self.burst.0 && self.tokens >= self.burst.1 - packet as i64 * SCALE
+    }
+
     /// There is nothing to send, or a window does not allow it: what could have left meanwhile is not sent in a burst.
     pub(crate) fn on_idle(&mut self) {
         self.idle = true;
         self.owed = 0;
+        self.due = None;
     }
 
     /// Too much is in flight: what could have left meanwhile is owed to nobody.
     pub(crate) fn on_held(&mut self) {
         self.held = true;
         self.owed = 0;
+        self.due = None;
     }
 
     pub(crate) fn on_sent(&mut self, bytes: usize) {
         (self.idle, self.held) = (false, false);
+        if self.burst.0 != self.updated {
+            self.burst = (self.updated, 0);
+        }
+        self.burst.1 += bytes as i64 * SCALE;
         // Debt (probes, acknowledgements) is limited, so that it never silences for long.
         self.tokens = (self.tokens - bytes as i64 * SCALE).max(-64 * SCALE * 1500);
     }
 
     /// When to look again: once a quantum, and one packet at least, has gathered.
-    pub(crate) fn next(&self, packet: usize) -> Instant {
+    pub(crate) fn next(&mut self, packet: usize) -> Instant {
         let missing = self.quantum(packet).saturating_sub(self.tokens).max(0) as u64;
-        self.updated + Duration::from_micros(missing.div_ceil(self.rate))
+        let due = self.updated + Duration::from_micros(missing.div_ceil(self.rate));
+        self.due = Some(due);
+        due
     }
 }
 
@@ -167,6 +207,41 @@ mod tests {
             assert!(told.abs_diff(expected) < rate / 1000, "{told} missed in {stall} ms");
             assert!((sent + told).abs_diff(rate / 5) < rate / 500, "{sent} sent after {stall} ms");
         }
+    }
+
+    #[test]
+    fn a_packet_behind_a_burst_waits_for_it_and_one_after_its_time_does_not() {
+        let mut p = Pacer::new(Instant::ZERO, 125_000_000);
+        let mut now = Instant::from_micros(250);
+        assert!(p.is_ready(now, 1250) && p.is_rested(1250), "the first");
+        for _ in 0..20 {
+            assert!(p.is_ready(now, 1250));
+            p.on_sent(1250);
+        }
+        assert!(!p.is_rested(1250), "at the same time");
+        now += Duration::from_micros(100);
+        assert!(p.is_ready(now, 1250) && !p.is_rested(1250), "before it has gone");
+        now += Duration::from_micros(150);
+        assert!(p.is_ready(now, 1250) && p.is_rested(1250));
+    }
+
+    #[test]
+    fn a_late_timer_is_told_and_quiet_is_not() {
+        let mut p = Pacer::new(Instant::ZERO, 125_000_000);
+        let look = |p: &mut Pacer, late: u64| {
+            let now = p.next(1250) + Duration::from_micros(late);
+            while p.is_ready(now, 1250) {
+                p.on_sent(1250);
+            }
+            p.take_late()
+        };
+        assert!(!look(&mut p, 0));
+        assert!(!look(&mut p, 200));
+        assert!(look(&mut p, 300));
+        assert!(!look(&mut p, 0), "told once");
+        let now = p.next(1250);
+        p.on_idle();
+        assert!(p.is_ready(now + Duration::from_millis(5), 1250) && !p.take_late(), "nothing to send");
     }
 
     #[test]

@@ -182,6 +182,9 @@ impl Session {
             return false;
         }
         self.controller.on_missed(self.pacer.take_missed());
+        if self.pacer.take_late() {
+            self.controller.on_late(now);
+        }
         if !ready {
             self.pacing = Some(self.pacer.next(self.datagram));
         }
@@ -229,7 +232,7 @@ impl Session {
                 self.ping |= !data && quiet >= self.rtt.smoothed().max(QUIET_PING);
             }
         }
-        self.ping |= data && self.controller.wants_ping();
+        self.ping |= data && self.controller.wants_ping(self.pacer.is_rested(self.datagram));
         let mut eliciting = self.control_frames(now, buf, number, end);
         if data && core::mem::take(&mut self.tell_rhythm) {
             self.rhythm_frame(buf, number);
