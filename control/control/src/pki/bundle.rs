@@ -1,6 +1,6 @@
 //! The fleet's identity in one file, for a second replica of its control service.
 //!
-//! `FLRB` and a version byte 1, 32 bytes of salt, then [`Bundle`] in postcard under AES-256-GCM. The key comes from
+//! `FLRB` and a version byte 1, 32 bytes of salt, then `Bundle` in postcard under AES-256-GCM. The key comes from
 //! a code of 160 random bits (HKDF-SHA256 with the salt), which is shown once when the bundle is made and travels by
 //! another way than the file. The code is random, not chosen, so there is nothing to guess and no need to be slow.
 //!
