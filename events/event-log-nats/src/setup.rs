@@ -151,6 +151,16 @@ async fn find_or_make(
                 // Another replica was faster; its stream is found next time.
                 Failure::Passing("made by another".to_owned())
             }
+            // Servers that have just started have not all found each other yet. If there never are as many, the time to
+            // open runs out, and this is what is told.
+            CreateStreamErrorKind::JetStream(refusal)
+                if refusal.error_code() == ErrorCode::CLUSTER_NO_PEERS =>
+            {
+                Failure::Passing(format!(
+                    "the servers have no place for {} replicas: {refusal}",
+                    options.replicas
+                ))
+            }
             CreateStreamErrorKind::JetStream(refusal)
                 if refusal.code() / 100 == 4 || refusal.code() == 500 =>
             {

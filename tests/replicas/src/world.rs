@@ -54,7 +54,8 @@ pub fn is_possible() -> bool {
             "ip",
             "link",
             "add",
-            "b",
+            "name",
+            "probe",
             "type",
             "bridge",
         ])
