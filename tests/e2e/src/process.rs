@@ -42,8 +42,9 @@ fn build(packages: &[&str]) -> PathBuf {
     let status = command.status();
     assert!(status.is_ok_and(|s| s.success()), "the binaries do not build");
     let exe = std::env::current_exe().expect("a test knows its own path");
-    // target/debug/deps/this-test
-    exe.ancestors().nth(2).expect("three levels").to_path_buf()
+    // target/debug/deps/this-test, or a program: target/debug/this-program.
+    let folder = exe.parent().expect("a file is in a folder");
+    if folder.ends_with("deps") { folder.parent().expect("three levels").into() } else { folder.into() }
 }
 
 /// A running child. Dropping it kills it.
