@@ -2,14 +2,15 @@
 //!
 //! [`pki`] owns the fleet's keys and certificates, [`gateway`] the agents' TLS link, [`service`] the
 //! fleet's state over the log, [`api`] the HTTP side, [`serve`] puts them together; [`audit`] seals
-//! the log. [`cli`] is the operator's command line, which talks to [`api`]; with the rest it shares `audit` and
-//! [`log_copy`] alone.
+//! the log. [`cli`] is the operator's command line, which talks to [`api`]; with the rest it shares `audit`,
+//! `exports` and [`log_copy`] alone.
 
 pub mod api;
 mod at;
 pub mod audit;
 pub mod cli;
 pub mod config;
+mod exports;
 pub mod gateway;
 pub mod log_copy;
 pub mod pki;

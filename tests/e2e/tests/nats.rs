@@ -1,9 +1,11 @@
 //! The same service over NATS JetStream: a real server, killed in the middle.
 
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use e2e::{Options, Run, Tree, World, differences};
+use anyhow::{Context, Result, ensure};
+use e2e::{Options, Run, Tree, World, binary, differences};
 use event_log_nats::testing::{NatsServer, server_or_skip};
 use serde_json::Value;
 
@@ -55,5 +57,18 @@ fn a_distribution_over_nats_survives_the_server_and_the_service() -> Result<()> 
     let (records, messages) = (servers["records"].as_u64(), servers["messages"].as_u64());
     ensure!(servers["differences"].as_array().is_some_and(Vec::is_empty), "{servers}");
     ensure!(records > Some(1) && messages > Some(1) && messages <= records, "{servers}");
+    // Its history comes over the API as well, and proves itself.
+    let api: Value = serde_json::from_slice(&fs::read(world.control.data().join("api.json"))?)?;
+    let text = |name: &str| api[name].as_str().context("api.json");
+    let export = world.path().join("history");
+    let made = Command::new(binary("flotilla"))
+        .args(["audit", "export", "--json", "--server", text("url")?, "--token", text("token")?, "--out"])
+        .arg(&export)
+        .output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let made: Value = serde_json::from_slice(&made.stdout)?;
+    let good = world.flotilla(&["audit", "verify", export.to_str().context("UTF-8")?])?;
+    ensure!(good["good"] == true && good["entries"] == made["entries"], "{good}");
+    ensure!(good["entries"].as_u64() >= records, "{good}");
     Ok(())
 }

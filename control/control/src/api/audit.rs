@@ -81,7 +81,7 @@ pub(super) async fn seal(State(api): State<Api>) -> Result<Json<SealView>, ApiEr
     Ok(Json(SealView { head: head(*checkpoint.head()), checkpoint: checkpoint.note().into(), detail }))
 }
 
-fn sealing(api: &Api) -> Result<&Sealing, ApiError> {
+pub(super) fn sealing(api: &Api) -> Result<&Sealing, ApiError> {
     api.service.sealing().ok_or_else(|| ApiError::unavailable("this service does not seal its log"))
 }
 

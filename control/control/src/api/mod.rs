@@ -9,6 +9,7 @@ mod audit;
 mod auth;
 mod error;
 mod events;
+mod export;
 mod groups;
 mod health;
 mod jobs;
@@ -35,8 +36,11 @@ use tokio::sync::{Semaphore, watch};
 
 pub use auth::ApiToken;
 pub use error::ApiError;
+pub(crate) use export::DETAIL as EXPORT_DETAIL;
 pub use openapi::document;
-pub(crate) use shape::{bootstrap_place, escape_bytes, record, total};
+pub(crate) use shape::{
+    bootstrap_place, data as event_data, escape_bytes, hex, path as path_text, record, total,
+};
 pub(crate) use whole::{WholeView, whole};
 
 use crate::service::Service;
@@ -47,6 +51,9 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// Streams of live events at once: each holds a page of the log.
 const STREAMS_MAX: usize = 64;
+
+/// Exports of the whole history at once: each reads all of the log and hashes it.
+const EXPORTS_MAX: usize = 2;
 
 /// Entries in one page of a list, and how many if nothing is said.
 const PAGE_MAX: usize = 1_000;
@@ -63,6 +70,7 @@ pub struct Api {
     /// What bootstrap files say about the gateway.
     pub(crate) gateway: GatewayPlace,
     pub(crate) streams: Arc<Semaphore>,
+    pub(crate) exports: Arc<Semaphore>,
     /// Becomes true when the service stops: ends the streams.
     pub(crate) stopping: watch::Receiver<bool>,
     /// The log, if it is kept by servers.
@@ -87,7 +95,8 @@ impl Api {
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
-        Self { service, token, gateway, streams, stopping, servers: None }
+        let exports = Arc::new(Semaphore::new(EXPORTS_MAX));
+        Self { service, token, gateway, streams, exports, stopping, servers: None }
     }
 
     /// With the servers that keep the log, which a check of the log compares as well.
@@ -123,6 +132,7 @@ impl Api {
             .route("/events", get(events::stream))
             .route("/audit/witnesses", get(audit::witnesses))
             .route("/audit/seal", post(audit::seal))
+            .route("/audit/export", get(export::export))
             .route_layer(middleware::from_fn_with_state(self.clone(), position::show))
             .route_layer(middleware::from_fn_with_state(self.clone(), auth::check));
         let api = guarded.route("/openapi.json", get(openapi::show));

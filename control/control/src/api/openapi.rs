@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
-use super::{agents, audit, events, groups, health, jobs, replicas, runs, tokens};
+use super::{agents, audit, events, export, groups, health, jobs, replicas, runs, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,7 +18,7 @@ use super::{agents, audit, events, groups, health, jobs, replicas, runs, tokens}
         jobs::list, jobs::create, jobs::show, jobs::start, jobs::remove,
         runs::list, runs::show, runs::history, runs::stop,
         events::log, events::check, events::stream,
-        audit::witnesses, audit::seal,
+        audit::witnesses, audit::seal, export::export,
     ),
     security(("token" = [])),
     modifiers(&Token)

@@ -26,7 +26,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// A path's text, and its bytes if they are no UTF-8.
-pub(super) fn path(bytes: &[u8]) -> (String, Option<String>) {
+pub(crate) fn path(bytes: &[u8]) -> (String, Option<String>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (text.into(), None),
         Err(_) => (String::from_utf8_lossy(bytes).into(), Some(hex(bytes))),
@@ -497,7 +497,7 @@ fn summary(views: &Views, event: &Event) -> String {
 }
 
 /// An event's fields for programs.
-fn data(event: &Event) -> Value {
+pub(crate) fn data(event: &Event) -> Value {
     let place = |place: &Place| {
         let (path, path_hex) = path(&place.path);
         let (kind, id) = match place.party {

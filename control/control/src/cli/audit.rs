@@ -1,6 +1,8 @@
 //! `flotilla audit`: history in a file that proves itself, the check of one, which needs nothing else, and what can be
 //! read out of it: the state at any place, what changed, one entry's proof.
 
+mod convert;
+mod fetch;
 mod proof;
 mod state;
 mod walk;
@@ -24,7 +26,6 @@ use super::client::Client;
 use super::witnesses::Notes;
 use super::{Done, Failure, Global, output};
 use crate::api::view::{SealView, StatusView};
-use crate::at::At;
 use crate::audit;
 use crate::pki::AuditKeys;
 
@@ -38,8 +39,10 @@ const CHECKPOINT_BYTES_MAX: u64 = event_audit::limits::MAX_NOTE_BYTES as u64;
 pub(super) enum Audit {
     /// Seal the log in the data folder, sign it, and write all of it to one file
     #[command(
-        after_help = "Example: flotilla audit export --data ./flotilla-data --out history.flotilla-audit\n\n\
-        Works beside a running service and without one. Tell the auditor the log's name, which is printed, by a way \
+        after_help = "Example: flotilla audit export --data ./flotilla-data --out history.flotilla-audit\n\
+                  flotilla audit export --server http://10.0.0.1:7700 --token T --out history.flotilla-audit\n\n\
+        With --data it works beside a running service and without one; with --server the service makes the export, which \
+        is verified while it arrives. Tell the auditor the log's name, which is printed, by a way \
         that you both trust: it stands for the fleet's root key."
     )]
     Export(Export),
@@ -53,6 +56,12 @@ pub(super) enum Audit {
         The hash is the one that `flotilla status` shows of the live service at that position."
     )]
     Replay(Replay),
+    /// An export in a form that other programs read: lines of JSON, or CloudEvents; each entry is proved first
+    #[command(
+        after_help = "Example: flotilla audit convert history.flotilla-audit --to cloudevents --agent nas-1 \
+        --out nas-1.jsonl\n\nevents/EXPORTS.md describes both forms. A line's leaf hash ties it to the tree."
+    )]
+    Convert(convert::Convert),
     /// What each agent holds as a witness of the log, and every conflict of histories
     #[command(after_help = "Example: flotilla audit witnesses --json\n\n\
         A conflict means that an agent was shown another history than the one this service now has: the log was \
@@ -77,8 +86,19 @@ pub(super) enum Audit {
 #[derive(Debug, Args)]
 pub(super) struct Export {
     /// The file to write; it is replaced only once the new one is complete
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["jsonl", "cloudevents"])]
+    out: Option<PathBuf>,
+    /// Also lines of JSON, one an entry, made from the proved entries
     #[arg(long, value_name = "PATH")]
-    out: PathBuf,
+    jsonl: Option<PathBuf>,
+    /// Also CloudEvents, one a line, made from the proved entries
+    #[arg(long, value_name = "PATH")]
+    cloudevents: Option<PathBuf>,
+    /// Name of the log that a service's export has to be of
+    #[arg(long, value_name = "ORIGIN")]
+    origin: Option<String>,
+    #[command(flatten)]
+    pick: convert::Pick,
 }
 
 #[derive(Debug, Args)]
@@ -107,17 +127,14 @@ pub(super) struct Replay {
     /// Name of the log that it has to be of
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
-    /// Stop after this position, or before the first record that is later than this time (RFC 3339, UTC)
-    #[arg(long, value_name = "POSITION|TIME")]
-    until: Option<At>,
-    /// Tell only what stands from this position on; everything before is folded all the same
-    #[arg(long, value_name = "POSITION", default_value_t = 1)]
-    from: u64,
+    #[command(flatten)]
+    pick: convert::Pick,
 }
 
 pub(super) fn run(global: Global, command: Audit) -> Done {
     match command {
         Audit::Export(line) => export(global, &line),
+        Audit::Convert(line) => convert::convert(global.json, &line),
         Audit::Verify(line) => check(global.json, &line),
         Audit::Replay(line) => replay(global.json, &line),
         Audit::Witnesses => {
@@ -131,12 +148,55 @@ pub(super) fn run(global: Global, command: Audit) -> Done {
 }
 
 fn export(global: Global, line: &Export) -> Done {
-    if global.server.is_some() {
-        return Err(Failure::Usage(
-            "audit export reads the data folder: run it on the service's machine".into(),
-        ));
+    let as_json = global.json;
+    let wanted = line.jsonl.as_ref().or(line.cloudevents.as_ref());
+    let place = line.out.clone().or_else(|| wanted.map(|path| path.with_added_extension("export")));
+    let place = place.ok_or_else(|| Failure::Usage("audit export: where to? Give --out".into()))?;
+    let checkpoint = if global.server.is_some() {
+        fetch::fetch(global, &place, line.origin.clone())?
+    } else if line.origin.is_some() {
+        return Err(Failure::Usage("--origin is for --server: the data folder has its own keys".into()));
+    } else {
+        export_folder(global, &place)?
+    };
+    let bytes = fs::metadata(&place).map_err(Failure::of)?.len();
+    let forms = convert::beside(line, &place);
+    if line.out.is_none() {
+        // It was only the way to the other forms.
+        let _ = fs::remove_file(&place);
     }
-    let (as_json, data) = (global.json, global.data.clone().unwrap_or_else(|| "flotilla-data".into()));
+    let forms = forms?;
+    let head = checkpoint.head();
+    if as_json {
+        return output::say_json(&json!({
+            "path": line.out.as_ref().map(|path| path.to_string_lossy()),
+            "bytes": bytes,
+            "origin": checkpoint.origin(),
+            "entries": head.size,
+            "root": head.root.to_string(),
+            "checkpoint": checkpoint.note(),
+            "forms": forms,
+        }));
+    }
+    let mut told = format!("{} entries", head.size);
+    if let Some(out) = &line.out {
+        told += &format!(", {} in {}", output::bytes(bytes), out.display());
+    }
+    told += &format!("\n  log   {}\n  root  {}", checkpoint.origin(), head.root);
+    for form in &forms {
+        told +=
+            &format!("\n  {}  {} entries, {} lines in {}", form.form, form.entries, form.values, form.path);
+    }
+    if let Some(out) = &line.out {
+        let (out, origin) = (out.display(), checkpoint.origin());
+        told += &format!("\nCheck it anywhere: flotilla audit verify {out} --origin {origin}");
+    }
+    output::say(&told)
+}
+
+/// Exports the log in the data folder to a file, which is there once it is complete.
+fn export_folder(global: Global, place: &Path) -> Result<event_audit::SignedCheckpoint, Failure> {
+    let data = global.data.clone().unwrap_or_else(|| "flotilla-data".into());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
     runtime.block_on(async {
         let (log, end) = open_log(global.clone()).await?;
@@ -153,7 +213,7 @@ fn export(global: Global, line: &Export) -> Done {
             }
             Err(error) => return Err(Failure::of(error)),
         };
-        let beside = line.out.with_added_extension("new");
+        let beside = place.with_added_extension("new");
         let failed = |what: &str, error: std::io::Error| {
             Failure::Failed(format!("cannot {what} {}: {error}", beside.display()))
         };
@@ -165,41 +225,19 @@ fn export(global: Global, line: &Export) -> Done {
             audit::export_sealed(&log, &ledger, &keys, out).await
         };
         log.close().await;
-        let checkpoint = match written {
+        match written {
             Ok((out, checkpoint)) => {
                 let file = out.into_inner().map_err(|error| failed("write", error.into_error()))?;
                 file.sync_all().map_err(|error| failed("sync", error))?;
-                fs::rename(&beside, &line.out).map_err(|error| failed("rename", error))?;
-                checkpoint
+                fs::rename(&beside, place).map_err(|error| failed("rename", error))?;
+                Ok(checkpoint)
             }
             Err(error) => {
                 // What was written is of no use; a leftover harms nobody.
                 let _ = fs::remove_file(&beside);
-                return Err(Failure::of(error));
+                Err(Failure::of(error))
             }
-        };
-        let bytes = fs::metadata(&line.out).map_err(|error| failed("read", error))?.len();
-        let head = checkpoint.head();
-        if as_json {
-            return output::say_json(&json!({
-                "path": line.out.to_string_lossy(),
-                "bytes": bytes,
-                "origin": checkpoint.origin(),
-                "entries": head.size,
-                "root": head.root.to_string(),
-                "checkpoint": checkpoint.note(),
-            }));
         }
-        output::say(&format!(
-            "{} entries, {} in {}\n  log   {}\n  root  {}\nCheck it anywhere: flotilla audit verify {} --origin {}",
-            head.size,
-            output::bytes(bytes),
-            line.out.display(),
-            checkpoint.origin(),
-            head.root,
-            line.out.display(),
-            checkpoint.origin(),
-        ))
     })
 }
 
@@ -382,17 +420,18 @@ fn replay(as_json: bool, line: &Replay) -> Done {
     let expectation = Expectation { origin: line.origin.clone(), heads: Vec::new() };
     let mut reader = ExportReader::open(open_export(&line.path)?, &expectation).map_err(bad)?;
     let mut fold = Checked::default();
+    let mut pick = line.pick.picker();
     while let Some(entry) = reader.next_entry().map_err(bad)? {
         let record = Record::decode(entry.bytes).map_err(|error| {
             Failure::Failed(format!("entry {} is proved, but cannot be read: {error}", entry.position))
         })?;
-        if line.until.is_some_and(|until| until.is_before(entry.position, record.time)) {
+        if pick.is_past(entry.position, &record) {
             break;
         }
         if let Err(differs) = fold.apply(entry.position, &record) {
             output::complain(&format!("WARNING: {differs}"));
         }
-        if entry.position < line.from {
+        if !pick.takes(entry.position, &record) {
             continue;
         }
         output::say_record(&crate::api::record(fold.views(), entry.position, &record), as_json)?;

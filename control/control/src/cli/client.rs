@@ -16,6 +16,9 @@ const REQUEST: Duration = Duration::from_secs(60);
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// How long a download may stand still.
+const STANDS_STILL: Duration = Duration::from_secs(90);
+
 /// Bytes of an answer: the largest run with all its problems.
 const ANSWER_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -130,6 +133,31 @@ impl Client {
         let url = format!("{}/api/v1/{path}", api.url);
         let request = self.http.put(&url).header("Authorization", format!("Bearer {}", api.token));
         answer(&api, request.send_json(body))
+    }
+
+    /// Something large, as it comes; and a header of the answer, if it is there.
+    pub(super) fn download(
+        &self,
+        path: &str,
+        header: &str,
+    ) -> Result<(ureq::BodyReader<'static>, Option<String>), RequestError> {
+        let api = self.api()?;
+        let url = format!("{}/api/v1/{path}", api.url);
+        let request = self.http.get(&url).header("Authorization", format!("Bearer {}", api.token));
+        let request = request.config().timeout_global(None).timeout_per_read(Some(STANDS_STILL)).build();
+        match request.call() {
+            Ok(response) if response.status().is_success() => {
+                let header = response.headers().get(header).and_then(|value| value.to_str().ok());
+                let header = header.map(str::to_owned);
+                Ok((response.into_body().into_with_config().limit(u64::MAX).reader(), header))
+            }
+            other => answer::<serde::de::IgnoredAny>(&api, other).and_then(|_| {
+                Err(RequestError::Refused {
+                    code: "unexpected".into(),
+                    message: format!("{} answers something else than this program expects", api.url),
+                })
+            }),
+        }
     }
 
     /// A whole list, page by page: `entries` takes a page apart.

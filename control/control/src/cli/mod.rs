@@ -202,6 +202,11 @@ mod tests {
             "flotilla replica list --json",
             "flotilla log copy d nats://a:1,nats://b:1 --nats-replicas 3 --json",
             "flotilla audit export --data d --out p --json",
+            "flotilla audit export --server http://h:1 --token t --out p --jsonl q --cloudevents r --origin o --from 3",
+            "flotilla audit export --data d --jsonl q --agent a --job j --actor admin --until 7",
+            "flotilla audit convert p --to jsonl --out - --origin o --agent a --agent b",
+            "flotilla audit convert p --to cloudevents-batch",
+            "flotilla audit replay p --agent a --job b --actor service",
             "flotilla audit replay p --origin o --until 2026-03-01T12:00:00Z --from 7 --json",
             "flotilla audit state p --origin o --at 2026-03-01T12:00:00Z --json",
             "flotilla audit state --data d --at 7",
@@ -214,5 +219,6 @@ mod tests {
         }
         assert!(Line::try_parse_from(["flotilla", "jobs", "create", "distribution", "--name", "n"]).is_err());
         assert!(Line::try_parse_from(["flotilla", "status", "--server", "http://h:1"]).is_err());
+        assert!(Line::try_parse_from(["flotilla", "audit", "export", "--data", "d"]).is_err());
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use agent_proto::link::{CheckpointSent, Holds};
 use control_core::projection::StandingView;
-use event_audit::ledger::LedgerError;
+use event_audit::ledger::{Ledger, LedgerError};
 use event_audit::{Head, SignedCheckpoint};
 use event_schema::{AgentId, AuditConflict, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -505,6 +505,16 @@ impl Sealing {
         let stopping = |_| "the service is stopping".to_owned();
         self.0.wishes.send(wish).await.map_err(|_| "the service is stopping".to_owned())?;
         answer.await.map_err(stopping)?
+    }
+
+    /// The tree at its newest checkpoint, for an export beside the sealing; none if nothing was signed. Touches files.
+    pub(crate) fn ledger_beside(&self) -> Result<Option<Ledger>, LedgerError> {
+        self.0.tree.beside()
+    }
+
+    /// The keys that exports carry.
+    pub(crate) fn keys(&self) -> Arc<AuditKeys> {
+        Arc::clone(&self.0.tree.keys)
     }
 
     /// Changes with every checkpoint.

@@ -47,6 +47,13 @@ impl Tree {
         Self { log, keys, dir, ledger: Arc::default() }
     }
 
+    /// The ledger as it was at its newest checkpoint, for reading beside this one; none if nothing was signed. Touches
+    /// files.
+    pub(super) fn beside(&self) -> Result<Option<Ledger>, LedgerError> {
+        let list = self.keys.list();
+        Ledger::open_beside(&self.dir, list.origin(), list.log_keys())
+    }
+
     pub(super) async fn is_open(&self) -> bool {
         self.ledger.lock().await.is_some()
     }

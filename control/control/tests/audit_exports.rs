@@ -1,0 +1,278 @@
+//! The real `flotilla`: history fetched from a running service, verified while it arrives, and turned into lines of JSON
+//! and CloudEvents; and what happens when the connection breaks off.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use data_encoding::BASE64;
+use event_log::file::{FileLog, FileLogOptions};
+use event_log::{EventLog as _, Position, StreamName};
+use event_schema::{Actor, AgentId, AgentOffline, Record, RecordId, Timestamp};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
+
+fn flotilla(line: &[&str]) -> Output {
+    let mut command = Command::new(FLOTILLA);
+    command.args(line).stdin(Stdio::null());
+    for name in ["FLOTILLA_DATA", "FLOTILLA_SERVER", "FLOTILLA_TOKEN"] {
+        command.env_remove(name);
+    }
+    command.output().expect("runs")
+}
+
+fn json(line: &[&str]) -> Value {
+    let output = flotilla(&[line, &["--json"]].concat());
+    assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{line:?}: {e}"))
+}
+
+fn lines(path: &str) -> Vec<Value> {
+    let text = fs::read_to_string(path).expect("readable");
+    text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+/// A running service and how to reach it over the network.
+struct Serve {
+    child: Child,
+    place: String,
+    token: String,
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Serve {
+    fn start(data: &str) -> Self {
+        let mut child = Command::new(FLOTILLA)
+            .args(["serve", "--http", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--json", "--data", data])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        let ready: Value = serde_json::from_str(&line).expect("ready");
+        let token = fs::read_to_string(Path::new(data).join("api-token")).expect("a token");
+        Self { child, place: ready["http"].as_str().expect("text").into(), token }
+    }
+
+    fn address(&self) -> &str {
+        self.place.trim_start_matches("http://")
+    }
+}
+
+/// Size 2^k trees and what is over, by the definition of RFC 9162 §2.1.1: nothing of `event-audit`.
+fn root(leaves: &[[u8; 32]]) -> [u8; 32] {
+    match leaves {
+        [] => Sha256::digest([]).into(),
+        [leaf] => *leaf,
+        leaves => {
+            let split = leaves.len().next_power_of_two() / 2;
+            let (left, right) = (root(&leaves[..split]), root(&leaves[split..]));
+            Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
+        }
+    }
+}
+
+#[test]
+fn a_service_gives_the_same_export_and_both_forms() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let [data, beside, fetched, jsonl, events] = ["data", "beside", "fetched", "jsonl", "events"]
+        .map(|name| dir.path().join(name).to_str().expect("text").to_owned());
+    let serve = Serve::start(&data);
+    for name in ["a", "b", "c"] {
+        json(&["groups", "create", name, "--data", &data]);
+    }
+    let place = ["--server", &serve.place, "--token", &serve.token];
+    let near = json(&["audit", "export", "--data", &data, "--out", &beside]);
+    let far =
+        [&place[..], &["audit", "export", "--out", &fetched, "--jsonl", &jsonl, "--cloudevents", &events]];
+    let far = json(&far.concat());
+    assert_eq!(fs::read(&beside).expect("there"), fs::read(&fetched).expect("there"), "byte for byte");
+    for name in ["origin", "entries", "root", "checkpoint", "bytes"] {
+        assert_eq!(near[name], far[name], "{name}");
+    }
+    let origin = near["origin"].as_str().expect("text");
+    let entries = near["entries"].as_u64().expect("a number");
+
+    // The lines alone lead to the signed root.
+    let told = lines(&jsonl);
+    assert_eq!(told.len() as u64, entries);
+    let leaves: Vec<[u8; 32]> = told
+        .iter()
+        .map(|line| {
+            let entry = BASE64.decode(line["entry"].as_str().expect("text").as_bytes()).expect("base64");
+            let leaf: [u8; 32] = Sha256::new().chain_update([0]).chain_update(&entry).finalize().into();
+            assert_eq!(line["leaf"], BASE64.encode(&leaf));
+            leaf
+        })
+        .collect();
+    assert_eq!(near["root"], BASE64.encode(&root(&leaves)));
+    let told_events = lines(&events);
+    let count: usize = told.iter().map(|line| line["events"].as_array().expect("events").len()).sum();
+    assert_eq!(told_events.len(), count);
+    assert!(told_events.iter().any(|event| event["type"] == "flotilla.group.created"));
+
+    // Another log's is not taken, and what was there stays.
+    let other = "flotilla/00000000000000000000000000000000";
+    let line = [&place[..], &["audit", "export", "--out", &fetched, "--origin", other]].concat();
+    let refused = flotilla(&line);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains(origin), "{said}");
+    json(&["audit", "verify", &fetched, "--origin", origin]);
+    let wrong =
+        flotilla(&["--server", &serve.place, "--token", "wrong", "audit", "export", "--out", &fetched]);
+    assert_eq!(wrong.status.code(), Some(1));
+    drop(serve);
+
+    // Offline, from the file alone, with the filters of replay.
+    let line = ["audit", "convert", &fetched, "--to", "jsonl", "--origin", origin, "--actor", "admin"];
+    let some = flotilla(&line);
+    let some = String::from_utf8(some.stdout).expect("text");
+    assert_eq!(some.lines().count(), 3, "{some}");
+    let replayed = json_lines(&["audit", "replay", &fetched, "--actor", "admin", "--json"]);
+    assert_eq!(replayed.len(), 4, "three records and the state");
+    let batch = dir.path().join("batch.json");
+    let batch_path = batch.to_str().expect("text");
+    let line =
+        ["audit", "convert", &fetched, "--to", "cloudevents-batch", "--out", batch_path, "--from", "2"];
+    let written = json(&line);
+    assert_eq!(written["entries"].as_u64(), Some(entries - 1));
+    let batch: Vec<Value> = serde_json::from_slice(&fs::read(&batch).expect("there")).expect("an array");
+    assert_eq!(batch[..], told_events[told_events.len() - batch.len()..]);
+    // A changed export is not converted to its end.
+    let mut bytes = fs::read(&fetched).expect("there");
+    let at = bytes.len() - 60;
+    bytes[at] ^= 1;
+    fs::write(&fetched, bytes).expect("written");
+    let gone = dir.path().join("gone");
+    let line = ["audit", "convert", &fetched, "--to", "jsonl", "--out", gone.to_str().expect("text")];
+    let bad = flotilla(&line);
+    assert!(bad.status.code() == Some(1) && String::from_utf8_lossy(&bad.stderr).contains("BAD"));
+    assert!(!gone.exists() && !gone.with_added_extension("new").exists());
+}
+
+fn json_lines(line: &[&str]) -> Vec<Value> {
+    let output = flotilla(line);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("text");
+    text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+/// Records of nearly the largest size, beyond what sockets hold.
+fn large_log(data: &Path, records: u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let log = FileLog::open(data.join("log"), FileLogOptions::default()).await.expect("opens");
+        for n in 1..=records {
+            let mut id = [0; 16];
+            id[8..].copy_from_slice(&n.to_be_bytes());
+            let event = AgentOffline { agent: AgentId([1; 16]), reason: "x".repeat(900_000) };
+            let id = RecordId(id);
+            let record = Record {
+                id,
+                stream: "fleet".into(),
+                time: Timestamp(1_795_000_000_000),
+                actor: Actor::Service,
+                causation: None,
+                correlation: id,
+                events: vec![event.into()],
+            };
+            let stream: StreamName = "fleet".parse().expect("a name");
+            let last = (n > 1).then(|| Position(n - 1));
+            log.append(&stream, last, record.encode()).await.expect("stored");
+        }
+        log.close().await;
+    });
+}
+
+#[test]
+fn a_connection_that_breaks_off_and_too_many_readers() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = dir.path().join("data");
+    fs::create_dir_all(&data).expect("made");
+    large_log(&data, 40);
+    let serve = Serve::start(data.to_str().expect("text"));
+    let out = dir.path().join("history");
+    let export = |place: &str| {
+        let out = out.to_str().expect("text");
+        flotilla(&["--server", place, "--token", &serve.token, "audit", "export", "--out", out, "--json"])
+    };
+    // Cut off twice after some megabytes, then whole.
+    let (place, cut) = cutting(serve.address().to_owned(), 2);
+    let got = export(&place);
+    let said = String::from_utf8_lossy(&got.stderr).into_owned();
+    assert!(got.status.success(), "{said}");
+    assert_eq!((said.matches("begins anew").count(), cut.load(Ordering::Relaxed)), (2, 3), "{said}");
+    json(&["audit", "verify", out.to_str().expect("text")]);
+    let before = fs::read(&out).expect("there");
+    // Cut off every time: nothing is left, and the former one stays.
+    let (place, _) = cutting(serve.address().to_owned(), usize::MAX);
+    let got = export(&place);
+    let said = String::from_utf8_lossy(&got.stderr).into_owned();
+    assert!(got.status.code() == Some(1) && said.contains("broke off"), "{said}");
+    assert_eq!(fs::read(&out).expect("there"), before);
+    assert!(!out.with_added_extension("new").exists());
+
+    // Two that read nothing: the third is told to come again, and may once one of them is gone.
+    let ask = || {
+        let mut stream = TcpStream::connect(serve.address()).expect("connects");
+        let head = format!(
+            "GET /api/v1/audit/export HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n",
+            serve.token
+        );
+        stream.write_all(head.as_bytes()).expect("asked");
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).expect("an answer");
+        assert_eq!(&first, b"HTTP/1.1 200");
+        stream
+    };
+    let (one, two) = (ask(), ask());
+    let third = export(&serve.place);
+    let said = String::from_utf8_lossy(&third.stderr).into_owned();
+    assert!(third.status.code() == Some(1) && said.contains("two exports"), "{said}");
+    drop((one, two));
+    // That they are gone is noticed at the next write to them.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !export(&serve.place).status.success() {
+        assert!(std::time::Instant::now() < until, "the places are free again");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// Passes connections on, and cuts the first `cuts` of them off in the middle of the answer.
+fn cutting(to: String, cuts: usize) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let place = format!("http://{}", listener.local_addr().expect("an address"));
+    let count = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&count);
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let Ok(mut near) = near else { return };
+            let number = seen.fetch_add(1, Ordering::Relaxed);
+            let mut far = TcpStream::connect(&to).expect("the service");
+            let (mut from, mut back) =
+                (near.try_clone().expect("a handle"), far.try_clone().expect("a handle"));
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut back);
+                let _ = back.shutdown(Shutdown::Write);
+            });
+            let limit = if number < cuts { 5_000_000 } else { u64::MAX };
+            let _ = std::io::copy(&mut (&mut far).take(limit), &mut near);
+            let _ = near.shutdown(Shutdown::Both);
+            let _ = far.shutdown(Shutdown::Both);
+        }
+    });
+    (place, count)
+}
