@@ -1,70 +1,17 @@
 //! The real `flotilla audit`: history sealed and exported beside a running service and without one, checked with
 //! nothing but the file, and what is said when somebody changed the file or the log.
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
 
 use event_audit::export::{Expectation, ExportReader};
 use event_log::file::{FileLog, FileLogOptions};
 use event_log::{EventLog as _, Position, ReadLimit, StreamName};
 use event_schema::Record;
 use serde_json::Value;
-
-const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
-
-fn flotilla(line: &[&str]) -> Output {
-    let mut command = Command::new(FLOTILLA);
-    command.args(line).stdin(Stdio::null());
-    for name in ["FLOTILLA_DATA", "FLOTILLA_SERVER", "FLOTILLA_TOKEN"] {
-        command.env_remove(name);
-    }
-    command.output().expect("runs")
-}
-
-/// What a command that succeeds says as JSON.
-fn json(line: &[&str]) -> Value {
-    let output = flotilla(&[line, &["--json"]].concat());
-    assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{line:?}: {e}"))
-}
-
-/// What a command that fails says.
-fn failure(line: &[&str]) -> String {
-    let output = flotilla(line);
-    assert_eq!(output.status.code(), Some(1), "{line:?}");
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-struct Serve(Child);
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        // Killed, as a power cut would; what was acknowledged is there.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Serve {
-    fn start(data: &str) -> Self {
-        let mut child = Command::new(FLOTILLA)
-            .args(["serve", "--http", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--json", "--data", data])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        assert!(line.contains("\"ready\":true"), "{line}");
-        Self(child)
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path that is text")
-}
+use support::program::{Serve, failure, flotilla, json, text};
 
 #[test]
 fn history_is_exported_checked_and_continued() {
@@ -125,17 +72,18 @@ fn history_is_exported_checked_and_continued() {
     assert_eq!((good["checkpoints"].as_u64(), good["origin_expected"].as_bool()), (Some(2), Some(true)));
     json(&["audit", "verify", &second, "--seen", &kept, "--keep", &kept]);
     assert!(
-        failure(&["audit", "verify", &first, "--seen", &kept]).contains("a longer history was seen before")
+        failure(1, &["audit", "verify", &first, "--seen", &kept])
+            .contains("a longer history was seen before")
     );
     let other = "flotilla/00000000000000000000000000000000";
-    assert!(failure(&["audit", "verify", &second, "--origin", other]).contains(&origin));
+    assert!(failure(1, &["audit", "verify", &second, "--origin", other]).contains(&origin));
 
     // One byte of the last entry but one.
     let place = fs::read(&second).expect("the export").len() - 24 - 3;
     let mut bytes = fs::read(&second).expect("the export");
     bytes[place] ^= 0x10;
     fs::write(&second, bytes).expect("written");
-    let said = failure(&["audit", "verify", &second, "--origin", &origin]);
+    let said = failure(1, &["audit", "verify", &second, "--origin", &origin]);
     let last = longer["entries"].as_u64().expect("a number");
     assert!(said.contains("BAD") && said.contains(&format!("entry {last} ")), "{said}");
     let output = flotilla(&["audit", "verify", &second, "--json"]);
@@ -168,7 +116,7 @@ fn a_rewritten_log_is_not_exported() {
         runtime.block_on(rewrite(&data_path.join("log"), &data_path.join("forged"), b"honest", b"forged"));
     fs::rename(data_path.join("log"), data_path.join("honest")).expect("renamed");
     fs::rename(data_path.join("forged"), data_path.join("log")).expect("renamed");
-    let said = failure(&["audit", "export", "--data", &data, "--out", &out]);
+    let said = failure(1, &["audit", "export", "--data", &data, "--out", &out]);
     assert!(
         said.contains(&format!("entry {} of the log is not the one that was sealed", rewritten.0)),
         "{said}"
@@ -176,7 +124,7 @@ fn a_rewritten_log_is_not_exported() {
 
     // With its audit tree lost but for the checkpoint, both heads are named.
     fs::remove_dir_all(data_path.join("audit/tile")).expect("removed");
-    let said = failure(&["audit", "export", "--data", &data, "--out", &out]);
+    let said = failure(1, &["audit", "export", "--data", &data, "--out", &out]);
     assert!(
         said.contains("the log was rewritten: signed was (size") && said.matches("root").count() == 2,
         "{said}"
@@ -189,8 +137,10 @@ fn a_rewritten_log_is_not_exported() {
     assert!(!Path::new(&format!("{out}.new")).exists());
 
     let nowhere = dir.path().join("nowhere");
-    assert!(failure(&["audit", "export", "--data", text(&nowhere), "--out", &out]).contains("no event log"));
-    assert!(failure(&["audit", "verify", text(&nowhere)]).contains("cannot read"));
+    assert!(
+        failure(1, &["audit", "export", "--data", text(&nowhere), "--out", &out]).contains("no event log")
+    );
+    assert!(failure(1, &["audit", "verify", text(&nowhere)]).contains("cannot read"));
 }
 
 /// Copies a log with `old` replaced by `new` in the first record that has it, and returns where that is.

@@ -1,70 +1,16 @@
 //! The real `flotilla audit state`, `diff`, `prove`, and what `verify` says of attested states: on an export, on a data
 //! folder, beside a running service, and with histories that somebody tampered with.
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
 
 use event_log::file::{FileLog, FileLogOptions};
 use event_log::{EventLog as _, StreamName};
 use event_schema::*;
 use serde_json::Value;
-
-const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
-
-fn flotilla(line: &[&str]) -> Output {
-    let mut command = Command::new(FLOTILLA);
-    command.args(line).stdin(Stdio::null());
-    for name in ["FLOTILLA_DATA", "FLOTILLA_SERVER", "FLOTILLA_TOKEN"] {
-        command.env_remove(name);
-    }
-    command.output().expect("runs")
-}
-
-fn json(line: &[&str]) -> Value {
-    let output = flotilla(&[line, &["--json"]].concat());
-    assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{line:?}: {e}"))
-}
-
-fn said(line: &[&str]) -> String {
-    let output = flotilla(line);
-    assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// What a command that ends with `code` says about it.
-fn failure(code: i32, line: &[&str]) -> String {
-    let output = flotilla(line);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{line:?}: {said}");
-    said
-}
-
-struct Serve(Child);
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Serve {
-    fn start(data: &str) -> Self {
-        let mut child = Command::new(FLOTILLA)
-            .args(["serve", "--http", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--json", "--data", data])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        assert!(line.contains("\"ready\":true"), "{line}");
-        Self(child)
-    }
-}
+use support::program::{Serve, failure, flotilla, json, said};
 
 /// Puts records at the end of a log, as a service would.
 fn append(data: &Path, records: Vec<Vec<u8>>) -> u64 {

@@ -2,87 +2,11 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-
-const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
-
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Serve {
-    child: Child,
-    data: PathBuf,
-    ready: Value,
-}
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        // Gone already is fine.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Serve {
-    fn start(data: &Path) -> Self {
-        let mut child = Command::new(FLOTILLA)
-            .args(["serve", "--http", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--json", "--data"])
-            .arg(data)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("piped");
-        BufReader::new(stdout).read_line(&mut line).expect("a line");
-        let ready: Value = serde_json::from_str(&line).expect("one line of JSON");
-        assert_eq!(ready["ready"], true);
-        Self { child, data: data.into(), ready }
-    }
-
-    fn run(&self, line: &[&str]) -> Output {
-        run(&self.data, line)
-    }
-
-    fn json(&self, line: &[&str]) -> Value {
-        let output = self.run(&[line, &["--json"]].concat());
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{line:?}: {error}");
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{line:?}: {e}"))
-    }
-
-    /// SIGTERM, and waits for the end.
-    fn terminate(mut self) -> i32 {
-        let done = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
-        assert!(done.success());
-        let since = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("a child") {
-                return status.code().expect("an exit code");
-            }
-            assert!(since.elapsed() < PATIENCE, "does not stop");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-fn run(data: &Path, line: &[&str]) -> Output {
-    let mut command = Command::new(FLOTILLA);
-    command.args(line).arg("--data").arg(data).stdin(Stdio::null());
-    for name in ["FLOTILLA_DATA", "FLOTILLA_SERVER", "FLOTILLA_TOKEN"] {
-        command.env_remove(name);
-    }
-    command.output().expect("runs")
-}
-
-fn error_of(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use support::program::{FLOTILLA, Serve, error_of, run};
 
 #[test]
 fn started_operated_killed_and_started_again() {

@@ -205,18 +205,6 @@ async fn check_leader(servers: &Servers) -> Result<(), NatsOpenError> {
 }
 
 impl EventLog for NatsLog {
-    fn append<'a>(
-        &'a self,
-        stream: &'a StreamName,
-        expected_last: Option<Position>,
-        bytes: Vec<u8>,
-    ) -> BoxFuture<'a, Result<Position, AppendError>> {
-        Box::pin(async move {
-            let queue = self.queue().ok_or(AppendError::Closed)?;
-            queue.append(&self.shared, stream, expected_last, vec![bytes]).await
-        })
-    }
-
     fn append_batch<'a>(
         &'a self,
         stream: &'a StreamName,

@@ -2,7 +2,7 @@
 //! restarted at will, gone with its handle. For tests only, but not behind a feature, since tests of other crates use it.
 //!
 //! The program is looked for in `FLOTILLA_NATS_SERVER`, then `target/tools/nats-server` of the workspace, then `PATH`.
-//! Without it a test skips itself, loudly; with `CI` or `FLOTILLA_REQUIRE_NATS` set it fails. See [`server_or_skip`].
+//! Without it a test skips itself, loudly; with `CI` or `FLOTILLA_REQUIRE_ALL` set it fails. See [`server_or_skip`].
 
 use std::env;
 use std::fs::{self, File};
@@ -31,12 +31,12 @@ pub fn find_server() -> Option<PathBuf> {
 /// The `nats-server` program, or `None` after saying on stderr that `test` is skipped.
 ///
 /// # Panics
-/// When there is none and `CI` or `FLOTILLA_REQUIRE_NATS` is set: there a skipped test would be a lie.
+/// When there is none and `CI` or `FLOTILLA_REQUIRE_ALL` is set: there a skipped test would be a lie.
 pub fn server_or_skip(test: &str) -> Option<PathBuf> {
     let found = find_server();
     if found.is_none() {
         let how = "set FLOTILLA_NATS_SERVER, or put nats-server at target/tools/nats-server or into PATH";
-        let required = ["CI", "FLOTILLA_REQUIRE_NATS"].into_iter().find(|name| env::var_os(name).is_some());
+        let required = ["CI", "FLOTILLA_REQUIRE_ALL"].into_iter().find(|name| env::var_os(name).is_some());
         if let Some(name) = required {
             panic!("{test} needs nats-server, and {name} is set: {how}");
         }

@@ -32,7 +32,9 @@ pub trait EventLog: Send + Sync + 'static {
         stream: &'a StreamName,
         expected_last: Option<Position>,
         bytes: Vec<u8>,
-    ) -> BoxFuture<'a, Result<Position, AppendError>>;
+    ) -> BoxFuture<'a, Result<Position, AppendError>> {
+        self.append_batch(stream, expected_last, vec![bytes])
+    }
 
     /// Appends several records to `stream` as one commit: all of them, one after the other and with nothing between,
     /// or none. The stream's last record has to be `expected_last`, as for [`EventLog::append`]; returns the position

@@ -90,15 +90,6 @@ impl MemoryLog {
 }
 
 impl EventLog for MemoryLog {
-    fn append<'a>(
-        &'a self,
-        stream: &'a StreamName,
-        expected_last: Option<Position>,
-        bytes: Vec<u8>,
-    ) -> BoxFuture<'a, Result<Position, AppendError>> {
-        Box::pin(async move { self.append_now(stream, expected_last, vec![bytes]) })
-    }
-
     fn append_batch<'a>(
         &'a self,
         stream: &'a StreamName,

@@ -38,6 +38,27 @@ pub struct Fault {
     pub slowest: Option<Duration>,
     /// Agents of other replicas that lost their link meanwhile.
     pub others: usize,
+    /// The longest time that one of all agents knew itself unconnected, until all were connected again.
+    pub longest: Duration,
+}
+
+impl Fault {
+    /// How long it took until the last agent was connected again; none if that took too long to wait for.
+    pub fn back(&self) -> Option<Duration> {
+        match self.kind {
+            Kind::Server => Some(self.longest),
+            Kind::Replica => self.slowest.map(|slowest| slowest.max(self.longest)),
+        }
+    }
+}
+
+/// The longest time that an agent has been without a link up to now, and how many are.
+fn away(agents: &[Arc<Agent>]) -> (Duration, usize) {
+    let since = agents.iter().filter_map(|agent| match agent.kept().link {
+        Link::Down(since) => Some(since.elapsed()),
+        Link::Up(..) => None,
+    });
+    since.fold((Duration::ZERO, 0), |(longest, count), time| (longest.max(time), count + 1))
 }
 
 impl fmt::Display for Fault {
@@ -53,7 +74,14 @@ impl fmt::Display for Fault {
                 None => write!(f, "  {} agents, NOT ALL elsewhere in time", self.agents)?,
             }
         }
-        if self.others > 0 { write!(f, "  {} other links lost", self.others) } else { Ok(()) }
+        if self.others > 0 {
+            write!(f, "  {} other links lost", self.others)?;
+        }
+        if self.longest.is_zero() {
+            Ok(())
+        } else {
+            write!(f, "  nobody unconnected for more than {:.1} s", self.longest.as_secs_f64())
+        }
     }
 }
 
@@ -78,7 +106,7 @@ pub fn inflict(world: &mut World, agents: &[Arc<Agent>], dice: &mut Dice, began:
         let nodes = if kind == Kind::Server { &mut world.servers } else { &mut world.replicas };
         if killed { nodes[nth].kill() } else { nodes[nth].connect(false)? }
     }
-    let mut slowest = None;
+    let (mut slowest, mut longest) = (None, Duration::ZERO);
     let mut lost = vec![false; others.len()];
     while at.elapsed() < LASTS {
         std::thread::sleep(Duration::from_millis(20));
@@ -89,6 +117,7 @@ pub fn inflict(world: &mut World, agents: &[Arc<Agent>], dice: &mut Dice, began:
         for (lost, agent) in lost.iter_mut().zip(&others) {
             *lost |= !matches!(&agent.kept().link, Link::Up(_, since) if *since < at);
         }
+        longest = longest.max(away(agents).0);
     }
     match (kind, killed) {
         (Kind::Server, true) => world.start_server(nth)?,
@@ -101,24 +130,26 @@ pub fn inflict(world: &mut World, agents: &[Arc<Agent>], dice: &mut Dice, began:
             bail!("{:?} {} ended by itself:\n{}", node.kind, node.nth, node.last_words());
         }
     }
+    let longest = longest.max(all_connected(agents)?);
     let others = lost.iter().filter(|lost| **lost).count();
-    Ok(Fault { at: at.duration_since(began), kind, nth, killed, agents: hit.len(), slowest, others })
+    Ok(Fault { at: at.duration_since(began), kind, nth, killed, agents: hit.len(), slowest, others, longest })
 }
 
-/// Waits until every agent is connected.
+/// Waits until every agent is connected, and returns the longest that one of them was not.
 ///
 /// # Errors
 /// If one is not, for a minute.
-pub fn all_connected(agents: &[Arc<Agent>]) -> Result<()> {
-    let end = Instant::now() + WELL;
+pub fn all_connected(agents: &[Arc<Agent>]) -> Result<Duration> {
+    let (end, mut longest) = (Instant::now() + WELL, Duration::ZERO);
     loop {
-        let down = agents.iter().filter(|agent| matches!(agent.kept().link, Link::Down(_))).count();
+        let (time, down) = away(agents);
+        longest = longest.max(time);
         if down == 0 {
-            return Ok(());
+            return Ok(longest);
         }
         if Instant::now() > end {
             bail!("{down} agents are not connected after {WELL:?}");
         }
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }

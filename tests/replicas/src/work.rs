@@ -14,6 +14,8 @@ use crate::Dice;
 pub struct Told {
     /// Jobs and the runs that were started of them, each acknowledged.
     pub runs: Vec<(String, String)>,
+    /// Requests to a replica that could not be reached at all.
+    pub unreached: u64,
     /// Requests that were not answered, or with `unavailable`: what became of them is not known.
     pub unknown: u64,
     /// Reads at another replica that showed what was written before.
@@ -34,6 +36,9 @@ pub struct Client {
 
 /// An answer: status, position, body.
 pub type Answer = (u16, u64, Value);
+
+/// Jobs that one client makes; then it starts those it has.
+const JOBS: usize = 500;
 
 impl Client {
     /// To these APIs, all with one token.
@@ -79,72 +84,111 @@ impl Client {
 /// Works until told to stop: a job of few agents, its run, and a look at it somewhere else.
 pub fn work(client: &Client, nth: u64, agents: &[String], stop: &AtomicBool, told: &Mutex<Told>, seed: u64) {
     let mut dice = Dice::new(seed ^ (nth << 32));
+    let mut jobs: Vec<String> = Vec::new();
     let mut count = 0;
-    let note = |change: &dyn Fn(&mut Told)| change(&mut told.lock().unwrap_or_else(PoisonError::into_inner));
     while !stop.load(Ordering::Relaxed) {
         count += 1;
-        let name = format!("job-{nth}-{count}");
-        let source = dice.below(agents.len());
-        let mut destinations = Vec::new();
-        for _ in 0..1 + dice.below(4) {
-            let to = dice.below(agents.len());
-            if to != source && !destinations.contains(&to) {
-                destinations.push(to);
+        let (path, body) = if jobs.len() < JOBS {
+            let Some(wish) = wish(&format!("job-{nth}-{count}"), agents, &mut dice) else { continue };
+            ("jobs".to_owned(), wish)
+        } else {
+            (format!("jobs/{}/start", jobs[dice.below(jobs.len())]), json!({}))
+        };
+        let (writes, reads) = (dice.below(client.apis.len()), dice.below(client.apis.len()));
+        let outcome = one(client, writes, reads, &path, &body);
+        let pause = Duration::from_millis(if matches!(outcome, Outcome::Started { .. }) { 50 } else { 150 });
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Outcome::Started { job, run, read } => {
+                if jobs.len() < JOBS {
+                    jobs.push(job.clone());
+                }
+                told.runs.push((job, run));
+                match read {
+                    Read::Seen => told.seen += 1,
+                    Read::Late => told.late += 1,
+                    Read::Unreached => told.unreached += 1,
+                    Read::Wrong(what) => told.wrong.push(what),
+                }
             }
+            // Its last run goes on.
+            Outcome::Busy => {}
+            Outcome::Unreached => told.unreached += 1,
+            Outcome::Unknown => told.unknown += 1,
+            Outcome::Wrong(what) => told.wrong.push(what),
         }
-        if destinations.is_empty() {
-            continue;
+        drop(told);
+        std::thread::sleep(pause);
+    }
+}
+
+/// A job of up to five agents that is started at once; none if the dice chose one agent alone.
+fn wish(name: &str, agents: &[String], dice: &mut Dice) -> Option<Value> {
+    let source = dice.below(agents.len());
+    let mut destinations = Vec::new();
+    for _ in 0..1 + dice.below(4) {
+        let to = dice.below(agents.len());
+        if to != source && !destinations.contains(&to) {
+            destinations.push(to);
         }
-        let place = |nth: usize, path: &str| json!({"party": agents[nth], "path": path});
-        let wish = json!({
+    }
+    let place = |nth: usize, path: &str| json!({"party": agents[nth], "path": path});
+    (!destinations.is_empty()).then(|| {
+        json!({
             "name": name,
             "kind": "distribution",
             "source": place(source, "/out"),
             "destinations": destinations.iter().map(|to| place(*to, "/in")).collect::<Vec<_>>(),
-        });
-        let (writes, reads) = (dice.below(client.apis.len()), dice.below(client.apis.len()));
-        match one(client, writes, reads, &wish) {
-            Ok(Outcome::Seen(job, run)) => note(&|told| {
-                told.runs.push((job.clone(), run.clone()));
-                told.seen += 1;
-            }),
-            Ok(Outcome::Late(job, run)) => note(&|told| {
-                told.runs.push((job.clone(), run.clone()));
-                told.late += 1;
-            }),
-            Ok(Outcome::Wrong(what)) => note(&|told| told.wrong.push(what.clone())),
-            Ok(Outcome::Unknown) | Err(_) => {
-                note(&|told| told.unknown += 1);
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
+        })
+    })
 }
 
 enum Outcome {
-    Seen(String, String),
-    Late(String, String),
+    Started { job: String, run: String, read: Read },
+    Busy,
+    Unreached,
     Unknown,
     Wrong(String),
 }
 
-fn one(client: &Client, writes: usize, reads: usize, wish: &Value) -> Result<Outcome> {
-    let (status, position, started) = client.post(writes, "jobs", wish)?;
-    if status == 503 {
-        return Ok(Outcome::Unknown);
-    }
-    let (201, Some(job), Some(run)) = (status, started["job"].as_str(), started["run"].as_str()) else {
-        return Ok(Outcome::Wrong(format!("a job: {status} {started}")));
+enum Read {
+    Seen,
+    Late,
+    Unreached,
+    Wrong(String),
+}
+
+fn one(client: &Client, writes: usize, reads: usize, path: &str, body: &Value) -> Outcome {
+    let (status, position, started) = match client.post(writes, path, body) {
+        Ok(answer) => answer,
+        Err(error) if never_left(&error) => return Outcome::Unreached,
+        Err(_) => return Outcome::Unknown,
     };
-    let (job, run) = (job.to_owned(), run.to_owned());
-    Ok(match client.get(reads, &format!("runs/{run}"), position) {
-        Ok((200, shown, _)) if shown >= position => Outcome::Seen(job, run),
-        Ok((503, ..)) | Err(_) => Outcome::Late(job, run),
-        Ok((status, shown, answer)) => Outcome::Wrong(format!(
+    let (job, run) = match (status, started["job"].as_str(), started["run"].as_str()) {
+        (201, Some(job), Some(run)) => (job.to_owned(), run.to_owned()),
+        (503, ..) => return Outcome::Unknown,
+        (409, ..) if started["error"]["code"] == "conflict" => return Outcome::Busy,
+        _ => return Outcome::Wrong(format!("{path}: {status} {started}")),
+    };
+    let read = match client.get(reads, &format!("runs/{run}"), position) {
+        Ok((200, shown, _)) if shown >= position => Read::Seen,
+        Ok((503, ..)) => Read::Late,
+        Err(error) if never_left(&error) => Read::Unreached,
+        Err(_) => Read::Late,
+        Ok((status, shown, answer)) => Read::Wrong(format!(
             "replica {writes} started run {run} at {position}, replica {reads} at {shown} says {status} {answer}"
         )),
-    })
+    };
+    Outcome::Started { job, run, read }
+}
+
+/// Whether the request cannot have reached anybody: there was no connection to send it on.
+fn never_left(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<ureq::Error>() {
+        Some(ureq::Error::ConnectionFailed | ureq::Error::Timeout(ureq::Timeout::Connect)) => true,
+        Some(ureq::Error::Io(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        _ => false,
+    }
 }
 
 /// Shared by the threads of clients.

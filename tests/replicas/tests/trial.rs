@@ -11,7 +11,7 @@ fn replicas_come_and_go_and_nothing_is_lost_or_done_twice() {
     }
     if !replicas::world::is_possible() {
         let required =
-            ["CI", "FLOTILLA_REQUIRE_NAMESPACES"].into_iter().find(|name| std::env::var_os(name).is_some());
+            ["CI", "FLOTILLA_REQUIRE_ALL"].into_iter().find(|name| std::env::var_os(name).is_some());
         assert!(required.is_none(), "network namespaces are needed: run as root, with ip and unshare");
         eprintln!("\n!!! SKIPPED: network namespaces cannot be had here (root, ip, unshare)\n");
         return;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
+pub(crate) mod program;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
@@ -113,28 +115,6 @@ impl FaultyLog {
 }
 
 impl EventLog for FaultyLog {
-    fn append<'a>(
-        &'a self,
-        stream: &'a StreamName,
-        expected_last: Option<Position>,
-        bytes: Vec<u8>,
-    ) -> BoxFuture<'a, Result<Position, AppendError>> {
-        let fault = self.faults.lock().expect("no panics").pop_front().unwrap_or(Fault::None);
-        Box::pin(async move {
-            let reason = || "as the test wants it".to_string();
-            match fault {
-                Fault::None => self.inner.append(stream, expected_last, bytes).await,
-                Fault::StoredUnknown => {
-                    self.inner.append(stream, expected_last, bytes).await?;
-                    Err(AppendError::Unknown { reason: reason() })
-                }
-                Fault::LostUnknown => Err(AppendError::Unknown { reason: reason() }),
-                Fault::NoSpace => Err(AppendError::NoSpace { reason: reason() }),
-                Fault::Conflict => Err(AppendError::Conflict { expected: expected_last, actual: None }),
-            }
-        })
-    }
-
     fn append_batch<'a>(
         &'a self,
         stream: &'a StreamName,
