@@ -2,11 +2,8 @@
 
 mod support;
 
-use std::path::Path;
-use std::time::{Duration, Instant};
-
 use serde_json::Value;
-use support::program::{FLOTILLA, Serve, error_of, run};
+use support::program::{Serve, error_of, run};
 
 #[test]
 fn started_operated_killed_and_started_again() {
