@@ -507,3 +507,34 @@ fn the_committed_document_is_the_one_that_is_served() {
         assert!(document["paths"][path].is_object(), "{path}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_present_is_not_shown_for_a_place_that_it_has_left() {
+    with_service(|running| async move {
+        let client = Client::of(&running);
+        let service = running.service.clone();
+        let busy = tokio::spawn(async move {
+            for n in 0..400_u32 {
+                let mut id = [0; 16];
+                id[..4].copy_from_slice(&n.to_be_bytes());
+                let (group, name) = (event_schema::GroupId(id), format!("group-{n}"));
+                let decide = move |state: &control_core::State, _| {
+                    let name = name.clone();
+                    control_core::group::decide(state, control_core::group::Command::Create { group, name })
+                };
+                service
+                    .decide(control::service::Origin::service("fleet".into()), decide)
+                    .await
+                    .expect("made");
+            }
+        });
+        let position = running.service.position();
+        while !busy.is_finished() {
+            let end = *position.borrow();
+            let groups = client.get(&format!("groups?at={end}&limit=1")).await;
+            assert_eq!(groups["as_of"], end);
+        }
+        busy.await.expect("no panic");
+    })
+    .await;
+}

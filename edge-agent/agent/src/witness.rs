@@ -146,13 +146,14 @@ impl Witness {
         let still = self.held.newest().is_none_or(|held| {
             SignedCheckpoint::open(held.note().as_bytes(), &self.origin, keys.log_keys()).is_ok()
         });
+        // First on disk: what is held must not be forgotten for a list that is not kept.
+        self.store("keys", note).map_err(|error| (short(format!("it cannot be stored: {error}")), false))?;
         if !still {
             tracing::warn!(
                 "the key that signed the checkpoint this agent held was taken back by the root key; it is forgotten"
             );
             self.held = Held::default();
         }
-        self.store("keys", note).map_err(|error| (short(format!("it cannot be stored: {error}")), false))?;
         self.keys = Some(keys);
         Ok(())
     }
@@ -284,6 +285,21 @@ mod tests {
 
     fn size(witness: &Witness) -> Option<u64> {
         witness.held.newest().map(|held| held.head().size)
+    }
+
+    #[test]
+    fn what_is_held_is_not_forgotten_for_a_list_that_cannot_be_kept() {
+        let data = tempfile::tempdir().expect("a folder");
+        let service = Service::new("a", 5);
+        let mut witness = Witness::open(data.path(), &service.root_key());
+        assert_eq!(witness.consider(&service.sent(0)).answer.refused, None);
+        // A folder stands where the list would go.
+        let keys = data.path().join("witness").join("keys");
+        fs::remove_file(&keys).expect("there");
+        fs::create_dir_all(keys.join("full")).expect("made");
+        let rotated = Service { log: SigningKey::from_bytes(&[9; 32]), ..Service::new("b", 3) };
+        assert!(witness.consider(&rotated.sent(0)).answer.refused.is_some());
+        assert_eq!(size(&witness), Some(5));
     }
 
     #[test]

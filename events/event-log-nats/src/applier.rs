@@ -23,6 +23,8 @@ pub(crate) struct Applier {
     applied: u64,
     /// Whether a message of format 2 has been applied: none of format 1 may follow.
     framed: bool,
+    /// The checksum of the last message that is in the copy.
+    last: Option<String>,
     /// Checked, and not yet in the copy.
     waiting: Waiting,
     /// The frame whose fate is not known, and where it turned up.
@@ -37,14 +39,27 @@ struct Waiting {
     bytes: usize,
     messages: u64,
     framed: bool,
+    last: Option<String>,
     found: Option<Position>,
 }
 
 impl Applier {
-    /// One for a copy that holds everything up to the message `applied`.
-    pub(crate) fn new(copy: Arc<FileLog>, prefix: &str, applied: u64, framed: bool) -> Applier {
+    /// One for a copy that holds nothing.
+    pub(crate) fn new(copy: Arc<FileLog>, prefix: &str) -> Applier {
         let (waiting, prefix) = (Waiting::default(), prefix.to_owned());
-        Applier { copy, prefix, applied, framed, waiting, awaited: None, found: None }
+        Applier { copy, prefix, applied: 0, framed: false, last: None, waiting, awaited: None, found: None }
+    }
+
+    /// One for a copy that holds everything up to the message `applied`, which is of this format and checksum.
+    pub(crate) fn behind(
+        copy: Arc<FileLog>,
+        prefix: &str,
+        applied: u64,
+        format: Format,
+        crc: String,
+    ) -> Applier {
+        let new = Applier::new(copy, prefix);
+        Applier { applied, framed: format == Format::Two, last: Some(crc), ..new }
     }
 
     pub(crate) fn copy(&self) -> &Arc<FileLog> {
@@ -64,6 +79,11 @@ impl Applier {
     /// The position of the record to be taken next.
     pub(crate) fn next_position(&self) -> Position {
         Position(self.copy.last_stored().0 + self.waiting.records.len() as u64 + 1)
+    }
+
+    /// The checksum of the message before the one to be taken next, if there is one.
+    pub(crate) fn last(&self) -> Option<&str> {
+        self.waiting.last.as_deref().or(self.last.as_deref())
     }
 
     /// Whether enough waits to be worth a write.
@@ -104,11 +124,20 @@ impl Applier {
                 frame.first
             ));
         }
+        if let (Some(previous), Some(last)) = (&frame.previous, self.last())
+            && previous != last
+        {
+            return Err(format!(
+                "its writer had read another message before it, with the checksum {previous} instead of {last}: the \
+                 servers have lost what they had confirmed, and went on without it"
+            ));
+        }
         if self.awaited.is_some() && frame.commit == self.awaited {
             self.waiting.found = Some(frame.first);
         }
         self.waiting.messages += 1;
         self.waiting.framed |= format == Format::Two;
+        self.waiting.last = Some(frame.crc);
         for (stream, bytes) in frame.records {
             self.waiting.bytes += stream.as_str().len() + bytes.len();
             self.waiting.records.push((stream, bytes));
@@ -117,8 +146,14 @@ impl Applier {
     }
 
     /// Takes the frame that was just acknowledged with the next sequence, and makes it readable.
-    pub(crate) async fn keep_own(&mut self, first: Position, records: Vec<Record>) -> Result<(), ReadError> {
-        self.take_frame(Frame { first, records, commit: None }, Format::Two).map_err(unavailable)?;
+    pub(crate) async fn keep_own(
+        &mut self,
+        first: Position,
+        records: Vec<Record>,
+        crc: String,
+    ) -> Result<(), ReadError> {
+        let frame = Frame { first, records, commit: None, crc, previous: None };
+        self.take_frame(frame, Format::Two).map_err(unavailable)?;
         self.flush().await
     }
 
@@ -135,6 +170,7 @@ impl Applier {
         })?;
         self.applied += waiting.messages;
         self.framed |= waiting.framed;
+        self.last = waiting.last;
         if waiting.found.is_some() {
             self.found = waiting.found;
         }

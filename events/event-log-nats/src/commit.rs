@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::applier::Applier;
 use crate::connection::rest;
-use crate::frame::{CommitId, Payload};
+use crate::frame::{CRC, CommitId, Payload};
 use crate::limits::{LONGEST_PAUSE, QUEUE_APPENDS, TIMEOUTS_BEFORE_RECONNECT};
 use crate::queue::Pending;
 use crate::servers::{Refusal, Tried};
@@ -182,7 +182,7 @@ impl Committer {
             }
         };
         let (first, after) = (shared.copy.last_stored().next(), applier.applied());
-        let headers = payload.headers(&shared.servers.options.stream, first, after, &commit);
+        let headers = payload.headers(&shared.servers.options.stream, first, after, applier.last(), &commit);
         let payload = Bytes::from(payload.into_bytes());
         applier.await_commit(&commit);
         Ok(Some(Sending { commit, first, after, headers, payload, appends, in_doubt: false }))
@@ -200,7 +200,8 @@ impl Committer {
                     let stream = &append.stream;
                     append.records.iter_mut().map(|bytes| (stream.clone(), std::mem::take(bytes)))
                 });
-                let kept = applier.keep_own(sending.first, records.collect()).await;
+                let crc = sending.headers.get(CRC).map(|crc| crc.as_str().to_owned()).unwrap_or_default();
+                let kept = applier.keep_own(sending.first, records.collect(), crc).await;
                 if let Err(error) = kept {
                     // The servers have it; the copy gets it from there as soon as it can be written.
                     tracing::error!(%error, first = %sending.first, "a frame was stored, the local copy lacks it");

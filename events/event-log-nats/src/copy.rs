@@ -118,7 +118,7 @@ pub(crate) async fn join(
     let (end, prefix) = (copy.last_stored(), &servers.options.subject_prefix);
     let copy = Arc::new(copy);
     if end == Position::ZERO {
-        return Ok(Applier::new(copy, prefix, 0, false));
+        return Ok(Applier::new(copy, prefix));
     }
     let shorter = |at_servers: Position| NatsOpenError::Shorter {
         stream: servers.options.stream.clone(),
@@ -146,14 +146,14 @@ pub(crate) async fn join(
             sequence,
         });
     }
-    let torn = frame.last().0.saturating_sub(end.0);
+    let (torn, crc) = (frame.last().0.saturating_sub(end.0), frame.crc);
     if torn > 0 {
         tracing::debug!(torn, "the local copy ended within a frame");
         let rest = frame.records.into_iter().skip(held.len()).collect();
         let completed = copy.append_all(rest).await;
         completed.map_err(|error| passing(servers, &unavailable(error.to_string())))?;
     }
-    Ok(Applier::new(copy, prefix, sequence, format == Format::Two))
+    Ok(Applier::behind(copy, prefix, sequence, format, crc))
 }
 
 /// The first position at which a frame and what the copy holds of it differ.

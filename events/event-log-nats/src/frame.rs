@@ -15,6 +15,7 @@ pub(crate) const CRC: &str = "Flotilla-Crc";
 const FIRST: &str = "Flotilla-First";
 const COUNT: &str = "Flotilla-Count";
 const COMMIT: &str = "Flotilla-Commit";
+const PREVIOUS: &str = "Flotilla-Prev";
 const EXPECTED_LAST: &str = "Nats-Expected-Last-Sequence";
 const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 
@@ -46,6 +47,10 @@ pub(crate) struct Frame {
     pub(crate) records: Vec<Record>,
     /// Of format 2, if it is there; it tells a writer its own frame and means nothing to anybody else.
     pub(crate) commit: Option<CommitId>,
+    /// Its checksum.
+    pub(crate) crc: String,
+    /// The checksum of the message that its writer had read before it; releases before this header did not say.
+    pub(crate) previous: Option<String>,
 }
 
 impl Frame {
@@ -110,12 +115,14 @@ impl Payload {
         self.count == 0
     }
 
-    /// The headers of this payload as a frame that begins with `first` and follows the message `after`.
+    /// The headers of this payload as a frame that begins with `first` and follows the message `after`, which has the
+    /// checksum `previous`.
     pub(crate) fn headers(
         &self,
         server_stream: &str,
         first: Position,
         after: u64,
+        previous: Option<&str>,
         commit: &CommitId,
     ) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -124,6 +131,9 @@ impl Payload {
         headers.insert(COUNT, self.count.to_string());
         headers.insert(CRC, checksum(first.0, self.count as u64, &self.bytes));
         headers.insert(COMMIT, commit.0.as_str());
+        if let Some(previous) = previous {
+            headers.insert(PREVIOUS, previous);
+        }
         headers.insert(EXPECTED_LAST, after.to_string());
         headers.insert(EXPECTED_STREAM, server_stream);
         headers
@@ -180,7 +190,8 @@ pub(crate) fn decode(headers: &HeaderMap, payload: &[u8]) -> Result<Frame, Strin
         return Err(format!("{} bytes follow its {count} records", rest.len()));
     }
     let commit = headers.get(COMMIT).map(|value| CommitId(value.as_str().to_owned()));
-    Ok(Frame { first: Position(first), records, commit })
+    let previous = headers.get(PREVIOUS).map(|value| value.as_str().to_owned());
+    Ok(Frame { first: Position(first), records, commit, crc: actual, previous })
 }
 
 /// A header's number, 1 or more, in digits without leading zeros.
@@ -210,7 +221,7 @@ mod tests {
             payload.push(stream, bytes);
         }
         let commit = CommitId::random().unwrap();
-        let headers = payload.headers("EVENTS", Position(first), 9, &commit);
+        let headers = payload.headers("EVENTS", Position(first), 9, Some("0a1b2c3d"), &commit);
         (headers, payload.into_bytes())
     }
 
@@ -238,6 +249,8 @@ mod tests {
             prop_assert_eq!(frame.last(), Position(first + records.len() as u64 - 1));
             prop_assert_eq!(&frame.records, &records);
             prop_assert!(frame.commit.is_some());
+            prop_assert_eq!(frame.previous.as_deref(), Some("0a1b2c3d"));
+            prop_assert_eq!(frame.crc.as_str(), headers.get(CRC).unwrap().as_str());
 
             let at = place.index(payload.len());
             let mut flipped = payload.clone();

@@ -71,7 +71,7 @@ impl Stored<'_> {
             return Err(format!("its checksum is {actual}, not {expected} as when it was written"));
         }
         let records = vec![(stream, self.payload.to_vec())];
-        Ok(Frame { first: Position(self.sequence), records, commit: None })
+        Ok(Frame { first: Position(self.sequence), records, commit: None, crc: actual, previous: None })
     }
 
     fn header(&self, name: &str) -> Option<&str> {
@@ -137,7 +137,8 @@ mod tests {
         let read = |subject: &str, headers: Option<&HeaderMap>, payload: &[u8]| {
             Stored { sequence: 8, subject, headers, payload }.frame("p")
         };
-        let frame = Frame { first: Position(8), records: vec![(stream, b"bytes".to_vec())], commit: None };
+        let records = vec![(stream, b"bytes".to_vec())];
+        let frame = Frame { first: Position(8), records, commit: None, crc: crc.clone(), previous: None };
         assert_eq!(read("p.run/1=2ea", Some(&good), b"bytes"), Ok(frame));
 
         let rows = [

@@ -101,6 +101,7 @@ async fn frames_that_are_none_are_named_and_stop_everything_behind_them() {
         ("name", frame_headers(2, 2, &foreign), &foreign, "not allowed in a stream name"),
         ("version", with(&|headers| headers.insert("Flotilla-Log", "3")), &good, "format version is \"3\""),
         ("older", with(&|headers| headers.insert("Flotilla-Log", "1")), &good, "older release"),
+        ("forked", with(&|headers| headers.insert("Flotilla-Prev", "00000000")), &good, "went on without it"),
         ("first", without("Flotilla-First"), &good, "no header Flotilla-First"),
         ("count", without("Flotilla-Count"), &good, "no header Flotilla-Count"),
         ("unchecked", without("Flotilla-Crc"), &good, "no header Flotilla-Crc"),

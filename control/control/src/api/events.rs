@@ -112,6 +112,7 @@ pub(super) async fn check(State(api): State<Api>) -> Result<Json<LogCheckView>, 
                 records: scrub.records,
                 differences: scrub.differences.iter().map(ToString::to_string).collect(),
                 more: scrub.more,
+                unseen: scrub.unseen,
             })
         }
     };

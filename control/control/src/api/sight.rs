@@ -61,15 +61,20 @@ impl Api {
     pub(super) async fn sight(&self, at: Option<&String>) -> Result<Sight<'_>, ApiError> {
         let Some(text) = at else { return Ok(Sight::Present(self.service.views())) };
         let at: At = text.parse().map_err(|error| ApiError::invalid(format!("at: {error}")))?;
-        match self.service.past(at).await? {
-            None => Ok(Sight::Present(self.service.views())),
-            Some(views) => {
-                let at = match at {
-                    At::Time(time) => time,
-                    At::Position(_) => views.time(),
-                };
-                Ok(Sight::Past { views, at, nothing: Telemetry::default() })
-            }
+        loop {
+            let Some(views) = self.service.past(at).await? else {
+                let views = self.service.views();
+                // What was the present may have become past meanwhile.
+                if at.is_before(views.position(), views.time()) {
+                    continue;
+                }
+                return Ok(Sight::Present(views));
+            };
+            let at = match at {
+                At::Time(time) => time,
+                At::Position(_) => views.time(),
+            };
+            return Ok(Sight::Past { views, at, nothing: Telemetry::default() });
         }
     }
 }

@@ -189,6 +189,8 @@ shapes! {
         differences: Vec<String>,
         /// Differences beyond those.
         more: u64,
+        /// Servers that were away or did not answer: nothing is said of them.
+        unseen: Vec<String>,
     }
     /// A page of agents.
     AgentsView {

@@ -372,6 +372,7 @@ fn copy(json: bool, from: &str, to: &str, replicas: usize) -> Done {
 fn check(client: &Client, json: bool) -> Done {
     let check: LogCheckView = client.get("log/check")?;
     let differences = check.servers.as_ref().map_or(0, |found| found.differences.len() as u64 + found.more);
+    let all_seen = check.servers.as_ref().is_none_or(|found| found.unseen.is_empty());
     let word = if check.equal { "equals" } else { "DIFFERS FROM" };
     if json {
         output::say_json(&check)?;
@@ -391,9 +392,12 @@ fn check(client: &Client, json: bool) -> Done {
             for difference in &servers.differences {
                 output::say(&format!("  {difference}"))?;
             }
+            for server in &servers.unseen {
+                output::say(&format!("  NOT COMPARED: {server}, which is away or did not answer"))?;
+            }
         }
     }
-    if check.equal && differences == 0 { Ok(()) } else { Err(Failure::Quiet) }
+    if check.equal && differences == 0 && all_seen { Ok(()) } else { Err(Failure::Quiet) }
 }
 
 pub(super) fn status(client: &Client, json: bool) -> Done {

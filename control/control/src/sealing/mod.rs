@@ -9,6 +9,8 @@
 //! checkpoint on disk has to be a beginning of the log before anything is signed, and nothing is signed that is not
 //! longer than every checkpoint a witness has shown.
 
+#[cfg(test)]
+mod tests;
 mod tree;
 mod witnesses;
 
@@ -18,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_proto::link::{CheckpointSent, Holds};
-use control_core::projection::StandingView;
+use control_core::projection::{StandingView, Views};
 use event_audit::ledger::{Ledger, LedgerError};
 use event_audit::{Head, SignedCheckpoint};
 use event_schema::{AgentId, AuditConflict, Timestamp};
@@ -101,7 +103,7 @@ struct Shared {
     newest: watch::Sender<Option<Arc<SignedCheckpoint>>>,
     signed_at: Mutex<Option<Timestamp>>,
     progress: Mutex<Progress>,
-    /// No head of this size or less is signed; and until when none at all.
+    /// No head of this size or less is signed, nor of what conflicts on the log name; and until when none at all.
     held_back: watch::Sender<HeldBack>,
     board: Board,
     proofs: Mutex<(u64, BTreeMap<u64, Arc<str>>)>,
@@ -136,6 +138,11 @@ fn members(service: &Service) -> usize {
     views.fleet.agents.values().filter(|agent| agent.standing == StandingView::Approved).count()
 }
 
+/// The most that was held of another history, as far as that is on the log, whichever service recorded it.
+pub(crate) fn floor_of(views: &Views) -> u64 {
+    views.conflicts.conflicts.iter().map(|conflict| conflict.held.0).max().unwrap_or_default()
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -151,8 +158,6 @@ impl Sealing {
     ) -> (Self, JoinHandle<()>) {
         let (wishes, wished) = mpsc::channel(WISHES_MAX);
         let until = (members(&service) > 0).then(|| Instant::now() + FIRST_SEAL_AFTER);
-        // What witnesses held that were found to hold another history before.
-        let floor = service.views().conflicts.conflicts.iter().map(|conflict| conflict.held.0).max();
         let origin = keys.list().origin().to_owned();
         let shared = Arc::new(Shared {
             tree: Tree::new(Arc::clone(service.log()), Arc::new(keys), dir),
@@ -162,7 +167,7 @@ impl Sealing {
             newest: watch::Sender::new(None),
             signed_at: Mutex::default(),
             progress: Mutex::new(Progress::Waiting("the log is being compared with what was signed".into())),
-            held_back: watch::Sender::new(HeldBack { floor: floor.unwrap_or_default(), until }),
+            held_back: watch::Sender::new(HeldBack { floor: 0, until }),
             board: Board::default(),
             proofs: Mutex::default(),
             folded: Mutex::default(),
@@ -238,27 +243,31 @@ impl Sealing {
             if let Some(newest) = tree.newest().await {
                 self.0.newest.send_replace(Some(Arc::new(newest)));
             }
-            for (agent, note) in self.0.board.uncompared() {
-                let holds = Holds { checkpoint: Some(note), refused: None };
-                self.hear(service, agent, &holds).await;
-            }
+            self.hear_again(service, u64::MAX).await;
         }
-        match self.feed_and_sign(service.metrics()).await {
-            Ok(newest) => Ok(newest),
+        let floor = floor_of(&service.views());
+        match self.feed_and_sign(service.metrics(), floor).await {
+            Ok(newest) => {
+                // What this copy of the log was too short for may be there now.
+                self.hear_again(service, newest.head().size).await;
+                Ok(newest)
+            }
             Err(Delay::Held(why)) => Err(Progress::Waiting(why)),
             Err(Delay::Tree(error)) => Err(self.failed(service, error).await),
         }
     }
 
-    /// Signs what is durable, if that may be.
-    async fn feed_and_sign(&self, metrics: &Metrics) -> Result<Arc<SignedCheckpoint>, Delay> {
+    /// Signs what is durable, if that may be. `floor` is what conflicts on the log forbid ([`floor_of`]).
+    async fn feed_and_sign(&self, metrics: &Metrics, floor: u64) -> Result<Arc<SignedCheckpoint>, Delay> {
         let end = *self.0.position.borrow();
-        let size = self.0.tree.feed(end).await?;
+        let fed = self.0.tree.feed(end).await?;
+        let size = fed.size;
         let newest = self.0.newest.borrow().clone();
         if let Some(newest) = newest.filter(|newest| newest.head().size == size) {
             return Ok(newest);
         }
-        let HeldBack { floor, until } = *self.0.held_back.borrow();
+        let HeldBack { floor: heard, until } = *self.0.held_back.borrow();
+        let floor = floor.max(heard);
         if size <= floor {
             return Err(Delay::Held(format!(
                 "a witness holds a checkpoint over {floor} entries of another history; this log has {size}, and no \
@@ -271,7 +280,7 @@ impl Sealing {
             ));
         }
         self.0.held_back.send_if_modified(|held| held.until.take().is_some());
-        let signed = Arc::new(self.0.tree.sign().await?);
+        let signed = Arc::new(self.0.tree.sign(fed).await?);
         tracing::debug!(head = %signed.head(), "history sealed");
         metrics.checkpoints.add(1);
         *locked(&self.0.signed_at) = Some(now());
@@ -280,9 +289,10 @@ impl Sealing {
     }
 
     /// The last checkpoint, when nothing more is decided and the log is not closed yet; unless it is not allowed now.
-    pub(crate) async fn finish(&self, metrics: &Metrics) {
+    pub(crate) async fn finish(&self, metrics: &Metrics, floor: u64) {
         if self.0.tree.is_open().await
-            && let Ok(Err(Delay::Tree(error))) = timeout(FINISH_WITHIN, self.feed_and_sign(metrics)).await
+            && let Ok(Err(Delay::Tree(error))) =
+                timeout(FINISH_WITHIN, self.feed_and_sign(metrics, floor)).await
         {
             tracing::warn!(%error, "the last records are sealed after the next start");
         }
@@ -306,6 +316,7 @@ impl Sealing {
                 Ok(found) => (signed, found),
                 Err(error) => return Progress::Waiting(error.to_string()),
             },
+            TreeError::Remade => return Progress::Waiting(why),
             _ => {
                 self.0.tree.close().await;
                 return Progress::Waiting(why);
@@ -320,10 +331,8 @@ impl Sealing {
 
     /// Size and root of the log as it is, without the tree.
     async fn whole_log(&self) -> Result<Head, TreeError> {
-        {
-            let end = *self.0.position.borrow();
-            self.0.tree.fold(end).await
-        }
+        let end = *self.0.position.borrow();
+        self.0.tree.fold(end).await
     }
 
     /// Whether the first wait after the start is over.
@@ -347,11 +356,22 @@ impl Sealing {
             log_size: log.size,
             log_root: log.root.0,
         };
+        let position = self.0.position.clone();
         let decided = service.decide(Origin::service("fleet".into()), move |state, _| {
-            control_core::audit::conflict(state, &conflict)
+            // A log that was too short when it was compared, and has what is missing by now: to be compared again.
+            let outgrown = conflict.log_size < conflict.held_size && *position.borrow() >= conflict.held_size;
+            if outgrown { Ok(vec![]) } else { control_core::audit::conflict(state, &conflict) }
         });
         if let Err(error) = decided.await {
             tracing::error!(%error, "the conflict of histories could not be recorded");
+        }
+    }
+
+    /// Compares anew what could not be compared of checkpoints up to this size.
+    async fn hear_again(&self, service: &Service, size: u64) {
+        for (agent, note) in self.0.board.uncompared(size) {
+            let holds = Holds { checkpoint: Some(note), refused: None };
+            self.hear(service, agent, &holds).await;
         }
     }
 
@@ -370,46 +390,47 @@ impl Sealing {
             self.hear_enough(service, false);
             return Heard::default();
         };
-        let known = self.0.board.known(agent, note);
-        let keys = self.0.tree.keys.list().log_keys();
-        let head = match known.as_ref().map(|(head, _)| *head) {
-            Some(head) => head,
-            None => match SignedCheckpoint::open(note.as_bytes(), &self.0.origin, keys) {
-                Ok(checkpoint) => *checkpoint.head(),
-                Err(error) => {
-                    tracing::warn!(%agent, %error, "an agent holds a checkpoint that none of the log's keys has signed");
-                    put(None, Standing::Unverified(error.to_string()));
-                    return Heard::default();
-                }
-            },
+        let (head, mut standing) = match self.0.board.known(agent, note) {
+            Some(known) => known,
+            None => {
+                let keys = self.0.tree.keys.list().log_keys();
+                let head = match SignedCheckpoint::open(note.as_bytes(), &self.0.origin, keys) {
+                    Ok(checkpoint) => *checkpoint.head(),
+                    Err(error) => {
+                        tracing::warn!(%agent, %error, "an agent holds a checkpoint that none of the log's keys has signed");
+                        put(None, Standing::Unverified(error.to_string()));
+                        return Heard::default();
+                    }
+                };
+                (head, self.standing_of(head).await)
+            }
         };
-        let standing = match known {
-            // A log that was too short for what is held may have been a copy that was behind.
-            Some((_, standing @ (Standing::Agrees | Standing::Conflict(_)))) => standing,
-            _ => match timeout(COMPARE_WITHIN, self.compare(head)).await {
-                Ok(Ok(found)) if found == head => Standing::Agrees,
-                Ok(Ok(found)) => Standing::Conflict(found),
-                Ok(Err(error)) => Standing::Uncompared(error.to_string()),
-                Err(_) => Standing::Uncompared("the audit tree is not up to date yet".into()),
-            },
-        };
+        if let Standing::Conflict(found) = standing {
+            self.record(service, Some(agent), head, note.clone(), found).await;
+            if found.size < head.size && *self.0.position.borrow() >= head.size {
+                standing = self.standing_of(head).await;
+            }
+        }
         put(Some(head), standing.clone());
-        let has_seen_all = standing == Standing::Agrees && head.size >= self.sealed();
-        match standing {
-            Standing::Conflict(found) => {
-                self.0.held_back.send_if_modified(|held| {
-                    let higher = held.floor < head.size;
-                    held.floor = held.floor.max(head.size);
-                    higher
-                });
-                self.record(service, Some(agent), head, note.clone(), found).await;
-                self.hear_enough(service, false);
-                Heard { size: head.size, conflicts: true }
-            }
-            _ => {
-                self.hear_enough(service, has_seen_all);
-                Heard { size: head.size, conflicts: false }
-            }
+        let conflicts = matches!(standing, Standing::Conflict(_));
+        if conflicts {
+            self.0.held_back.send_if_modified(|held| {
+                let higher = held.floor < head.size;
+                held.floor = held.floor.max(head.size);
+                higher
+            });
+        }
+        self.hear_enough(service, standing == Standing::Agrees && head.size >= self.sealed());
+        Heard { size: head.size, conflicts }
+    }
+
+    /// What the log says of a head that a witness holds.
+    async fn standing_of(&self, held: Head) -> Standing {
+        match timeout(COMPARE_WITHIN, self.compare(held)).await {
+            Ok(Ok(found)) if found == held => Standing::Agrees,
+            Ok(Ok(found)) => Standing::Conflict(found),
+            Ok(Err(error)) => Standing::Uncompared(error.to_string()),
+            Err(_) => Standing::Uncompared("the audit tree is not up to date yet".into()),
         }
     }
 
@@ -428,6 +449,11 @@ impl Sealing {
             // An error: the service ends; then what it has is what it has.
             let beyond = position.wait_for(|position| *position >= held.size);
             let _ = timeout(COMPARE_WITHIN / 2, beyond).await;
+            let size = *position.borrow();
+            // Only the log itself can say that it is shorter than what is held, not a copy of it.
+            if size < held.size && self.0.tree.end_of_log().await? > size {
+                return Err(TreeError::Behind { size });
+            }
         }
         if matches!(self.progress(), Progress::Stopped(_)) {
             let size = held.size.min(*position.borrow());
@@ -444,9 +470,9 @@ impl Sealing {
         let mut again = true;
         loop {
             let end = *position.borrow();
-            let size = self.0.tree.feed(end).await?;
-            if size < held.size {
-                return self.0.tree.head().await;
+            let fed = self.0.tree.feed(end).await?;
+            if fed.size < held.size {
+                return Ok(fed);
             }
             match self.0.tree.head_at(held.size).await {
                 Err(TreeError::Ledger(LedgerError::Tile { .. })) if again => again = false,

@@ -27,6 +27,12 @@ pub(super) enum TreeError {
     /// The folder, or a log that is not the one sealed.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// This copy of the log ends before what is to be compared, and others may have more of it.
+    #[error("this replica's copy of the log ends at {size}: it may be behind")]
+    Behind { size: u64 },
+    /// A damaged tile makes it being fed anew.
+    #[error("the audit tree is being made anew from the log")]
+    Remade,
     /// It is not open (yet).
     #[error("the audit tree is not open yet")]
     Closed,
@@ -128,13 +134,14 @@ impl Tree {
         *self.slot().await = None;
     }
 
-    /// Takes in what the log has up to `end`; returns the size.
-    pub(super) async fn feed(&self, end: u64) -> Result<u64, TreeError> {
+    /// Takes in what the log has up to `end`; returns what the tree amounts to then.
+    pub(super) async fn feed(&self, end: u64) -> Result<Head, TreeError> {
         let mut slot = self.slot().await;
         loop {
-            let size = slot.as_ref().ok_or(TreeError::Closed)?.size();
+            let ledger = slot.as_ref().ok_or(TreeError::Closed)?;
+            let size = ledger.size();
             if size >= end {
-                return Ok(size);
+                return Ok(ledger.head());
             }
             let page = self.page(Position(size + 1), end).await?;
             let (back, fed) = blocking(slot, move |slot| {
@@ -145,6 +152,11 @@ impl Tree {
             slot = back;
             fed?;
         }
+    }
+
+    /// Where the log ends, as its servers know it.
+    pub(super) async fn end_of_log(&self) -> Result<u64, TreeError> {
+        Ok(self.log.last_position().await?.0)
     }
 
     /// The records from `first` on, at most to `end`; at least one.
@@ -162,20 +174,21 @@ impl Tree {
         Ok(page)
     }
 
-    /// Size and root as far as the tree has been fed.
-    pub(super) async fn head(&self) -> Result<Head, TreeError> {
-        Ok(self.slot().await.as_ref().ok_or(TreeError::Closed)?.head())
-    }
-
     /// The newest checkpoint.
     pub(super) async fn newest(&self) -> Option<SignedCheckpoint> {
         self.slot().await.as_ref().and_then(|ledger| ledger.newest().cloned())
     }
 
-    /// Signs what the tree amounts to.
-    pub(super) async fn sign(&self) -> Result<SignedCheckpoint, TreeError> {
+    /// Signs the head that feeding came to.
+    ///
+    /// # Errors
+    /// [`TreeError::Remade`] if the tree was begun anew since: its shortness says nothing about the log then.
+    pub(super) async fn sign(&self, fed: Head) -> Result<SignedCheckpoint, TreeError> {
         let keys = Arc::clone(&self.keys);
-        self.ask(move |ledger| ledger.checkpoint(keys.signer())).await
+        let signed = self.ask(move |ledger| {
+            if ledger.head() == fed { ledger.checkpoint(keys.signer()).map(Some) } else { Ok(None) }
+        });
+        signed.await?.ok_or(TreeError::Remade)
     }
 
     /// Size and root that the log had with `size` entries.

@@ -83,10 +83,13 @@ impl Board {
         self.lock().get(&agent).cloned()
     }
 
-    /// Those that wait for the tree to be open.
-    pub(super) fn uncompared(&self) -> Vec<(AgentId, String)> {
+    /// Those whose checkpoints, of this size at most, wait for the tree or for the log.
+    pub(super) fn uncompared(&self, size: u64) -> Vec<(AgentId, String)> {
         let board = self.lock();
-        let waiting = board.iter().filter(|(_, witness)| matches!(witness.standing, Standing::Uncompared(_)));
+        let waiting = board.iter().filter(|(_, witness)| {
+            matches!(witness.standing, Standing::Uncompared(_))
+                && witness.held.is_some_and(|held| held.size <= size)
+        });
         waiting.filter_map(|(agent, witness)| Some((*agent, witness.note.clone()?))).collect()
     }
 

@@ -19,6 +19,8 @@ use event_schema::{Actor, Command, DecodeError, Event, Record, RecordId, Report,
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::sealing::floor_of;
+
 use super::attest::Pace;
 use super::ids::Ids;
 use super::issue::Issuer;
@@ -360,7 +362,8 @@ impl Writer {
         self.snapshot_at_stop().await;
         // The last record is there, and the log can still be read.
         if let Some(sealing) = self.shared.sealing.get() {
-            sealing.finish(&self.shared.metrics).await;
+            let floor = floor_of(&self.shared.views());
+            sealing.finish(&self.shared.metrics, floor).await;
         }
         self.log.close().await;
     }
