@@ -124,14 +124,7 @@ impl Applier {
                 frame.first
             ));
         }
-        if let (Some(previous), Some(last)) = (&frame.previous, self.last())
-            && previous != last
-        {
-            return Err(format!(
-                "its writer had read another message before it, with the checksum {previous} instead of {last}: the \
-                 servers have lost what they had confirmed, and went on without it"
-            ));
-        }
+        frame.follows(self.last())?;
         if self.awaited.is_some() && frame.commit == self.awaited {
             self.waiting.found = Some(frame.first);
         }

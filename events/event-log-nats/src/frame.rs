@@ -54,6 +54,17 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    /// Whether its writer had read the message with the checksum `before` last, as far as both are known.
+    pub(crate) fn follows(&self, before: Option<&str>) -> Result<(), String> {
+        match (self.previous.as_deref(), before) {
+            (Some(previous), Some(before)) if previous != before => Err(format!(
+                "its writer had read another message before it, with the checksum {previous} instead of {before}: the \
+                 servers have lost what they had confirmed, and went on without it"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The position of the last record.
     pub(crate) fn last(&self) -> Position {
         Position(self.first.0 + self.records.len() as u64 - 1)

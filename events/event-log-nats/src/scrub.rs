@@ -76,6 +76,8 @@ struct Walk<'a> {
     sequence: u64,
     /// The position that it should begin with; `None` behind a message that could not be read.
     position: Option<Position>,
+    /// The checksum of the message before it, likewise.
+    last: Option<String>,
     /// Up to which position the copy held everything when the walk began.
     end: Position,
 }
@@ -90,8 +92,8 @@ pub(crate) async fn scrub(shared: &Arc<Shared>) -> Result<Scrub, ReadError> {
     }
     let end = shared.copy.last_stored();
     let last = shared.servers.last_sequence().await?;
-    let mut walk =
-        Walk { shared, server: None, found: Scrub::default(), sequence: 1, position: Some(Position(1)), end };
+    let (found, position) = (Scrub::default(), Some(Position(1)));
+    let mut walk = Walk { shared, server: None, found, sequence: 1, position, last: None, end };
     while walk.sequence <= last {
         shared.check_open()?;
         walk.consume(last).await?;
@@ -108,6 +110,7 @@ pub(crate) async fn scrub(shared: &Arc<Shared>) -> Result<Scrub, ReadError> {
     if members.reachable.len() > 1 {
         for server in members.reachable {
             (walk.sequence, walk.position, walk.server) = (1, Some(Position(1)), Some(server.clone()));
+            walk.last = None;
             if !walk.server(&server, last).await? {
                 walk.found.unseen.push(server);
             }
@@ -158,6 +161,7 @@ impl Walk<'_> {
         let behind = self.found.differences.last().filter(|last| last.server == self.server);
         let behind = behind.map_or(Position(1), |last| last.position);
         let position = self.position.take().unwrap_or(behind);
+        self.last = None;
         self.found.add(position, self.sequence, &self.server, what);
         self.sequence = next;
     }
@@ -222,6 +226,7 @@ impl Walk<'_> {
                     None => (self.found.differences.last().map_or(Position(1), |last| last.position), what),
                 };
                 self.found.add(position, self.sequence, &None, what);
+                self.last = None;
                 self.found.messages += 1;
                 self.sequence += 1;
                 Ok(())
@@ -235,6 +240,9 @@ impl Walk<'_> {
         if let Some(next) = self.position.filter(|next| *next != frame.first) {
             let what = format!("the message begins at position {}, not here", frame.first);
             self.found.add(next, sequence, &self.server, what);
+        }
+        if let Err(what) = frame.follows(self.last.as_deref()) {
+            self.found.add(frame.first, sequence, &self.server, what);
         }
         let mut held = Vec::new();
         if frame.first <= self.end {
@@ -265,6 +273,7 @@ impl Walk<'_> {
             self.found.records += frame.records.len() as u64;
         }
         self.position = Some(frame.last().next());
+        self.last = Some(frame.crc);
         self.sequence += 1;
         Ok(())
     }

@@ -40,6 +40,9 @@ pub trait EventLog: Send + Sync + 'static {
     /// or none. The stream's last record has to be `expected_last`, as for [`EventLog::append`]; returns the position
     /// of the first one.
     ///
+    /// If the embedded log's process is killed before it answers, the first records of the commit may be there without
+    /// the others; nobody was told of any. So each record of a commit has to be right without those behind it.
+    ///
     /// What follows from a record that is on its way must go through here: a second append that names the first one's
     /// position would also succeed behind somebody else's record at that position.
     ///
