@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use event_schema::{AgentOffline, Event, LeaseTaken, ReplicaId, ReplicaStarted, ReplicaStopped};
+use event_schema::{AgentOffline, Event, LeaseTaken, ReplicaId, ReplicaStarted, ReplicaStopped, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{OFFLINE_AT_ONCE, REPLICAS_MAX};
@@ -96,8 +96,14 @@ impl State {
 }
 
 /// A replica's new life, and the events that it begins with. A life that was not ended before ends here.
-pub fn started(state: &State, replica: ReplicaId, version: &str) -> (Vec<Event>, Session) {
-    let epoch = state.replicas.get(&replica).map_or(0, |known| known.epoch) + 1;
+pub fn started(state: &State, replica: ReplicaId, version: &str, now: Timestamp) -> (Vec<Event>, Session) {
+    let epoch = match state.replicas.get(&replica) {
+        Some(known) => known.epoch + 1,
+        None if state.replicas.len() < REPLICAS_MAX => 1,
+        // It may be one that was forgotten: none of the lives that it has had must go on in this one, and no lease of
+        // theirs. No replica has had as many as there are milliseconds since 1970.
+        None => now.0.max(1),
+    };
     let event = ReplicaStarted { replica, epoch, version: text::one_line(version) };
     (vec![event.into()], Session { replica, epoch })
 }
@@ -172,7 +178,7 @@ mod tests {
     }
 
     fn start(state: &mut State, replica: ReplicaId) -> Session {
-        let (events, session) = started(state, replica, "1");
+        let (events, session) = started(state, replica, "1", Timestamp(1_800_000_000_000));
         fold(state, events);
         session
     }
@@ -273,6 +279,13 @@ mod tests {
             }
         }
         assert!(state.replicas.len() <= REPLICAS_MAX);
+        // One that was forgotten does not live its first life again, nor have the lease it had then.
+        let forgotten = Session { replica: ReplicaId([0; 16]), epoch: 1 };
+        assert!(!state.replicas.contains_key(&forgotten.replica));
+        state.lease = Some(Lease { holder: forgotten, term: 1 });
+        let again = start(&mut state, forgotten.replica);
+        assert!(state.is_live(again) && !state.is_live(forgotten) && state.lease().is_none());
+        decide(&mut state, |s| stopped(s, again, "done"));
         assert_eq!(state.live_replicas().count(), 1);
     }
 }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::gateway::Fleet;
-use control::service::{Bus, Keeper, Options, Ousted, Service};
+use control::service::{Bus, Keeper, Options, Origin, Ousted, Service, SubmitError};
+use control_core::group;
 use control_core::replica::Session;
 use event_log::memory::MemoryLog;
-use event_log::{BoxFuture, EventLog};
+use event_log::{BoxFuture, EventLog, Position};
 use event_schema::*;
 use support::*;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -174,4 +175,139 @@ async fn a_replica_that_is_cut_off_sends_its_agents_away_and_begins_anew() {
     until("the other holds the lease", || holder(&stays.service) == Some(stays.service.session())).await;
     assert!(!stays.service.views().replicas.is_live(gone));
     stays.keeper.stop().await;
+}
+
+/// A wish that goes on the log, whatever becomes of it.
+fn wish(service: &Service, n: u8) -> tokio::task::JoinHandle<Result<(), SubmitError>> {
+    let service = service.clone();
+    tokio::spawn(async move {
+        let group = GroupId([n; 16]);
+        let decided = service.decide(Origin::operator("test", format!("group/{group}")), move |state, _| {
+            group::decide(state, group::Command::Create { group, name: format!("group {n}") })
+        });
+        decided.await
+    })
+}
+
+/// Two replicas whose ways to the one log can fail apart from each other; the first holds the lease.
+async fn pair() -> (Replica, Arc<FaultyLog>, Replica, Arc<FaultyLog>) {
+    let memory: Arc<dyn EventLog> = Arc::new(MemoryLog::new());
+    let (log_a, log_b) = (FaultyLog::new(memory.clone()), FaultyLog::new(memory));
+    let all = broadcast::Sender::new(64);
+    let a = replica(&log_a, &all, 1).await;
+    until("a holder of the lease", || holder(&a.service) == Some(a.session)).await;
+    let b = replica(&log_b, &all, 2).await;
+    until("both gateways", || a.service.gateways().borrow().len() == 2).await;
+    until("both gateways", || b.service.gateways().borrow().len() == 2).await;
+    (a, log_a, b, log_b)
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_that_the_holder_of_the_lease_could_not_issue_are_issued_later() {
+    let (a, log, b, _) = pair().await;
+    let mut fleet = agents(&a.service, 2).await;
+    let job = create_job(&a.service, fleet[0].id, &[fleet[1].id]).await;
+    log.next([Fault::None, Fault::NoSpace]);
+    let run = start(&a.service, job).await;
+    for agent in &mut fleet {
+        assert!(
+            matches!(agent.command(&a.service).await.body, CommandBody::JoinRun(join) if join.run == run)
+        );
+    }
+    assert_eq!(count(&events(&**b.service.log()).await, "command.issued"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_loses_its_log_in_the_middle_of_an_append_sends_its_agents_away_in_time() {
+    let (a, log, b, _) = pair().await;
+    let fleet = agents(&a.service, 2).await;
+    let mut ousted = a.service.ousted();
+    log.next([Fault::Hang]);
+    a.bus.connected.send_replace(false);
+    let hangs = wish(&a.service, 1);
+    let began = tokio::time::Instant::now();
+    until("it notices", || !a.service.is_serving()).await;
+    assert!(began.elapsed() <= Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(ousted.try_recv(), Ok(Ousted::All));
+    until("the other gives it up", || !b.service.views().replicas.is_live(a.session)).await;
+    until("its agents are offline", || online(&b.service).is_empty()).await;
+    fleet[0].connect(&b.service).await;
+    // What it had begun when it lost its log comes behind what the other did, so it is decided again.
+    a.bus.connected.send_replace(true);
+    log.release();
+    hangs.await.expect("no panic").expect("recorded after all");
+    until("it begins anew", || a.service.is_serving() && a.service.session() != a.session).await;
+    assert_eq!(online(&b.service), [fleet[0].id]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_that_nobody_waits_for_any_more_is_not_carried_out() {
+    let (a, log, b, _) = pair().await;
+    let fleet = agents(&b.service, 1).await;
+    until("the first replica knows", || online(&a.service).len() == 1).await;
+    let opened = || async { count(&events(&**b.service.log()).await, "agent.session_opened") };
+    let before = opened().await;
+    log.next([Fault::Hang]);
+    let hangs = wish(&a.service, 1);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let hello = {
+        let (service, agent) = (a.service.clone(), fleet[0].clone());
+        tokio::spawn(async move { try_connect(&service, &agent).await })
+    };
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // The agent gives up, and is well where it was.
+    hello.abort();
+    let mut ousted = b.service.ousted();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    log.release();
+    hangs.await.expect("no panic").expect("recorded after all");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(opened().await, before);
+    assert!(ousted.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_does_not_understand_its_log_leaves_the_work_to_the_others() {
+    let (a, log, b, _) = pair().await;
+    let fleet = agents(&a.service, 1).await;
+    let mut ousted = a.service.ousted();
+    log.garble(Some(Position(b.service.views().position() + 1)));
+    wish(&b.service, 1).await.expect("no panic").expect("recorded");
+    let began = tokio::time::Instant::now();
+    until("it notices", || !a.service.is_serving() && !a.service.is_healthy()).await;
+    assert_eq!(ousted.try_recv(), Ok(Ousted::All));
+    until("the lease passes on", || holder(&b.service) == Some(b.session)).await;
+    until("its agents are offline", || online(&b.service).is_empty()).await;
+    assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
+    let trouble = a.service.trouble().expect("it says so");
+    assert!(trouble.contains("cannot be read"), "{trouble}");
+    assert_eq!(try_connect(&a.service, &fleet[0]).await, Err(RefusalReason::TooEarly));
+    // Once it can be read (the copy was mended), it works on.
+    log.garble(None);
+    until("it serves again", || a.service.is_serving() && a.service.session() != a.session).await;
+    assert_eq!(a.service.trouble(), None);
+    fleet[0].connect(&a.service).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_of_a_replica_does_not_fight_with_it() {
+    let memory: Arc<dyn EventLog> = Arc::new(MemoryLog::new());
+    let all = broadcast::Sender::new(64);
+    let log = FaultyLog::new(memory);
+    let other = replica(&log, &all, 2).await;
+    let first = replica(&log, &all, 1).await;
+    let copy = replica(&log, &all, 1).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let told = events(&**other.service.log()).await;
+    let lives =
+        told.iter().filter(|e| matches!(e, Event::ReplicaStarted(e) if e.replica == ReplicaId([1; 16])));
+    assert!(lives.count() <= 3);
+    assert_ne!(first.service.is_serving(), copy.service.is_serving(), "one of them");
+    let troubled = if first.service.is_serving() { &copy } else { &first };
+    let trouble = troubled.service.trouble().expect("it says so");
+    assert!(trouble.contains("replica-id"), "{trouble}");
+    // When the one that works is gone, the other may have the name.
+    let (gone, stays) = if first.service.is_serving() { (first, copy) } else { (copy, first) };
+    gone.keeper.stop().await;
+    until("it works on", || stays.service.is_serving() && stays.service.trouble().is_none()).await;
 }

@@ -10,7 +10,7 @@ use agent_proto::link::{Progress, seal_context};
 use control::gateway::{EnrolDecision, Fleet, ReportError};
 use control::service::{OpenError, Options, Origin, Ousted, Service, SubmitError};
 use control_core::projection::StandingView;
-use control_core::{Rejection, agent, group};
+use control_core::{Rejection, agent, group, job, run};
 use event_log::file::{FileLog, FileLogOptions};
 use event_log::memory::MemoryLog;
 use event_log::{EventLog, Position, StreamName};
@@ -126,6 +126,78 @@ async fn commands_held_back_by_a_crash_are_issued_at_the_next_start() {
     close(service, writer).await;
 }
 
+async fn create_group(service: &Service, name: &'static str) -> Result<(), SubmitError> {
+    let group = GroupId([name.len() as u8; 16]);
+    let origin = Origin::operator("test", "group/x".into());
+    let created = service.decide(origin, move |state, _| {
+        group::decide(state, group::Command::Create { group, name: name.into() })
+    });
+    created.await
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_held_back_by_a_full_log_are_issued_when_it_has_room_again() {
+    // With another decision that finds the log well again, and without.
+    for another in [true, false] {
+        let log = FaultyLog::new(Arc::new(MemoryLog::new()));
+        let (service, writer) = open(log.clone()).await;
+        let mut agents = agents(&service, 2).await;
+        let job = create_job(&service, agents[0].id, &[agents[1].id]).await;
+        log.next([Fault::None, Fault::NoSpace]);
+        let run = start(&service, job).await;
+        // A decision after it, so that the failed one is over.
+        let refused =
+            service.decide(Origin::service("x".into()), |_, _| Err(Rejection::Invalid("no".into())));
+        assert!(refused.await.is_err());
+        assert!(service.commands_after(agents[0].id, 0, 9).await.is_empty());
+        if another {
+            create_group(&service, "g").await.expect("there is room again");
+        }
+        for agent in &mut agents {
+            let command = agent.obey(&service).await;
+            assert!(matches!(command.body, CommandBody::JoinRun(join) if join.run == run));
+        }
+        // The same when it is to be stopped, and more than one try is needed.
+        log.next([Fault::None, Fault::NoSpace, Fault::NoSpace, Fault::NoSpace]);
+        let origin = Origin::operator("test", format!("run/{run}"));
+        let stopped = service.decide(origin, move |state, _| {
+            run::decide(state, run::Command::Stop { run, reason: "enough".into() })
+        });
+        stopped.await.expect("recorded");
+        for agent in &mut agents {
+            assert_eq!(agent.obey(&service).await.body, StopRun { run }.into());
+        }
+        agrees_with_its_log(&service).await;
+        close(service, writer).await;
+        let told = events(&*log).await;
+        assert_eq!(count(&told, "command.issued"), 4, "none twice");
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_whose_answer_was_lost_is_no_refusal() {
+    let cases = [
+        vec![Fault::StoredUnknown],
+        vec![Fault::LostUnknown],
+        vec![Fault::LostUnknown, Fault::StoredUnknown],
+    ];
+    for faults in cases {
+        let log = FaultyLog::new(Arc::new(MemoryLog::new()));
+        let (service, writer) = open(log.clone()).await;
+        let agents = agents(&service, 2).await;
+        let job = create_job(&service, agents[0].id, &[agents[1].id]).await;
+        log.next(faults.clone());
+        let delete = || {
+            let origin = Origin::operator("test", format!("job/{job}"));
+            service.decide(origin, move |state, _| job::decide(state, job::Command::Delete { job }))
+        };
+        assert_eq!(delete().await, Ok(()), "{faults:?}");
+        assert!(matches!(delete().await, Err(SubmitError::Rejected(Rejection::Unknown { .. }))));
+        assert_eq!(count(&events(&*log).await, "job.deleted"), 1, "{faults:?}");
+        close(service, writer).await;
+    }
+}
+
 #[tokio::test]
 async fn whatever_the_log_answers_a_fact_is_told_once() {
     let cases = [
@@ -139,18 +211,12 @@ async fn whatever_the_log_answers_a_fact_is_told_once() {
         let log = FaultyLog::new(Arc::new(MemoryLog::new()));
         let (service, writer) = open(log.clone()).await;
         log.next(faults.clone());
-        let create = |name: &'static str| {
-            let group = GroupId([name.len() as u8; 16]);
-            service.decide(Origin::operator("test", "group/x".into()), move |state, _| {
-                group::decide(state, group::Command::Create { group, name: name.into() })
-            })
-        };
-        let result = create("g").await;
+        let result = create_group(&service, "g").await;
         assert_eq!(result.is_ok(), stored, "{faults:?}: {result:?}");
         assert!(stored || matches!(result, Err(SubmitError::Unavailable(_))));
         assert_eq!(service.is_healthy(), !faults.contains(&Fault::NoSpace));
         log.next([]);
-        create("another").await.expect("the log works again");
+        create_group(&service, "another").await.expect("the log works again");
         assert!(service.is_healthy());
         let told = events(&*log).await;
         assert_eq!(count(&told, "group.created"), 1 + usize::from(stored), "{faults:?}");

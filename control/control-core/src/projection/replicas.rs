@@ -63,6 +63,12 @@ impl Replicas {
         self.replicas.get(&session.replica).is_some_and(|known| known.live && known.epoch == session.epoch)
     }
 
+    /// The lives that go on.
+    pub fn live(&self) -> impl Iterator<Item = Session> {
+        let live = self.replicas.iter().filter(|(_, known)| known.live);
+        live.map(|(replica, known)| Session { replica: *replica, epoch: known.epoch })
+    }
+
     /// The lease, if its holder lives.
     pub fn lease(&self) -> Option<Lease> {
         self.lease.filter(|lease| self.is_live(lease.holder))

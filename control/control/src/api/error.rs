@@ -70,6 +70,9 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::Rejected(rejection) => rejection.into(),
             SubmitError::Unavailable(_) => Self::unavailable(error.to_string()),
+            SubmitError::Unknown(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "unknown", error.to_string())
+            }
         }
     }
 }

@@ -44,7 +44,7 @@ pub(super) async fn status(
 
 /// What cannot be left alone: histories that do not go together.
 fn alarms(api: &Api, views: &Views) -> Vec<String> {
-    let mut alarms = Vec::new();
+    let mut alarms = Vec::from_iter(api.service.trouble());
     if let Some(Progress::Stopped(why)) = api.service.sealing().map(Sealing::progress) {
         alarms.push(format!("history is not sealed any more: {why}"));
     }
@@ -97,7 +97,8 @@ pub(super) async fn ready(State(api): State<Api>) -> Response {
         };
         note.into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the event log does not take records\n").into_response()
+        let why = api.service.trouble().unwrap_or_else(|| "the event log does not take records".into());
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
     }
 }
 

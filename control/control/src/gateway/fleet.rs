@@ -93,7 +93,8 @@ pub trait Fleet: Send + Sync + 'static {
     /// An agent with a valid certificate of this fleet said hello: record it as online.
     /// Unspecified IPs in `hello.addresses` are replaced by the one seen already.
     ///
-    /// Refuse agents that are unknown, not approved or removed.
+    /// Refuse agents that are unknown, not approved or removed. When the future is dropped, it may be recorded all the
+    /// same; the gateway then says `disconnected`.
     fn connected(
         &self,
         agent: AgentId,
@@ -154,8 +155,11 @@ pub trait Fleet: Send + Sync + 'static {
     /// Whether the agent was removed.
     fn is_removed(&self, agent: AgentId) -> bool;
 
+    /// What [`Fleet::ousted`] would have said last of an agent that was connected here: none if it may stay.
+    fn must_leave(&self, agent: AgentId) -> Option<Ousted>;
+
     /// Tells agents that have to leave from now on; the gateway ends the sessions of those that were removed
-    /// with `Refused(Removed)`, others without a word. When it lags, the gateway asks [`Fleet::is_removed`] for
+    /// with `Refused(Removed)`, others without a word. When it lags, the gateway asks [`Fleet::must_leave`] for
     /// every session instead.
     fn ousted(&self) -> broadcast::Receiver<Ousted>;
 

@@ -43,6 +43,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// A session is over when nothing came, or was taken, for so long. Default 60 s.
     pub dead_after: Duration,
+    /// Until a hello is recorded; then it is refused with `TooEarly`. Default 7 s, less than the agent waits.
+    pub welcome_timeout: Duration,
     /// How long stopping waits for sessions to end. Default 10 s.
     pub shutdown_timeout: Duration,
 }
@@ -55,6 +57,7 @@ impl Default for Limits {
             half_open_per_ip: 64,
             handshake_timeout: Duration::from_secs(agent_proto::limits::HANDSHAKE_TIMEOUT_S),
             dead_after: Duration::from_secs(agent_proto::limits::DEAD_AFTER_S),
+            welcome_timeout: Duration::from_secs(7),
             shutdown_timeout: Duration::from_secs(10),
         }
     }
@@ -174,12 +177,10 @@ async fn run<F: Fleet>(
                 }
             }
             next = next_ousted(&mut ousted) => match next {
-                Ok(Ousted::Removed(agent)) => context.registry.kick(agent, Kick::Removed),
-                Ok(Ousted::Moved(agent)) => context.registry.kick(agent, Kick::Replaced),
-                Ok(Ousted::All) => context.registry.kick_all(Kick::CutOff),
+                Ok(ousted) => oust(&context.registry, ousted),
                 Err(RecvError::Lagged(_)) => {
-                    for agent in context.registry.agents().into_iter().filter(|a| context.fleet.is_removed(*a)) {
-                        context.registry.kick(agent, Kick::Removed);
+                    for agent in context.registry.agents() {
+                        context.fleet.must_leave(agent).into_iter().for_each(|o| oust(&context.registry, o));
                     }
                 }
                 // The service has gone before its gateway; it stops us next.
@@ -212,6 +213,15 @@ async fn run<F: Fleet>(
         tracing::warn!(sessions = context.registry.len(), "stopped before all sessions had ended");
     }
     tasks.shutdown().await;
+}
+
+fn oust(registry: &Registry, ousted: Ousted) {
+    match ousted {
+        Ousted::Removed(agent) => registry.kick(agent, Kick::Removed),
+        // Who is just being let in may have come back: the session looks for itself when it is.
+        Ousted::Moved(agent) => registry.kick_known(agent, Kick::Replaced),
+        Ousted::All => registry.kick_all(Kick::CutOff),
+    }
 }
 
 async fn next_ousted(ousted: &mut Option<broadcast::Receiver<Ousted>>) -> Result<Ousted, RecvError> {

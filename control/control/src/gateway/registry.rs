@@ -31,7 +31,7 @@ struct Slot {
     /// Which session is the newest.
     generation: u64,
     kick: Option<oneshot::Sender<Kick>>,
-    /// Whether the service believes the agent online; held while it is being told otherwise.
+    /// Whether the service may believe the agent online; held while it is being told so or otherwise.
     online: Arc<tokio::sync::Mutex<bool>>,
 }
 
@@ -82,6 +82,17 @@ impl Registry {
         }
     }
 
+    /// Ends the session of an agent that the service takes for one of ours; not one that is just being let in, of which
+    /// what is heard now cannot be meant.
+    pub(super) fn kick_known(&self, agent: AgentId, why: Kick) {
+        if let Some(slot) = self.slots().get_mut(&agent)
+            && slot.online.try_lock().is_ok_and(|online| *online)
+            && let Some(kick) = slot.kick.take()
+        {
+            let _ = kick.send(why);
+        }
+    }
+
     pub(super) fn kick_all(&self, why: Kick) {
         for slot in self.slots().values_mut() {
             if let Some(kick) = slot.kick.take() {
@@ -115,6 +126,10 @@ mod tests {
         registry.leave(&first);
         assert_eq!(registry.len(), 1);
         assert!(*registry.turn(&second).await.expect("the newest"), "what the first told still holds");
+        let telling = registry.turn(&second).await;
+        registry.kick_known(agent, Kick::Replaced);
+        assert!(second_kicked.try_recv().is_err(), "it is being let in");
+        drop(telling);
         registry.kick(agent, Kick::Removed);
         assert_eq!(second_kicked.try_recv(), Ok(Kick::Removed));
         registry.leave(&second);

@@ -20,7 +20,7 @@ use event_schema::{AgentId, RefusalReason, Signed};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, interval_at, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::frames::{FrameError, FrameReader, write};
@@ -29,7 +29,7 @@ use super::showing::Showing;
 use super::{Context, EnrolDecision, EnrolRequest, Fleet, ReportError, Session, now};
 use crate::pki::Facts;
 use crate::sealing::Heard;
-use crate::service::KEEP_ALIVE_S;
+use crate::service::{KEEP_ALIVE_S, Ousted};
 use event_audit::SignedCheckpoint;
 
 type Reader = FrameReader<ReadHalf<TlsStream<TcpStream>>>;
@@ -91,6 +91,11 @@ fn removed() -> Refused {
         reason: RefusalReason::Removed,
         detail: "this agent was removed from the fleet; to come back it must be enrolled anew".into(),
     }
+}
+
+fn not_in_time() -> Refused {
+    let detail = "the control service cannot record this now: try another gateway, or this one again later";
+    Refused { reason: RefusalReason::TooEarly, detail: detail.into() }
 }
 
 /// Serves one connection to its end. `half_open` is dropped when the agent is welcome.
@@ -224,16 +229,30 @@ async fn session<F: Fleet>(
     let (cursor, trust_version) = (hello.command_cursor, hello.trust_version);
     let knows_gateways = hello.features & FEATURE_GATEWAYS != 0;
     let (place, kicked) = context.registry.enter(agent);
-    let begun = Box::pin(async {
+    let mut kicked = Some(kicked);
+    let begin = Box::pin(async {
         let mut online = context.registry.turn(&place).await.ok_or(End::Replaced)?;
-        let begun = match context.fleet.is_removed(agent) {
-            true => Err(removed()),
-            false => context.fleet.connected(agent, hello, address).await,
-        };
-        *online |= begun.is_ok();
+        if context.fleet.is_removed(agent) {
+            return Err(End::Refused(removed()));
+        }
+        // From here on it may be recorded, even if nobody waits for that any more.
+        let before = std::mem::replace(&mut *online, true);
+        let begun = context.fleet.connected(agent, hello, address).await;
+        *online = before || begun.is_ok();
         begun.map_err(End::Refused)
-    })
-    .await;
+    });
+    // An agent that knows other gateways does not wait for ever, and what it has left is not to be carried out later.
+    let begun = match timeout(context.limits.welcome_timeout, begin).await {
+        Ok(Ok(session)) => match context.fleet.must_leave(agent) {
+            // It went on to another gateway while it was being let in here, where it was not kicked.
+            Some(Ousted::Moved(_)) => Err(End::Replaced),
+            Some(Ousted::Removed(_)) => Err(End::Refused(removed())),
+            Some(Ousted::All) => Err(End::CutOff),
+            None => Ok(session),
+        },
+        Ok(begun) => begun,
+        Err(_) => Err(End::Refused(not_in_time())),
+    };
     let end = match begun {
         Ok(session) => {
             drop(half_open);
@@ -243,16 +262,31 @@ async fn session<F: Fleet>(
             let out = Outgoing { may_hold: is_witness.into(), ..Outgoing::default() };
             let greeting =
                 Greeting { session, trust_version, renewed: renewed.and_then(Result::ok), knows_gateways };
-            converse(context, agent, cursor, greeting, &mut reader, &mut writer, kicked, &out).await
+            converse(context, agent, cursor, greeting, &mut reader, &mut writer, &mut kicked, &out).await
         }
-        Err(End::Refused(refused)) => {
-            Box::pin(last_word(&mut writer, Some(refused.clone().into()))).await;
-            End::Refused(refused)
+        Err(end) => {
+            // What follows may wait for the log; the place is for others.
+            drop(half_open);
+            if let End::Refused(refused) = &end {
+                Box::pin(last_word(&mut writer, Some(refused.clone().into()))).await;
+            }
+            end
         }
-        Err(end) => end,
     };
+    drop((reader, writer));
     Box::pin(async {
-        if let Some(mut online) = context.registry.turn(&place).await {
+        // The say is a newer session's as soon as there is one, however long the log lets this one wait.
+        let turn = async {
+            let turn = context.registry.turn(&place);
+            tokio::pin!(turn);
+            loop {
+                tokio::select! {
+                    turn = &mut turn => return turn,
+                    kick = next_kick(&mut kicked) => if kick == Kick::Replaced { return None },
+                }
+            }
+        };
+        if let Some(mut online) = turn.await {
             if std::mem::take(&mut *online) {
                 context.fleet.disconnected(agent, end.to_string()).await;
             }
@@ -261,6 +295,14 @@ async fn session<F: Fleet>(
     })
     .await;
     Err(end)
+}
+
+/// Why a session is to end; once.
+async fn next_kick(kicked: &mut Option<oneshot::Receiver<Kick>>) -> Kick {
+    let Some(waiting) = kicked else { return std::future::pending().await };
+    let kick = waiting.await.unwrap_or(Kick::Replaced);
+    *kicked = None;
+    kick
 }
 
 /// What the agent is told right after its hello.
@@ -309,7 +351,7 @@ async fn converse<F: Fleet>(
     greeting: Greeting,
     reader: &mut Reader,
     writer: &mut Writer,
-    kicked: oneshot::Receiver<Kick>,
+    kicked: &mut Option<oneshot::Receiver<Kick>>,
     out: &Outgoing,
 ) -> End {
     let end = {
@@ -319,7 +361,7 @@ async fn converse<F: Fleet>(
         let end = tokio::select! {
             end = &mut reading => end,
             end = &mut writing => return end,
-            kick = kicked => kick.map_or(End::Replaced, End::from),
+            kick = next_kick(kicked) => kick.into(),
         };
         if let End::Refused(refused) = &end {
             out.put(|waiting| waiting.last = Some(refused.clone()));
@@ -360,7 +402,7 @@ async fn read<F: Fleet>(context: &Context<F>, agent: AgentId, reader: &mut Reade
                         Err(_) => break,
                     }
                 }
-                match Box::pin(store(context, agent, reports)).await {
+                match Box::pin(alive(out, store(context, agent, reports))).await {
                     Ok(up_to) => out.put(|waiting| waiting.stored = Some(up_to)),
                     Err(end) => return end,
                 }
@@ -372,10 +414,24 @@ async fn read<F: Fleet>(context: &Context<F>, agent: AgentId, reader: &mut Reade
                 if !within_limits(&holds) {
                     return End::Protocol("a checkpoint beyond its limits");
                 }
-                let heard = Box::pin(context.fleet.holds(agent, holds)).await;
+                let heard = Box::pin(alive(out, context.fleet.holds(agent, holds))).await;
                 out.put(|waiting| waiting.heard = Some(heard));
             }
             ToGateway::Hello(_) | ToGateway::Enrol(_) => return End::Protocol("a second greeting"),
+        }
+    }
+}
+
+/// Waits for the service, and answers pings meanwhile before they are read: an agent must not take a log that is slow
+/// for a gateway that is dead.
+async fn alive<T>(out: &Outgoing, waited_for: impl Future<Output = T>) -> T {
+    let every = Duration::from_secs(KEEP_ALIVE_S.into());
+    let mut pongs = interval_at(Instant::now() + every, every);
+    tokio::pin!(waited_for);
+    loop {
+        tokio::select! {
+            done = &mut waited_for => return done,
+            _ = pongs.tick() => out.put(|waiting| waiting.pong = true),
         }
     }
 }

@@ -96,7 +96,7 @@ impl Fleet for Service {
         let at = self.session();
         let addresses = reachable(&hello.addresses, address.ip());
         let version = hello.version;
-        let decided = self.submit(Origin::agent(agent), move |state, _| {
+        let decided = self.submit_while_awaited(Origin::agent(agent), move |state, _| {
             let (addresses, version) = (addresses.clone(), version.clone());
             let events = agent::decide(state, Command::Connected { agent, session: at, addresses, version })?;
             let name = state.agent_name(agent).unwrap_or_default().to_owned();
@@ -166,7 +166,10 @@ impl Fleet for Service {
                 };
                 Err(ReportError::Refused(Refused { reason, detail: rejection.to_string() }))
             }
-            Err(SubmitError::Unavailable(why)) => Err(ReportError::Unavailable(why)),
+            // The agent sends them again, and those that were recorded are dropped then.
+            Err(SubmitError::Unavailable(why) | SubmitError::Unknown(why)) => {
+                Err(ReportError::Unavailable(why))
+            }
         }
     }
 
@@ -217,6 +220,19 @@ impl Fleet for Service {
     fn is_removed(&self, agent: AgentId) -> bool {
         let views = self.views();
         views.fleet.agents.get(&agent).is_some_and(|view| view.standing == StandingView::Removed)
+    }
+
+    fn must_leave(&self, agent: AgentId) -> Option<Ousted> {
+        if !self.is_serving() {
+            return Some(Ousted::All);
+        }
+        if self.is_removed(agent) {
+            return Some(Ousted::Removed(agent));
+        }
+        let here = self.session();
+        let sessions = self.shared.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without a record there is no other replica.
+        sessions.get(&agent).is_some_and(|at| *at != here).then_some(Ousted::Moved(agent))
     }
 
     fn ousted(&self) -> broadcast::Receiver<Ousted> {

@@ -99,6 +99,9 @@ pub enum SubmitError {
     /// The log does not take it at the moment, or the service is stopping.
     #[error("the event log is not available: {0}")]
     Unavailable(String),
+    /// The log was given it and did not say what became of it.
+    #[error("it is not known whether this was recorded, look before you ask again: {0}")]
+    Unknown(String),
 }
 
 /// A handle to the running service. Cheap to clone.
@@ -108,6 +111,15 @@ pub struct Service {
     wishes: mpsc::Sender<writer::Ask>,
 }
 
+/// What keeps a replica from its work, each in words.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// The log holds what cannot be folded.
+    log: Option<String>,
+    /// Another process has this replica's name.
+    name: Option<String>,
+}
+
 /// What readers see and what they are woken by.
 struct Shared {
     log: Arc<dyn EventLog>,
@@ -115,6 +127,8 @@ struct Shared {
     position: watch::Sender<u64>,
     command_watches: Mutex<HashMap<AgentId, watch::Sender<u64>>>,
     ousted: broadcast::Sender<Ousted>,
+    /// Where agents were last connected, as records that came since the start tell; empty unless there are replicas.
+    sessions: Mutex<HashMap<AgentId, Session>>,
     /// This replica's life.
     session: RwLock<Session>,
     /// Whether agents may come: not while others could be heard and are not.
@@ -124,6 +138,8 @@ struct Shared {
     telemetry: Telemetry,
     metrics: Metrics,
     healthy: AtomicBool,
+    /// What keeps this replica from its work until somebody sees to it, in words.
+    trouble: Mutex<Trouble>,
     refusals: link::Bucket,
     attested: attest::Attested,
     sealing: OnceLock<Sealing>,
@@ -145,12 +161,14 @@ impl Shared {
             position: watch::Sender::new(0),
             command_watches: Mutex::default(),
             ousted: broadcast::Sender::new(OUSTED_MAX),
+            sessions: Mutex::default(),
             session: RwLock::new(session),
             serving: AtomicBool::new(true),
             gateways: watch::Sender::new(Arc::new([])),
             telemetry: Telemetry::default(),
             metrics: Metrics::default(),
             healthy: AtomicBool::new(true),
+            trouble: Mutex::default(),
             refusals: link::Bucket::new(),
             attested: attest::Attested::default(),
             sealing: OnceLock::new(),
@@ -163,6 +181,20 @@ impl Shared {
         // A panic while folding would leave a half-applied record: better to go on than to answer nothing,
         // the next start folds anew.
         self.views.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what is wrong, aloud when it is new, or that nothing is any more.
+    fn set_trouble(&self, which: impl Fn(&mut Trouble) -> &mut Option<String>, what: Option<String>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = which(&mut trouble);
+        if *known == what {
+            return;
+        }
+        match &what {
+            Some(what) => tracing::error!(what, "this service cannot do its work"),
+            None => tracing::info!("what kept this service from its work is over"),
+        }
+        *known = what;
     }
 
     fn watches(&self) -> MutexGuard<'_, HashMap<AgentId, watch::Sender<u64>>> {
@@ -196,10 +228,13 @@ impl Shared {
                 }
                 Event::AgentRemoved(e) => {
                     self.watches().remove(&e.agent);
+                    self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&e.agent);
                     // Nobody listens before the gateway is up.
                     let _ = self.ousted.send(Ousted::Removed(e.agent));
                 }
                 Event::AgentSessionOpened(e) => {
+                    let session = Session { replica: e.replica, epoch: e.epoch };
+                    self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(e.agent, session);
                     let own = self.session.read().unwrap_or_else(PoisonError::into_inner).replica;
                     if e.replica != own {
                         let _ = self.ousted.send(Ousted::Moved(e.agent));
@@ -225,7 +260,25 @@ impl Service {
         T: Send + 'static,
         F: FnMut(&State, Timestamp) -> Result<(Vec<Event>, T), Rejection> + Send + 'static,
     {
-        let (wish, answer) = writer::wish(origin, decide);
+        self.ask(origin, false, decide).await
+    }
+
+    /// The same, as long as the answer is waited for: when the future is dropped, what was not decided yet never is, and
+    /// what was given to the log may be recorded or not.
+    async fn submit_while_awaited<T, F>(&self, origin: Origin, decide: F) -> Result<T, SubmitError>
+    where
+        T: Send + 'static,
+        F: FnMut(&State, Timestamp) -> Result<(Vec<Event>, T), Rejection> + Send + 'static,
+    {
+        self.ask(origin, true, decide).await
+    }
+
+    async fn ask<T, F>(&self, origin: Origin, only_if_awaited: bool, decide: F) -> Result<T, SubmitError>
+    where
+        T: Send + 'static,
+        F: FnMut(&State, Timestamp) -> Result<(Vec<Event>, T), Rejection> + Send + 'static,
+    {
+        let (wish, answer) = writer::wish(origin, only_if_awaited, decide);
         let stopping = || SubmitError::Unavailable("the service is stopping".into());
         self.wishes.send(writer::Ask::Wish(wish)).await.map_err(|_| stopping())?;
         answer.await.unwrap_or_else(|_| Err(stopping()))
@@ -267,9 +320,16 @@ impl Service {
         self.shared.position.subscribe()
     }
 
-    /// Whether the log took the last record it was given.
+    /// Whether the log took the last record it was given, and nothing else keeps this replica from its work.
     pub fn is_healthy(&self) -> bool {
-        self.shared.healthy.load(Ordering::Relaxed)
+        self.shared.healthy.load(Ordering::Relaxed) && self.trouble().is_none()
+    }
+
+    /// What keeps this replica from its work until somebody sees to it: its log holds what it does not understand, or
+    /// another process has its name. One line for people.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.log.clone().or_else(|| trouble.name.clone())
     }
 
     /// Where agents may go, this replica first; empty unless there can be others.

@@ -126,7 +126,7 @@ impl Service {
         writer.catch_up().await?;
 
         let (root_key, ca_fingerprint) = (keys.root_key, keys.ca_fingerprint);
-        let (found, founded) = wish(Origin::service("fleet".into()), move |state, _| {
+        let (found, founded) = wish(Origin::service("fleet".into()), false, move |state, _| {
             let event = FleetFounded { root_key, ca_fingerprint }.into();
             Ok((if state.root_key().is_none() { vec![event] } else { vec![] }, state.root_key()))
         });
@@ -137,8 +137,9 @@ impl Service {
         }
         writer.order_everything();
         if options.replica.is_none() {
-            let (restarted, recorded) =
-                wish(Origin::service("fleet".into()), |state, _| Ok((agent::service_restarted(state), ())));
+            let (restarted, recorded) = wish(Origin::service("fleet".into()), false, |state, _| {
+                Ok((agent::service_restarted(state), ()))
+            });
             writer.commit(VecDeque::from([restarted])).await;
             recorded.await.map_err(|_| stopped())??;
         }

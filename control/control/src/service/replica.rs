@@ -30,11 +30,21 @@ const RENEW: Duration = Duration::from_millis(2_500);
 /// [`SILENT`], so that it knows before the others give it up.
 const CUT_OFF: Duration = Duration::from_millis(4_000);
 
+/// Without a beat of any of the others for so long a replica asks its bus for another way, although it hears itself: a
+/// server that is cut off from its cluster passes its own clients' messages on.
+const RENEW_ALONE: Duration = Duration::from_millis(3_500);
+
 /// Without a beat for so long a replica is given up by the lease's holder, and a holder loses the lease.
 const SILENT: Duration = Duration::from_secs(5);
 
 /// How often the holder looks after things.
 const DUTY: Duration = Duration::from_millis(500);
+
+/// How long a replica that was given up listens before it begins anew: whether it is there twice.
+const LISTEN_FIRST: Duration = Duration::from_millis(2_500);
+
+/// How long a replica keeps still after it heard another process that has its name and a newer life.
+const NAMESAKE_KEPT: Duration = Duration::from_secs(15);
 
 /// A gateway not heard of for so long is not told to agents any more.
 const GATEWAY_KEPT: Duration = Duration::from_secs(3_600);
@@ -102,6 +112,8 @@ impl Beat {
 struct Presence {
     /// When our own beat last came back, and since when it has done so without a gap.
     own: Option<(Instant, Instant)>,
+    /// When another process was heard that has our name and a newer life.
+    namesake: Option<Instant>,
     others: BTreeMap<ReplicaId, Heard>,
 }
 
@@ -113,14 +125,27 @@ struct Heard {
 }
 
 impl Presence {
-    fn hear(&mut self, own: ReplicaId, beat: Beat, now: Instant) {
-        if beat.replica == own {
+    fn hear(&mut self, own: Session, beat: Beat, now: Instant) {
+        if beat.replica == own.replica {
+            if beat.epoch > own.epoch {
+                self.namesake = Some(now);
+            }
+            if beat.epoch != own.epoch {
+                return;
+            }
             let since = match self.own {
                 Some((last, since)) if now.duration_since(last) < CUT_OFF => since,
                 _ => now,
             };
             self.own = Some((now, since));
-        } else if self.others.len() < REPLICAS_MAX || self.others.contains_key(&beat.replica) {
+        } else {
+            if self.others.len() >= REPLICAS_MAX && !self.others.contains_key(&beat.replica) {
+                // Replicas come and go with new names; one that speaks is worth more than one that does not.
+                let oldest = self.others.iter().min_by_key(|(_, heard)| heard.at);
+                let silent = oldest.filter(|(_, heard)| now.duration_since(heard.at) >= SILENT);
+                let Some(silent) = silent.map(|(replica, _)| *replica) else { return };
+                self.others.remove(&silent);
+            }
             let heard = Heard { epoch: beat.epoch, at: now, gateways: beat.gateways };
             self.others.insert(beat.replica, heard);
         }
@@ -129,6 +154,18 @@ impl Presence {
     /// How long nothing of ours has come back.
     fn unheard(&self, started: Instant, now: Instant) -> Duration {
         now.duration_since(self.own.map_or(started, |(last, _)| last))
+    }
+
+    /// Whether another process has our name.
+    fn has_namesake(&self, now: Instant) -> bool {
+        self.namesake.is_some_and(|heard| now.duration_since(heard) < NAMESAKE_KEPT)
+    }
+
+    /// How long all of these have said nothing; none if there is one that never did, or nobody at all.
+    fn all_unheard(&self, others: &[ReplicaId], now: Instant) -> Option<Duration> {
+        let heard = others.iter().map(|replica| self.others.get(replica).map(|heard| heard.at));
+        let last = heard.collect::<Option<Vec<Instant>>>()?.into_iter().max()?;
+        Some(now.duration_since(last))
     }
 
     /// Whether a replica that the log has shown alive since `seen` says nothing, as far as we could have
@@ -159,12 +196,13 @@ impl Keeper {
     /// Begins to speak and to listen. `gateways` are the `HOST:PORT` under which agents reach this replica.
     pub async fn start(service: Service, bus: Arc<dyn Bus>, gateways: Vec<String>) -> Self {
         let presence = Arc::new(Mutex::new(Presence::default()));
-        let own = service.session().replica;
         let mut tasks = JoinSet::new();
         let heard = bus.listen().await;
-        tasks.spawn(listen(Arc::clone(&presence), own, heard));
+        let started = Instant::now();
+        tasks.spawn(listen(service.clone(), Arc::clone(&presence), heard));
         tasks.spawn(beat(service.clone(), Arc::clone(&presence), bus, gateways.clone()));
-        let duties = Duties { service, presence, gateways, started: Instant::now(), seen: HashMap::new() };
+        tasks.spawn(watch_over(service.clone(), Arc::clone(&presence), gateways, started));
+        let duties = Duties { service, presence, started, seen: HashMap::new(), given_up: None };
         tasks.spawn(duties.run());
         Self { tasks }
     }
@@ -175,21 +213,25 @@ impl Keeper {
     }
 }
 
-async fn listen(presence: Arc<Mutex<Presence>>, own: ReplicaId, mut heard: mpsc::Receiver<Vec<u8>>) {
+async fn listen(service: Service, presence: Arc<Mutex<Presence>>, mut heard: mpsc::Receiver<Vec<u8>>) {
     while let Some(message) = heard.recv().await {
         match Beat::decode(&message) {
-            Some(beat) => lock(&presence).hear(own, beat, Instant::now()),
+            Some(beat) => lock(&presence).hear(service.session(), beat, Instant::now()),
             None => tracing::debug!(bytes = message.len(), "no beat of a replica"),
         }
     }
 }
 
 async fn beat(service: Service, presence: Arc<Mutex<Presence>>, bus: Arc<dyn Bus>, gateways: Vec<String>) {
-    let mut quiet_since = Instant::now();
+    let (mut quiet_since, mut alone_since) = (Instant::now(), Instant::now());
     let mut ticks = interval(BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        if service.trouble().is_some() {
+            // The others are to give this one up, and its agents and the lease with it.
+            continue;
+        }
         let Session { replica, epoch } = service.session();
         let beat = Beat { version: 1, replica, epoch, gateways: gateways.clone() };
         bus.send(encode(&beat)).await;
@@ -198,6 +240,60 @@ async fn beat(service: Service, presence: Arc<Mutex<Presence>>, bus: Arc<dyn Bus
             // Once; then it has as long again.
             quiet_since = now;
             bus.renew().await;
+            continue;
+        }
+        let others: Vec<ReplicaId> =
+            service.live_sessions().map(|s| s.replica).filter(|r| *r != replica).collect();
+        let alone = lock(&presence).all_unheard(&others, now).unwrap_or_default();
+        if alone.min(now.duration_since(alone_since)) >= RENEW_ALONE {
+            alone_since = now;
+            tracing::warn!("no other replica is heard: another way to the servers is looked for");
+            bus.renew().await;
+        }
+    }
+}
+
+/// Sees whether this replica may serve agents, beside its duties: those wait for the log, which may not answer just
+/// when this matters.
+async fn watch_over(
+    service: Service,
+    presence: Arc<Mutex<Presence>>,
+    gateways: Vec<String>,
+    started: Instant,
+) {
+    let mut ticks = interval(DUTY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = Instant::now();
+        let (cut_off, gateways, alone, namesake) = {
+            let presence = lock(&presence);
+            let cut_off = presence.unheard(started, now) >= CUT_OFF;
+            (
+                cut_off,
+                presence.gateways(&gateways, now),
+                presence.others.is_empty(),
+                presence.has_namesake(now),
+            )
+        };
+        let same_name = || {
+            format!(
+                "another process is replica {} too: a data folder was copied. Stop one of the two, and remove the file \
+                 replica-id in its data folder before it starts again",
+                service.session().replica
+            )
+        };
+        service.shared.set_trouble(|trouble| &mut trouble.name, namesake.then(same_name));
+        service.tell_gateways(gateways);
+        // Agents of the only replica have nowhere to go.
+        let serve = (!cut_off || alone) && service.trouble().is_none();
+        if service.set_serving(serve) != serve {
+            if serve {
+                tracing::info!("agents are served again");
+            } else {
+                tracing::warn!("cut off from the other replicas, or in trouble: agents are sent to them");
+                service.oust(Ousted::All);
+            }
         }
     }
 }
@@ -210,10 +306,11 @@ fn lock(presence: &Mutex<Presence>) -> MutexGuard<'_, Presence> {
 struct Duties {
     service: Service,
     presence: Arc<Mutex<Presence>>,
-    gateways: Vec<String>,
     started: Instant,
     /// Since when the log has shown a life, for those that were never heard.
     seen: HashMap<Session, Instant>,
+    /// Our life that the others gave up, and when that was seen.
+    given_up: Option<(Session, Instant)>,
 }
 
 impl Duties {
@@ -230,40 +327,34 @@ impl Duties {
 
     async fn look_after(&mut self) -> Result<(), SubmitError> {
         let now = Instant::now();
-        let (cut_off, gateways, alone) = {
-            let presence = lock(&self.presence);
-            let cut_off = presence.unheard(self.started, now) >= CUT_OFF;
-            (cut_off, presence.gateways(&self.gateways, now), presence.others.is_empty())
-        };
-        self.service.tell_gateways(gateways);
-        // Agents of the only replica have nowhere to go.
-        let serve = !cut_off || alone;
-        if self.service.set_serving(serve) != serve {
-            if serve {
-                tracing::info!("heard by the other replicas again");
-            } else {
-                tracing::warn!("cut off from the other replicas: agents are sent to them");
-                self.service.oust(Ousted::All);
-            }
-        }
-        if cut_off {
+        if lock(&self.presence).unheard(self.started, now) >= CUT_OFF || self.service.trouble().is_some() {
             return Ok(());
         }
         let me = self.service.session();
         let (live, lease, term, dead) = {
             let views = self.service.views();
             let known = &views.replicas;
-            let live: Vec<Session> = known
-                .replicas
-                .iter()
-                .filter(|(_, view)| view.live)
-                .map(|(replica, view)| Session { replica: *replica, epoch: view.epoch })
-                .collect();
-            (live, known.lease(), known.lease.map_or(0, |lease| lease.term), !known.is_live(me))
+            (
+                known.live().collect::<Vec<Session>>(),
+                known.lease(),
+                known.lease.map_or(0, |lease| lease.term),
+                !known.is_live(me),
+            )
         };
         if dead {
-            tracing::warn!("the other replicas gave this one up: it begins anew");
-            self.service.oust(Ousted::All);
+            let since = match self.given_up {
+                Some((session, since)) if session == me => since,
+                _ => {
+                    tracing::warn!("the other replicas gave this one up: it begins anew");
+                    self.service.oust(Ousted::All);
+                    self.given_up = Some((me, now));
+                    now
+                }
+            };
+            // Another process of this name would have to be heard by then, and two of them would end each other for ever.
+            if now.duration_since(since) < LISTEN_FIRST {
+                return Ok(());
+            }
             return self.service.begin_life().await;
         }
         self.seen.retain(|session, _| live.contains(session));
@@ -310,12 +401,18 @@ impl Service {
         *self.shared.session.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Replicas that live as far as the log knows.
+    fn live_sessions(&self) -> std::vec::IntoIter<Session> {
+        self.views().replicas.live().collect::<Vec<Session>>().into_iter()
+    }
+
     /// Begins a life of this replica: its earlier ones end, with the sessions they had.
     pub(super) async fn begin_life(&self) -> Result<(), SubmitError> {
         let replica = self.session().replica;
         let origin = Origin::service("fleet".into());
-        let begun = self
-            .submit(origin, move |state, _| Ok(replica::started(state, replica, env!("CARGO_PKG_VERSION"))));
+        let begun = self.submit(origin, move |state, now| {
+            Ok(replica::started(state, replica, env!("CARGO_PKG_VERSION"), now))
+        });
         let session = begun.await?;
         *self.shared.session.write().unwrap_or_else(PoisonError::into_inner) = session;
         self.bury(session, true).await
@@ -368,7 +465,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_counts_only_while_we_could_have_heard() {
-        let (own, start) = (ReplicaId([1; 16]), Instant::now());
+        let (own, start) = (session(1, 1), Instant::now());
         let at = |ms: u64| start + Duration::from_millis(ms);
         let mut presence = Presence::default();
         assert!(!presence.is_silent(session(2, 1), start, at(60_000)), "we hear nothing, not even ourselves");
@@ -393,11 +490,44 @@ mod tests {
     }
 
     #[test]
+    fn whoever_speaks_is_heard_however_many_fell_silent() {
+        let (own, start) = (session(1, 3), Instant::now());
+        let mut presence = Presence::default();
+        for n in 0..200 {
+            presence.hear(own, beat(n + 2, 1), start + SILENT * u32::from(n));
+        }
+        assert!(presence.others.len() <= REPLICAS_MAX);
+        assert!(presence.others.contains_key(&ReplicaId([201; 16])));
+        let now = start + SILENT * 199;
+        // Of many that speak at once the first are heard.
+        let mut presence = Presence::default();
+        (2..=201).for_each(|n| presence.hear(own, beat(n, 1), now));
+        assert!(presence.others.contains_key(&ReplicaId([2; 16])) && presence.others.len() == REPLICAS_MAX);
+        assert_eq!(presence.all_unheard(&[], now), None);
+        assert_eq!(presence.all_unheard(&[ReplicaId([2; 16]), ReplicaId([201; 16])], now), None);
+        let both = [ReplicaId([2; 16]), ReplicaId([3; 16])];
+        presence.hear(own, beat(2, 1), now + BEAT);
+        assert_eq!(presence.all_unheard(&both, now + BEAT * 3), Some(BEAT * 2));
+    }
+
+    #[test]
+    fn only_a_newer_life_of_ours_is_a_namesake() {
+        let (own, now) = (session(1, 3), Instant::now());
+        let mut presence = Presence::default();
+        presence.hear(own, beat(1, 2), now);
+        assert!(presence.own.is_none() && !presence.has_namesake(now), "what we said in the life before");
+        presence.hear(own, beat(1, 3), now);
+        assert!(presence.own.is_some() && !presence.has_namesake(now));
+        presence.hear(own, beat(1, 4), now);
+        assert!(presence.has_namesake(now) && !presence.has_namesake(now + NAMESAKE_KEPT));
+    }
+
+    #[test]
     fn gateways_are_told_once_each_ours_first() {
         let now = Instant::now();
         let mut presence = Presence::default();
-        presence.hear(ReplicaId([9; 16]), beat(3, 1), now);
-        presence.hear(ReplicaId([9; 16]), beat(2, 1), now);
+        presence.hear(session(9, 1), beat(3, 1), now);
+        presence.hear(session(9, 1), beat(2, 1), now);
         let own = ["10.0.0.9:1".to_owned(), "10.0.0.2:7701".to_owned()];
         assert_eq!(presence.gateways(&own, now), ["10.0.0.9:1", "10.0.0.2:7701", "10.0.0.3:7701"]);
         assert_eq!(presence.gateways(&own, now + GATEWAY_KEPT), own);

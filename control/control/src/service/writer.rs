@@ -52,6 +52,9 @@ const TOUCHED_MAX: usize = 10_000;
 /// Pause after the log failed to say whether it has news.
 const TAIL_PAUSE: Duration = Duration::from_secs(1);
 
+/// Pause before what this service owes the log is tried again, if nothing shows before that the log works.
+const OWED_PAUSE: Duration = Duration::from_secs(2);
+
 /// The log's one stream.
 pub(crate) fn log_stream() -> StreamName {
     StreamName::new("fleet").expect("a good name")
@@ -67,12 +70,35 @@ pub(crate) trait Wish: Send {
     fn is_alone(&self) -> bool {
         false
     }
+    /// The run whose commands it orders: nobody asks for them again, so they are owed until they are recorded.
+    fn orders(&self) -> Option<RunId> {
+        None
+    }
+    /// Whether it is not wanted any more, because who asked has gone.
+    fn is_given_up(&self) -> bool {
+        false
+    }
     /// Tells the one who asked.
     fn answer(self: Box<Self>, result: Result<(), SubmitError>);
 }
 
+/// A wish in the writer's hands.
+struct Waiting {
+    wish: Box<dyn Wish>,
+    /// Records made of it of which it is not known whether they were stored, each with the position before it.
+    tried: Vec<(RecordId, Position)>,
+}
+
+impl From<Box<dyn Wish>> for Waiting {
+    fn from(wish: Box<dyn Wish>) -> Self {
+        Self { wish, tried: Vec::new() }
+    }
+}
+
 struct Asked<T, F> {
     origin: Origin,
+    /// It means nothing to anybody else, and is dropped with who asked.
+    only_if_awaited: bool,
     decide: F,
     value: Option<T>,
     reply: oneshot::Sender<Result<T, SubmitError>>,
@@ -81,6 +107,7 @@ struct Asked<T, F> {
 /// Puts a decision function into the writer's terms.
 pub(crate) fn wish<T, F>(
     origin: Origin,
+    only_if_awaited: bool,
     decide: F,
 ) -> (Box<dyn Wish>, oneshot::Receiver<Result<T, SubmitError>>)
 where
@@ -88,7 +115,7 @@ where
     F: FnMut(&State, Timestamp) -> Result<(Vec<Event>, T), Rejection> + Send + 'static,
 {
     let (reply, answer) = oneshot::channel();
-    (Box::new(Asked { origin, decide, value: None, reply }), answer)
+    (Box::new(Asked { origin, only_if_awaited, decide, value: None, reply }), answer)
 }
 
 impl<T, F> Wish for Asked<T, F>
@@ -104,6 +131,10 @@ where
 
     fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.only_if_awaited && self.reply.is_closed()
     }
 
     fn answer(self: Box<Self>, result: Result<(), SubmitError>) {
@@ -128,6 +159,10 @@ impl Wish for Orders {
 
     fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    fn orders(&self) -> Option<RunId> {
+        Some(self.run)
     }
 
     fn answer(self: Box<Self>, result: Result<(), SubmitError>) {
@@ -174,6 +209,16 @@ pub enum FoldError {
     },
 }
 
+impl FoldError {
+    /// Whether waiting does not help: somebody has to see to the log, or run another version.
+    fn stays(&self) -> bool {
+        match self {
+            Self::Read(error) => matches!(error, ReadError::Damaged(_)),
+            Self::Gap { .. } | Self::Foreign { .. } | Self::Record { .. } => true,
+        }
+    }
+}
+
 /// What the writer is asked.
 pub(crate) enum Ask {
     /// To decide about a wish.
@@ -212,6 +257,14 @@ pub(crate) struct Writer {
     touched: BTreeSet<RunId>,
     /// They were too many to be remembered.
     touched_all: bool,
+    /// Runs whose commands this service could not record. Unlike what others touched they are not left to the lease's
+    /// holder: where there is no lease nobody else would see to them, and its holder does not hear of its own.
+    owed: BTreeSet<RunId>,
+    /// When the log is tried again for their sake, or because its end is not known.
+    owed_at: Option<Instant>,
+    /// Records of the commit at hand of which it is not known whether they were stored, and those that were found.
+    in_doubt: BTreeSet<RecordId>,
+    found: BTreeSet<RecordId>,
     /// When a record of others was last folded.
     rivals: Option<Instant>,
     /// Before that nothing is appended.
@@ -220,7 +273,7 @@ pub(crate) struct Writer {
 
 /// A decision of a commit.
 struct Decided {
-    wish: Box<dyn Wish>,
+    waiting: Waiting,
     rejected: Option<Rejection>,
     record: Option<Record>,
     /// Follows from a record of this very commit, and is thought of again when that is decided again.
@@ -232,7 +285,7 @@ enum Outcome {
     /// Everybody was told.
     Settled,
     /// Nothing of it was stored, or it is not known: read on, and decide these again.
-    Again(Vec<Box<dyn Wish>>),
+    Again(Vec<Waiting>),
     /// The log is not available, why; everybody was told.
     Failed(String),
 }
@@ -262,13 +315,25 @@ impl Writer {
             follow_ups: VecDeque::new(),
             touched: BTreeSet::new(),
             touched_all: false,
+            owed: BTreeSet::new(),
+            owed_at: None,
+            in_doubt: BTreeSet::new(),
+            found: BTreeSet::new(),
             rivals: None,
             courtesy: None,
         }
     }
 
-    /// Folds everything that the log has beyond what was folded.
+    /// Folds everything that the log has beyond what was folded. What cannot be folded, now or later, is everybody's
+    /// trouble: whoever goes on as if he knew the log's end gives wrong answers, and does not do his duty as a replica.
     pub(crate) async fn catch_up(&mut self) -> Result<(), FoldError> {
+        let caught_up = self.fold_on().await;
+        let lasting = caught_up.as_ref().err().filter(|error| error.stays()).map(ToString::to_string);
+        self.shared.set_trouble(|trouble| &mut trouble.log, lasting);
+        caught_up
+    }
+
+    async fn fold_on(&mut self) -> Result<(), FoldError> {
         if self.last == Position::ZERO {
             self.restore().await;
         }
@@ -289,6 +354,9 @@ impl Writer {
                     .map_err(|source| FoldError::Record { position: entry.position, source })?;
                 self.check_attested(entry.position.0, &record);
                 self.fold(&record);
+                if self.in_doubt.remove(&record.id) {
+                    self.found.insert(record.id);
+                }
                 self.touched.extend(touched_by(&record));
                 if self.touched.len() > TOUCHED_MAX {
                     self.touched.clear();
@@ -299,6 +367,8 @@ impl Writer {
                 self.shared.publish(entry.position, &record);
             }
             self.snapshot_when_due().await;
+            // A long log is folded in one go, and others have to live on this thread too.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -332,19 +402,20 @@ impl Writer {
         self.touched.clear();
         self.touched_all = false;
         loop {
-            let first = if self.is_shared {
-                tokio::select! {
-                    biased;
-                    ask = asked.recv() => ask,
-                    news = log.wait_beyond(self.last) => {
-                        if self.take_news(news).await.is_err() {
-                            tokio::time::sleep(TAIL_PAUSE).await;
-                        }
-                        continue;
-                    }
+            let owed_at = self.owed_at;
+            let first = tokio::select! {
+                biased;
+                () = async { tokio::time::sleep_until(owed_at.expect("looked at")).await }, if owed_at.is_some() => {
+                    self.pay().await;
+                    continue;
                 }
-            } else {
-                asked.recv().await
+                ask = asked.recv() => ask,
+                news = log.wait_beyond(self.last), if self.is_shared => {
+                    if self.take_news(news).await.is_err() {
+                        tokio::time::sleep(TAIL_PAUSE).await;
+                    }
+                    continue;
+                }
             };
             let Some(first) = first else { break };
             let mut batch = VecDeque::new();
@@ -386,18 +457,50 @@ impl Writer {
     async fn take_news(&mut self, news: Result<Position, ReadError>) -> Result<(), ()> {
         let result = match news {
             Ok(_) => self.catch_up().await,
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                let error = FoldError::from(error);
+                if error.stays() {
+                    self.shared.set_trouble(|trouble| &mut trouble.log, Some(error.to_string()));
+                }
+                Err(error)
+            }
         };
         result.map_err(|error| tracing::warn!(%error, "the log cannot be followed"))
     }
 
+    /// Records the commands that are owed, if the log works again.
+    async fn pay(&mut self) {
+        self.owed_at = None;
+        if self.stale
+            && let Err(error) = self.read_on().await
+        {
+            self.unavailable(&error);
+            self.owed_at = Some(Instant::now() + OWED_PAUSE);
+            return;
+        }
+        self.order_owed();
+        self.commit(VecDeque::new()).await;
+    }
+
+    fn order_owed(&mut self) {
+        for run in std::mem::take(&mut self.owed) {
+            self.order(run, None);
+        }
+    }
+
     /// Brings every wish of the batch, and what follows from it, to an end.
-    pub(crate) async fn commit(&mut self, mut batch: VecDeque<Box<dyn Wish>>) {
+    pub(crate) async fn commit(&mut self, batch: VecDeque<Box<dyn Wish>>) {
+        self.settle(batch.into_iter().map(Waiting::from).collect()).await;
+        self.in_doubt.clear();
+        self.found.clear();
+    }
+
+    async fn settle(&mut self, mut batch: VecDeque<Waiting>) {
         let (mut deadline, mut tries) = (Instant::now() + PATIENCE, 0);
         let (mut fruitless, mut seen) = (0, self.last);
         loop {
             while let Some(wish) = self.follow_ups.pop_back() {
-                batch.push_front(wish);
+                batch.push_front(wish.into());
             }
             if batch.is_empty() {
                 return;
@@ -435,10 +538,22 @@ impl Writer {
         }
     }
 
-    /// Tells everybody that the log is not available.
-    fn fail(&mut self, batch: VecDeque<Box<dyn Wish>>, reason: &str) {
-        for wish in batch.into_iter().chain(self.follow_ups.drain(..)) {
-            wish.answer(Err(SubmitError::Unavailable(reason.to_owned())));
+    /// Tells everybody that the log is not available, or, of whom that is so, that it is not known what became of it.
+    fn fail(&mut self, batch: VecDeque<Waiting>, reason: &str) {
+        let follow_ups = std::mem::take(&mut self.follow_ups);
+        for Waiting { wish, tried } in batch.into_iter().chain(follow_ups.into_iter().map(Waiting::from)) {
+            self.owed.extend(wish.orders());
+            wish.answer(if tried.iter().any(|(id, _)| self.found.contains(id)) {
+                Ok(())
+            } else if tried.iter().any(|(_, after)| *after == self.last) {
+                Err(SubmitError::Unknown(reason.to_owned()))
+            } else {
+                // What was to follow an earlier record than the last one that is known never will be stored.
+                Err(SubmitError::Unavailable(reason.to_owned()))
+            });
+        }
+        if self.stale || !self.owed.is_empty() {
+            self.owed_at = Some(Instant::now() + OWED_PAUSE);
         }
     }
 
@@ -456,15 +571,15 @@ impl Writer {
     }
 
     /// Decides on as many wishes as go into one commit and appends what they come to.
-    async fn commit_some(&mut self, batch: &mut VecDeque<Box<dyn Wish>>, most: usize) -> Outcome {
+    async fn commit_some(&mut self, batch: &mut VecDeque<Waiting>, most: usize) -> Outcome {
         let mut state = if most > 1 && batch.len() > 1 { Some(self.take_ahead()) } else { None };
         let mut decided = Vec::new();
         let mut records = Vec::new();
         let mut bytes = 0;
-        let mut followers: VecDeque<Box<dyn Wish>> = VecDeque::new();
+        let mut followers: VecDeque<Waiting> = VecDeque::new();
         let mut correlations = BTreeMap::new();
         while records.len() < most {
-            let (mut wish, follows) = match (followers.pop_front(), batch.pop_front()) {
+            let (mut waiting, follows) = match (followers.pop_front(), batch.pop_front()) {
                 (Some(follower), next) => {
                     next.into_iter().for_each(|next| batch.push_front(next));
                     (follower, true)
@@ -472,41 +587,52 @@ impl Writer {
                 (None, Some(next)) => (next, false),
                 (None, None) => break,
             };
-            let alone = wish.is_alone();
+            if waiting.tried.iter().any(|(id, _)| self.found.contains(id)) {
+                // Its answer was lost, and the record is there. Decided again it might look like a mistake: who deletes
+                // something finds that it is not there.
+                waiting.wish.answer(Ok(()));
+                continue;
+            }
+            if waiting.wish.is_given_up() {
+                waiting.wish.answer(Err(SubmitError::Unavailable("nobody waits for it any more".into())));
+                continue;
+            }
+            let alone = waiting.wish.is_alone();
             if alone && !decided.is_empty() {
                 if follows {
-                    followers.push_front(wish)
+                    followers.push_front(waiting)
                 } else {
-                    batch.push_front(wish)
+                    batch.push_front(waiting)
                 }
                 break;
             }
             let time = now();
-            let (events, mut rejected) = match wish.decide(state.as_ref().unwrap_or(&self.state), time) {
-                Ok(events) => (events, None),
-                Err(rejection) => (vec![], Some(rejection)),
-            };
+            let (events, mut rejected) =
+                match waiting.wish.decide(state.as_ref().unwrap_or(&self.state), time) {
+                    Ok(events) => (events, None),
+                    Err(rejection) => (vec![], Some(rejection)),
+                };
             if events.is_empty() {
                 // It may rest on a record of this commit, so its answer waits for that.
-                decided.push(Decided { wish, rejected, record: None, follows });
+                decided.push(Decided { waiting, rejected, record: None, follows });
                 continue;
             }
-            let record = self.record(wish.origin(), events, time, &correlations);
+            let record = self.record(waiting.wish.origin(), events, time, &correlations);
             let encoded = record.encode();
             if encoded.len() > MAX_RECORD_BYTES {
                 rejected = Some(Rejection::Limit(format!(
                     "this would make a record of {} bytes, more than the {MAX_RECORD_BYTES} that the log takes",
                     encoded.len()
                 )));
-                decided.push(Decided { wish, rejected, record: None, follows });
+                decided.push(Decided { waiting, rejected, record: None, follows });
                 continue;
             }
             if !records.is_empty() && bytes + encoded.len() > MAX_COMMIT_BYTES {
                 // It is decided again in the next commit.
                 if follows {
-                    followers.push_front(wish)
+                    followers.push_front(waiting)
                 } else {
-                    batch.push_front(wish)
+                    batch.push_front(waiting)
                 }
                 break;
             }
@@ -520,10 +646,11 @@ impl Writer {
                     state.evolve(event);
                 }
                 for run in touched_by(&record) {
-                    followers.extend(self.orders(state, run, Some(record.id), &correlations));
+                    let orders = self.orders(state, run, Some(record.id), &correlations);
+                    followers.extend(orders.map(Waiting::from));
                 }
             }
-            decided.push(Decided { wish, rejected: None, record: Some(record), follows });
+            decided.push(Decided { waiting, rejected: None, record: Some(record), follows });
             if alone || state.is_none() {
                 break;
             }
@@ -535,7 +662,7 @@ impl Writer {
         }
         let outcome = self.append(decided, records, state).await;
         if matches!(outcome, Outcome::Settled) {
-            self.follow_ups.extend(followers);
+            self.follow_ups.extend(followers.into_iter().map(|waiting| waiting.wish));
         }
         outcome
     }
@@ -548,7 +675,7 @@ impl Writer {
     /// Answers wishes that came to nothing. On a log that others write to, that too rests on its end: an
     /// agent must not be refused because its token was made at another replica a moment ago.
     async fn settle_without_records(&mut self, decided: Vec<Decided>) -> Outcome {
-        let unfenced = |decided: &Decided| decided.wish.origin().actor != Actor::Service;
+        let unfenced = |decided: &Decided| decided.waiting.wish.origin().actor != Actor::Service;
         if self.is_shared && decided.iter().any(unfenced) {
             match self.log.last_position().await {
                 Ok(last) if last > self.last => {
@@ -563,8 +690,8 @@ impl Writer {
                 }
             }
         }
-        for Decided { wish, rejected, .. } in decided {
-            wish.answer(rejected.map_or(Ok(()), |rejection| Err(rejection.into())));
+        for Decided { waiting, rejected, .. } in decided {
+            waiting.wish.answer(rejected.map_or(Ok(()), |rejection| Err(rejection.into())));
         }
         Outcome::Settled
     }
@@ -572,7 +699,7 @@ impl Writer {
     /// Appends the records of a commit and makes of the answer what it means.
     async fn append(
         &mut self,
-        decided: Vec<Decided>,
+        mut decided: Vec<Decided>,
         records: Vec<Vec<u8>>,
         ahead: Option<State>,
     ) -> Outcome {
@@ -591,7 +718,7 @@ impl Writer {
                 }
                 self.careful = false;
                 self.shared.healthy.store(true, Ordering::Relaxed);
-                for Decided { wish, rejected, record, .. } in decided {
+                for Decided { waiting, rejected, record, .. } in decided {
                     if let Some(record) = record {
                         self.last = self.last.next();
                         self.fold(&record);
@@ -602,17 +729,25 @@ impl Writer {
                         }
                         self.shared.publish(self.last, &record);
                     }
-                    wish.answer(rejected.map_or(Ok(()), |rejection| Err(rejection.into())));
+                    waiting.wish.answer(rejected.map_or(Ok(()), |rejection| Err(rejection.into())));
                 }
                 if ahead.is_some() {
                     // It has seen exactly what was folded.
                     self.ahead = ahead;
                 }
+                // The log works: whatever could not be recorded before is recorded now.
+                self.order_owed();
                 Outcome::Settled
             }
             // Somebody else wrote, or the answer was lost: see what is there and decide again. What was
             // stored after all is found, and the decision comes out empty.
             Ok(_) | Err(AppendError::Conflict { .. } | AppendError::Unknown { .. }) => {
+                if !matches!(appended, Err(AppendError::Conflict { .. })) {
+                    for Decided { waiting, record, .. } in &mut decided {
+                        waiting.tried.extend(record.iter().map(|record| (record.id, self.last)));
+                        self.in_doubt.extend(record.iter().map(|record| record.id));
+                    }
+                }
                 self.shared.metrics.append_conflicts.add(1);
                 self.stale = true;
                 Outcome::Again(again(decided))
@@ -623,7 +758,7 @@ impl Writer {
             }
             Err(error @ AppendError::TooLarge { .. }) => {
                 for decided in decided {
-                    decided.wish.answer(Err(Rejection::Limit(error.to_string()).into()));
+                    decided.waiting.wish.answer(Err(Rejection::Limit(error.to_string()).into()));
                 }
                 Outcome::Settled
             }
@@ -709,8 +844,8 @@ impl Writer {
 }
 
 /// The wishes of a commit that has to be decided again.
-fn again(decided: Vec<Decided>) -> Vec<Box<dyn Wish>> {
-    decided.into_iter().filter(|decided| !decided.follows).map(|decided| decided.wish).collect()
+fn again(decided: Vec<Decided>) -> Vec<Waiting> {
+    decided.into_iter().filter(|decided| !decided.follows).map(|decided| decided.waiting).collect()
 }
 
 /// Runs that may need commands after a record.

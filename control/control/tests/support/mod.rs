@@ -5,6 +5,7 @@
 pub(crate) mod program;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use agent_proto::RunSecret;
@@ -17,6 +18,7 @@ use ed25519_dalek::SigningKey;
 use event_log::{AppendError, BoxFuture, Entry, EventLog, Position, ReadError, ReadLimit, StreamName};
 use event_schema::*;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub(crate) const MASTER: [u8; 32] = [7; 32];
@@ -96,17 +98,46 @@ pub(crate) enum Fault {
     NoSpace,
     /// Somebody else was first.
     Conflict,
+    /// Says nothing until [`FaultyLog::release`], and stores it then.
+    Hang,
 }
 
 /// A log that does what a list of faults says, one an append, and then behaves.
 pub(crate) struct FaultyLog {
     inner: Arc<dyn EventLog>,
     faults: Mutex<VecDeque<Fault>>,
+    /// How often those that hang were let go.
+    released: watch::Sender<u64>,
+    /// Reads give garbage from this position on.
+    garbled: Mutex<Option<Position>>,
+    /// Reads fail.
+    deaf: AtomicBool,
 }
 
 impl FaultyLog {
     pub(crate) fn new(inner: Arc<dyn EventLog>) -> Arc<Self> {
-        Arc::new(Self { inner, faults: Mutex::default() })
+        Arc::new(Self {
+            inner,
+            faults: Mutex::default(),
+            released: watch::Sender::new(0),
+            garbled: Mutex::default(),
+            deaf: AtomicBool::new(false),
+        })
+    }
+
+    /// Lets every append go on that hangs.
+    pub(crate) fn release(&self) {
+        self.released.send_modify(|times| *times += 1);
+    }
+
+    /// From this position on nothing can be understood; none: all is well again.
+    pub(crate) fn garble(&self, from: Option<Position>) {
+        *self.garbled.lock().expect("no panics") = from;
+    }
+
+    /// Whether reads fail from now on.
+    pub(crate) fn set_deaf(&self, deaf: bool) {
+        self.deaf.store(deaf, Ordering::Relaxed);
     }
 
     pub(crate) fn next(&self, faults: impl IntoIterator<Item = Fault>) {
@@ -133,12 +164,28 @@ impl EventLog for FaultyLog {
                 Fault::LostUnknown => Err(AppendError::Unknown { reason: reason() }),
                 Fault::NoSpace => Err(AppendError::NoSpace { reason: reason() }),
                 Fault::Conflict => Err(AppendError::Conflict { expected: expected_last, actual: None }),
+                Fault::Hang => {
+                    let mut released = self.released.subscribe();
+                    released.changed().await.expect("the log holds the sender");
+                    self.inner.append_batch(stream, expected_last, records).await
+                }
             }
         })
     }
 
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
-        self.inner.read(from, limit)
+        if self.deaf.load(Ordering::Relaxed) {
+            let reason = "as the test wants it".to_string();
+            return Box::pin(async { Err(ReadError::Unavailable { reason }) });
+        }
+        let garbled = *self.garbled.lock().expect("no panics");
+        Box::pin(async move {
+            let mut page = self.inner.read(from, limit).await?;
+            for entry in page.iter_mut().filter(|entry| garbled.is_some_and(|from| entry.position >= from)) {
+                entry.bytes = vec![1, 2, 3];
+            }
+            Ok(page)
+        })
     }
 
     fn last_position(&self) -> BoxFuture<'_, Result<Position, ReadError>> {

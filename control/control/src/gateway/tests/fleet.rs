@@ -1,6 +1,6 @@
 //! A fleet in memory: what the service does, without a log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use agent_proto::link::is_token_text;
@@ -40,6 +40,10 @@ pub(super) struct MemoryFleet {
     pub(super) tokens: Mutex<HashMap<String, Token>>,
     pub(super) ousted: broadcast::Sender<Ousted>,
     pub(super) gateways: watch::Sender<Arc<[String]>>,
+    /// Nothing is recorded while it is so: hellos, goodbyes and reports wait.
+    pub(super) log_hangs: watch::Sender<bool>,
+    /// Agents that are connected at another replica.
+    pub(super) elsewhere: Mutex<HashSet<AgentId>>,
     told: mpsc::UnboundedSender<Told>,
     pki: Arc<Pki>,
 }
@@ -52,6 +56,8 @@ impl MemoryFleet {
             tokens: Mutex::default(),
             ousted: broadcast::channel(4).0,
             gateways: watch::Sender::new(Arc::new([])),
+            log_hangs: watch::Sender::new(false),
+            elsewhere: Mutex::default(),
             told,
             pki,
         };
@@ -119,6 +125,11 @@ impl MemoryFleet {
         self.ousted.send(Ousted::Removed(agent)).expect("the gateway listens");
     }
 
+    async fn log(&self) {
+        // The fleet holds the sender.
+        let _ = self.log_hangs.subscribe().wait_for(|hangs| !hangs).await;
+    }
+
     fn tell(&self, told: Told) {
         // A test that is over does not listen any more.
         let _ = self.told.send(told);
@@ -168,6 +179,7 @@ impl Fleet for MemoryFleet {
     }
 
     async fn connected(&self, agent: AgentId, hello: Hello, _: SocketAddr) -> Result<Session, Refused> {
+        self.log().await;
         let members = self.members.lock().expect("sound");
         let Some(member) = members.get(&agent).filter(|member| member.approved) else {
             return Err(refused(RefusalReason::NotAllowed));
@@ -177,10 +189,12 @@ impl Fleet for MemoryFleet {
     }
 
     async fn disconnected(&self, agent: AgentId, reason: String) {
+        self.log().await;
         self.tell(Told::Disconnected(agent, reason));
     }
 
     async fn reports(&self, agent: AgentId, reports: Vec<Signed>) -> Result<u64, ReportError> {
+        self.log().await;
         self.with(agent, |member| {
             for signed in reports {
                 let report = Report::open(&signed, &member.public_key)
@@ -210,6 +224,12 @@ impl Fleet for MemoryFleet {
 
     fn is_removed(&self, agent: AgentId) -> bool {
         self.members.lock().expect("sound").get(&agent).is_some_and(|member| member.removed)
+    }
+
+    fn must_leave(&self, agent: AgentId) -> Option<Ousted> {
+        let elsewhere = self.elsewhere.lock().expect("sound").contains(&agent);
+        let removed = self.is_removed(agent).then_some(Ousted::Removed(agent));
+        removed.or(elsewhere.then_some(Ousted::Moved(agent)))
     }
 
     fn ousted(&self) -> broadcast::Receiver<Ousted> {

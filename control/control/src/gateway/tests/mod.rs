@@ -2,6 +2,7 @@
 
 mod client;
 mod fleet;
+mod outage;
 
 use agent_proto::link::{Ping, Progress, Refused, ReportSent, ToAgent, Welcome};
 use ed25519_dalek::SigningKey;
