@@ -7,8 +7,17 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::telemetry::Keep;
+
 /// Bytes of a configuration file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// For how long telemetry may be kept.
+const TELEMETRY_KEEP: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(3_600)..=Duration::from_secs(3_660 * 86_400);
+
+/// Bytes that telemetry has at least.
+const TELEMETRY_BYTES_MIN: u64 = 1_000_000;
 
 /// Trackers and public addresses that can be named.
 const PLACES_MAX: usize = 16;
@@ -60,6 +69,18 @@ pub struct Settings {
     pub tracker: Option<Vec<String>>,
     /// How long a command may be obeyed, such as `30d`.
     pub command_ttl: Option<String>,
+    /// What is kept of agents' progress.
+    pub telemetry: TelemetrySettings,
+}
+
+/// Settings of telemetry as they may be left out; a table of its own in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetrySettings {
+    /// For how long, such as `90 days`; `0s` keeps nothing.
+    pub keep: Option<String>,
+    /// How much on disk, such as `2 GB`.
+    pub max_size: Option<String>,
 }
 
 /// Settings that are complete and make sense.
@@ -81,6 +102,8 @@ pub struct Config {
     pub trackers: Vec<String>,
     /// How long a command may be obeyed. Default 30 days.
     pub command_ttl: Duration,
+    /// What is kept of agents' progress; none: nothing. Default 90 days, 2 GB.
+    pub telemetry: Option<Keep>,
 }
 
 impl Settings {
@@ -111,6 +134,10 @@ impl Settings {
             nats_replicas: self.nats_replicas.or(other.nats_replicas),
             tracker: self.tracker.or(other.tracker),
             command_ttl: self.command_ttl.or(other.command_ttl),
+            telemetry: TelemetrySettings {
+                keep: self.telemetry.keep.or(other.telemetry.keep),
+                max_size: self.telemetry.max_size.or(other.telemetry.max_size),
+            },
         }
     }
 
@@ -145,6 +172,7 @@ impl Settings {
                 _ => return setting(format!("--command-ttl {text:?} is not a time of at least a minute")),
             },
         };
+        let telemetry = self.telemetry.complete()?;
         Ok(Config {
             data: self.data.unwrap_or_else(|| PathBuf::from("flotilla-data")),
             http,
@@ -154,8 +182,52 @@ impl Settings {
             nats_replicas: self.nats_replicas.unwrap_or(1),
             trackers,
             command_ttl,
+            telemetry,
         })
     }
+}
+
+impl TelemetrySettings {
+    fn complete(&self) -> Result<Option<Keep>, ConfigError> {
+        let setting = |message: String| ConfigError::Setting(message);
+        let mut keep = Keep::default();
+        if let Some(text) = &self.keep {
+            let wrong =
+                || setting(format!("telemetry: keep {text:?} is not 0s or a time of 1 hour to 10 years"));
+            keep.time = humantime::parse_duration(text).map_err(|_| wrong())?;
+            if keep.time.is_zero() {
+                return Ok(None);
+            }
+            if !TELEMETRY_KEEP.contains(&keep.time) {
+                return Err(wrong());
+            }
+        }
+        if let Some(text) = &self.max_size {
+            let wrong = || setting(format!("telemetry: max_size {text:?} is not a size of at least 1 MB"));
+            keep.max_bytes = bytes(text).filter(|bytes| *bytes >= TELEMETRY_BYTES_MIN).ok_or_else(wrong)?;
+        }
+        Ok(Some(keep))
+    }
+}
+
+/// A number of bytes such as `500 MB`, `2GB` or `4 GiB`.
+fn bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '_').unwrap_or(text.len());
+    let number: u64 = text[..end].replace('_', "").parse().ok()?;
+    let unit = match text[end..].trim() {
+        "" | "B" => 1,
+        "kB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(unit)
 }
 
 /// Splits `HOST:PORT`; an IPv6 address stands in brackets.
@@ -188,6 +260,23 @@ mod tests {
         let config = line.or(file).complete().expect("good");
         assert_eq!((config.http.port(), config.nats.as_deref()), (2, Some("nats://x")));
         assert!(toml::from_str::<Settings>("htpp = 1").is_err());
+    }
+
+    #[test]
+    fn telemetry_is_kept_as_said() {
+        let of = |text: &str| toml::from_str::<Settings>(text).expect("TOML").complete();
+        assert_eq!(of("").expect("good").telemetry, Some(Keep::default()));
+        let keep = of("[telemetry]\nkeep = \"90 days\"\nmax_size = \"4 GiB\"").expect("good").telemetry;
+        assert_eq!(keep, Some(Keep { time: Duration::from_secs(90 * 86_400), max_bytes: 4 << 30 }));
+        assert_eq!(of("[telemetry]\nkeep = \"0s\"").expect("good").telemetry, None);
+        for bad in ["keep = \"1 minute\"", "keep = \"soon\"", "max_size = \"10 kB\"", "max_size = \"2 gigs\""]
+        {
+            assert!(of(&format!("[telemetry]\n{bad}")).is_err(), "{bad}");
+        }
+        let line = TelemetrySettings { keep: Some("2h".into()), max_size: None };
+        let file: Settings = toml::from_str("[telemetry]\nkeep = \"9h\"\nmax_size = \"5MB\"").expect("TOML");
+        let both = Settings { telemetry: line, ..Settings::default() }.or(file).complete().expect("good");
+        assert_eq!(both.telemetry, Some(Keep { time: Duration::from_secs(7_200), max_bytes: 5_000_000 }));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! [`pki`] owns the fleet's keys and certificates, [`gateway`] the agents' TLS link, [`service`] the
 //! fleet's state over the log, [`api`] the HTTP side, [`serve`] puts them together; [`audit`] seals
-//! the log. [`cli`] is the operator's command line, which talks to [`api`]; with the rest it shares `audit`,
+//! the log, [`telemetry`] keeps what is not on it. [`cli`] is the operator's command line, which talks to [`api`]; with the rest it shares `audit`,
 //! `exports` and [`log_copy`] alone.
 
 pub mod api;
@@ -18,3 +18,4 @@ mod private_file;
 pub mod sealing;
 pub mod serve;
 pub mod service;
+pub mod telemetry;

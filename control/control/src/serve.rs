@@ -22,6 +22,7 @@ use crate::pki::bundle::{self, BundleError};
 use crate::pki::{AuditKeys, Pki, PkiError};
 use crate::sealing::Sealing;
 use crate::service::{self, Keeper, Keys, Options, Service, now};
+use crate::telemetry::Store;
 
 /// How long open requests may take when the service stops; streams of events end at once.
 const HTTP_STOP: Duration = Duration::from_secs(5);
@@ -167,6 +168,16 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         sealing_stops,
     );
     service.set_sealing(sealing);
+    if let Some(keep) = config.telemetry.clone() {
+        let path = config.data.join("telemetry");
+        let folder = path.clone();
+        let opening = tokio::task::spawn_blocking(move || Store::open(&folder, keep, now)).await;
+        match opening.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Ok(store) => service.keep_telemetry(store),
+            // Nothing that is decided depends on it.
+            Err(error) => tracing::warn!(folder = %path.display(), %error, "telemetry is not kept"),
+        }
+    }
     let token = api_token(&config.data)?;
     let http_error = |source| ServeError::Http { address: config.http, source };
     let listener = TcpListener::bind(config.http).await.map_err(http_error)?;
@@ -247,6 +258,10 @@ impl Running {
         if tokio::time::timeout(SEALER_STOP, sealer).await.is_err() {
             tracing::warn!("the sealing did not end in time");
             abort.abort();
+        }
+        if let Some(kept) = service.kept_telemetry().cloned() {
+            // It does not panic; if it did, there is nothing left to do.
+            let _ = tokio::task::spawn_blocking(move || kept.close()).await;
         }
         drop(service);
         if tokio::time::timeout(WRITER_STOP, writer).await.is_err() {

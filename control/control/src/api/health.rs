@@ -118,6 +118,12 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     gauge(&mut text, "decisions_waiting", "Decisions that wait for the writer", waiting);
     let streams = (super::STREAMS_MAX - api.streams.available_permits()) as u64;
     gauge(&mut text, "event_streams", "Open streams of live events", streams);
+    if let Some(kept) = api.service.kept_telemetry() {
+        let (taken, lost, bytes) = kept.figures();
+        gauge(&mut text, "telemetry_samples", "Samples of agents' progress taken since the start", taken);
+        gauge(&mut text, "telemetry_lost", "Samples and rows that there was no room for or no disk", lost);
+        gauge(&mut text, "telemetry_bytes", "Bytes of telemetry on disk", bytes);
+    }
     if let Some(sealing) = api.service.sealing() {
         gauge(
             &mut text,

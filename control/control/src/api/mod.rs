@@ -21,6 +21,7 @@ mod resolve;
 mod runs;
 mod shape;
 mod sight;
+mod telemetry;
 mod tokens;
 pub mod view;
 mod whole;
@@ -41,6 +42,7 @@ pub use openapi::document;
 pub(crate) use shape::{
     bootstrap_place, data as event_data, escape_bytes, hex, path as path_text, record, total,
 };
+pub(crate) use telemetry::{AgentFiguresView, TelemetryView};
 pub(crate) use whole::{WholeView, whole};
 
 use crate::service::Service;
@@ -125,6 +127,7 @@ impl Api {
             .route("/runs", get(runs::list))
             .route("/runs/{run}", get(runs::show))
             .route("/runs/{run}/history", get(runs::history))
+            .route("/runs/{run}/telemetry", get(telemetry::show))
             .route("/runs/{run}/stop", post(runs::stop))
             .route("/replicas", get(replicas::list))
             .route("/log", get(events::log))

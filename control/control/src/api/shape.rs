@@ -170,7 +170,7 @@ pub(super) fn run_state(run: &core::RunView) -> &'static str {
     }
 }
 
-fn outcome(outcome: Outcome) -> &'static str {
+pub(super) fn outcome(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Succeeded => "succeeded",
         Outcome::SucceededWithErrors => "succeeded_with_errors",
@@ -179,7 +179,7 @@ fn outcome(outcome: Outcome) -> &'static str {
     }
 }
 
-fn role(role: Role) -> &'static str {
+pub(super) fn role(role: Role) -> &'static str {
     match role {
         Role::Source => "source",
         Role::Destination => "destination",

@@ -73,7 +73,7 @@ enum Command {
     #[command(subcommand)]
     Jobs(work::Jobs),
     /// What happens and has happened
-    #[command(subcommand)]
+    #[command(subcommand, alias = "run")]
     Runs(work::Runs),
     /// The event log
     #[command(subcommand)]
@@ -196,6 +196,8 @@ mod tests {
              --no-start --json --data d",
             "flotilla runs show latest --history",
             "flotilla runs watch",
+            "flotilla run telemetry x --json --from 2026-03-01T12:00:00Z --to 2026-03-01T13:00:00Z --step 60 --agent a --at 7",
+            "flotilla serve --data d --telemetry-keep 90days --telemetry-max-size 2GB",
             "flotilla runs stop x --reason y --server http://h:1 --token t",
             "flotilla log show --from 1 --stream run/",
             "flotilla replica invite --out b --expires 1h --data d --json",

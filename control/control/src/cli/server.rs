@@ -8,7 +8,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{Done, Failure, Global, output};
-use crate::config::Settings;
+use crate::config::{Settings, TelemetrySettings};
 use crate::serve;
 
 #[derive(Debug, Args)]
@@ -51,6 +51,12 @@ pub(super) struct Serve {
     /// How long a command may be obeyed after it was issued [default: 30d]
     #[arg(long, value_name = "TIME")]
     command_ttl: Option<String>,
+    /// How long agents' progress is kept; 0s keeps nothing [default: 90 days]
+    #[arg(long, value_name = "TIME")]
+    telemetry_keep: Option<String>,
+    /// How much disk that may take [default: 2 GB]
+    #[arg(long, value_name = "SIZE")]
+    telemetry_max_size: Option<String>,
     /// A TOML file with any of these settings; what the command line says wins
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -68,6 +74,7 @@ pub(super) fn run(line: Serve, global: Global) -> Done {
         nats_replicas: line.nats_replicas,
         tracker: given(line.tracker),
         command_ttl: line.command_ttl,
+        telemetry: TelemetrySettings { keep: line.telemetry_keep, max_size: line.telemetry_max_size },
     };
     if let Some(file) = &line.config {
         settings = settings.or(Settings::read(file).map_err(Failure::of)?);

@@ -7,11 +7,11 @@ use serde_json::json;
 
 use super::client::{Client, segment};
 use super::{Done, Failure, Global, output, place, watch};
-use crate::api::bootstrap_place;
 use crate::api::view::{
     HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView, LogCheckView, LogView, ProblemView,
     RunSummary, RunView, RunsView, StatusView, StopWish,
 };
+use crate::api::{TelemetryView, bootstrap_place};
 use crate::log_copy;
 
 #[derive(Debug, Subcommand)]
@@ -92,6 +92,10 @@ pub(super) enum Runs {
         #[arg(default_value = "latest")]
         run: String,
     },
+    /// How a run went: who gave and got how much, how fast, and with --json its course over time
+    #[command(after_help = "Example: flotilla runs telemetry latest --json --step 60\n\n\
+        The figures come from the log. The course is what agents told; it is kept for 90 days unless set otherwise.")]
+    Telemetry(Course),
     /// End a run
     #[command(after_help = "Example: flotilla runs stop latest --reason \"wrong folder\"")]
     Stop {
@@ -101,6 +105,27 @@ pub(super) enum Runs {
         #[arg(long)]
         reason: Option<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Course {
+    /// Id, beginning of the id, name of the job, or "latest"
+    run: String,
+    /// From this time on (RFC 3339, UTC) [default: the run's start]
+    #[arg(long, value_name = "TIME")]
+    from: Option<String>,
+    /// Up to before this time [default: the run's end]
+    #[arg(long, value_name = "TIME")]
+    to: Option<String>,
+    /// Seconds of one point [default: so that there are some hundred]
+    #[arg(long, value_name = "SECONDS")]
+    step: Option<u64>,
+    /// Only this agent
+    #[arg(long, value_name = "AGENT")]
+    agent: Option<String>,
+    /// The run as it was known at this position or time, for one that is long over
+    #[arg(long, value_name = "POSITION|TIME")]
+    at: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -236,6 +261,7 @@ pub(super) fn runs(client: &Client, json: bool, command: Runs) -> Done {
             run.history.as_deref().map_or(Ok(()), say_history)
         }
         Runs::Watch { run } => watch::watch(client, json, &run),
+        Runs::Telemetry(line) => telemetry(client, json, &line),
         Runs::Stop { run, reason } => {
             let run: RunView = client.post(&format!("{}/stop", path(&run)), &StopWish { reason })?;
             if json { output::say_json(&run) } else { output::say(&format!("{} is {}", run.id, run.state)) }
@@ -290,6 +316,51 @@ fn show(run: &RunView) -> Done {
     } else {
         Ok(())
     }
+}
+
+fn telemetry(client: &Client, json: bool, line: &Course) -> Done {
+    let step = line.step.map(|step| step.to_string());
+    let wishes =
+        [("from", &line.from), ("to", &line.to), ("step", &step), ("agent", &line.agent), ("at", &line.at)];
+    let wishes = wishes.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let query: Vec<String> = wishes.map(|(name, value)| format!("{name}={}", segment(value))).collect();
+    let path = format!("runs/{}/telemetry?{}", segment(&line.run), query.join("&"));
+    let view: TelemetryView = client.get(&path)?;
+    if json {
+        return output::say_json(&view);
+    }
+    let figures = &view.figures;
+    let ended = figures.outcome.as_deref().unwrap_or("goes on").replace('_', " ");
+    let mut text = format!("{} of {}: {ended}", view.run, view.job_name);
+    text.push_str(&format!("\n  took      {}", output::seconds(figures.duration_s)));
+    let (got, rate) = (output::bytes(figures.bytes_received), output::bytes(figures.rate_bytes_s));
+    text.push_str(&format!("\n  moved     {got}, {rate}/s"));
+    if let Some(peak) = figures.peak_rate_bytes_s {
+        text.push_str(&format!(", at most {}/s", output::bytes(peak)));
+    }
+    let points: usize = view.agents.iter().map(|agent| agent.points.len()).sum();
+    let seconds = output::seconds(view.step_s);
+    text.push_str(&format!("\n  course    {points} points of {seconds}; --json shows them"));
+    output::say(&text)?;
+    let row = |a: &crate::api::AgentFiguresView| {
+        let rate =
+            |rate: Option<u64>| rate.map_or_else(|| "–".into(), |rate| format!("{}/s", output::bytes(rate)));
+        vec![
+            a.name.clone(),
+            a.role.clone(),
+            a.state.replace('_', " "),
+            a.duration_s.map_or_else(|| "–".into(), output::seconds),
+            output::bytes(a.bytes_from_source),
+            output::bytes(a.bytes_from_peers),
+            output::bytes(a.bytes_sent),
+            format!("{:.0} %", a.share_of_sent * 100.0),
+            rate(a.rate_bytes_s),
+            rate(a.peak_rate_bytes_s),
+        ]
+    };
+    let heads =
+        ["AGENT", "ROLE", "STATE", "TOOK", "FROM SOURCE", "FROM PEERS", "SENT", "SHARE", "RATE", "PEAK"];
+    output::table(&heads, figures.agents.iter().map(row))
 }
 
 /// That there are problems beyond those shown, and what shows them.

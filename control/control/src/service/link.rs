@@ -178,6 +178,9 @@ impl Fleet for Service {
         let takes_part =
             self.views().runs.runs.get(&progress.run).is_some_and(|run| run.agents.contains_key(&agent));
         if takes_part {
+            if let Some(kept) = self.kept_telemetry() {
+                kept.take(agent, &progress, super::now());
+            }
             self.telemetry().take(agent, progress, Instant::now());
         }
     }

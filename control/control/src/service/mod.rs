@@ -32,6 +32,7 @@ use event_schema::{Actor, AgentId, Event, Record, RecordId, ReplicaId, Timestamp
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::sealing::Sealing;
+use crate::telemetry::Store;
 pub use attest::{ATTEST_EVERY, SNAPSHOT_EVERY};
 pub use clock::now;
 pub use ids::Ids;
@@ -143,6 +144,7 @@ struct Shared {
     refusals: link::Bucket,
     attested: attest::Attested,
     sealing: OnceLock<Sealing>,
+    kept: OnceLock<Arc<Store>>,
     past: past::Past,
     /// Where snapshots are kept, if they are.
     snapshots: Option<snapshots::Snapshots>,
@@ -172,6 +174,7 @@ impl Shared {
             refusals: link::Bucket::new(),
             attested: attest::Attested::default(),
             sealing: OnceLock::new(),
+            kept: OnceLock::new(),
             past: past::Past::default(),
             snapshots,
         }
@@ -372,6 +375,17 @@ impl Service {
     pub fn set_sealing(&self, sealing: Sealing) {
         // A second one would be a mistake of ours; the first stays.
         let _ = self.shared.sealing.set(sealing);
+    }
+
+    /// What agents told of their progress, as far as it is kept.
+    pub fn kept_telemetry(&self) -> Option<&Arc<Store>> {
+        self.shared.kept.get()
+    }
+
+    /// From now on what agents tell is kept. Once.
+    pub fn keep_telemetry(&self, store: Store) {
+        // A second one would be a mistake of ours; the first stays.
+        let _ = self.shared.kept.set(Arc::new(store));
     }
 
     /// Decisions that wait for the writer.

@@ -1,5 +1,5 @@
-//! What agents tell of their progress a few times a second: not facts, not on the log, gone with the
-//! process.
+//! The latest of what agents tell of their progress a few times a second: not facts, not on the log, gone with the
+//! process. `crate::telemetry` keeps what they told over time.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
