@@ -8,10 +8,11 @@ use std::io::Write;
 
 use event_audit::SignedCheckpoint;
 use event_audit::export::{ExportWriter, WriteError};
-use event_audit::ledger::{Ledger, LedgerError};
+use event_audit::ledger::{Edge, Ledger, LedgerError};
 use event_log::{EventLog, Position, ReadError, ReadLimit};
 
 use crate::pki::AuditKeys;
+use crate::sealing::tree::make_anew;
 
 const _: () = assert!(event_audit::limits::MAX_ENTRY_BYTES == event_log::limits::MAX_RECORD_BYTES);
 
@@ -35,23 +36,25 @@ pub enum AuditError {
     Write(#[from] WriteError),
 }
 
-/// Seals the log up to `end` and signs what it then amounts to.
+/// Seals the log up to `end` and signs what it then amounts to. `edge` is that of what was archived, if the log does not
+/// reach back to its first record.
 ///
 /// # Errors
 /// [`AuditError`]; [`LedgerError::CutOff`] if more was sealed before than the log has.
 pub async fn seal(
     log: &dyn EventLog,
     end: Position,
+    edge: Option<&Edge>,
     ledger: &mut Ledger,
     keys: &AuditKeys,
 ) -> Result<SignedCheckpoint, AuditError> {
+    let edge = if log.first().await? == Position(1) { None } else { edge };
     // A tile that is damaged is made again; everything else that is wrong stays an error.
-    match ledger.scrub() {
-        Err(LedgerError::Tile { path, .. }) => {
-            tracing::warn!(path, "a tile of the audit tree is damaged: the tree is made anew from the log");
-            ledger.start_over();
-        }
-        scrubbed => scrubbed?,
+    match (ledger.scrub(), edge) {
+        (Err(error @ LedgerError::Tile { .. }), _) => make_anew(ledger, edge, &error),
+        // Its unfinished tiles were torn.
+        (Ok(()), Some(edge)) if ledger.size() < edge.size() => ledger.start_over_at(edge),
+        (scrubbed, _) => scrubbed?,
     }
     let first = Position(ledger.size()).next();
     each(log, first, end, |bytes| Ok(ledger.append(bytes)?)).await?;
@@ -68,12 +71,13 @@ pub async fn seal(
 pub async fn export<W: Write>(
     log: &dyn EventLog,
     end: Position,
+    edge: Option<&Edge>,
     ledger: &mut Ledger,
     keys: &AuditKeys,
     out: W,
 ) -> Result<(W, SignedCheckpoint), AuditError> {
     let before = ledger.newest().cloned();
-    let newest = seal(log, end, ledger, keys).await?;
+    let newest = seal(log, end, edge, ledger, keys).await?;
     let mut checkpoints: Vec<SignedCheckpoint> =
         before.into_iter().filter(|before| *before != newest).collect();
     checkpoints.push(newest.clone());

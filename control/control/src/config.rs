@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::retention::Rule;
 use crate::telemetry::Keep;
 
 /// Bytes of a configuration file.
@@ -71,6 +72,8 @@ pub struct Settings {
     pub command_ttl: Option<String>,
     /// What is kept of agents' progress.
     pub telemetry: TelemetrySettings,
+    /// What becomes of old records.
+    pub retention: Option<RetentionSettings>,
 }
 
 /// Settings of telemetry as they may be left out; a table of its own in the file.
@@ -81,6 +84,18 @@ pub struct TelemetrySettings {
     pub keep: Option<String>,
     /// How much on disk, such as `2 GB`.
     pub max_size: Option<String>,
+}
+
+/// The table `[retention]`: old segments of the embedded log go to an archive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionSettings {
+    /// How old every record of a segment has to be, such as `400 days`; at least a second.
+    pub archive_after: String,
+    /// The archive, a folder that is there.
+    pub archive_to: PathBuf,
+    /// How often it is looked for such segments; at least a second, an hour if nothing is said.
+    pub archive_every: Option<String>,
 }
 
 /// Settings that are complete and make sense.
@@ -104,6 +119,8 @@ pub struct Config {
     pub command_ttl: Duration,
     /// What is kept of agents' progress; none: nothing. Default 90 days, 2 GB.
     pub telemetry: Option<Keep>,
+    /// Which old segments of the log are archived where. Default none.
+    pub retention: Option<Rule>,
 }
 
 impl Settings {
@@ -138,6 +155,7 @@ impl Settings {
                 keep: self.telemetry.keep.or(other.telemetry.keep),
                 max_size: self.telemetry.max_size.or(other.telemetry.max_size),
             },
+            retention: self.retention.or(other.retention),
         }
     }
 
@@ -173,6 +191,13 @@ impl Settings {
             },
         };
         let telemetry = self.telemetry.complete()?;
+        let retention = self.retention.map(RetentionSettings::complete).transpose()?;
+        if retention.is_some() && self.nats.is_some() {
+            return setting(
+                "[retention] is for a log in the data folder: one in NATS is kept whole by its servers"
+                    .into(),
+            );
+        }
         Ok(Config {
             data: self.data.unwrap_or_else(|| PathBuf::from("flotilla-data")),
             http,
@@ -183,6 +208,26 @@ impl Settings {
             trackers,
             command_ttl,
             telemetry,
+            retention,
+        })
+    }
+}
+
+impl RetentionSettings {
+    fn complete(self) -> Result<Rule, ConfigError> {
+        let time = |name: &str, text: &str| match humantime::parse_duration(text) {
+            Ok(time) if time >= Duration::from_secs(1) => Ok(time),
+            _ => Err(ConfigError::Setting(format!("{name} {text:?} is not a time such as \"400 days\""))),
+        };
+        if self.archive_to.as_os_str().is_empty() {
+            return Err(ConfigError::Setting("archive_to names no folder".into()));
+        }
+        Ok(Rule {
+            after: time("archive_after", &self.archive_after)?,
+            to: self.archive_to,
+            every: self
+                .archive_every
+                .map_or(Ok(crate::retention::EVERY), |text| time("archive_every", &text))?,
         })
     }
 }
@@ -277,6 +322,24 @@ mod tests {
         let file: Settings = toml::from_str("[telemetry]\nkeep = \"9h\"\nmax_size = \"5MB\"").expect("TOML");
         let both = Settings { telemetry: line, ..Settings::default() }.or(file).complete().expect("good");
         assert_eq!(both.telemetry, Some(Keep { time: Duration::from_secs(7_200), max_bytes: 5_000_000 }));
+    }
+
+    #[test]
+    fn old_records_go_where_they_are_told() {
+        let read = |text: &str| toml::from_str::<Settings>(text).expect("TOML").complete();
+        let good = read("[retention]\narchive_after = \"400 days\"\narchive_to = \"/a\"").expect("good");
+        let rule = good.retention.expect("a rule");
+        assert_eq!((rule.after.as_secs(), rule.every.as_secs()), (400 * 86_400, 3_600));
+        assert_eq!(rule.to, Path::new("/a"));
+        for bad in [
+            "nats = \"nats://x\"\n[retention]\narchive_after = \"1d\"\narchive_to = \"/a\"",
+            "[retention]\narchive_after = \"soon\"\narchive_to = \"/a\"",
+            "[retention]\narchive_after = \"1d\"\narchive_to = \"\"",
+            "[retention]\narchive_after = \"1d\"\narchive_to = \"/a\"\narchive_every = \"0s\"",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert!(toml::from_str::<Settings>("[retention]\narchive_after = \"1d\"").is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::archive::{ArchiveError, History};
 use event_audit::frontier::Frontier;
 use event_audit::{Hash, Head};
 use event_log::file::{FileLog, FileLogOptions};
@@ -44,6 +45,22 @@ pub enum CopyError {
     /// A log in NATS does not open.
     #[error(transparent)]
     Nats(#[from] NatsOpenError),
+    /// An archive cannot be read.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The beginning of the source is in archives.
+    #[error(
+        "the positions {first} to {last} of the source were archived: name their archive with --archive FOLDER"
+    )]
+    Archived {
+        /// The first position that is missing.
+        first: u64,
+        /// The last one.
+        last: u64,
+    },
+    /// The beginning of the target is in archives.
+    #[error("the target begins with position {0}, what stood before was archived: copy to an empty place")]
+    Shortened(Position),
     /// It cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -89,13 +106,26 @@ impl Copied {
     }
 }
 
-/// Copies what the target lacks, as far as the source reaches when it begins. `replicas` counts if a stream is made.
+/// Copies what the target lacks, as far as the source reaches when it begins. `replicas` counts if a stream is made;
+/// `archives` hold the beginning of the source, if it is not there.
 ///
 /// # Errors
 /// [`CopyError`]; what was copied until then stays and is gone on from.
-pub async fn copy(from: &Place, to: &Place, replicas: usize) -> Result<Copied, CopyError> {
-    let source = open(from, true, 1).await?;
+pub async fn copy(
+    from: &Place,
+    to: &Place,
+    replicas: usize,
+    archives: &[PathBuf],
+) -> Result<Copied, CopyError> {
+    let source = History::open(archives, Some(open(from, true, 1).await?), None).await?;
+    if let Some(missing) = source.missing() {
+        return Err(CopyError::Archived { first: *missing.start(), last: *missing.end() });
+    }
     let target = open(to, false, replicas).await?;
+    let first = target.first().await?;
+    if first > Position(1) {
+        return Err(CopyError::Shortened(first));
+    }
     let end = source.last_position().await?;
     let had = target.last_position().await?;
     if had > end {
@@ -105,7 +135,7 @@ pub async fn copy(from: &Place, to: &Place, replicas: usize) -> Result<Copied, C
     // What is there already is the beginning.
     let mut at = Position(1);
     while at <= had {
-        let (ours, theirs) = (page(&*source, at).await?, page(&*target, at).await?);
+        let (ours, theirs) = (page(&source, at).await?, page(&*target, at).await?);
         for (a, b) in ours.iter().zip(&theirs).take_while(|(a, _)| a.position <= had) {
             if a.stream != b.stream || a.bytes != b.bytes {
                 return Err(CopyError::Other(a.position));
@@ -116,7 +146,7 @@ pub async fn copy(from: &Place, to: &Place, replicas: usize) -> Result<Copied, C
     }
     let mut writer = Appender { target: &*target, stream: None, records: Vec::new(), bytes: 0 };
     while at <= end {
-        for entry in page(&*source, at).await?.into_iter().take_while(|entry| entry.position <= end) {
+        for entry in page(&source, at).await?.into_iter().take_while(|entry| entry.position <= end) {
             tree.push(Hash::leaf(&entry.bytes));
             at = entry.position.next();
             writer.push(entry).await?;
@@ -218,26 +248,26 @@ mod tests {
 
     async fn there_and_back(first: Place, second: Place, third: Place) {
         write(&first, 1, 300).await;
-        let copied = copy(&first, &second, 1).await.expect("copied");
+        let copied = copy(&first, &second, 1, &[]).await.expect("copied");
         assert!(copied.is_equal() && (copied.had, copied.target.size) == (0, 300), "{copied:?}");
         // It goes on where it was.
         write(&first, 301, 400).await;
-        let copied = copy(&first, &second, 1).await.expect("copied");
+        let copied = copy(&first, &second, 1, &[]).await.expect("copied");
         assert!(copied.is_equal() && (copied.had, copied.target.size) == (300, 400), "{copied:?}");
-        let back = copy(&second, &third, 1).await.expect("copied back");
+        let back = copy(&second, &third, 1, &[]).await.expect("copied back");
         assert!(back.is_equal() && back.target == copied.source);
         // Another history, and the wrong direction.
         write(&third, 401, 401).await;
-        assert!(matches!(copy(&second, &third, 1).await, Err(CopyError::Longer { target: 401, .. })));
+        assert!(matches!(copy(&second, &third, 1, &[]).await, Err(CopyError::Longer { target: 401, .. })));
         write(&first, 402, 402).await;
-        assert!(matches!(copy(&first, &third, 1).await, Err(CopyError::Other(Position(401)))));
+        assert!(matches!(copy(&first, &third, 1, &[]).await, Err(CopyError::Other(Position(401)))));
     }
 
     #[tokio::test]
     async fn a_copy_goes_on_and_is_the_same() {
         let dir = tempfile::tempdir().expect("a folder");
         let place = |name: &str| Place::Folder(dir.path().join(name));
-        assert!(matches!(copy(&place("none"), &place("b"), 1).await, Err(CopyError::NoLog(_))));
+        assert!(matches!(copy(&place("none"), &place("b"), 1, &[]).await, Err(CopyError::NoLog(_))));
         there_and_back(place("a"), place("b"), place("c")).await;
     }
 

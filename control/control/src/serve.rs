@@ -16,10 +16,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::{Api, ApiToken, GatewayPlace};
+use crate::archive::{ArchiveError, BaseNote};
 use crate::config::{Config, host_and_port};
 use crate::gateway::{Gateway, GatewayError, Limits};
 use crate::pki::bundle::{self, BundleError};
 use crate::pki::{AuditKeys, Pki, PkiError};
+use crate::retention::Retention;
 use crate::sealing::Sealing;
 use crate::service::{self, Keeper, Keys, Options, Service, now};
 use crate::telemetry::Store;
@@ -61,6 +63,9 @@ pub enum ServeError {
     /// The log in NATS does not open.
     #[error(transparent)]
     Nats(#[from] NatsOpenError),
+    /// What the log keeps of its archived part cannot be used.
+    #[error(transparent)]
+    Base(#[from] ArchiveError),
     /// The keys cannot be used.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -109,6 +114,7 @@ pub struct Running {
     link: Gateway,
     server: JoinHandle<std::io::Result<()>>,
     keeper: Option<Keeper>,
+    archiver: Option<JoinHandle<()>>,
     sealer: JoinHandle<()>,
     writer: JoinHandle<()>,
     api_file: PathBuf,
@@ -137,10 +143,17 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
             ))
         }
     };
+    let mut files = None;
     let log: Arc<dyn EventLog> = match &nats {
-        None => Arc::new(FileLog::open(config.data.join("log"), FileLogOptions::default()).await?),
+        None => {
+            let log = Arc::new(FileLog::open(config.data.join("log"), FileLogOptions::default()).await?);
+            files = Some(Arc::clone(&log));
+            log
+        }
         Some(log) => Arc::clone(log) as Arc<dyn EventLog>,
     };
+    let base = files.as_ref().and_then(|files| files.base());
+    let base = base.map(|base| BaseNote::of(&base)).transpose()?;
     let names = names(config);
     let pki = Arc::new(Pki::open(&config.data, &names, now())?);
     let secrets = Arc::clone(&pki);
@@ -156,15 +169,19 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         shared_log: config.nats.is_some(),
         replica: if config.nats.is_some() { Some(replica_id(&config.data)?) } else { None },
         snapshots: Some(config.data.join("snapshots")),
+        base,
         ..Options::default()
     };
     let (service, writer) = Service::open(log, keys, options).await?;
     let (stop_sealing, sealing_stops) = watch::channel(false);
+    let audit_keys = AuditKeys::open(&config.data)?;
+    let key_list = audit_keys.list().clone();
     let (sealing, sealer) = Sealing::start(
         service.clone(),
         config.data.join("audit"),
-        AuditKeys::open(&config.data)?,
+        audit_keys,
         config.nats.is_some(),
+        files.clone(),
         sealing_stops,
     );
     service.set_sealing(sealing);
@@ -195,6 +212,14 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
     };
     let place = GatewayPlace { host: places.swap_remove(0), ca_fingerprint: pki.ca_fingerprint_text() };
     let (stop, stopping) = watch::channel(false);
+    let mut archiver = None;
+    if let (Some(files), Some(rule)) = (files, &config.retention) {
+        let (audit, rule) = (config.data.join("audit"), rule.clone());
+        let (retention, task) =
+            Retention::start(service.clone(), files, audit, key_list, rule, stopping.clone());
+        service.set_retention(retention);
+        archiver = Some(task);
+    }
     let ca_fingerprint = place.ca_fingerprint.clone();
     let api = Api::new(service.clone(), ApiToken::new(&token), place, stopping.clone()).with_servers(nats);
     let server = tokio::spawn(serve_http(listener, api.router(), stopping));
@@ -213,6 +238,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         link,
         server,
         keeper,
+        archiver,
         sealer,
         writer,
         api_file,
@@ -237,9 +263,27 @@ impl Running {
     /// log.
     pub async fn stop(self) {
         let Self {
-            service, stop, stop_sealing, link, server, keeper, sealer, writer, api_file, _lock, ..
+            service,
+            stop,
+            stop_sealing,
+            link,
+            server,
+            keeper,
+            archiver,
+            sealer,
+            writer,
+            api_file,
+            _lock,
+            ..
         } = self;
         stop.send_replace(true);
+        if let Some(archiver) = archiver {
+            // It stops between two steps; one on its way ends by itself, and is gone on from at the next start.
+            let abort = archiver.abort_handle();
+            if tokio::time::timeout(SEALER_STOP, archiver).await.is_err() {
+                abort.abort();
+            }
+        }
         link.shutdown().await;
         let abort = server.abort_handle();
         if tokio::time::timeout(HTTP_STOP, server).await.is_err() {
@@ -335,7 +379,7 @@ fn make_folder(path: &Path) -> Result<(), ServeError> {
 }
 
 /// Keeps a second service away from this folder, wherever its log is.
-fn lock_folder(data: &Path) -> Result<File, ServeError> {
+pub(crate) fn lock_folder(data: &Path) -> Result<File, ServeError> {
     let path = data.join("lock");
     let failed = |source| ServeError::Data { path: path.clone(), source };
     let mut options = OpenOptions::new();

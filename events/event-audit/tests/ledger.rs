@@ -365,3 +365,124 @@ fn a_ledger_is_read_beside_the_process_that_writes_it() {
     fs::remove_dir_all(folder.path().join("tile/1")).expect("removed");
     assert!(matches!(beside(), Err(LedgerError::Tile { .. })));
 }
+
+/// An archive's copy of the tree: brought up to date step by step, whatever a crash left of a step.
+#[test]
+fn a_tree_is_copied_and_proves_the_same() {
+    let (fleet, entries) = (Fleet::new(1), entries(70_000, 21));
+    let (folder, copy) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let (origin, keys) = (fleet.keys.origin(), fleet.keys.log_keys());
+    let mut ledger = fleet.ledger(folder.path());
+    assert!(ledger.copy_to(copy.path(), keys).expect("nothing to copy").is_none());
+    let mut random = random(22);
+    for size in [1, 255, 256, 300, 511, 65_536, 65_600, 70_000] {
+        feed(&mut ledger, &entries[..size]);
+        let checkpoint = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+        // What a crash may leave of the copy: some of the new files, of any content.
+        let left = copy.path().join(Tile::full(0, (size as u64 - 1) / 256).path());
+        fs::create_dir_all(left.parent().expect("a folder")).expect("made");
+        if (size as u64).is_multiple_of(256) {
+            fs::write(&left, b"torn").expect("written");
+        }
+        assert_eq!(ledger.copy_to(copy.path(), keys).expect("copied").as_ref(), Some(&checkpoint));
+        let copied = Ledger::open_beside(copy.path(), origin, keys).expect("opens").expect("signed");
+        copied.scrub().expect("whole");
+        assert_eq!((copied.head(), copied.newest()), (ledger.head(), Some(&checkpoint)));
+        let mut leaves = event_audit::ledger::Leaves::default();
+        for index in (0..40).map(|_| below(&mut random, size as u64)).chain([0, size as u64 - 1]) {
+            let leaf = Hash::leaf(&entries[index as usize]);
+            assert_eq!(leaves.at(&copied, index).expect("a leaf"), leaf);
+            copied.prove_entry(index, &checkpoint).expect("proved");
+        }
+        assert!(matches!(leaves.at(&copied, size as u64), Err(LedgerError::Range { .. })));
+    }
+    let mut files = Vec::new();
+    list(copy.path(), copy.path(), &mut files);
+    assert_eq!(files.iter().filter(|file| file.contains(".p/")).count(), 3, "{files:?}");
+    // A damaged tile is not copied, and one that is damaged in the copy is not believed.
+    let damaged = copy.path().join("tile/0/007");
+    let mut bytes = fs::read(&damaged).expect("a tile");
+    bytes[77] ^= 1;
+    fs::write(&damaged, bytes).expect("written");
+    let copied = Ledger::open_beside(copy.path(), origin, keys).expect("opens").expect("signed");
+    let mut leaves = event_audit::ledger::Leaves::default();
+    assert!(leaves.at(&copied, 2_100).is_ok_and(|leaf| leaf == Hash::leaf(&entries[2_100])));
+    let error = leaves.at(&copied, 7 * 256 + 50).expect_err("damaged");
+    assert!(matches!(&error, LedgerError::Tile { path, .. } if path == "tile/0/007"), "{error}");
+    let other = tempfile::tempdir().expect("a folder");
+    let own = folder.path().join("tile/0/009");
+    fs::write(&own, vec![0; 8_192]).expect("written");
+    assert!(matches!(ledger.copy_to(other.path(), keys), Err(LedgerError::Tile { .. })));
+    assert!(!other.path().join("checkpoint").exists());
+
+    // A history that is another one, or shorter than the copy's.
+    let forked = tempfile::tempdir().expect("a folder");
+    let mut ledger = filled(&fleet, forked.path(), &entries[..600]);
+    ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    assert!(matches!(ledger.copy_to(copy.path(), keys), Err(LedgerError::CutOff { size: 600, .. })));
+    let small = tempfile::tempdir().expect("a folder");
+    ledger.copy_to(small.path(), keys).expect("copied");
+    let mut others = entries[..900].to_vec();
+    others[17].push(1);
+    let rewritten = tempfile::tempdir().expect("a folder");
+    let mut ledger = filled(&fleet, rewritten.path(), &others);
+    ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    assert!(matches!(ledger.copy_to(small.path(), keys), Err(LedgerError::Rewritten { .. })));
+}
+
+/// A tree goes on behind entries that are in an archive, from their edge alone.
+#[test]
+fn a_tree_goes_on_from_an_edge() {
+    use event_audit::ledger::Edge;
+    let (fleet, entries) = (Fleet::new(1), entries(66_500, 23));
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut ledger = filled(&fleet, folder.path(), &entries[..66_000]);
+    let checkpoint = ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    for size in [0, 1, 255, 256, 300, 40_000, 65_536, 65_999, 66_000] {
+        let edge = ledger.edge_at(size).expect("of this history");
+        assert_eq!(edge.head(), head_of(&entries[..size as usize]));
+        let bytes = edge.to_bytes();
+        assert_eq!(Edge::from_bytes(size, &bytes).as_ref(), Some(&edge));
+        assert_eq!(Edge::from_bytes(size, &[&bytes[..], &[0; 32]].concat()), None);
+        if !bytes.is_empty() {
+            assert_eq!(Edge::from_bytes(size, &bytes[1..]), None);
+            assert_eq!(Edge::from_bytes(size, &bytes[32..]), None);
+        }
+    }
+    assert!(ledger.edge_at(66_001).is_err());
+    assert_eq!(Edge::from_bytes(u64::MAX, &[]), None);
+    let edge = ledger.edge_at(40_000).expect("of this history");
+    drop(ledger);
+
+    // Unfinished tiles that were torn, and a tile behind the edge that is damaged: made again from what is left.
+    fs::write(folder.path().join("tile/0/257.p/208"), b"torn").expect("written");
+    fs::write(folder.path().join("tile/0/200"), b"torn").expect("written");
+    let mut ledger = fleet.ledger(folder.path());
+    assert_eq!(ledger.size(), 0);
+    ledger.start_over_at(&edge);
+    feed(&mut ledger, &entries[..66_000]);
+    ledger.scrub().expect("made again");
+    assert_eq!(ledger.checkpoint(&fleet.signer()).expect("the same"), checkpoint);
+    feed(&mut ledger, &entries);
+    ledger.checkpoint(&fleet.signer()).expect("a checkpoint");
+    assert_eq!(ledger.head(), head_of(&entries));
+    drop(ledger);
+    // Other entries behind the edge, or another edge, are found out at what was signed.
+    let mut others = entries.clone();
+    others[50_000].push(1);
+    for (edge, entries) in [(edge, &others), (fleet_edge(&fleet, &others[..10_000], 9_000), &entries)] {
+        let mut ledger = fleet.ledger(folder.path());
+        ledger.start_over_at(&edge);
+        let refused = entries[edge.size() as usize..].iter().try_for_each(|entry| ledger.append(entry));
+        let refused = refused.expect_err("another history");
+        assert!(matches!(refused, LedgerError::Rewritten { .. }), "{refused}");
+    }
+}
+
+/// The edge of a history that differs in its first entry.
+fn fleet_edge(fleet: &Fleet, entries: &[Vec<u8>], size: u64) -> event_audit::ledger::Edge {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut entries = entries.to_vec();
+    entries[0].push(1);
+    filled(fleet, folder.path(), &entries).edge_at(size).expect("of this history")
+}

@@ -237,6 +237,14 @@ impl EventLog for NatsLog {
         })
     }
 
+    /// Always 1: nothing leaves the stream.
+    fn first(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        Box::pin(async move {
+            self.shared.check_open()?;
+            Ok(Position(1))
+        })
+    }
+
     fn last_position(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
         Box::pin(async move {
             self.shared.freshen().await?;

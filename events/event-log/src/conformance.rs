@@ -20,6 +20,13 @@ pub trait Backend: Sync {
 
     /// The log behind this handle, which has been closed, opened once more. `None`: the backend keeps nothing.
     fn reopen(&self, closed: Arc<dyn EventLog>) -> BoxFuture<'_, Option<Arc<dyn EventLog>>>;
+
+    /// The same log, which holds records, without its beginning: as if what stands there had been archived. `None`: the
+    /// backend keeps everything, and its logs always begin at 1.
+    fn shortened(&self, log: Arc<dyn EventLog>) -> BoxFuture<'_, Option<Arc<dyn EventLog>>> {
+        let _ = log;
+        Box::pin(async { None })
+    }
 }
 
 /// Runs every check, each on a fresh log, naming it on stderr.
@@ -45,6 +52,7 @@ pub async fn run_all(backend: &dyn Backend) {
         waiting_ends_when_the_log_grows,
         a_closed_log_answers_closed,
         records_survive_reopening,
+        a_log_that_begins_later_goes_on,
     );
 }
 
@@ -410,4 +418,52 @@ pub async fn records_survive_reopening(backend: &dyn Backend) {
         assert_eq!(read_everything(&*log, ReadLimit::default()).await, before);
     }
     assert_eq!(before.len(), 30);
+}
+
+/// What was archived is told from what is missing, and everything else is as before: fences, positions, reopening.
+pub async fn a_log_that_begins_later_goes_on(backend: &dyn Backend) {
+    let log = backend.fresh().await;
+    assert_eq!(log.first().await.unwrap(), Position(1), "also of an empty log");
+    // The first stream ends long before the others do.
+    let streams = [name("early"), name("late/1"), name("late/2")];
+    let mut last = [None; 3];
+    for nth in 0..60_u64 {
+        let which = if nth < 3 { 0 } else { 1 + (nth % 2) as usize };
+        last[which] = Some(log.append(&streams[which], last[which], vec![nth as u8; 400]).await.unwrap());
+    }
+    let whole = read_everything(&*log, ReadLimit::default()).await;
+    let Some(mut log) = backend.shortened(log).await else { return };
+    let first = log.first().await.unwrap();
+    assert!(first > Position(3) && first <= Position(60), "{first}");
+    let kept = &whole[first.0 as usize - 1..];
+    for round in 0..2 {
+        assert_eq!(log.first().await.unwrap(), first);
+        for below in [0, 1, 3, first.0 - 1] {
+            let error = log.read(Position(below), ReadLimit::default()).await.expect_err("it is archived");
+            assert!(matches!(error, ReadError::Archived { first: f } if f == first), "{below}: {error:?}");
+        }
+        let mut read = Vec::new();
+        while read.len() < kept.len() {
+            let from = Position(first.0 + read.len() as u64);
+            read.extend(log.read(from, ReadLimit::entries(7)).await.unwrap());
+        }
+        assert_eq!(read, kept);
+        for (stream, last) in streams.iter().zip(last) {
+            assert_eq!(log.last_of_stream(stream).await.unwrap(), last, "{stream}");
+            let refused = log.append(stream, None, vec![]).await.expect_err("the stream is not empty");
+            assert!(matches!(refused, AppendError::Conflict { actual, .. } if actual == last), "{refused:?}");
+        }
+        let end = log.last_position().await.unwrap();
+        assert_eq!(end, Position(60));
+        if round == 0 {
+            log.close().await;
+            assert!(matches!(log.first().await, Err(ReadError::Closed)));
+            match backend.reopen(log).await {
+                Some(reopened) => log = reopened,
+                None => return,
+            }
+        }
+    }
+    assert_eq!(log.append(&streams[0], last[0], b"on".to_vec()).await.unwrap(), Position(61));
+    assert_eq!(log.read(Position(61), ReadLimit::default()).await.unwrap()[0].bytes, b"on");
 }

@@ -62,9 +62,18 @@ pub trait EventLog: Send + Sync + 'static {
     /// log ends before `from`.
     ///
     /// # Errors
+    /// [`ReadError::Archived`] when `from` stands before [`EventLog::first`].
     /// [`ReadError::Damaged`] when the record at `from` is damaged or missing. If the damage lies further on, the
     /// entries before it are returned first, and the next read, from there, fails.
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>>;
+
+    /// The position of the first record that can be read, or that will be the first one of an empty log: 1, unless the
+    /// log's beginning was moved to an archive. It only grows. Fences and last positions hold all the same for streams
+    /// whose records are in the archive.
+    ///
+    /// # Errors
+    /// When the log is closed.
+    fn first(&self) -> BoxFuture<'_, Result<Position, ReadError>>;
 
     /// The position of the log's last record, [`Position::ZERO`] if it is empty.
     ///

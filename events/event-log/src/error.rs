@@ -111,6 +111,12 @@ pub enum ReadError {
     /// What is stored is not what was appended, or is missing. Never skipped: nothing behind it is returned either.
     #[error(transparent)]
     Damaged(#[from] Damage),
+    /// The record was moved to an archive: the log begins later here. Nothing is lost, and nothing is skipped.
+    #[error("the log begins with position {first} here; what stands before it was archived")]
+    Archived {
+        /// The first position that can be read.
+        first: Position,
+    },
     /// The backend can't be reached for now. Try again later.
     #[error("the log is not available: {reason}")]
     Unavailable {
@@ -190,6 +196,17 @@ pub enum OpenError {
          cut the file at that offset and remove later segments"
     )]
     Damaged(Damage),
+    /// The file that says where the log begins is damaged.
+    #[error(
+        "{} is damaged: {what}; nothing was changed. Copy the file `base` from the archive whose segments end last",
+        path.display()
+    )]
+    Base {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A segment was written by a newer version, or is no segment.
     #[error("{} is not a segment this version reads: {what}", path.display())]
     Unsupported {
@@ -207,6 +224,30 @@ pub enum OpenError {
         /// What was being done, as a verb.
         doing: &'static str,
         /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why the beginning of a log was not moved. Nothing was removed then.
+#[derive(Debug, thiserror::Error)]
+pub enum ShortenError {
+    /// Only whole segments leave, and never the last one.
+    #[error(
+        "position {position} is not the end of a segment that is closed, or the log begins behind it already"
+    )]
+    NotAnEnd {
+        /// What was asked.
+        position: Position,
+    },
+    /// The log was opened read-only.
+    #[error("the log is open for reading only")]
+    ReadOnly,
+    /// The system refused.
+    #[error("cannot say where the log begins from now on in {}: {source}", path.display())]
+    Io {
+        /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,

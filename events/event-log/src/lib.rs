@@ -17,5 +17,5 @@ pub mod limits;
 pub mod memory;
 
 pub use contract::{BoxFuture, EventLog};
-pub use error::{AppendError, Damage, OpenError, Place, ReadError};
+pub use error::{AppendError, Damage, OpenError, Place, ReadError, ShortenError};
 pub use position::{Entry, Position, ReadLimit, StreamName, StreamNameError};

@@ -39,6 +39,12 @@ pub const MAX_SEGMENT_BYTES: u64 = 1024 * 1024 * 1024;
 /// Bytes written before a group is synced: bounds how long the first append of the group waits.
 pub(crate) const GROUP_BYTES: usize = 8 * 1024 * 1024;
 
+/// Largest file that says where a log begins, bytes: its names of streams and its note.
+pub const MAX_BASE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Largest note in it, bytes: the edge of a Merkle tree needs less than a tenth.
+pub const MAX_BASE_NOTE_BYTES: usize = 1024 * 1024;
+
 /// Most bytes, of payload and stream names, that one batch for a copy may have: a group's worth.
 pub const MAX_BATCH_BYTES: usize = GROUP_BYTES;
 

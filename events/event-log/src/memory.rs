@@ -19,9 +19,17 @@ pub struct MemoryLog {
 
 #[derive(Debug, Default)]
 struct State {
+    /// How many records are not kept any more.
+    forgotten: u64,
     entries: Vec<Entry>,
     last_of_stream: HashMap<StreamName, Position>,
     closed: bool,
+}
+
+impl State {
+    fn last(&self) -> Position {
+        Position(self.forgotten + self.entries.len() as u64)
+    }
 }
 
 impl Default for MemoryLog {
@@ -34,6 +42,14 @@ impl MemoryLog {
     /// An empty log.
     pub fn new() -> MemoryLog {
         MemoryLog::default()
+    }
+
+    /// Keeps only what stands behind `position`, as a log does whose beginning was archived.
+    pub fn begin_after(&self, position: Position) {
+        let mut state = self.state();
+        let gone = position.0.saturating_sub(state.forgotten).min(state.entries.len() as u64);
+        state.entries.drain(..gone as usize);
+        state.forgotten += gone;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -61,12 +77,12 @@ impl MemoryLog {
         if actual != expected {
             return Err(AppendError::Conflict { expected, actual });
         }
-        let first = Position(state.entries.len() as u64 + 1);
+        let first = state.last().next();
         for bytes in records {
-            let position = Position(state.entries.len() as u64 + 1);
+            let position = state.last().next();
             state.entries.push(Entry { position, stream: stream.clone(), bytes });
         }
-        let last = Position(state.entries.len() as u64);
+        let last = state.last();
         state.last_of_stream.insert(stream.clone(), last);
         self.last.send_replace(Some(last));
         Ok(first)
@@ -75,7 +91,11 @@ impl MemoryLog {
     fn read_now(&self, from: Position, limit: ReadLimit) -> Result<Vec<Entry>, ReadError> {
         let state = self.open_state()?;
         let limit = limit.clamped();
-        let start = usize::try_from(from.0.max(1) - 1).unwrap_or(usize::MAX);
+        let start = from.0.max(1) - 1;
+        let Some(start) = start.checked_sub(state.forgotten) else {
+            return Err(ReadError::Archived { first: Position(state.forgotten + 1) });
+        };
+        let start = usize::try_from(start).unwrap_or(usize::MAX);
         let mut page: Vec<Entry> = Vec::new();
         let mut bytes = 0;
         for entry in state.entries.iter().skip(start).take(limit.entries) {
@@ -103,8 +123,12 @@ impl EventLog for MemoryLog {
         Box::pin(async move { self.read_now(from, limit) })
     }
 
+    fn first(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        Box::pin(async move { Ok(Position(self.open_state()?.forgotten + 1)) })
+    }
+
     fn last_position(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
-        Box::pin(async move { Ok(Position(self.open_state()?.entries.len() as u64)) })
+        Box::pin(async move { Ok(self.open_state()?.last()) })
     }
 
     fn last_of_stream<'a>(

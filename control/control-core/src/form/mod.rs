@@ -80,6 +80,11 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// A fold that goes on from a state which is known.
+    pub fn behind(views: Views) -> Self {
+        Self { views, ..Self::default() }
+    }
+
     /// The state so far.
     pub fn views(&self) -> &Views {
         &self.views

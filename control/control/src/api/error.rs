@@ -5,6 +5,7 @@ use axum::extract::{FromRequest, FromRequestParts};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use control_core::Rejection;
+use event_log::ReadError;
 
 use super::view::{ErrorBody, ErrorView};
 use crate::service::{PastError, SubmitError};
@@ -38,6 +39,10 @@ impl ApiError {
 
     pub(crate) fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "conflict", message)
+    }
+
+    pub(crate) fn archived(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GONE, "archived", message)
     }
 
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
@@ -83,7 +88,19 @@ impl From<PastError> for ApiError {
         match error {
             PastError::Before { .. } | PastError::Beyond { .. } => Self::not_found(message),
             PastError::ToCome { .. } => Self::invalid(message),
+            PastError::Archived { .. } => Self::archived(message),
             PastError::Unavailable(_) => Self::unavailable(message),
+        }
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Archived { .. } => {
+                Self::archived(format!("{error}: `flotilla audit replay --archive FOLDER` tells it"))
+            }
+            error => Self::unavailable(error.to_string()),
         }
     }
 }

@@ -8,7 +8,6 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event as Sse, KeepAlive};
 use axum::response::{IntoResponse, Response};
-use control_core::projection::Views;
 use event_log::{Position, ReadLimit};
 use event_schema::Record;
 use futures::Stream;
@@ -17,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::IntoParams;
 
 use super::error::{Json, Query};
-use super::view::{ErrorView, LogCheckView, LogView, RecordView, ServersCheckView};
+use super::view::{ErrorView, LogView, RecordView};
 use super::{Api, ApiError, PAGE_DEFAULT, PAGE_MAX, shape};
 
 /// Records read at once for one stream.
@@ -30,7 +29,7 @@ const LOOKED_AT_MAX: usize = 20_000;
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct LogQuery {
-    /// First position. Default 1.
+    /// First position. Default: the log's first one, 1 unless its beginning was archived.
     from: Option<u64>,
     /// Records at most; 1 to 1,000, default 200.
     limit: Option<usize>,
@@ -48,7 +47,10 @@ pub(super) async fn log(
     Query(query): Query<LogQuery>,
 ) -> Result<Json<LogView>, ApiError> {
     let limit = query.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
-    let mut next = query.from.unwrap_or(1).max(1);
+    let mut next = match query.from {
+        Some(from) => from.max(1),
+        None => api.service.log().first().await?.0,
+    };
     let first = next;
     let mut records: Vec<RecordView> = Vec::new();
     // Only what is folded is shown, so that names are known.
@@ -74,60 +76,9 @@ pub(super) async fn log(
     Ok(Json(LogView { records, next }))
 }
 
-/// Folds the log anew from its first record and compares with the live state; a log kept by servers is compared with the
-/// service's copy of it, too.
-#[utoipa::path(get, path = "/api/v1/log/check", tag = "log",
-    responses((status = 200, body = LogCheckView), (status = 401, body = ErrorView), (status = 503, body = ErrorView)))]
-pub(super) async fn check(State(api): State<Api>) -> Result<Json<LogCheckView>, ApiError> {
-    let (position, live) = {
-        let views = api.service.views();
-        (views.position(), views.hash())
-    };
-    let mut rebuilt = Views::default();
-    while rebuilt.position() < position {
-        let next = rebuilt.position() + 1;
-        for (at, record) in read(&api, next, PAGE_MAX).await? {
-            if at > position {
-                break;
-            }
-            if at != rebuilt.position() + 1 {
-                return Err(ApiError::unavailable(format!(
-                    "the log has no record {}",
-                    rebuilt.position() + 1
-                )));
-            }
-            rebuilt.apply(at, &record);
-        }
-        if rebuilt.position() < next {
-            return Err(ApiError::unavailable(format!("the log ends before record {next}")));
-        }
-    }
-    let rebuilt = rebuilt.hash();
-    let servers = match &api.servers {
-        None => None,
-        Some(log) => {
-            let scrub = log.scrub().await.map_err(|error| ApiError::unavailable(error.to_string()))?;
-            Some(ServersCheckView {
-                messages: scrub.messages,
-                records: scrub.records,
-                differences: scrub.differences.iter().map(ToString::to_string).collect(),
-                more: scrub.more,
-                unseen: scrub.unseen,
-            })
-        }
-    };
-    Ok(Json(LogCheckView {
-        position,
-        state_hash: shape::hex(&live),
-        rebuilt_hash: shape::hex(&rebuilt),
-        equal: live == rebuilt,
-        servers,
-    }))
-}
-
-async fn read(api: &Api, from: u64, limit: usize) -> Result<Vec<(u64, Record)>, ApiError> {
+pub(super) async fn read(api: &Api, from: u64, limit: usize) -> Result<Vec<(u64, Record)>, ApiError> {
     let entries = api.service.log().read(Position(from), ReadLimit::entries(limit)).await;
-    let entries = entries.map_err(|error| ApiError::unavailable(error.to_string()))?;
+    let entries = entries?;
     let decode = |entry: event_log::Entry| {
         let record = Record::decode(&entry.bytes).map_err(|e| ApiError::unavailable(e.to_string()))?;
         Ok((entry.position.0, record))
@@ -163,6 +114,10 @@ pub(super) async fn stream(
     };
     let seen = seen.or_else(|| query.from.map(|from| from.saturating_sub(1)));
     let seen = seen.unwrap_or_else(|| api.service.views().position());
+    let first = api.service.log().first().await?;
+    if seen < first.0 - 1 {
+        return Err(event_log::ReadError::Archived { first }.into());
+    }
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
     Ok(axum::response::Sse::new(live(api, seen, permit)).keep_alive(keep_alive).into_response())
 }

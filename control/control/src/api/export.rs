@@ -37,9 +37,16 @@ pub(crate) const DETAIL: &str = "flotilla-audit-detail";
 /// be verified: an export that fails on the way ends early. Two at once.
 #[utoipa::path(get, path = "/api/v1/audit/export", tag = "audit",
     responses((status = 200, description = "application/octet-stream", body = Vec<u8>),
-        (status = 409, body = ErrorView), (status = 503, body = ErrorView)))]
+        (status = 409, body = ErrorView), (status = 410, body = ErrorView), (status = 503, body = ErrorView)))]
 pub(super) async fn export(State(api): State<Api>) -> Result<Response, ApiError> {
     let sealing = sealing(&api)?.clone();
+    let first = api.service.log().first().await?;
+    if first.0 > 1 {
+        return Err(ApiError::archived(format!(
+            "the log begins with position {first} here: `flotilla audit export --data DIR --archive FOLDER`, on the \
+             service's machine, exports it with its archives"
+        )));
+    }
     let permit = api.exports.clone().try_acquire_owned();
     let permit = permit.map_err(|_| {
         ApiError::unavailable("two exports are being made already: try again when one is done")

@@ -25,6 +25,7 @@ pub(super) async fn status(
     State(api): State<Api>,
     Query(query): Query<Moment>,
 ) -> Result<Json<StatusView>, ApiError> {
+    let log_first = api.service.log().first().await?.0;
     let views = api.sight(query.at.as_ref()).await?;
     let (agents, runs) = counts(&views);
     Ok(Json(StatusView {
@@ -39,7 +40,16 @@ pub(super) async fn status(
         healthy: api.service.is_healthy(),
         sealed: api.service.sealing().map(Sealing::sealed).filter(|size| *size > 0),
         alarms: alarms(&api, &views),
+        warnings: warnings(&api),
+        log_first,
+        checking: api.checking.reached(),
     }))
+}
+
+/// What does not go on, and can wait for an operator.
+fn warnings(api: &Api) -> Vec<String> {
+    let failing = api.service.retention().and_then(crate::retention::Retention::failing);
+    failing.map(|why| format!("old segments of the log are not archived: {why}")).into_iter().collect()
 }
 
 /// What cannot be left alone: histories that do not go together.
@@ -90,11 +100,14 @@ pub(super) async fn ready(State(api): State<Api>) -> Response {
     if api.service.is_healthy() {
         // An alarm is for people; the service works.
         let alarms = alarms(&api, &api.service.views()).len();
-        let note = if alarms > 0 {
-            "ok\nALARM: histories conflict, see `flotilla audit witnesses`\n"
-        } else {
-            "ok\n"
-        };
+        let mut note = String::from("ok\n");
+        if alarms > 0 {
+            note += "ALARM: histories conflict, see `flotilla audit witnesses`\n";
+        }
+        // Without a token: that there is something, not what.
+        if !warnings(&api).is_empty() {
+            note += "WARNING: old segments of the log are not archived, see `flotilla status`\n";
+        }
         note.into_response()
     } else {
         let why = api.service.trouble().unwrap_or_else(|| "the event log does not take records".into());
@@ -114,6 +127,13 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
     gauges(&mut text, "runs", "Runs in memory by state", "state", runs);
     let position = api.service.views().position();
     gauge(&mut text, "log_position", "Last position of the log that is folded", position);
+    if let Ok(first) = api.service.log().first().await {
+        gauge(&mut text, "log_first", "First position of the log here; what was before is archived", first.0);
+    }
+    if let Some(retention) = api.service.retention() {
+        let failing = retention.failing().is_some().into();
+        gauge(&mut text, "archiving_failing", "Whether old segments of the log cannot be archived", failing);
+    }
     let waiting = api.service.queue_len() as u64;
     gauge(&mut text, "decisions_waiting", "Decisions that wait for the writer", waiting);
     let streams = (super::STREAMS_MAX - api.streams.available_permits()) as u64;

@@ -7,6 +7,7 @@
 mod agents;
 mod audit;
 mod auth;
+mod check;
 mod error;
 mod events;
 mod export;
@@ -73,6 +74,8 @@ pub struct Api {
     pub(crate) gateway: GatewayPlace,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) exports: Arc<Semaphore>,
+    /// How far a check of the log has come.
+    pub(crate) checking: check::Checking,
     /// Becomes true when the service stops: ends the streams.
     pub(crate) stopping: watch::Receiver<bool>,
     /// The log, if it is kept by servers.
@@ -98,7 +101,8 @@ impl Api {
     ) -> Self {
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
         let exports = Arc::new(Semaphore::new(EXPORTS_MAX));
-        Self { service, token, gateway, streams, exports, stopping, servers: None }
+        let checking = check::Checking::default();
+        Self { service, token, gateway, streams, exports, checking, stopping, servers: None }
     }
 
     /// With the servers that keep the log, which a check of the log compares as well.
@@ -131,7 +135,7 @@ impl Api {
             .route("/runs/{run}/stop", post(runs::stop))
             .route("/replicas", get(replicas::list))
             .route("/log", get(events::log))
-            .route("/log/check", get(events::check))
+            .route("/log/check", get(check::check))
             .route("/events", get(events::stream))
             .route("/audit/witnesses", get(audit::witnesses))
             .route("/audit/seal", post(audit::seal))

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
-use super::{agents, audit, events, export, groups, health, jobs, replicas, runs, telemetry, tokens};
+use super::{agents, audit, check, events, export, groups, health, jobs, replicas, runs, telemetry, tokens};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,7 +17,7 @@ use super::{agents, audit, events, export, groups, health, jobs, replicas, runs,
         groups::list, groups::create, groups::show, groups::add, groups::remove,
         jobs::list, jobs::create, jobs::show, jobs::start, jobs::remove,
         runs::list, runs::show, runs::history, runs::stop, telemetry::show,
-        events::log, events::check, events::stream,
+        events::log, check::check, events::stream,
         audit::witnesses, audit::seal, export::export,
     ),
     security(("token" = [])),

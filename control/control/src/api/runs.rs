@@ -106,7 +106,7 @@ async fn read(api: &Api, wanted: Vec<u64>) -> Result<Vec<(u64, Record)>, ApiErro
     while from <= *last {
         let limit = ReadLimit::entries(usize::try_from(last - from + 1).unwrap_or(usize::MAX));
         let entries = api.service.log().read(Position(from), limit).await;
-        let entries = entries.map_err(|error| ApiError::unavailable(error.to_string()))?;
+        let entries = entries?;
         let Some(end) = entries.last().map(|entry| entry.position.0) else { break };
         for entry in entries.into_iter().filter(|entry| wanted.contains(&entry.position.0)) {
             let record = Record::decode(&entry.bytes).map_err(|e| ApiError::unavailable(e.to_string()))?;

@@ -57,6 +57,15 @@ shapes! {
         /// What an operator has to look at, one line each; see `flotilla audit witnesses`.
         #[serde(default)]
         alarms: Vec<String>,
+        /// What does not go on as it should while the service works.
+        #[serde(default)]
+        warnings: Vec<String>,
+        /// First position of the log here: 1, unless its beginning was archived.
+        #[serde(default)]
+        log_first: u64,
+        /// Position that a check of the log has reached, if one runs.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        checking: Option<u64>,
     }
     /// Size and root of a history.
     HeadView {
@@ -175,6 +184,24 @@ shapes! {
         rebuilt_hash: String,
         /// Whether the two are the same.
         equal: bool,
+        /// Position behind which it was folded: 0, or the last archived one, from the state that is kept of it.
+        #[serde(default)]
+        from: u64,
+        /// States attested on the log that the fold leads to as well.
+        #[serde(default)]
+        attested: u64,
+        /// States attested in a form that this program does not know.
+        #[serde(default)]
+        attested_unknown: u64,
+        /// States attested that the fold does not lead to.
+        #[serde(default)]
+        attested_differing: u64,
+        /// Position of the first of those.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        first_differing: Option<u64>,
+        /// What differs there, in words.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        detail: Option<String>,
         /// What the servers hold against this service's copy of it, if servers keep the log.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         servers: Option<ServersCheckView>,

@@ -1,6 +1,7 @@
 //! `flotilla audit`: history in a file that proves itself, the check of one, which needs nothing else, and what can be
 //! read out of it: the state at any place, what changed, one entry's proof.
 
+mod archive;
 mod convert;
 mod fetch;
 mod proof;
@@ -21,11 +22,13 @@ use event_log::file::{FileLog, FileLogOptions};
 use event_log::{EventLog as _, OpenError, Position};
 use event_schema::{DecodeError, Record};
 use serde_json::json;
+use std::sync::Arc;
 
 use super::client::Client;
 use super::witnesses::Notes;
 use super::{Done, Failure, Global, output};
 use crate::api::view::{SealView, StatusView};
+use crate::archive::{BaseNote, History};
 use crate::audit;
 use crate::pki::AuditKeys;
 
@@ -83,6 +86,14 @@ pub(super) enum Audit {
     Prove(proof::Prove),
 }
 
+/// Where the beginning of the log is, if it was archived.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Archives {
+    /// An archive of the log (flotilla log archive), read before what the log still holds (repeatable)
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) archive: Vec<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Export {
     /// The file to write; it is replaced only once the new one is complete
@@ -98,13 +109,18 @@ pub(super) struct Export {
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
     #[command(flatten)]
+    archives: Archives,
+    #[command(flatten)]
     pick: convert::Pick,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
     /// The export, or the proof of an entry
-    path: PathBuf,
+    #[arg(required_unless_present = "archive", conflicts_with = "archive")]
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    archives: Archives,
     /// Name of the log that it has to be of; without it, any fleet's history is taken
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
@@ -122,11 +138,8 @@ pub(super) struct Verify {
 
 #[derive(Debug, Args)]
 pub(super) struct Replay {
-    /// The export
-    path: PathBuf,
-    /// Name of the log that it has to be of
-    #[arg(long, value_name = "ORIGIN")]
-    origin: Option<String>,
+    #[command(flatten)]
+    place: walk::Place,
     #[command(flatten)]
     pick: convert::Pick,
 }
@@ -135,8 +148,9 @@ pub(super) fn run(global: Global, command: Audit) -> Done {
     match command {
         Audit::Export(line) => export(global, &line),
         Audit::Convert(line) => convert::convert(global.json, &line),
+        Audit::Verify(line) if !line.archives.archive.is_empty() => archive::check(global.json, &line),
         Audit::Verify(line) => check(global.json, &line),
-        Audit::Replay(line) => replay(global.json, &line),
+        Audit::Replay(line) => replay(&global, &line),
         Audit::Witnesses => {
             let as_json = global.json;
             super::witnesses::show(&Client::new(global)?, as_json)
@@ -153,11 +167,16 @@ fn export(global: Global, line: &Export) -> Done {
     let place = line.out.clone().or_else(|| wanted.map(|path| path.with_added_extension("export")));
     let place = place.ok_or_else(|| Failure::Usage("audit export: where to? Give --out".into()))?;
     let checkpoint = if global.server.is_some() {
+        if !line.archives.archive.is_empty() {
+            return Err(Failure::Usage(
+                "--archive is for the data folder: run it on the service's machine".into(),
+            ));
+        }
         fetch::fetch(global, &place, line.origin.clone())?
     } else if line.origin.is_some() {
         return Err(Failure::Usage("--origin is for --server: the data folder has its own keys".into()));
     } else {
-        export_folder(global, &place)?
+        export_folder(global, &place, &line.archives)?
     };
     let bytes = fs::metadata(&place).map_err(Failure::of)?.len();
     let forms = convert::beside(line, &place);
@@ -195,11 +214,17 @@ fn export(global: Global, line: &Export) -> Done {
 }
 
 /// Exports the log in the data folder to a file, which is there once it is complete.
-fn export_folder(global: Global, place: &Path) -> Result<event_audit::SignedCheckpoint, Failure> {
+fn export_folder(
+    global: Global,
+    place: &Path,
+    archives: &Archives,
+) -> Result<event_audit::SignedCheckpoint, Failure> {
     let data = global.data.clone().unwrap_or_else(|| "flotilla-data".into());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
     runtime.block_on(async {
-        let (log, end) = open_log(global.clone()).await?;
+        let Opened { log, end, base } = open_log(global.clone(), archives).await?;
+        is_whole(&log)?;
+        let edge = base.as_ref().map(|base| &base.edge);
         let keys = AuditKeys::open(&data).map_err(Failure::of)?;
         let (folder, origin, log_keys) = (data.join("audit"), keys.list().origin(), keys.list().log_keys());
         let (mut ledger, is_ours) = match Ledger::open(&folder, origin, log_keys) {
@@ -220,7 +245,7 @@ fn export_folder(global: Global, place: &Path) -> Result<event_audit::SignedChec
         let file = create_private(&beside).map_err(|error| failed("write", error))?;
         let out = BufWriter::with_capacity(BUFFER_BYTES, file);
         let written = if is_ours {
-            audit::export(&log, end, &mut ledger, &keys, out).await
+            audit::export(&log, end, edge, &mut ledger, &keys, out).await
         } else {
             audit::export_sealed(&log, &ledger, &keys, out).await
         };
@@ -255,8 +280,51 @@ async fn ask_to_seal(global: Global) -> Done {
     Ok(())
 }
 
-/// The log in the data folder, or the copy of one that servers keep, and the last position that is known to be durable.
-async fn open_log(global: Global) -> Result<(FileLog, Position), Failure> {
+/// The log in a data folder, with its archives.
+pub(super) struct Opened {
+    pub(super) log: History,
+    /// The last position that is known to be durable.
+    pub(super) end: Position,
+    /// Where the log in the folder begins, if not with its first record.
+    pub(super) base: Option<BaseNote>,
+}
+
+/// The same; archives alone where no data folder is named and there is none.
+pub(super) async fn open_history(
+    global: Global,
+    archives: &Archives,
+    origin: Option<&str>,
+) -> Result<Opened, Failure> {
+    let none = ["log", "log-copy"].iter().all(|log| !Path::new("flotilla-data").join(log).is_dir());
+    if !archives.archive.is_empty() && global.data.is_none() && none {
+        let log = History::open(&archives.archive, None, origin).await.map_err(Failure::of)?;
+        let end = log.last_position().await.map_err(Failure::of)?;
+        return Ok(Opened { log, end, base: None });
+    }
+    let opened = open_log(global, archives).await?;
+    let others = opened.log.archives().iter().map(|archive| archive.keys().origin());
+    if let Some((expected, found)) =
+        origin.and_then(|origin| Some((origin, others.into_iter().find(|o| *o != origin)?)))
+    {
+        return Err(Failure::Failed(format!(
+            "the archive is of the log {found}, not of {expected} as expected"
+        )));
+    }
+    Ok(opened)
+}
+
+/// Refuses a history of which something is missing.
+pub(super) fn is_whole(log: &History) -> Done {
+    let Some(missing) = log.missing() else { return Ok(()) };
+    Err(Failure::Failed(format!(
+        "the entries {} to {} are not here: they were archived. Name their archive with --archive FOLDER (repeatable)",
+        missing.start(),
+        missing.end()
+    )))
+}
+
+/// The log in the data folder, or the copy of one that servers keep.
+pub(super) async fn open_log(global: Global, archives: &Archives) -> Result<Opened, Failure> {
     let data = global.data.clone().unwrap_or_else(|| "flotilla-data".into());
     let folder = log_folder(&data).await?;
     // Whoever may write to it has synced all that it shows. If a service runs, what it has taken is durable; what
@@ -275,7 +343,11 @@ async fn open_log(global: Global) -> Result<(FileLog, Position), Failure> {
         }
         Err(error) => return Err(Failure::of(error)),
     };
-    Ok((open_beside(&folder).await?, end))
+    let log = open_beside(&folder).await?;
+    let base = log.base().map(|base| BaseNote::of(&base)).transpose().map_err(Failure::of)?;
+    let origin = base.as_ref().map(|base| base.origin.clone());
+    let log = History::open(&archives.archive, Some(Arc::new(log)), origin.as_deref()).await;
+    Ok(Opened { log: log.map_err(Failure::of)?, end, base })
 }
 
 /// Not as its writer, so that a service may start meanwhile.
@@ -315,13 +387,16 @@ fn create_private(path: &Path) -> std::io::Result<File> {
 }
 
 fn check(as_json: bool, line: &Verify) -> Done {
-    if proof::looks_like_one(&line.path) {
+    let Some(export) = &line.path else {
+        return Err(Failure::Usage("audit verify: what? Name an export".into()));
+    };
+    if proof::looks_like_one(export) {
         if !line.seen.is_empty() || !line.witness.is_empty() || line.keep.is_some() {
             return Err(Failure::Usage(
                 "--seen, --witness and --keep are for exports: a proof is of one entry".into(),
             ));
         }
-        return proof::check(as_json, &line.path, line.origin.as_deref());
+        return proof::check(as_json, export, line.origin.as_deref());
     }
     let mut expectation = Expectation { origin: line.origin.clone(), heads: Vec::new() };
     for path in &line.seen {
@@ -338,14 +413,13 @@ fn check(as_json: bool, line: &Verify) -> Done {
         }
         expectation.heads.push(checkpoint.head);
     }
-    let refused = |error| Failure::Failed(format!("BAD: {}: {error}", line.path.display()));
-    let witnesses =
-        Notes::read(&line.witness, open_export(&line.path)?, expectation.origin.as_ref(), refused)?;
+    let refused = |error| Failure::Failed(format!("BAD: {}: {error}", export.display()));
+    let witnesses = Notes::read(&line.witness, open_export(export)?, expectation.origin.as_ref(), refused)?;
     expectation.heads.extend(witnesses.heads());
     let mut states = States::default();
-    match read_all(&line.path, &expectation, &mut states)? {
-        Ok(read) => good(as_json, line, &read, &states),
-        Err(error) => bad(as_json, line, &error, witnesses.named_in(&error)),
+    match read_all(export, &expectation, &mut states)? {
+        Ok(read) => good(as_json, line, export, &read, &states),
+        Err(error) => bad(as_json, export, &error, witnesses.named_in(&error)),
     }
 }
 
@@ -415,28 +489,19 @@ fn open_export(path: &Path) -> Result<BufReader<File>, Failure> {
     }
 }
 
-fn replay(as_json: bool, line: &Replay) -> Done {
-    let bad = |error: ExportError| Failure::Failed(format!("BAD: {}: {error}", line.path.display()));
-    let expectation = Expectation { origin: line.origin.clone(), heads: Vec::new() };
-    let mut reader = ExportReader::open(open_export(&line.path)?, &expectation).map_err(bad)?;
-    let mut fold = Checked::default();
+fn replay(global: &Global, line: &Replay) -> Done {
+    let as_json = global.json;
+    let mut walk = walk::Walk::open(global, &line.place)?;
     let mut pick = line.pick.picker();
-    while let Some(entry) = reader.next_entry().map_err(bad)? {
-        let record = Record::decode(entry.bytes).map_err(|error| {
-            Failure::Failed(format!("entry {} is proved, but cannot be read: {error}", entry.position))
-        })?;
-        if pick.is_past(entry.position, &record) {
-            break;
-        }
-        if let Err(differs) = fold.apply(entry.position, &record) {
+    while let Some((position, record)) = walk.step(line.pick.until())? {
+        if let Some(differs) = walk.differing.take() {
             output::complain(&format!("WARNING: {differs}"));
         }
-        if !pick.takes(entry.position, &record) {
-            continue;
+        if pick.takes(position, &record) {
+            output::say_record(&crate::api::record(walk.fold().views(), position, &record), as_json)?;
         }
-        output::say_record(&crate::api::record(fold.views(), entry.position, &record), as_json)?;
     }
-    let views = fold.views();
+    let views = walk.fold().views();
     let state_hash = data_encoding::HEXLOWER.encode(&views.hash());
     if as_json {
         output::say_json(&json!({ "position": views.position(), "state_hash": state_hash }))
@@ -465,7 +530,7 @@ pub(super) fn read_note(path: &Path) -> Result<Vec<u8>, Failure> {
     fs::read(path).map_err(|error| failed(error.to_string()))
 }
 
-fn good(as_json: bool, line: &Verify, read: &Read, states: &States) -> Done {
+fn good(as_json: bool, line: &Verify, export: &Path, read: &Read, states: &States) -> Done {
     let checkpoint = &read.checkpoint;
     if let Some(path) = &line.keep {
         crate::private_file::write(path, checkpoint.note().as_bytes())
@@ -506,7 +571,7 @@ fn good(as_json: bool, line: &Verify, read: &Read, states: &States) -> Done {
     if let Some(differs) = differing {
         return Err(Failure::Failed(format!(
             "BAD: {}: all {entries} entries are those that were signed, but they do not say what was attested: {differs}",
-            line.path.display()
+            export.display()
         )));
     }
     let mut told = format!(
@@ -527,12 +592,12 @@ fn good(as_json: bool, line: &Verify, read: &Read, states: &States) -> Done {
     output::say(&told)
 }
 
-fn bad(as_json: bool, line: &Verify, error: &ExportError, witness: Option<&Path>) -> Done {
+fn bad(as_json: bool, export: &Path, error: &ExportError, witness: Option<&Path>) -> Done {
     if !as_json {
         let holder = witness.map_or_else(String::new, |path| {
             format!("\n  The witness's checkpoint in {} is signed by the log's own key.", path.display())
         });
-        return Err(Failure::Failed(format!("BAD: {}: {error}{holder}", line.path.display())));
+        return Err(Failure::Failed(format!("BAD: {}: {error}{holder}", export.display())));
     }
     let entries = error.entries();
     output::say_json(&json!({

@@ -106,6 +106,14 @@ impl Client {
         answer(&api, request.call())
     }
 
+    /// An answer that may take long.
+    pub(super) fn get_slowly<T: DeserializeOwned>(&self, path: &str) -> Result<T, RequestError> {
+        let api = self.api()?;
+        let url = format!("{}/api/v1/{path}", api.url);
+        let request = self.http.get(&url).header("Authorization", format!("Bearer {}", api.token));
+        answer(&api, request.config().timeout_global(None).build().call())
+    }
+
     pub(super) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, RequestError> {
         let api = self.api()?;
         let url = format!("{}/api/v1/{path}", api.url);

@@ -3,9 +3,11 @@
 //! Every command has `--json` (one object or JSON lines on stdout, everything else on stderr), `--help`
 //! with an example, and ends with 0 done, 1 failed, 2 wrong usage.
 
+mod archive;
 mod audit;
 mod client;
 mod fleet;
+mod log;
 mod output;
 mod place;
 mod replica;
@@ -155,7 +157,7 @@ fn dispatch(line: Line) -> Done {
         Command::Groups(command) => fleet::groups(&Client::new(global)?, json, command),
         Command::Jobs(command) => work::jobs(&Client::new(global)?, json, command),
         Command::Runs(command) => work::runs(&Client::new(global)?, json, command),
-        Command::Log(command) => work::log(global, &command),
+        Command::Log(command) => log::run(global, command),
         Command::Audit(command) => audit::run(global, command),
         Command::Replica(command) => replica::run(global, command),
         Command::Status => work::status(&Client::new(global)?, json),
@@ -202,7 +204,15 @@ mod tests {
             "flotilla log show --from 1 --stream run/",
             "flotilla replica invite --out b --expires 1h --data d --json",
             "flotilla replica list --json",
-            "flotilla log copy d nats://a:1,nats://b:1 --nats-replicas 3 --json",
+            "flotilla log copy d nats://a:1,nats://b:1 --nats-replicas 3 --archive x --json",
+            "flotilla log archive --data d --before 2026-03-01T12:00:00Z --to x --dry-run --json",
+            "flotilla log archive --before 4711 --to x",
+            "flotilla log check --archive x --archive y",
+            "flotilla audit verify --archive x --archive y --origin o --seen c --keep k",
+            "flotilla audit export --data d --archive x --out p",
+            "flotilla audit replay --archive x --until 7",
+            "flotilla audit state --archive x --at 7",
+            "flotilla audit prove 7 --data d --archive x",
             "flotilla audit export --data d --out p --json",
             "flotilla audit export --server http://h:1 --token t --out p --jsonl q --cloudevents r --origin o --from 3",
             "flotilla audit export --data d --jsonl q --agent a --job j --actor admin --until 7",

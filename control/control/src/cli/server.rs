@@ -75,6 +75,7 @@ pub(super) fn run(line: Serve, global: Global) -> Done {
         tracker: given(line.tracker),
         command_ttl: line.command_ttl,
         telemetry: TelemetrySettings { keep: line.telemetry_keep, max_size: line.telemetry_max_size },
+        retention: None,
     };
     if let Some(file) = &line.config {
         settings = settings.or(Settings::read(file).map_err(Failure::of)?);

@@ -6,13 +6,12 @@ use clap::{Args, Subcommand, value_parser};
 use serde_json::json;
 
 use super::client::{Client, segment};
-use super::{Done, Failure, Global, output, place, watch};
+use super::{Done, Failure, archive, audit, output, place, watch};
 use crate::api::view::{
-    HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView, LogCheckView, LogView, ProblemView,
-    RunSummary, RunView, RunsView, StatusView, StopWish,
+    HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView, ProblemView, RunSummary, RunView,
+    RunsView, StatusView, StopWish,
 };
 use crate::api::{TelemetryView, bootstrap_place};
-use crate::log_copy;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Jobs {
@@ -133,9 +132,9 @@ pub(super) enum Log {
     /// Print records of the log, one event a line
     #[command(after_help = "Example: flotilla log show --from 100 --stream run/")]
     Show {
-        /// First position
-        #[arg(long, default_value_t = 1)]
-        from: u64,
+        /// First position; without it, the first one that is in the log
+        #[arg(long)]
+        from: Option<u64>,
         /// Only streams that begin so
         #[arg(long)]
         stream: Option<String>,
@@ -143,9 +142,23 @@ pub(super) enum Log {
         #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
         limit: u64,
     },
-    /// Fold the whole log anew and compare with the live state, servers' log with the copy here; 1 if they differ
-    #[command(after_help = "Example: flotilla log check")]
-    Check,
+    /// Fold the whole log anew and compare with the live state and every attested one, servers' log with the copy here;
+    /// 1 if anything differs
+    #[command(after_help = "Example: flotilla log check\n\n\
+        A log whose beginning was archived is folded from the state that is kept of it; with --archive, on the service's \
+        machine, from its first record on.")]
+    Check {
+        #[command(flatten)]
+        archives: audit::Archives,
+    },
+    /// Move old segments of the embedded log to an archive that proves itself, while no service uses the log
+    #[command(
+        after_help = "Example: flotilla log archive --data ./flotilla-data --before 2026-01-01T00:00:00Z --to /mnt/archive\n\n\
+        Whole segments go, and only what is signed. Their copies are read back before the log gives them up; a command \
+        that was broken off is simply run again. A running service does the same by itself: [retention] in its \
+        configuration."
+    )]
+    Archive(archive::Archive),
     /// Copy a log between a data folder and NATS, in either direction, and prove that both are the same
     #[command(
         after_help = "Example: flotilla log copy ./flotilla-data nats://10.0.0.1:4222,nats://10.0.0.2:4222 --nats-replicas 3\n\n\
@@ -160,6 +173,8 @@ pub(super) enum Log {
         /// Copies of the log on different NATS servers, if it is made now
         #[arg(long, value_name = "N", default_value_t = 1)]
         nats_replicas: usize,
+        #[command(flatten)]
+        archives: audit::Archives,
     },
 }
 
@@ -387,90 +402,6 @@ fn say_history(history: &[HistoryView]) -> Done {
     Ok(())
 }
 
-pub(super) fn log(global: Global, command: &Log) -> Done {
-    let json = global.json;
-    if let Log::Copy { from, to, nats_replicas } = command {
-        return copy(json, from, to, *nats_replicas);
-    }
-    let client = &Client::new(global)?;
-    let (from, stream, limit) = match command {
-        Log::Copy { .. } => return Ok(()),
-        Log::Show { from, stream, limit } => (from, stream, limit),
-        Log::Check => return check(client, json),
-    };
-    let stream = stream.as_ref().map(|s| format!("&stream={}", segment(s))).unwrap_or_default();
-    let (mut from, mut left) = (*from, *limit);
-    loop {
-        let page: LogView = client.get(&format!("log?from={from}&limit={}{stream}", left.min(1000)))?;
-        for record in &page.records {
-            left -= 1;
-            output::say_record(record, json)?;
-        }
-        if left == 0 || page.next <= from {
-            return Ok(());
-        }
-        from = page.next;
-    }
-}
-
-fn copy(json: bool, from: &str, to: &str, replicas: usize) -> Done {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
-    let (from_place, to_place) = (log_copy::Place::parse(from), log_copy::Place::parse(to));
-    let copied = runtime.block_on(log_copy::copy(&from_place, &to_place, replicas)).map_err(Failure::of)?;
-    if json {
-        output::say_json(&json!({
-            "equal": copied.is_equal(),
-            "had": copied.had,
-            "records": copied.target.size,
-            "source_root": copied.source.root.to_string(),
-            "target_root": copied.target.root.to_string(),
-        }))?;
-    } else {
-        output::say(&format!(
-            "{} records, {} of them were there before\n  from  {} {}\n  to    {} {}\n{}",
-            copied.target.size,
-            copied.had,
-            copied.source.size,
-            copied.source.root,
-            copied.target.size,
-            copied.target.root,
-            if copied.is_equal() { "the two logs are the same" } else { "THE TWO LOGS DIFFER" },
-        ))?;
-    }
-    if copied.is_equal() { Ok(()) } else { Err(Failure::Quiet) }
-}
-
-fn check(client: &Client, json: bool) -> Done {
-    let check: LogCheckView = client.get("log/check")?;
-    let differences = check.servers.as_ref().map_or(0, |found| found.differences.len() as u64 + found.more);
-    let all_seen = check.servers.as_ref().is_none_or(|found| found.unseen.is_empty());
-    let word = if check.equal { "equals" } else { "DIFFERS FROM" };
-    if json {
-        output::say_json(&check)?;
-    } else {
-        output::say(&format!(
-            "at position {} the live state {word} a rebuild from the first record\n  live     {}\n  rebuilt  {}",
-            check.position, check.state_hash, check.rebuilt_hash
-        ))?;
-        if let Some(servers) = &check.servers {
-            let (records, messages) = (servers.records, servers.messages);
-            let found = if differences == 0 {
-                "as in the copy here".to_owned()
-            } else {
-                format!("{differences} DIFFERENCES")
-            };
-            output::say(&format!("the servers hold {records} records in {messages} messages: {found}"))?;
-            for difference in &servers.differences {
-                output::say(&format!("  {difference}"))?;
-            }
-            for server in &servers.unseen {
-                output::say(&format!("  NOT COMPARED: {server}, which is away or did not answer"))?;
-            }
-        }
-    }
-    if check.equal && differences == 0 && all_seen { Ok(()) } else { Err(Failure::Quiet) }
-}
-
 pub(super) fn status(client: &Client, json: bool) -> Done {
     let status: StatusView = client.get("status")?;
     if json {
@@ -493,5 +424,9 @@ pub(super) fn status(client: &Client, json: bool) -> Done {
     if let Some(sealed) = status.sealed {
         output::say(&format!("sealed    {sealed} entries"))?;
     }
+    if status.log_first > 1 {
+        output::say(&format!("log begins with {}; what was before is archived", status.log_first))?;
+    }
+    status.warnings.iter().try_for_each(|warning| output::say(&format!("WARNING   {warning}")))?;
     status.alarms.iter().try_for_each(|alarm| output::say(&format!("ALARM     {alarm}")))
 }

@@ -11,7 +11,7 @@
 
 #[cfg(test)]
 mod tests;
-mod tree;
+pub(crate) mod tree;
 mod witnesses;
 
 use std::collections::BTreeMap;
@@ -23,6 +23,7 @@ use agent_proto::link::{CheckpointSent, Holds};
 use control_core::projection::{StandingView, Views};
 use event_audit::ledger::{Ledger, LedgerError};
 use event_audit::{Head, SignedCheckpoint};
+use event_log::file::FileLog;
 use event_schema::{AgentId, AuditConflict, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -148,19 +149,20 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sealing {
-    /// Begins to seal the service's log into the tree in `dir`, until `stop`.
+    /// Begins to seal the service's log, `files` if it is in a folder, into the tree in `dir`, until `stop`.
     pub fn start(
         service: Service,
         dir: PathBuf,
         keys: AuditKeys,
         shared_log: bool,
+        files: Option<Arc<FileLog>>,
         stop: watch::Receiver<bool>,
     ) -> (Self, JoinHandle<()>) {
         let (wishes, wished) = mpsc::channel(WISHES_MAX);
         let until = (members(&service) > 0).then(|| Instant::now() + FIRST_SEAL_AFTER);
         let origin = keys.list().origin().to_owned();
         let shared = Arc::new(Shared {
-            tree: Tree::new(Arc::clone(service.log()), Arc::new(keys), dir),
+            tree: Tree::new(Arc::clone(service.log()), files, Arc::new(keys), dir),
             origin,
             position: service.position(),
             shared_log,

@@ -29,6 +29,10 @@ impl EventLog for Behind {
         self.log.append_batch(stream, expected_last, records)
     }
 
+    fn first(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        self.log.first()
+    }
+
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
         Box::pin(async move {
             let mut page = self.log.read(from, limit).await?;
@@ -100,7 +104,7 @@ async fn what_one_replica_found_to_conflict_holds_all_of_them_back() {
     let (one, other) = (service(log.clone()).await, service(log.clone()).await);
     let (_stop, stop) = watch::channel(false);
     let audit = dir.path().join("audit");
-    let (sealing, task) = Sealing::start(other.clone(), audit, audit_keys(dir.path()), true, stop);
+    let (sealing, task) = Sealing::start(other.clone(), audit, audit_keys(dir.path()), true, None, stop);
     make_groups(&one, 0..3).await;
     has_reached(&other, 4).await;
     assert_eq!(sealing.seal_now().await.expect("sealed").head().size, 4);
@@ -136,7 +140,7 @@ async fn a_replica_that_is_behind_takes_nobody_for_a_liar() {
     let (_stop, stop) = watch::channel(false);
     let start = |service: &Service, name: &str| {
         let folder = dir.path().join(name);
-        Sealing::start(service.clone(), folder, audit_keys(dir.path()), true, stop.clone())
+        Sealing::start(service.clone(), folder, audit_keys(dir.path()), true, None, stop.clone())
     };
     let ((first, one), (second, two)) = (start(&ahead, "one"), start(&behind, "two"));
     make_groups(&ahead, 3..6).await;
@@ -164,7 +168,7 @@ async fn a_tile_found_damaged_before_signing_is_no_shorter_log() {
     let stream = StreamName::new("fleet").expect("a name");
     let records = |n: usize| (0..n).map(|n| format!("record {n}").into_bytes()).collect::<Vec<_>>();
     log.append_batch(&stream, None, records(600)).await.expect("stored");
-    let tree = Tree::new(log, Arc::new(audit_keys(dir.path())), dir.path().join("audit"));
+    let tree = Tree::new(log, None, Arc::new(audit_keys(dir.path())), dir.path().join("audit"));
     tree.open(0).await.expect("opens");
     let fed = tree.feed(600).await.expect("fed");
     tree.sign(fed).await.expect("signed");

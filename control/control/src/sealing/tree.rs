@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use event_audit::frontier::Frontier;
-use event_audit::ledger::{Ledger, LedgerError};
+use event_audit::ledger::{Edge, Ledger, LedgerError};
 use event_audit::message::Advance;
 use event_audit::{Hash, Head, SignedCheckpoint};
+use event_log::file::FileLog;
 use event_log::{Entry, EventLog, Position, ReadError, ReadLimit};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use crate::archive::{ArchiveError, BaseNote};
 use crate::pki::AuditKeys;
 
 /// Why the tree cannot be kept at the moment, or any more.
@@ -33,6 +35,12 @@ pub(super) enum TreeError {
     /// A damaged tile makes it being fed anew.
     #[error("the audit tree is being made anew from the log")]
     Remade,
+    /// The log begins later, and what is asked stands before it.
+    #[error("the log begins with position {first} here; its beginning is in archives")]
+    Archived { first: u64 },
+    /// What the log says of its archived part can't be used.
+    #[error(transparent)]
+    Base(Box<ArchiveError>),
     /// It is not open (yet).
     #[error("the audit tree is not open yet")]
     Closed,
@@ -41,6 +49,8 @@ pub(super) enum TreeError {
 /// The ledger, once it is open and the log was shown to lead to it.
 pub(super) struct Tree {
     log: Arc<dyn EventLog>,
+    /// The same, if it is in a folder: its beginning may be in archives.
+    files: Option<Arc<FileLog>>,
     pub(super) keys: Arc<AuditKeys>,
     dir: PathBuf,
     ledger: Arc<Mutex<Option<Ledger>>>,
@@ -49,8 +59,20 @@ pub(super) struct Tree {
 type Slot = OwnedMutexGuard<Option<Ledger>>;
 
 impl Tree {
-    pub(super) fn new(log: Arc<dyn EventLog>, keys: Arc<AuditKeys>, dir: PathBuf) -> Self {
-        Self { log, keys, dir, ledger: Arc::default() }
+    pub(super) fn new(
+        log: Arc<dyn EventLog>,
+        files: Option<Arc<FileLog>>,
+        keys: Arc<AuditKeys>,
+        dir: PathBuf,
+    ) -> Self {
+        Self { log, files, keys, dir, ledger: Arc::default() }
+    }
+
+    /// The edge of what was archived; none if nothing was.
+    fn edge(&self) -> Result<Option<Edge>, TreeError> {
+        let base = self.files.as_ref().and_then(|files| files.base());
+        let note = base.map(|base| BaseNote::of(&base)).transpose();
+        Ok(note.map_err(|error| TreeError::Base(Box::new(error)))?.map(|note| note.edge))
     }
 
     /// The ledger as it was at its newest checkpoint, for reading beside this one; none if nothing was signed. Touches
@@ -87,17 +109,14 @@ impl Tree {
                 return Err(LedgerError::Rewritten { signed, found }.into());
             }
         }
+        let edge = self.edge()?;
         // Full tiles are not read on opening; a damaged one is made again before anybody asks for it.
         let (mut slot, ledger) = blocking(slot, move |_| {
-            match ledger.scrub() {
-                Err(LedgerError::Tile { path, .. }) => {
-                    tracing::warn!(
-                        path,
-                        "a tile of the audit tree is damaged: the tree is made anew from the log"
-                    );
-                    ledger.start_over();
-                }
-                scrubbed => scrubbed?,
+            match (ledger.scrub(), &edge) {
+                (Err(error @ LedgerError::Tile { .. }), _) => make_anew(&mut ledger, edge.as_ref(), &error),
+                // Its unfinished tiles were torn.
+                (Ok(()), Some(edge)) if ledger.size() < edge.size() => ledger.start_over_at(edge),
+                (scrubbed, _) => scrubbed?,
             }
             Ok::<_, LedgerError>(ledger)
         })
@@ -106,10 +125,15 @@ impl Tree {
         Ok(())
     }
 
-    /// Size and root of the log's first `end` records, read one by one.
+    /// Size and root of the log's first `end` records, read one by one; those that were archived are believed to be what
+    /// the log's base says, which is to be shown by what comes out.
     pub(super) async fn fold(&self, end: u64) -> Result<Head, TreeError> {
-        let mut tree = Frontier::new();
-        let mut next = Position(1);
+        let mut tree = match self.edge()? {
+            Some(edge) if end < edge.size() => return Err(TreeError::Archived { first: edge.size() + 1 }),
+            Some(edge) => edge.frontier(),
+            None => Frontier::new(),
+        };
+        let mut next = Position(tree.size() + 1);
         while next.0 <= end {
             let page = self.page(next, end).await?;
             next = Position(next.0 + page.len() as u64);
@@ -210,15 +234,12 @@ impl Tree {
         &self,
         question: impl FnOnce(&mut Ledger) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, TreeError> {
+        let edge = self.edge()?;
         let (_slot, answer) = blocking(self.slot().await, move |slot| {
             let ledger = slot.as_mut().ok_or(TreeError::Closed)?;
             let answer = question(ledger);
-            if let Err(LedgerError::Tile { path, .. }) = &answer {
-                tracing::warn!(
-                    path,
-                    "a tile of the audit tree is damaged: the tree is made anew from the log"
-                );
-                ledger.start_over();
+            if let Err(error @ LedgerError::Tile { .. }) = &answer {
+                make_anew(ledger, edge.as_ref(), error);
             }
             Ok(answer?)
         })
@@ -228,6 +249,24 @@ impl Tree {
 
     async fn slot(&self) -> Slot {
         Arc::clone(&self.ledger).lock_owned().await
+    }
+}
+
+/// Has the tree made anew from the log, as far as that reaches back, when a tile of it is damaged.
+pub(crate) fn make_anew(ledger: &mut Ledger, edge: Option<&Edge>, error: &LedgerError) {
+    match (edge, error) {
+        (Some(edge), LedgerError::Tile { last, .. }) if *last <= edge.size() => tracing::error!(
+            %error,
+            "it is over entries that were archived: copy the file from the folder `audit` of the archive. Until then \
+             nothing can be proved with it; sealing goes on"
+        ),
+        (edge, _) => {
+            tracing::warn!(%error, "the audit tree is made anew from the log");
+            match edge {
+                Some(edge) => ledger.start_over_at(edge),
+                None => ledger.start_over(),
+            }
+        }
     }
 }
 

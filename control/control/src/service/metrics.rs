@@ -64,6 +64,10 @@ metrics! {
     checkpoints: "Checkpoints of the log that were signed",
     /// Checkpoints sent to agents.
     checkpoints_sent: "Checkpoints sent to agents, who are their witnesses",
+    /// Segments that were archived.
+    segments_archived: "Segments of the log that were moved to the archive",
+    /// Their records.
+    records_archived: "Records in those segments",
     /// HTTP requests.
     http_requests: "HTTP requests",
     /// HTTP requests that were not authorised.

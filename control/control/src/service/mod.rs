@@ -6,6 +6,7 @@
 //! on the same log.
 
 mod attest;
+mod base;
 mod clock;
 mod ids;
 mod issue;
@@ -31,6 +32,7 @@ use event_log::{EventLog, Position};
 use event_schema::{Actor, AgentId, Event, Record, RecordId, ReplicaId, Timestamp};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::retention::Retention;
 use crate::sealing::Sealing;
 use crate::telemetry::Store;
 pub use attest::{ATTEST_EVERY, SNAPSHOT_EVERY};
@@ -42,8 +44,11 @@ pub use metrics::Metrics;
 pub use open::{COMMAND_TTL, Keys, OpenError, Options};
 pub(crate) use past::PastError;
 pub use replica::{Bus, KEEP_ALIVE_S, Keeper};
+pub(crate) use snapshots::Snapshots;
 pub use telemetry::{Live, Telemetry};
 pub use writer::FoldError;
+#[cfg(test)]
+pub(crate) use writer::log_stream;
 pub(crate) use writer::run_of;
 
 /// Decisions that may wait for the writer; callers wait beyond that.
@@ -145,6 +150,7 @@ struct Shared {
     attested: attest::Attested,
     sealing: OnceLock<Sealing>,
     kept: OnceLock<Arc<Store>>,
+    retention: OnceLock<Retention>,
     past: past::Past,
     /// Where snapshots are kept, if they are.
     snapshots: Option<snapshots::Snapshots>,
@@ -175,6 +181,7 @@ impl Shared {
             attested: attest::Attested::default(),
             sealing: OnceLock::new(),
             kept: OnceLock::new(),
+            retention: OnceLock::new(),
             past: past::Past::default(),
             snapshots,
         }
@@ -386,6 +393,17 @@ impl Service {
     pub fn keep_telemetry(&self, store: Store) {
         // A second one would be a mistake of ours; the first stays.
         let _ = self.shared.kept.set(Arc::new(store));
+    }
+
+    /// What archives old segments of the log, if anything does.
+    pub fn retention(&self) -> Option<&Retention> {
+        self.shared.retention.get()
+    }
+
+    /// From now on this archives old segments. Once.
+    pub(crate) fn set_retention(&self, retention: Retention) {
+        // A second one would be a mistake of ours; the first stays.
+        let _ = self.shared.retention.set(retention);
     }
 
     /// Decisions that wait for the writer.

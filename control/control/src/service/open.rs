@@ -13,6 +13,8 @@ use event_schema::{FleetFounded, ReplicaId, RunId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::archive::BaseNote;
+
 use super::attest::{ATTEST_EVERY, Pace, SNAPSHOT_EVERY};
 use super::issue::Issuer;
 use super::snapshots::Snapshots;
@@ -53,6 +55,8 @@ pub struct Options {
     pub snapshots: Option<PathBuf>,
     /// Records after which another snapshot is written; default 20,000.
     pub snapshot_every: u64,
+    /// Where the log begins, if what came before was archived.
+    pub base: Option<BaseNote>,
 }
 
 impl Default for Options {
@@ -65,6 +69,7 @@ impl Default for Options {
             attest_every: ATTEST_EVERY,
             snapshots: None,
             snapshot_every: SNAPSHOT_EVERY,
+            base: None,
         }
     }
 }
@@ -114,6 +119,9 @@ impl Service {
         let open =
             |path: PathBuf| Snapshots::open(&path).map_err(|source| OpenError::Snapshots { path, source });
         let snapshots = options.snapshots.map(open).transpose()?;
+        if let (Some(snapshots), Some(base)) = (&snapshots, &options.base) {
+            snapshots.begin_behind(base);
+        }
         let shared = Arc::new(Shared::new(log, options.replica, snapshots));
         let issuer = Issuer {
             key: keys.command,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use control_core::projection::Views;
-use event_log::{Position, ReadLimit};
+use event_log::{Position, ReadError, ReadLimit};
 use event_schema::{Record, Timestamp};
 use tokio::sync::Semaphore;
 
@@ -29,6 +29,17 @@ pub(crate) enum PastError {
     /// Nobody knows yet.
     #[error("{at} is still to come: it is {now}")]
     ToCome { at: Timestamp, now: Timestamp },
+    /// It was archived.
+    #[error(
+        "{at} is before what is kept here: the log begins with position {first}. What was before it is in the archives: \
+         `flotilla audit state --archive FOLDER --at PLACE` tells it"
+    )]
+    Archived {
+        /// What was asked for.
+        at: At,
+        /// The log's first position.
+        first: u64,
+    },
     /// The log cannot be read.
     #[error("the past cannot be folded: {0}")]
     Unavailable(String),
@@ -131,7 +142,10 @@ impl Service {
         let mut views = base.map_or_else(Views::default, |base| Views::clone(&base));
         let next = 'fold: loop {
             let from = views.position() + 1;
-            let page = log.read(Position(from), ReadLimit::default()).await.map_err(unavailable)?;
+            let page = match log.read(Position(from), ReadLimit::default()).await {
+                Err(ReadError::Archived { first }) => return Err(PastError::Archived { at, first: first.0 }),
+                page => page.map_err(unavailable)?,
+            };
             if page.first().is_none_or(|entry| entry.position.0 != from) {
                 return Err(PastError::Unavailable(format!("the log has no record {from}")));
             }

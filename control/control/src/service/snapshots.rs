@@ -17,6 +17,7 @@ use event_log::{EventLog, Position, ReadLimit};
 use event_schema::Timestamp;
 use sha2::{Digest, Sha256};
 
+use crate::archive::BaseNote;
 use crate::at::At;
 
 /// First bytes of a snapshot.
@@ -107,15 +108,17 @@ struct Kept {
 
 /// The folder of snapshots.
 #[derive(Debug)]
-pub(super) struct Snapshots {
+pub(crate) struct Snapshots {
     folder: PathBuf,
     /// By position.
     kept: Mutex<BTreeMap<u64, Kept>>,
+    /// The last archived position and the leaf hash of its record: the snapshot there replaces what came before.
+    base: Mutex<Option<(u64, [u8; 32])>>,
 }
 
 impl Snapshots {
     /// Looks what is in the folder, and makes it if it is not there.
-    pub(super) fn open(folder: &Path) -> io::Result<Self> {
+    pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true);
         #[cfg(unix)]
@@ -137,7 +140,22 @@ impl Snapshots {
                 Err(error) => passed_over(&path, &error),
             }
         }
-        Ok(Self { folder: folder.to_owned(), kept: Mutex::new(kept) })
+        Ok(Self { folder: folder.to_owned(), kept: Mutex::new(kept), base: Mutex::default() })
+    }
+
+    /// The log begins behind this: the snapshot there stays, earlier ones are of no use.
+    pub(crate) fn begin_behind(&self, base: &BaseNote) {
+        *self.base.lock().unwrap_or_else(PoisonError::into_inner) = Some((base.position, base.leaf));
+        let mut kept = self.kept();
+        let later = kept.split_off(&base.position);
+        for position in std::mem::replace(&mut *kept, later).into_keys() {
+            // One that cannot be removed is found again at the next start.
+            let _ = fs::remove_file(self.path(position));
+        }
+    }
+
+    fn base(&self) -> Option<(u64, [u8; 32])> {
+        *self.base.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kept(&self) -> MutexGuard<'_, BTreeMap<u64, Kept>> {
@@ -183,10 +201,12 @@ impl Snapshots {
             if kept.len() <= 2 || (kept.len() <= KEPT_MAX && bytes <= BYTES_MAX) {
                 return;
             }
+            let base = self.base().map(|(position, _)| position);
             let positions: Vec<u64> = std::iter::once(0).chain(kept.keys().copied()).collect();
             // The newest stays; of the others the one whose neighbours are closest to each other goes.
             let gap = |three: &&[u64]| three[2] - three[0];
-            let Some(position) = positions.windows(3).min_by_key(gap).map(|three| three[1]) else { return };
+            let spared = positions.windows(3).filter(|three| Some(three[1]) != base);
+            let Some(position) = spared.min_by_key(gap).map(|three| three[1]) else { return };
             kept.remove(&position);
             drop(kept);
             // One that cannot be removed is found again at the next start.
@@ -195,7 +215,7 @@ impl Snapshots {
     }
 
     /// The newest one at or before a place and beyond `beyond` that holds, against the log too.
-    pub(super) async fn find(&self, log: &dyn EventLog, at: Option<At>, beyond: u64) -> Option<Snapshot> {
+    pub(crate) async fn find(&self, log: &dyn EventLog, at: Option<At>, beyond: u64) -> Option<Snapshot> {
         loop {
             let position = {
                 let kept = self.kept();
@@ -219,6 +239,9 @@ impl Snapshots {
         let path = self.path(position);
         let read = tokio::task::spawn_blocking(move || read(&path)).await;
         let (head, snapshot) = read.map_err(|error| Unusable::Io(io::Error::other(error)))??;
+        if let Some((_, leaf)) = self.base().filter(|(base, _)| *base == position) {
+            return if leaf == head.leaf { Ok(snapshot) } else { Err(Unusable::OtherLog(position)) };
+        }
         let page = log.read(Position(position), ReadLimit::entries(1)).await;
         let record = page.ok().and_then(|page| page.into_iter().find(|entry| entry.position.0 == position));
         match record {

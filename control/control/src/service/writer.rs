@@ -172,6 +172,16 @@ impl Wish for Orders {
     }
 }
 
+/// Keeps the first record of a run that begins.
+pub(super) fn remember(correlations: &mut BTreeMap<RunId, RecordId>, event: &Event, record: RecordId) {
+    if let Event::RunStarted(e) = event {
+        if correlations.len() >= CORRELATIONS_MAX {
+            correlations.pop_first();
+        }
+        correlations.insert(e.run, record);
+    }
+}
+
 /// Why the log cannot be folded.
 #[derive(Debug, thiserror::Error)]
 pub enum FoldError {
@@ -196,6 +206,14 @@ pub enum FoldError {
         /// What.
         stream: String,
     },
+    /// The log begins later, and the state there is not known.
+    #[error(
+        "the log begins with position {first} here, and no snapshot of the state before it holds: restore the folder          `snapshots` from a backup; or copy the archives' segments back into the folder of the log, remove its file          `base`, and start again"
+    )]
+    NoState {
+        /// Its first position.
+        first: Position,
+    },
     /// A record cannot be understood.
     #[error(
         "position {position} of the log cannot be read: {source}. If a newer version wrote it, run that version; \
@@ -214,7 +232,7 @@ impl FoldError {
     fn stays(&self) -> bool {
         match self {
             Self::Read(error) => matches!(error, ReadError::Damaged(_)),
-            Self::Gap { .. } | Self::Foreign { .. } | Self::Record { .. } => true,
+            Self::Gap { .. } | Self::Foreign { .. } | Self::NoState { .. } | Self::Record { .. } => true,
         }
     }
 }
@@ -338,7 +356,10 @@ impl Writer {
             self.restore().await;
         }
         loop {
-            let page = self.log.read(self.last.next(), ReadLimit::default()).await?;
+            let page = match self.log.read(self.last.next(), ReadLimit::default()).await {
+                Err(ReadError::Archived { first }) => return Err(FoldError::NoState { first }),
+                page => page?,
+            };
             if page.is_empty() {
                 return Ok(());
             }
@@ -780,12 +801,7 @@ impl Writer {
 
     fn fold(&mut self, record: &Record) {
         for event in &record.events {
-            if let Event::RunStarted(e) = event {
-                if self.correlations.len() >= CORRELATIONS_MAX {
-                    self.correlations.pop_first();
-                }
-                self.correlations.insert(e.run, record.id);
-            }
+            remember(&mut self.correlations, event, record.id);
             self.state.evolve(event);
             if let Some(ahead) = &mut self.ahead {
                 ahead.evolve(event);

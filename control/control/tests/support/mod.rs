@@ -188,6 +188,10 @@ impl EventLog for FaultyLog {
         })
     }
 
+    fn first(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        self.inner.first()
+    }
+
     fn last_position(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
         self.inner.last_position()
     }

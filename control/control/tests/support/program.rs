@@ -76,10 +76,16 @@ impl Drop for Serve {
 
 impl Serve {
     pub(crate) fn start(data: impl AsRef<Path>) -> Self {
+        Self::start_with(data, &[])
+    }
+
+    /// With more on the command line.
+    pub(crate) fn start_with(data: impl AsRef<Path>, more: &[&str]) -> Self {
         let data = data.as_ref();
         let mut child = Command::new(FLOTILLA)
             .args(["serve", "--http", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--json", "--data"])
             .arg(data)
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

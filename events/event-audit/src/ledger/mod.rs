@@ -4,7 +4,13 @@
 //! made that needs them, and what a crash left of later ones is written again. The checkpoint cannot: it says what
 //! was promised, and a ledger never signs a history that does not begin with it.
 
+mod copy;
+mod edge;
 mod files;
+mod leaves;
+
+pub use edge::Edge;
+pub use leaves::Leaves;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -235,6 +241,14 @@ impl Ledger {
         self.unsynced_others = false;
     }
 
+    /// Goes on behind the first `edge.size()` entries, of which only the edge of their tree is known: the tiles before it
+    /// are kept, and what follows is expected again. The checkpoint stays, and what it promised: on the way past its size
+    /// the root has to be the signed one.
+    pub fn start_over_at(&mut self, edge: &Edge) {
+        self.start_over();
+        (self.size, self.edge) = (edge.size(), edge.levels().to_vec());
+    }
+
     /// Entries so far: the index of the next one.
     pub fn size(&self) -> u64 {
         self.size
@@ -348,25 +362,10 @@ impl Ledger {
             .map_err(|source| LedgerError::Promise { path: path.clone(), source })?;
         files::write_durably(&self.dir, &path, signed.note().as_bytes())?;
         if let Some(before) = self.newest.replace(signed.clone()) {
-            self.remove_edge(before.head().size);
+            remove_edge(&self.dir, before.head().size, self.size);
         }
         self.stopped = false;
         Ok(signed)
-    }
-
-    /// Unfinished tiles of an older checkpoint: nobody needs them any more, and a leftover harms nobody.
-    fn remove_edge(&self, size: u64) {
-        for level in 0..levels(size) {
-            let Some(tile) =
-                Tile::edge(level, size).filter(|tile| Tile::edge(level, self.size) != Some(*tile))
-            else {
-                continue;
-            };
-            let path = self.dir.join(tile.path());
-            let _ = std::fs::remove_file(&path);
-            // Fails while there are others.
-            let _ = path.parent().map(std::fs::remove_dir);
-        }
     }
 
     fn note_unsynced(&mut self, path: PathBuf) -> Result<(), LedgerError> {
@@ -536,6 +535,20 @@ impl Subtrees for Reading<'_> {
             Entry::Vacant(unread) => unread.insert(self.ledger.tile(tile)?),
         };
         Ok(Hash::over(&hashes[from..from + count as usize]))
+    }
+}
+
+/// Removes the unfinished tiles of a checkpoint over `old` entries from `dir`, where one over `new` is now: nobody needs
+/// them any more, and a leftover harms nobody.
+fn remove_edge(dir: &Path, old: u64, new: u64) {
+    for level in 0..levels(old) {
+        let Some(tile) = Tile::edge(level, old).filter(|tile| Tile::edge(level, new) != Some(*tile)) else {
+            continue;
+        };
+        let path = dir.join(tile.path());
+        let _ = std::fs::remove_file(&path);
+        // Fails while there are others.
+        let _ = path.parent().map(std::fs::remove_dir);
     }
 }
 

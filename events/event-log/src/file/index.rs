@@ -16,6 +16,8 @@ pub(crate) struct Index {
     /// In the order of the log.
     segments: Vec<Segment>,
     streams: HashMap<StreamName, Position>,
+    /// The last position that is not here any more; 0 if the log is whole.
+    before: Position,
     last: Position,
     /// Read-only logs: why nothing behind `last` can be read.
     pub(crate) damage: Option<Damage>,
@@ -42,7 +44,57 @@ pub(crate) struct Spot {
     pub(crate) end: u64,
 }
 
+/// A segment that nothing is written to any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedSegment {
+    /// Position of its first record.
+    pub first: Position,
+    /// Position of its last one.
+    pub last: Position,
+    /// Its file.
+    pub path: PathBuf,
+    /// Bytes of it.
+    pub bytes: u64,
+}
+
 impl Index {
+    /// Of a log that begins behind a position, with the streams that end at or before it.
+    pub(crate) fn after(before: Position, streams: Vec<(StreamName, Position)>) -> Index {
+        Index { before, last: before, streams: streams.into_iter().collect(), ..Index::default() }
+    }
+
+    /// The first position that can be read.
+    pub(crate) fn first(&self) -> Position {
+        self.before.next()
+    }
+
+    /// All segments but the last one.
+    pub(crate) fn closed(&self) -> Vec<ClosedSegment> {
+        let pairs = self.segments.windows(2);
+        let closed = pairs.map(|pair| ClosedSegment {
+            first: pair[0].first,
+            last: Position(pair[1].first.0 - 1),
+            path: pair[0].path.to_path_buf(),
+            bytes: pair[0].end,
+        });
+        closed.collect()
+    }
+
+    /// The streams that end at or before a position, by name.
+    pub(crate) fn streams_until(&self, position: Position) -> Vec<(StreamName, Position)> {
+        let ended = self.streams.iter().filter(|(_, last)| **last <= position);
+        let mut ended: Vec<_> = ended.map(|(stream, last)| (stream.clone(), *last)).collect();
+        ended.sort();
+        ended
+    }
+
+    /// Begins behind a position, which is the end of a segment; returns the files that are not needed any more.
+    pub(crate) fn begin_after(&mut self, position: Position) -> Vec<Arc<Path>> {
+        self.before = position;
+        let kept = self.segments.partition_point(|segment| segment.first <= position);
+        self.segments.drain(..kept).map(|segment| segment.path).collect()
+    }
+
     pub(crate) fn last(&self) -> Position {
         self.last
     }

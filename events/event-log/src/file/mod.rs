@@ -1,19 +1,23 @@
 //! The embedded backend: one folder of segment files, one writing process, nothing to install.
 //!
 //! Owns the folder, its lock and the handle that callers hold. Read `events/LOG_FORMAT.md` first; then `record.rs`
-//! (bytes), `segment.rs` (files), `recovery.rs` (opening), `writer.rs` (appending), `reader.rs` (reading).
+//! (bytes), `segment.rs` (files), `recovery.rs` (opening), `writer.rs` (appending), `reader.rs` (reading), `base.rs`
+//! (a log whose beginning is in an archive).
 
+mod base;
 mod index;
 mod reader;
 mod record;
 mod recovery;
 mod segment;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -25,13 +29,18 @@ use self::index::Index;
 use self::record::Codec;
 use self::writer::{Append, Batch, Faults, Request, Writer};
 use crate::contract::{BoxFuture, EventLog};
-use crate::error::{AppendError, OpenError, ReadError};
+use crate::error::{AppendError, OpenError, ReadError, ShortenError};
 use crate::limits::{
     DEFAULT_SEGMENT_BYTES, MAX_BATCH_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, QUEUE_APPENDS, QUEUE_BYTES,
 };
 use crate::position::{Entry, Position, ReadLimit, StreamName};
 
+pub use self::base::Base;
+pub use self::index::ClosedSegment;
+pub use self::record::LogId;
 pub use self::recovery::{Recovery, TornTail};
+pub use self::segment::file_name as segment_file_name;
+pub use self::stored::{SegmentReader, StoredRecord};
 
 /// How a log folder is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +67,11 @@ impl Default for FileLogOptions {
 /// Dropping it finishes the appends already asked for and releases the lock, as [`EventLog::close`] does.
 #[derive(Debug)]
 pub struct FileLog {
+    dir: PathBuf,
+    log: LogId,
     codec: Codec,
+    /// Set when the log does not begin with its first record; locked while that changes.
+    base: Mutex<Option<Arc<Base>>>,
     index: Arc<RwLock<Index>>,
     /// The last durable position, `None` once closed.
     last: Arc<watch::Sender<Option<Position>>>,
@@ -105,7 +118,31 @@ impl FileLog {
             )));
         }
         let lock = if options.read_only { None } else { Some(lock_folder(dir)?) };
-        let found = recovery::recover(dir, !options.read_only, options.sync)?;
+        let found = match options.read_only {
+            true => recovery::recover_beside(dir)?,
+            false => recovery::recover(dir, true, options.sync)?,
+        };
+        FileLog::of(dir, &options, lock, found, faults)
+    }
+
+    /// Opens segments that left their log's folder (`events/LOG_FORMAT.md` §8), for reading: those of the folder whose
+    /// first positions are in `firsts`, from the first one on that is there. Damage is told as for a log that is
+    /// read-only, a torn tail included. Blocks.
+    ///
+    /// # Errors
+    /// As [`FileLog::open`].
+    pub fn open_archived(dir: &Path, firsts: RangeInclusive<Position>) -> Result<FileLog, OpenError> {
+        let options = FileLogOptions { read_only: true, ..FileLogOptions::default() };
+        FileLog::of(dir, &options, None, recovery::recover_archived(dir, &firsts)?, Faults::default())
+    }
+
+    fn of(
+        dir: &Path,
+        options: &FileLogOptions,
+        lock: Option<File>,
+        found: recovery::Found,
+        faults: Faults,
+    ) -> Result<FileLog, OpenError> {
         let codec = Codec::new(found.log);
         let last = Arc::new(watch::Sender::new(Some(found.index.last())));
         let index = Arc::new(RwLock::new(found.index));
@@ -133,6 +170,9 @@ impl FileLog {
             (requests, thread) = (Some(sender), Some(spawned));
         }
         Ok(FileLog {
+            dir: dir.to_path_buf(),
+            log: found.log,
+            base: Mutex::new(found.base.map(Arc::new)),
             codec,
             index,
             last,
@@ -147,6 +187,62 @@ impl FileLog {
     /// What opening found.
     pub fn recovery(&self) -> &Recovery {
         &self.recovery
+    }
+
+    /// The log's identity.
+    pub fn log_id(&self) -> LogId {
+        self.log
+    }
+
+    /// The first position that can be read, without waiting; what [`EventLog::first`] says.
+    pub fn first_stored(&self) -> Position {
+        self.index().first()
+    }
+
+    /// Where the log begins in its folder, unless that is at its first record.
+    pub fn base(&self) -> Option<Arc<Base>> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The segments to which nothing is written any more, in the order of the log: all but the last one.
+    pub fn closed_segments(&self) -> Vec<ClosedSegment> {
+        self.index().closed()
+    }
+
+    /// What the log's folder will say once it begins behind `position`, the end of a closed segment, with this `note`.
+    ///
+    /// # Errors
+    /// [`ShortenError::NotAnEnd`].
+    pub fn base_after(&self, position: Position, note: Vec<u8>) -> Result<Base, ShortenError> {
+        let index = self.index();
+        if !index.closed().iter().any(|segment| segment.last == position) {
+            return Err(ShortenError::NotAnEnd { position });
+        }
+        Ok(Base { position, log: self.log, streams: index.streams_until(position), note })
+    }
+
+    /// Moves the beginning of the log behind `position` and removes the segments before it (`events/LOG_FORMAT.md` §8),
+    /// keeping `note`, at most [`MAX_BASE_NOTE_BYTES`](crate::limits::MAX_BASE_NOTE_BYTES). That they are safe elsewhere
+    /// is the caller's to know. Appends and reads go on meanwhile. Blocks.
+    ///
+    /// # Errors
+    /// [`ShortenError`]: nothing was removed. A file that cannot be removed afterwards is warned about, and removed when
+    /// the log is opened next.
+    pub fn begin_after(&self, position: Position, note: Vec<u8>) -> Result<(), ShortenError> {
+        if self.requests.is_none() {
+            return Err(ShortenError::ReadOnly);
+        }
+        let mut current = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        let base = self.base_after(position, note)?;
+        let path = base::path(&self.dir);
+        base::store(&self.dir, &base).map_err(|source| ShortenError::Io { path, source })?;
+        *current = Some(Arc::new(base));
+        let gone = self.index.write().unwrap_or_else(PoisonError::into_inner).begin_after(position);
+        let removed = gone.iter().try_for_each(fs::remove_file).and_then(|()| segment::sync_dir(&self.dir));
+        if let Err(error) = removed {
+            tracing::warn!(dir = %self.dir.display(), %error, "archived segments are removed at the next opening");
+        }
+        Ok(())
     }
 
     /// The position of the log's last record, without waiting for anything; what [`EventLog::last_position`] says.
@@ -269,6 +365,10 @@ impl EventLog for FileLog {
 
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
         Box::pin(self.read_from(from, limit))
+    }
+
+    fn first(&self) -> BoxFuture<'_, Result<Position, ReadError>> {
+        Box::pin(async move { self.check_open().map(|()| self.index().first()) })
     }
 
     fn last_position(&self) -> BoxFuture<'_, Result<Position, ReadError>> {

@@ -6,6 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
+use super::base;
 use super::index::Index;
 use super::record::{Codec, Flaw, Record};
 use crate::error::{Damage, Place, ReadError};
@@ -96,6 +97,11 @@ pub(crate) fn read_page(
     while !page.full() {
         let (spot, damage) = {
             let index = index.read().unwrap_or_else(PoisonError::into_inner);
+            if page.next < index.first() {
+                // Moved on between two segments: what was read is good.
+                let archived = ReadError::Archived { first: index.first() };
+                return if page.entries.is_empty() { Err(archived) } else { Ok(page.entries) };
+            }
             (index.locate(page.next), index.damage.clone())
         };
         let Some(spot) = spot else {
@@ -126,13 +132,20 @@ impl Page {
             || (self.bytes >= self.limit.bytes && !self.entries.is_empty())
     }
 
+    /// Why a segment's file is not there: it was archived meanwhile, here or by the process that writes the log.
+    fn gone(&self, spot: &super::index::Spot) -> ReadError {
+        let base = spot.path.parent().and_then(|dir| base::load(dir).ok().flatten());
+        match base {
+            Some(base) if self.next <= base.position => ReadError::Archived { first: base.position.next() },
+            _ => damaged(self.next, &spot.path, spot.offset, "the segment file is gone").into(),
+        }
+    }
+
     /// Takes what fits from one segment.
     fn take_segment(&mut self, codec: &Codec, spot: &super::index::Spot) -> Result<(), ReadError> {
         let io = |source| ReadError::Io { path: spot.path.to_path_buf(), source };
         let file = File::open(&spot.path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => {
-                damaged(self.next, &spot.path, spot.offset, "the segment file is gone").into()
-            }
+            io::ErrorKind::NotFound => self.gone(spot),
             _ => io(source),
         })?;
         let mut records = Records::new(file, codec.clone(), spot.offset, spot.end).map_err(io)?;

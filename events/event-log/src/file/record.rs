@@ -1,6 +1,8 @@
 //! A record's bytes (`events/LOG_FORMAT.md` §3): writing them and telling a whole record from a short or a wrong one.
 //! Pure; files are `segment.rs`' and `reader.rs`' business.
 
+use std::fmt;
+
 use crc32fast::Hasher;
 
 use crate::limits::{MAX_RECORD_BYTES, MAX_STREAM_NAME_BYTES};
@@ -15,9 +17,15 @@ pub(crate) const END_MARK: [u8; 4] = *b"REC\n";
 /// Bytes of the smallest possible record: a name of one byte, no payload.
 pub(crate) const MIN_BYTES: usize = HEADER_BYTES + 1 + END_MARK.len();
 
-/// The log's identity, random, in every segment's header and under every record's checksum.
+/// The log's identity, random, in every segment's header and under every record's checksum. Shown as 32 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LogId(pub(crate) [u8; 16]);
+pub struct LogId(pub(crate) [u8; 16]);
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// Why the bytes at a place are not a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

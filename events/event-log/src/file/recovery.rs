@@ -3,8 +3,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use super::base::{self, Base};
 use super::index::Index;
 use super::reader::{Records, Stop, damaged};
 use super::record::{self, Codec, Flaw, LogId};
@@ -15,8 +17,10 @@ use crate::position::{Position, StreamName};
 /// What was found when a log was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
-    /// Records in the log.
+    /// Records in the log's folder.
     pub records: u64,
+    /// The position of the first of them: 1, unless what stood before was archived.
+    pub first: Position,
     /// Segment files.
     pub segments: usize,
     /// What an interrupted write had left at the end and was cut off (read-only: is left out), if anything.
@@ -40,6 +44,8 @@ pub struct TornTail {
 pub(crate) struct Found {
     pub(crate) index: Index,
     pub(crate) log: LogId,
+    /// If the log does not begin with its first record.
+    pub(crate) base: Option<Base>,
     /// The last segment, open for writing; `None` when read-only.
     pub(crate) tail: Option<Tail>,
     pub(crate) recovery: Recovery,
@@ -65,12 +71,58 @@ impl From<OpenError> for Trouble {
     }
 }
 
+/// How often a log is read whose beginning another process moves meanwhile.
+const READ_ATTEMPTS: usize = 10;
+
+/// Reads the log in `dir` for reading, beside a process that may write to it and move its beginning. Blocks.
+pub(crate) fn recover_beside(dir: &Path) -> Result<Found, OpenError> {
+    let mut before = load_base(dir)?;
+    let mut attempt = 1;
+    loop {
+        let found = recover(dir, false, false);
+        let is_good = found.as_ref().is_ok_and(|found| found.recovery.damage.is_none());
+        let base = load_base(dir)?;
+        if is_good || base == before || attempt == READ_ATTEMPTS {
+            return found;
+        }
+        (before, attempt) = (base, attempt + 1);
+    }
+}
+
+/// Reads segments that left their log's folder: contiguous from the first one that is there, each whole to its last
+/// byte. Blocks.
+pub(crate) fn recover_archived(dir: &Path, firsts: &RangeInclusive<Position>) -> Result<Found, OpenError> {
+    let mut segments = segment::list(dir).map_err(io("list", dir))?;
+    segments.retain(|(first, _)| firsts.contains(first));
+    let before = segments.first().map_or(Position::ZERO, |(first, _)| Position(first.0.saturating_sub(1)));
+    let mut scan = Scan { index: Index::after(before, Vec::new()), log: None, torn: None };
+    let damage = scan.all(&segments, false, None)?;
+    finish(scan, damage, None, LogId([0; 16]), None)
+}
+
+fn load_base(dir: &Path) -> Result<Option<Base>, OpenError> {
+    let path = base::path(dir);
+    base::load(dir).map_err(|flaw| match flaw {
+        base::Flaw::Io(source) => OpenError::Io { doing: "read", path, source },
+        base::Flaw::Damaged(what) => OpenError::Base { path, what: what.to_owned() },
+        base::Flaw::Unsupported(what) => OpenError::Unsupported { path, what },
+    })
+}
+
 /// Reads the log in `dir`, making its first segment if there is none and `writable`; what it changes is made durable if
 /// `sync`. Blocks.
 pub(crate) fn recover(dir: &Path, writable: bool, sync: bool) -> Result<Found, OpenError> {
+    let base = load_base(dir)?;
+    let before = base.as_ref().map_or(Position::ZERO, |base| base.position);
     let mut segments = segment::list(dir).map_err(io("list", dir))?;
-    let mut scan = Scan { index: Index::default(), log: None, torn: None };
+    // Archived already; a crash kept them from being removed.
+    let archived: Vec<_> = segments.extract_if(.., |(first, _)| *first <= before).collect();
+    let streams = base.as_ref().map_or_else(Vec::new, |base| base.streams.clone());
+    let mut scan =
+        Scan { index: Index::after(before, streams), log: base.as_ref().map(|base| base.log), torn: None };
+    // The segment behind a base was there before the base was.
     if let Some((first, path)) = segments.last().cloned()
+        && !(base.is_some() && segments.len() == 1)
         && let Some(bytes) = unfinished_header(&path)?
     {
         segments.pop();
@@ -81,31 +133,49 @@ pub(crate) fn recover(dir: &Path, writable: bool, sync: bool) -> Result<Found, O
             segment::sync_dir(dir).map_err(io("sync", dir))?;
         }
     }
-    let mut damage = None;
-    for (nth, (first, path)) in segments.iter().enumerate() {
-        match scan.segment(*first, path, nth + 1 == segments.len()) {
-            Ok(()) => {}
-            Err(Trouble::Fatal(error)) => return Err(error),
-            Err(Trouble::Damage(found)) if writable => return Err(OpenError::Damaged(found)),
-            Err(Trouble::Damage(found)) => {
-                damage = Some(found);
-                break;
-            }
+    let mut damage = scan.all(&segments, writable, segments.len().checked_sub(1))?;
+    if base.is_some() && segments.is_empty() {
+        let missing = before.next();
+        let path = dir.join(segment::file_name(missing));
+        let what = format!("the segment that begins at {missing}, behind what was archived, is missing");
+        let missing = damaged(missing, &path, 0, &what);
+        if writable {
+            return Err(OpenError::Damaged(missing));
         }
+        damage = Some(missing);
     }
-    scan.index.damage.clone_from(&damage);
     let log = match scan.log {
         Some(log) => log,
         None => random_log_id(dir)?,
     };
     let tail = if writable { Some(open_tail(dir, log, &mut scan, segments.last(), sync)?) } else { None };
+    if writable && !archived.is_empty() {
+        tracing::info!(segments = archived.len(), until = %before, "removing segments that were archived before");
+        for (_, path) in &archived {
+            fs::remove_file(path).map_err(io("remove", path))?;
+        }
+        segment::sync_dir(dir).map_err(io("sync", dir))?;
+    }
+    finish(scan, damage, tail, log, base)
+}
+
+fn finish(
+    mut scan: Scan,
+    damage: Option<Damage>,
+    tail: Option<Tail>,
+    log: LogId,
+    base: Option<Base>,
+) -> Result<Found, OpenError> {
+    scan.index.damage.clone_from(&damage);
+    let first = scan.index.first();
     let recovery = Recovery {
-        records: scan.index.last().0,
+        records: scan.index.last().0 + 1 - first.0,
+        first,
         segments: scan.index.segment_count(),
         torn_tail: scan.torn,
         damage,
     };
-    Ok(Found { index: scan.index, log, tail, recovery })
+    Ok(Found { index: scan.index, log: scan.log.unwrap_or(log), base, tail, recovery })
 }
 
 /// Opens the last segment for writing, cuts its torn tail and syncs it; makes the first segment of a new log.
@@ -117,7 +187,7 @@ fn open_tail(
     sync: bool,
 ) -> Result<Tail, OpenError> {
     let Some((_, path)) = last else {
-        let first = Position(1);
+        let first = scan.index.last().next();
         let (file, path) = segment::create(dir, Header { first, log }, sync)
             .map_err(|(source, _)| io("create a segment in", dir)(source))?;
         scan.index.add_segment(first, path.clone());
@@ -147,11 +217,32 @@ struct Scan {
 }
 
 impl Scan {
+    /// Reads all segments; the end of the one numbered `open_end` may be torn. What stops it before the end, unless that
+    /// is an error because the log is to be written.
+    fn all(
+        &mut self,
+        segments: &[(Position, PathBuf)],
+        writable: bool,
+        open_end: Option<usize>,
+    ) -> Result<Option<Damage>, OpenError> {
+        for (nth, (first, path)) in segments.iter().enumerate() {
+            match self.segment(*first, path, Some(nth) == open_end) {
+                Ok(()) => {}
+                Err(Trouble::Fatal(error)) => return Err(error),
+                Err(Trouble::Damage(found)) if writable => return Err(OpenError::Damaged(found)),
+                Err(Trouble::Damage(found)) => return Ok(Some(found)),
+            }
+        }
+        Ok(None)
+    }
+
     fn segment(&mut self, first: Position, path: &Path, last: bool) -> Result<(), Trouble> {
         let expected = self.index.last().next();
         if first != expected {
-            let what =
-                format!("this segment begins at {first}: the one that begins at {expected} is missing");
+            let what = format!(
+                "this segment begins at {first}: the one that begins at {expected} is missing{}",
+                if expected == Position(1) { " (or, if it was archived, the file `base`)" } else { "" }
+            );
             return Err(Trouble::Damage(damaged(expected, path, 0, &what)));
         }
         let mut file = File::open(path).map_err(io("open", path))?;

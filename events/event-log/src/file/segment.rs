@@ -69,7 +69,7 @@ impl Header {
 }
 
 /// The file name of the segment that begins with `first`.
-pub(crate) fn file_name(first: Position) -> String {
+pub fn file_name(first: Position) -> String {
     format!("{:0DIGITS$}{SUFFIX}", first.0)
 }
 

@@ -35,6 +35,11 @@ pub(super) struct Picker {
 }
 
 impl Pick {
+    /// Where to stop.
+    pub(super) fn until(&self) -> Option<At> {
+        self.until
+    }
+
     pub(super) fn picker(&self) -> Picker {
         Picker { until: self.until, from: self.from, filter: self.wanted.clone().into() }
     }

@@ -11,12 +11,12 @@ use event_audit::export::{Expectation, ExportReader, prove_entry};
 use event_audit::keys::KeyList;
 use event_audit::ledger::Ledger;
 use event_audit::message::EntryProof;
-use event_log::{EventLog as _, Position, ReadLimit};
+use event_log::{EventLog as _, Position, ReadError, ReadLimit};
 use event_schema::Record;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Done, Failure, Global, open_export, open_log, output};
+use super::{Archives, Done, Failure, Global, Opened, open_export, open_log, output};
 use crate::audit;
 use crate::pki::AuditKeys;
 
@@ -36,6 +36,8 @@ pub(in crate::cli) struct Prove {
     /// Name of the log that an export has to be of
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
+    #[command(flatten)]
+    archives: Archives,
     /// The file to write; without it, the proof goes to stdout
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -59,6 +61,9 @@ struct ProofFile {
 
 pub(super) fn prove(global: &Global, line: &Prove) -> Done {
     let (entry, proof, keys) = match line.path.clone().filter(|path| !path.is_dir()) {
+        Some(_) if !line.archives.archive.is_empty() => {
+            return Err(Failure::Usage("--archive is for a log: an export is whole by itself".into()));
+        }
         Some(path) => of_export(line, &path)?,
         None => {
             if line.origin.is_some() {
@@ -68,7 +73,7 @@ pub(super) fn prove(global: &Global, line: &Prove) -> Done {
             }
             let mut global = global.clone();
             global.data = line.path.clone().or(global.data);
-            of_folder(global, line.entry)?
+            of_folder(global, line.entry, &line.archives)?
         }
     };
     let file = ProofFile {
@@ -111,11 +116,15 @@ fn none(entry: u64, size: u64) -> Failure {
 }
 
 /// Out of the data folder: with its newest checkpoint if that covers the entry, else with a new one.
-fn of_folder(global: Global, entry: u64) -> Result<(Vec<u8>, EntryProof, KeyList), Failure> {
+fn of_folder(
+    global: Global,
+    entry: u64,
+    archives: &Archives,
+) -> Result<(Vec<u8>, EntryProof, KeyList), Failure> {
     let data = global.data.clone().unwrap_or_else(|| "flotilla-data".into());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
     runtime.block_on(async {
-        let (log, end) = open_log(global).await?;
+        let Opened { log, end, base } = open_log(global, archives).await?;
         if entry > end.0 {
             return Err(none(entry, end.0));
         }
@@ -131,12 +140,19 @@ fn of_folder(global: Global, entry: u64) -> Result<(Vec<u8>, EntryProof, KeyList
             None => {
                 let mut ledger =
                     Ledger::open(&folder, list.origin(), list.log_keys()).map_err(Failure::of)?;
-                let checkpoint = audit::seal(&log, end, &mut ledger, &keys).await.map_err(Failure::of)?;
+                let checkpoint = audit::seal(&log, end, base.as_ref().map(|base| &base.edge), &mut ledger, &keys).await.map_err(Failure::of)?;
                 (ledger, checkpoint)
             }
         };
         let proof = ledger.prove_entry(entry - 1, &checkpoint).map_err(Failure::of)?;
-        let found = log.read(Position(entry), ReadLimit::entries(1)).await.map_err(Failure::of)?;
+        let found = match log.read(Position(entry), ReadLimit::entries(1)).await {
+            Err(ReadError::Archived { first }) => {
+                return Err(Failure::Failed(format!(
+                    "entry {entry} was archived, the log begins with {first} here: name the archive with --archive FOLDER"
+                )));
+            }
+            found => found.map_err(Failure::of)?,
+        };
         let found = found.into_iter().find(|found| found.position.0 == entry);
         let bytes = found.ok_or_else(|| none(entry, end.0))?.bytes;
         log.close().await;

@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 
 use control_core::form::{Checked, Differs};
 use event_audit::export::{Expectation, ExportReader};
-use event_log::file::FileLog;
 use event_log::{EventLog as _, Position, ReadLimit};
 use event_schema::{Record, Timestamp};
 
-use super::{Failure, Global, open_export, open_log};
+use super::{Archives, Failure, Global, Opened, is_whole, open_export, open_history};
+use crate::archive::History;
 use crate::at::At;
 
 /// Where records come from.
 enum Source {
     Export { path: PathBuf, reader: Box<ExportReader<BufReader<File>>> },
-    Log { log: Box<FileLog>, end: Position, page: VecDeque<(u64, Vec<u8>)>, runtime: tokio::runtime::Runtime },
+    Log { log: Box<History>, end: Position, page: VecDeque<(u64, Vec<u8>)>, runtime: tokio::runtime::Runtime },
 }
 
 /// Which history.
@@ -26,9 +26,11 @@ enum Source {
 pub(in crate::cli) struct Place {
     /// The export; without it, the log in the data folder
     pub(super) path: Option<PathBuf>,
-    /// Name of the log that an export has to be of
+    /// Name of the log that an export or an archive has to be of
     #[arg(long, value_name = "ORIGIN")]
     pub(super) origin: Option<String>,
+    #[command(flatten)]
+    pub(super) archives: Archives,
 }
 
 /// A history and the state it has led to so far.
@@ -53,13 +55,18 @@ impl Walk {
         let path = place.path.clone();
         let source = match path.filter(|path| !path.is_dir()) {
             Some(path) => {
+                if !place.archives.archive.is_empty() {
+                    return Err(Failure::Usage(
+                        "--archive is for a log: an export is whole by itself".into(),
+                    ));
+                }
                 let expectation = Expectation { origin: place.origin.clone(), heads: Vec::new() };
                 let reader = ExportReader::open(open_export(&path)?, &expectation)
                     .map_err(|error| bad(&path, &error))?;
                 Source::Export { path, reader: Box::new(reader) }
             }
             None => {
-                if place.origin.is_some() {
+                if place.origin.is_some() && place.archives.archive.is_empty() {
                     return Err(Failure::Usage(
                         "--origin is for exports: a data folder proves nothing".into(),
                     ));
@@ -69,7 +76,9 @@ impl Walk {
                 global.data = place.path.clone().or(global.data);
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
                 let runtime = runtime.map_err(Failure::of)?;
-                let (log, end) = runtime.block_on(open_log(global))?;
+                let (origin, archives) = (place.origin.as_deref(), &place.archives);
+                let Opened { log, end, .. } = runtime.block_on(open_history(global, archives, origin))?;
+                is_whole(&log)?;
                 Source::Log { log: Box::new(log), end, page: VecDeque::new(), runtime }
             }
         };
