@@ -38,6 +38,22 @@ fn own_flows_share_equally() {
     }
 }
 
+/// Each learns what the queue holds, whatever it was doing when that overflowed: who does not know it would take several
+/// times the share of those who do. Whether all lose something at a moment when they look differs by when they begin.
+#[test]
+fn flows_that_begin_one_after_the_other_share_equally() {
+    for gap in [700, 950, 1050] {
+        let mut s = path(1, 0.5, 0.0);
+        (s.forward.rate_bps, s.reverse.rate_bps) = (100 * MBIT, 100 * MBIT);
+        s = s.with_queue_bdp(0.5);
+        let start = |i| Duration::from_millis(gap * i);
+        s.flows = (0..4).map(|i| FlowConfig { start: start(i), ..FlowConfig::endless() }).collect();
+        let o = run(&format!("4 flows, {gap} ms apart"), s, 25, 40);
+        assert!(o.jain >= 0.95, "{o}");
+        assert!(o.utilization > 0.98, "{o}");
+    }
+}
+
 /// Many flows, each with a few dozen packets in flight, behind queues shorter and longer than they would aim at. Each
 /// begins while those before it hold a queue, and has to find out how long the path is without.
 #[test]

@@ -146,7 +146,7 @@ impl Config {
             "message_buffer must hold a longest message and 4 bytes",
         )?;
         check(self.max_connections >= 1, "max_connections must be at least 1")?;
-        // Packet numbers are told by three bytes at most (§3.8).
+        // Packet numbers are told by 28 bits at most (§3.8), of which half serve packets that come late.
         check(
             (16..=1 << 22).contains(&self.max_in_flight_packets),
             "max_in_flight_packets must be 16 to 2^22",

@@ -470,10 +470,8 @@ impl Avoid {
             // Where delays vary by themselves, the longest is no queue's.
             let longest = if s.jitter > Duration::from_millis(1) { longest.min(queue * 4) } else { longest };
             self.pool.delay_max = self.pool.delay_max.max(longest);
-            let (sent, lost, p) = (f64::from(i.sent), f64::from(i.lost), s.base_loss.estimate());
-            let chance = if p > 0.0 { sent * (p + 3.5 * s.base_loss.sigma(p, sent)) + 1.0 } else { 0.0 };
-            if lost > chance {
-                s.buffer.on_loss(now, longest, s.visible());
+            if s.mode == Mode::Background {
+                s.learn_room(now, i, queue);
             }
         }
         if let Some(trial) = &mut self.trial {

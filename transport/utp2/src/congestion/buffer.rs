@@ -7,7 +7,7 @@ use timebase::Instant;
 /// How long the largest delay is remembered.
 const MEMORY: Duration = Duration::from_secs(60);
 /// A queue this part of what was seen at an overflow bears it out.
-const AGAIN: f64 = 0.9;
+const AGAIN: f64 = 0.97;
 /// How fast what is known grows when nothing bears it out any more: by e in this time.
 const GROWS_IN: Duration = Duration::from_secs(30);
 /// Queues longer than this need not be known.
@@ -52,7 +52,8 @@ impl Buffer {
         self.peak[0] = self.peak[0].max(delay);
         let Some(room) = &mut self.room else { return };
         if delay >= room.full.mul_f64(AGAIN) {
-            // All flows on the path see this, also those that lost nothing: what they believe stays the same.
+            // All flows on the path see this, also those that lost nothing: what they believe stays the same. But those
+            // who do not know it yet learn nothing by a queue that is long and does not overflow: hence so near the top.
             let full = room.full.max(delay);
             *room = Room { delay: full, full, seen: now, grown: now, ..*room };
             return;
@@ -178,7 +179,10 @@ mod tests {
             b.observe(now, MS(10));
         }
         assert!(b.room() > Some(MS(35)));
-        b.observe(now, MS(23));
+        let grown = b.room();
+        b.observe(now, MS(24));
+        assert!(b.room() >= grown, "no overflow taught that to others");
+        b.observe(now, Duration::from_micros(24_300));
         assert_eq!(b.room(), Some(MS(25)));
         b.observe(now, MS(28));
         assert_eq!(b.room(), Some(MS(28)));

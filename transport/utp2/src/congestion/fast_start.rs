@@ -266,10 +266,15 @@ impl FastStart {
         Change::Stay
     }
 
+    /// What was sent and lost in intervals at no more than 0.6 × `rate`.
+    fn sent_below(&self, rate: f64) -> (f64, f64) {
+        let slower = self.past.iter().filter(|p| p.rate <= 0.6 * rate);
+        slower.fold((0.0, 0.0), |a, p| (a.0 + p.sent, a.1 + p.lost))
+    }
+
     /// Loss of intervals sent at no more than 0.6 × `rate`, and its standard deviation.
     fn loss_below(&self, rate: f64) -> (f64, f64) {
-        let slower = self.past.iter().filter(|p| p.rate <= 0.6 * rate);
-        let (sent, lost) = slower.fold((0.0, 0.0), |a, p| (a.0 + p.sent, a.1 + p.lost));
+        let (sent, lost) = self.sent_below(rate);
         if sent < 150.0 {
             return (self.known_loss.unwrap_or(0.0), 0.0);
         }
@@ -285,6 +290,7 @@ impl FastStart {
         found: Option<(f64, f64, f64)>,
         in_flight: u64,
     ) -> Change {
+        s.is_loss_known = self.known_loss.is_some() || self.sent_below(s.rate).0 >= 150.0;
         let (rate, p0, sigma) = found.unwrap_or_else(|| {
             let (p0, sigma) = self.loss_below(s.rate);
             let window = (s.rtt_min / 3).max(Duration::from_millis(8));

@@ -45,6 +45,9 @@ const MOVED_SHARE: f64 = 0.5;
 /// Round trips that may bear out a memory.
 const RECALL_SAMPLES: u32 = 4;
 
+/// With so much lost beyond the base loss, a queue overflowed, whatever was done about it since.
+const OVERFLOW: f64 = 0.1;
+
 /// What an ACK tells beside the fate of packets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AckSample {
@@ -446,9 +449,19 @@ impl Controller {
             (Some(a), Some(b)) => s.delivery.between(a, b),
             _ => None,
         };
-        if matches!(self.phase, Phase::FastStart(_)) && i.loss() > 0.02 && !i.train {
-            let longest = i.rtt_max.saturating_sub(s.rtt_min);
-            s.buffer.on_excess_loss(now, longest, s.visible());
+        if !i.train {
+            // A growing queue is answered before what it lost is known: that is often judged in another epoch or phase.
+            // All who share a queue should learn its length, or those who did not would take the shares of the others;
+            // in `background`, that is what is meant.
+            let starts = matches!(self.phase, Phase::FastStart(_));
+            let severe = if starts { i.loss() > 0.02 } else { i.loss() - s.base_loss.estimate() > OVERFLOW };
+            let shares = s.mode != Mode::Background;
+            if severe && (starts || shares && i.epoch != s.epoch) {
+                let longest = i.rtt_max.saturating_sub(s.rtt_min);
+                s.buffer.on_excess_loss(now, longest, s.visible());
+            } else if !starts && shares {
+                s.learn_room(now, i, queue);
+            }
         }
         let change = match &mut self.phase {
             Phase::FastStart(f) => f.judge(now, s, i, queue, delivered),
@@ -498,6 +511,7 @@ impl Controller {
             Change::Stay => {}
             Change::SpeedProbe { drain } => self.phase = Phase::SpeedProbe(SpeedProbe::new(now, drain)),
             Change::Avoid => {
+                self.shared.is_loss_known = true;
                 self.shared.congested = self.shared.remembered;
                 self.phase = Phase::Avoid(Box::new(Avoid::new(now)));
             }

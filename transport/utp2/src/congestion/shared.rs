@@ -67,6 +67,8 @@ pub(super) struct Shared {
     pub(super) epoch: u32,
     pub(super) delivery: Delivery,
     pub(super) base_loss: BaseLoss,
+    /// Whether enough was sent slowly for it to be known, as it is in Avoid.
+    pub(super) is_loss_known: bool,
     /// Largest queue delay of the present and the previous quarter of a minute.
     pub(super) queue_peak: [Duration; 2],
     pub(super) peak_began: Instant,
@@ -124,6 +126,7 @@ impl Shared {
             epoch: 0,
             delivery: Delivery::default(),
             base_loss: BaseLoss::new(),
+            is_loss_known: false,
             queue_peak: [Duration::ZERO; 2],
             peak_began: now,
             buffer: Buffer::default(),
@@ -263,6 +266,21 @@ impl Shared {
     pub(super) fn room(&self) -> Option<Duration> {
         let fits = |room| self.is_short() && self.jitter * 2 <= room;
         self.buffer.room().filter(|&room| self.buffer.taught() >= UNSEEN || fits(room))
+    }
+
+    /// What an interval lost beyond chance while the queue was at its longest tells how much it holds.
+    pub(super) fn learn_room(&mut self, now: Instant, i: &Interval, queue: Duration) {
+        if i.lost == 0 || i.rtt_min.is_none() || !self.is_loss_known {
+            return;
+        }
+        let longest = i.rtt_max.saturating_sub(self.rtt_min);
+        // Where delays vary by themselves, the longest is no queue's.
+        let longest = if self.jitter > Duration::from_millis(1) { longest.min(queue * 4) } else { longest };
+        let (sent, lost, p) = (f64::from(i.sent), f64::from(i.lost), self.base_loss.estimate());
+        let chance = if p > 0.0 { sent * (p + 3.5 * self.base_loss.sigma(p, sent)) + 1.0 } else { 0.0 };
+        if lost > chance {
+            self.buffer.on_loss(now, longest, self.visible());
+        }
     }
 
     /// The shortest queue that is told from noise.

@@ -204,7 +204,8 @@ pub fn received(data: &[u8]) {
                     let bytes = usize::from(input.u16());
                     let rhythm = Rhythm::clamped(input.number(), u64::from(input.u8()));
                     let (window, room) = (u64::from(input.u32()), usize::from(input.u16()));
-                    received.elicit(now, bytes, rhythm, window, room, input.flag());
+                    let urgent = input.flag().then_some(now);
+                    received.elicit(now, bytes, rhythm, window, room, urgent);
                     assert!(received.due().is_some());
                 }
             }

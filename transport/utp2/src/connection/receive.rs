@@ -20,6 +20,10 @@ use crate::{Arrival, BlockSink, Event};
 /// Shortest time an address is on trial.
 const TRIAL: Duration = Duration::from_secs(1);
 
+/// How long the answer to a PING may wait for data to ride along with, at most; and this part of the round trip.
+const PING_WAIT: Duration = Duration::from_millis(1);
+const PING_WAIT_PART: u32 = 32;
+
 impl Session {
     /// Returns whether the packet was authentic and new.
     pub(crate) fn receive(
@@ -78,6 +82,10 @@ impl Session {
             self.data_run = self.data_run.saturating_add(1);
             self.last_data = now;
             let (rhythm, window, room) = (self.rhythm(), u64::from(self.own_window), self.datagram);
+            // Where data is about to leave, the answer to a PING rides along with it (§8.1).
+            let wait = PING_WAIT.min(self.rtt.smoothed() / PING_WAIT_PART);
+            let soon = self.pacing.filter(|&t| t <= now + wait && self.received.is_gapless());
+            let urgent = urgent.then(|| soon.map_or(now, |t| t.max(now)));
             self.received.elicit(now, size, rhythm, window, room, urgent);
         }
         Ok(true)

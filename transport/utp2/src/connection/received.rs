@@ -106,8 +106,8 @@ impl Received {
         self.news = true;
     }
 
-    /// Notes that the packet wants an acknowledgement. `urgent` asks for it now, as do a quarter of `window`, a mark
-    /// after an ACK without, and so many new ranges that four ACKs of `room` bytes could not repeat them.
+    /// Notes that the packet wants an acknowledgement. `urgent` asks for it by then; a quarter of `window`, a mark after
+    /// an ACK without, and so many new ranges that four ACKs of `room` bytes could not repeat them ask for it now.
     pub(crate) fn elicit(
         &mut self,
         now: Instant,
@@ -115,7 +115,7 @@ impl Received {
         rhythm: Rhythm,
         window: u64,
         room: usize,
-        urgent: bool,
+        urgent: Option<Instant>,
     ) {
         self.bytes_since += bytes as u64;
         self.packets_since += 1;
@@ -123,13 +123,19 @@ impl Received {
         let fast = if rhythm.interval <= MIN_ACK_INTERVAL { FAST_BYTES } else { u64::MAX };
         let due = match self.last_sent {
             None => now,
-            Some(_) if urgent || self.bytes_since >= (window / 4).min(fast) => now,
+            Some(_) if self.bytes_since >= (window / 4).min(fast) => now,
             Some(_) if self.ranges_since as usize * RANGE_BYTES * 4 >= room => now,
             Some(last) if marked => (last + MIN_ACK_INTERVAL).max(now),
             Some(last) if self.packets_since >= rhythm.packets => (last + rhythm.interval).max(now),
             Some(last) => (last + MAX_ACK_INTERVAL).max(now),
         };
+        let due = urgent.map_or(due, |at| at.min(due));
         self.due = Some(self.due.map_or(due, |d| d.min(due)));
+    }
+
+    /// Whether nothing is missing of what the peer sent: then it waits for nothing that an ACK could tell.
+    pub(crate) fn is_gapless(&self) -> bool {
+        self.ranges.as_slice().len() <= 1
     }
 
     pub(crate) fn due(&self) -> Option<Instant> {
@@ -222,7 +228,7 @@ mod tests {
         let rhythm = Rhythm { interval: Duration::from_millis(10), packets: 3 };
         let arrive = |r: &mut Received, number, at, window, ecn| {
             r.insert(number, at, ecn);
-            r.elicit(at, 1000, rhythm, window, 1000, false);
+            r.elicit(at, 1000, rhythm, window, 1000, None);
             r.due()
         };
         let (wide, plain) = (1 << 20, Ecn::NotEct);

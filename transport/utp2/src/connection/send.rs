@@ -31,6 +31,9 @@ const MAX_TAIL_COPIES: usize = 4096;
 const COPIES_AT_FIRST: u64 = 512 << 10;
 const COPIES_SHARE: u64 = 100;
 
+/// What leaves within this time may overtake a packet, however little is in flight: its number is told so far (§3.8).
+const OVERTAKING_MS: u64 = 30;
+
 /// With less room than this left, a packet is closed rather than given another piece.
 const MIN_ROOM: usize = 48;
 
@@ -134,7 +137,8 @@ impl Session {
     #[inline]
     fn header(&mut self, now: Instant, buf: &mut Vec<u8>) -> Result<(u64, usize), Fault> {
         let number = self.number(now)?;
-        let short = ShortNumber::of(number, self.newest_acked.map(|(newest, _)| newest));
+        let soon = self.rate().saturating_mul(OVERTAKING_MS) / 1000 / self.datagram as u64;
+        let short = ShortNumber::of(number, self.newest_acked.map(|(newest, _)| newest), soon);
         header::emit_protected(buf, &self.remote_cid, self.seal.phase, short);
         Ok((number, short.header()))
     }

@@ -31,10 +31,11 @@ pub fn header(data: &[u8]) {
     }
     let mut input = Input::new(data);
     let low = u64::from(input.u32());
-    let (short, range) = match input.flag() {
-        true => (ShortNumber::long(low), 1 << 24),
-        false => (ShortNumber::of(low & 0xffff, Some(low & 0xffff)), 1 << 16),
+    let short = match input.flag() {
+        true => ShortNumber::long(low),
+        false => ShortNumber::of(low, Some(low), low & 1 << 12),
     };
+    let range = short.range();
     let largest = input.flag().then(|| input.number() & VARINT_MAX);
     let number = short.expand(largest);
     assert_eq!(number % range, low % range);

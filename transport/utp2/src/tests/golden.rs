@@ -167,7 +167,7 @@ fn the_vectors_of_the_specification_are_what_the_code_does() {
     v.put("IV", &seal.expand::<12>("iv", b""));
     v.put("the traffic secret after a key update", &seal.derive("ku", b"").0);
     let mut packet = vec![];
-    emit_protected(&mut packet, &cid_r, false, ShortNumber::of(0, None));
+    emit_protected(&mut packet, &cid_r, false, ShortNumber::of(0, None, 0));
     let header = packet.len();
     Frame::Ping.emit_control(&mut packet);
     emit_message_head(&mut packet, 0, 6);

@@ -214,7 +214,7 @@ fn an_authentic_peer_that_says_odd_things_causes_no_panic() {
         for _ in 0..40 {
             number += 1 + odd_number(&mut random) % 3;
             let mut p = Vec::new();
-            let short = header::ShortNumber::of(number, Some(number));
+            let short = header::ShortNumber::of(number, Some(number), 0);
             header::emit_protected(&mut p, &[0; 8], false, short);
             odd_frames(&mut random, &mut p);
             let tag = key.seal(number, &mut p, short.header());

@@ -112,14 +112,22 @@ fn a_path_that_becomes_longer_under_way_is_used_as_fully_as_before() {
         for &(from, to) in steps {
             for (loss, mode, moves, least) in ways {
                 let rate = mbit as f64 * 1e6 / 8.0 * (1.0 - loss);
-                let mut pair = busier(mbit, from, loss, mode, 14);
+                let mut pair = busier(mbit, from, loss, mode, 18);
+                if mode == Mode::Background {
+                    // Not in the middle of a drain: of a step of half a round trip up one then may take this for the
+                    // queue, until the smallest round trip expires (one moment in twenty).
+                    pair.run(MS(100), |_| false);
+                }
                 pair.nodes.iter_mut().for_each(|n| n.link.delay = MS(to) / 2);
                 if moves {
                     // The side that sends: nobody tells it.
                     pair.nodes[0].address = elsewhere(0, 2000);
                 }
+                // A share of 0.6 is what `background` keeps over several of its drains; in two seconds it may be 0.51 to
+                // 0.67, by how many of them fall there.
+                let over = SECONDS(if mode == Mode::Background { 4 } else { 2 });
                 pair.run(SECONDS(2).max(MS(to) * 10), |_| false);
-                let used = goodput(&mut pair, SECONDS(2)) / rate;
+                let used = goodput(&mut pair, over) / rate;
                 let what = format!("{mbit} Mbit/s, {from} to {to} ms, loss {loss}, {mode:?}, moves {moves}");
                 assert!(used > least, "{what}: {used:.3} of the rate");
                 // And back: nothing that was learned is in the way. Packets overtake each other meanwhile, which mode
@@ -127,7 +135,7 @@ fn a_path_that_becomes_longer_under_way_is_used_as_fully_as_before() {
                 let least = if mode == Mode::Fair { 0.4 } else { least };
                 pair.nodes.iter_mut().for_each(|n| n.link.delay = MS(from) / 2);
                 pair.run(SECONDS(1), |_| false);
-                let used = goodput(&mut pair, SECONDS(2)) / rate;
+                let used = goodput(&mut pair, over) / rate;
                 assert!(used > least, "{what}, and back: {used:.3} of the rate");
             }
         }
