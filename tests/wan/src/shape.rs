@@ -46,22 +46,30 @@ impl Loss {
     }
 }
 
-/// What one direction is like.
+/// As a number, not as seconds and nanoseconds apart.
+fn milliseconds<S: serde::Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(time.as_secs_f64() * 1e3)
+}
+
+/// What one direction is like. As JSON, times are in milliseconds and named so.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Shape {
     /// Bits per second at the bottleneck, counting IP bytes and `overhead`.
     pub rate_bps: u64,
     /// One-way delay behind the bottleneck.
+    #[serde(rename = "delay_ms", serialize_with = "milliseconds")]
     pub delay: Duration,
     /// Room of the drop-tail queue, in bytes on the wire. One packet is always let in.
     pub queue_bytes: u64,
     /// Chance loss, behind the bottleneck: a lost packet has used its share of the rate.
     pub loss: Loss,
     /// Up to so much more delay, uniformly, without changing the order.
+    #[serde(rename = "jitter_ms", serialize_with = "milliseconds")]
     pub jitter: Duration,
     /// Share of packets that are held back by `reorder_by`, so that later ones overtake them.
     pub reorder: f64,
     /// How long a reordered packet is held back.
+    #[serde(rename = "reorder_by_ms", serialize_with = "milliseconds")]
     pub reorder_by: Duration,
     /// Bytes on the wire beyond each IP packet: 0, or 38 for Ethernet (header, checksum, preamble, gap).
     pub overhead: u32,

@@ -46,7 +46,7 @@ fn flows_that_begin_one_after_the_other_share_equally() {
         let mut s = path(1, 0.5, 0.0);
         (s.forward.rate_bps, s.reverse.rate_bps) = (100 * MBIT, 100 * MBIT);
         s = s.with_queue_bdp(0.5);
-        let start = |i| Duration::from_millis(gap * i);
+        let start = |i: u64| Duration::from_millis(gap * i);
         s.flows = (0..4).map(|i| FlowConfig { start: start(i), ..FlowConfig::endless() }).collect();
         let o = run(&format!("4 flows, {gap} ms apart"), s, 25, 40);
         assert!(o.jain >= 0.95, "{o}");

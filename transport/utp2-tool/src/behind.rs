@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::recv::{Arrived, Inbound};
 use crate::store::{PartFile, Put, Run};
 
-/// Runs that may wait, of a block at most: 16 MiB, a tenth of a second at a gigabit. When as many wait, the network
+/// Runs that may wait, of a block at most: 16 MiB, 134 ms at a gigabit. When as many wait, the network
 /// waits for the disk after all.
 const QUEUE: usize = 512;
 

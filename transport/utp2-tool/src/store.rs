@@ -4,16 +4,17 @@
 //! Knows neither connections nor messages. A map is only believed as far as the BLAKE3 hash of the whole file
 //! confirms it in the end. Nobody may offer a file under the name of a map (`name::check`).
 
+mod map;
+
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use utp2::RangeSet;
@@ -121,17 +122,6 @@ impl Drop for Reserved {
     }
 }
 
-/// What is in `NAME.part`, kept beside it when a transfer stops.
-#[derive(Serialize, Deserialize)]
-struct Map {
-    version: u8,
-    size: u64,
-    modified: Option<(i64, u32)>,
-    done: Vec<u64>,
-}
-
-const MAP_VERSION: u8 = 1;
-
 /// A file on its way in.
 pub(crate) struct PartFile {
     reserved: Reserved,
@@ -218,7 +208,7 @@ impl PartFile {
         // For nobody else to read before it is whole.
         let file = place::open_regular(&reserved.part(), &mut options).map_err(wrong)?;
         let words = blocks.div_ceil(64) as usize;
-        let known = read_map(&reserved, &meta, &file, words);
+        let known = map::read(&reserved, &meta, &file, words);
         if known.is_none() && !is_new && !sure {
             return Err(CannotBegin::Unsure);
         }
@@ -463,20 +453,12 @@ impl PartFile {
         if done.iter().all(|word| *word == 0) {
             return Ok(());
         }
-        let written = self.write_map(done);
+        let written = map::write(&self.reserved, &self.meta, done);
         if written.is_err() {
             // The disk may have room the next time.
             self.state().dirty = true;
         }
         written
-    }
-
-    fn write_map(&self, done: Vec<u64>) -> io::Result<()> {
-        let map = Map { version: MAP_VERSION, size: self.meta.size, modified: self.meta.modified, done };
-        let bytes = postcard::to_extend(&map, Vec::new()).map_err(io::Error::other)?;
-        let fresh = self.reserved.fresh_map();
-        create_anew(&fresh)?.write_all(&bytes)?;
-        fs::rename(&fresh, self.reserved.map())
     }
 
     /// Ends the saving of maps and removes what was saved.
@@ -532,25 +514,6 @@ impl State {
 
 fn has(done: &[u64], block: u32) -> bool {
     done.get(block as usize / 64).is_some_and(|word| word >> (block % 64) & 1 == 1)
-}
-
-/// The most that the map of a file of so many words takes: ten bytes for each number.
-fn map_max(words: usize) -> u64 {
-    64 + 10 * words as u64
-}
-
-/// The blocks that are there, if the map is of this file. Others may write to the folder: what is no file or too long
-/// to be such a map is not read.
-fn read_map(reserved: &Reserved, meta: &Meta, file: &File, words: usize) -> Option<Vec<u64>> {
-    let opened = place::open_regular(&reserved.map(), OpenOptions::new().read(true)).ok()?;
-    if opened.metadata().ok()?.len() > map_max(words) {
-        return None;
-    }
-    let mut bytes = Vec::new();
-    opened.take(map_max(words)).read_to_end(&mut bytes).ok()?;
-    let map: Map = postcard::from_bytes(&bytes).ok()?;
-    let fits = map.version == MAP_VERSION && map.size == meta.size && map.modified == meta.modified;
-    (fits && map.done.len() == words && file.metadata().ok()?.len() == meta.size).then_some(map.done)
 }
 
 /// A new file in the place of what is there, never through a link that somebody laid under that name.
@@ -850,7 +813,7 @@ mod tests {
         };
         spoil(&mut || symlink(&kept, &map).unwrap());
         let mut long = fs::read(&kept).unwrap();
-        long.resize(map_max(1) as usize, 0);
+        long.resize(map::longest(1) as usize, 0);
         fs::write(&map, &long).unwrap();
         fs::write(out.join("a.part"), content()).unwrap();
         assert_eq!(have(), [(1, 1)]);
@@ -865,18 +828,6 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, out.join("b.part"), fifo, mode, 0).unwrap();
         let wrong = PartFile::begin(&dir, Meta { size: 0, ..meta("b") }, true).err().unwrap();
         assert!(wrong.to_string().contains("no regular file"), "{wrong}");
-    }
-
-    #[test]
-    fn the_longest_map_is_not_too_long() {
-        let words = 1000;
-        let map = Map {
-            version: u8::MAX,
-            size: u64::MAX,
-            modified: Some((i64::MIN, u32::MAX)),
-            done: vec![u64::MAX; words],
-        };
-        assert!(postcard::to_extend(&map, Vec::new()).unwrap().len() as u64 <= map_max(words));
     }
 
     #[test]

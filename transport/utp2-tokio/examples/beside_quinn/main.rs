@@ -19,8 +19,18 @@ use serde_json::{Value, json};
 
 use crate::transfer::Settings;
 
+const USAGE: &str = "\
+What \u{b5}TP2 costs in CPU beside quinn, memory to memory over loopback, the two in turns.
+
+Usage: beside_quinn [--pairs 5] [--bytes 4000000000] [--threads 1] [--only utp2|quinn] [--quinn-cc cubic]
+                    [--quinn-streams 1] [--json]";
+
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|a| a == "--help" || a == "-h") {
+        println!("{USAGE}");
+        return Ok(());
+    }
     let settings = Settings::parse(&args)?;
     match args.first().map(String::as_str) {
         Some("serve") => settings.runtime()?.block_on(async {

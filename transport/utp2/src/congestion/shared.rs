@@ -12,6 +12,7 @@ use super::interval::{Interval, Purpose};
 use super::longer::Longer;
 use super::math::fourth_root;
 use crate::Mode;
+use crate::connection::pacing::QUANTUM_US;
 
 /// The rate the constants below were tuned at: 1 Gbit/s.
 pub(super) const REFERENCE: f64 = 125e6;
@@ -41,7 +42,7 @@ pub(super) const NEAR: Duration = Duration::from_millis(2);
 pub(super) const UNSEEN: Duration = Duration::from_millis(2);
 
 /// What the pacer lets go at once, in time at the rate (§8.7).
-pub(super) const QUANTUM: Duration = Duration::from_micros(250);
+pub(super) const QUANTUM: Duration = Duration::from_micros(QUANTUM_US[0]);
 
 /// A machine whose timers were late within this time does not tell so short a queue from its own doing.
 const LATE_MEMORY: Duration = Duration::from_secs(10);

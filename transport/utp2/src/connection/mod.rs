@@ -11,7 +11,7 @@ mod keys;
 mod loss;
 mod messages;
 mod mtu;
-mod pacing;
+pub(crate) mod pacing;
 mod path;
 mod ranges;
 mod receive;

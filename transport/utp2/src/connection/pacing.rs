@@ -7,7 +7,7 @@ use timebase::Instant;
 /// How late a timer may be without lowering the rate, µs: one of 1 ms grain is late by that, and somewhat.
 const LATE_US: u64 = 1_500;
 /// How much is gathered before it is worth waking up: four packets, in no less and no more time than this, µs.
-const QUANTUM_US: [u64; 2] = [250, 500];
+pub(crate) const QUANTUM_US: [u64; 2] = [250, 500];
 const QUANTUM_PACKETS: i64 = 4;
 /// How much more time that a busy machine did not let us use is made up for, µs; and how fast: by this part of the
 /// rate more. What was not sent left the path's queue as much shorter, so this fills none.
