@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use event_schema::{
     AgentApproved, AgentEnrolled, AgentId, AgentOffline, AgentOnline, AgentRemoved, AgentSessionOpened,
-    AgentTagged, Command as Signed, CommandBody, CommandId, EnrolmentRefused, Event, GroupMembersRemoved,
-    Problem, ProblemClass, RefusalReason, RunId, Timestamp, TokenId, TokenUsed,
+    AgentTagged, CommandId, EnrolmentRefused, Event, GroupMembersRemoved, Private, Problem, ProblemClass,
+    RefusalReason, RunId, Timestamp, TokenId, TokenUsed,
 };
 
 use serde::{Deserialize, Serialize};
@@ -26,13 +26,13 @@ pub(crate) enum Standing {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Agent {
     pub(crate) public_key: [u8; 32],
-    pub(crate) name: String,
-    pub(crate) tags: Vec<(String, String)>,
+    pub(crate) name: Private<String>,
+    pub(crate) tags: Private<Vec<(String, String)>>,
     pub(crate) standing: Standing,
     pub(crate) online: bool,
     /// Where it was last connected, on logs that several services share.
     pub(crate) session: Session,
-    pub(crate) addresses: Vec<String>,
+    pub(crate) addresses: Private<Vec<String>>,
     pub(crate) version: String,
     pub(crate) last_report: u64,
     pub(crate) last_command: u64,
@@ -52,12 +52,12 @@ impl Agent {
     pub(crate) fn enrol(agents: &mut BTreeMap<AgentId, Self>, e: &AgentEnrolled) {
         let agent = agents.entry(e.agent).or_insert_with(|| Self {
             public_key: e.public_key,
-            name: String::new(),
-            tags: Vec::new(),
+            name: Private::default(),
+            tags: Private::default(),
             standing: Standing::Pending,
             online: false,
             session: Session::ALONE,
-            addresses: Vec::new(),
+            addresses: Private::default(),
             version: String::new(),
             last_report: 0,
             last_command: 0,
@@ -87,8 +87,8 @@ impl Agent {
             Event::ReportReceived(e) => self.last_report = self.last_report.max(e.sequence),
             Event::CommandIssued(e) => {
                 self.last_command = self.last_command.max(e.sequence);
-                let is_join = is_join(&e.signed.bytes);
-                self.waiting.insert(e.sequence, Issued { command: e.command, run: e.run, is_join });
+                let issued = Issued { command: e.command, run: e.run, is_join: e.joins };
+                self.waiting.insert(e.sequence, issued);
             }
             Event::CommandAcknowledged(e) => {
                 self.waiting.remove(&e.sequence);
@@ -96,11 +96,6 @@ impl Agent {
             _ => {}
         }
     }
-}
-
-/// Whether a command on the log is a [`event_schema::JoinRun`].
-pub(crate) fn is_join(bytes: &[u8]) -> bool {
-    Signed::decode(bytes).is_ok_and(|command| matches!(command.body, CommandBody::JoinRun(_)))
 }
 
 /// An agent, proven to hold its key, asks to be let in.
@@ -142,7 +137,10 @@ pub fn enrol(state: &State, wish: &Enrolment, now: Timestamp) -> (Vec<Event>, An
     let known = state.agents.get(&wish.agent);
     match known.map(|agent| agent.standing) {
         Some(Standing::Approved) => {
-            return (vec![], Answer::Approved { name: known.map_or_else(String::new, |a| a.name.clone()) });
+            return (
+                vec![],
+                Answer::Approved { name: known.map_or_else(String::new, |a| a.name.to_string()) },
+            );
         }
         Some(Standing::Removed) => return refused(state, wish, RefusalReason::Removed),
         Some(Standing::Pending) if wish.token.is_none() => return (vec![], Answer::Pending),
@@ -183,8 +181,8 @@ pub fn enrol(state: &State, wish: &Enrolment, now: Timestamp) -> (Vec<Event>, An
         AgentEnrolled {
             agent: wish.agent,
             public_key: wish.public_key,
-            name: name.clone(),
-            tags,
+            name: name.clone().into(),
+            tags: tags.into(),
             token: used,
             version,
         }
@@ -205,7 +203,10 @@ fn refused(state: &State, wish: &Enrolment, reason: RefusalReason) -> (Vec<Event
         vec![]
     } else {
         let token = wish.token.map(|(id, _)| id).filter(|id| state.tokens.contains_key(id));
-        vec![EnrolmentRefused { reason, token, agent: wish.agent, address: wish.address.clone() }.into()]
+        vec![
+            EnrolmentRefused { reason, token, agent: wish.agent, address: wish.address.clone().into() }
+                .into(),
+        ]
     };
     (events, Answer::Refused(reason))
 }
@@ -282,7 +283,11 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
         Command::Tag { agent, tags } => {
             let known = known(state, agent)?;
             let tags = text::tags(tags)?;
-            if known.tags == tags { Ok(vec![]) } else { Ok(vec![AgentTagged { agent, tags }.into()]) }
+            if *known.tags == tags {
+                Ok(vec![])
+            } else {
+                Ok(vec![AgentTagged { agent, tags: tags.into() }.into()])
+            }
         }
         Command::Connected { agent, session, addresses, version } => {
             if !state.is_live(session) {
@@ -298,14 +303,14 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 Standing::Approved => {
                     let mut version = text::one_line(&version);
                     text::truncate(&mut version, 64);
-                    let same = known.online && known.addresses == addresses && known.version == version;
+                    let same = known.online && *known.addresses == addresses && known.version == version;
                     let mut events = Vec::new();
                     if known.session != session {
                         let Session { replica, epoch } = session;
                         events.push(AgentSessionOpened { agent, replica, epoch }.into());
                     }
                     if !same {
-                        events.push(AgentOnline { agent, addresses, version }.into());
+                        events.push(AgentOnline { agent, addresses: addresses.into(), version }.into());
                     }
                     Ok(events)
                 }

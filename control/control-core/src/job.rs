@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use event_schema::{Event, JobCreated, JobDeleted, JobId, JobSpec, Party, Place};
+use event_schema::{Event, JobCreated, JobDeleted, JobId, JobSpec, Party, Place, Private};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use crate::{Rejection, State, text};
 /// A job as decisions see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Job {
-    pub(crate) name: String,
+    pub(crate) name: Private<String>,
     pub(crate) spec: JobSpec,
 }
 
@@ -44,7 +44,7 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
     match command {
         Command::Create { job, name, spec } => {
             if let Some(known) = state.jobs.get(&job) {
-                return if known.name == name && known.spec == spec {
+                return if *known.name == name && known.spec == spec {
                     Ok(vec![])
                 } else {
                     Err(Rejection::Conflict(format!("the id {job} is taken")))
@@ -60,7 +60,7 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 return Err(Rejection::Limit(format!("there are {JOBS_MAX} jobs already: delete some")));
             }
             check(state, &spec)?;
-            Ok(vec![JobCreated { job, name, spec }.into()])
+            Ok(vec![JobCreated { job, name: name.into(), spec }.into()])
         }
         Command::Delete { job } => {
             if !state.jobs.contains_key(&job) {

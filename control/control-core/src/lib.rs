@@ -22,8 +22,10 @@ mod rejection;
 pub mod replica;
 pub mod report;
 pub mod run;
+pub mod schema;
 pub mod snapshot;
 mod state;
+pub mod subject;
 pub mod text;
 pub mod token;
 

@@ -5,6 +5,7 @@
 
 use event_schema::{
     AgentId, CommandBody, FinishRun, JobId, JoinRun, Outcome, PeerHint, Role, RunAgentState, RunId, StopRun,
+    path_of,
 };
 
 use crate::State;
@@ -85,9 +86,9 @@ pub fn orders(state: &State, run: RunId, max: usize) -> Vec<Order> {
             let task = match kind(known, part)? {
                 Kind::Join => Task::Join {
                     job: known.job,
-                    job_name: known.job_name.clone(),
+                    job_name: known.job_name.to_string(),
                     role: part.role,
-                    path: part.path.clone(),
+                    path: path_of(&known.paths, part.path).to_vec(),
                     source: known.source,
                     peers: peers.clone(),
                 },

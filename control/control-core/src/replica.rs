@@ -10,7 +10,9 @@
 
 use std::collections::BTreeMap;
 
-use event_schema::{AgentOffline, Event, LeaseTaken, ReplicaId, ReplicaStarted, ReplicaStopped, Timestamp};
+use event_schema::{
+    AgentOffline, Event, LeaseTaken, ReplicaId, ReplicaStarted, ReplicaStopped, Timestamp, level,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{OFFLINE_AT_ONCE, REPLICAS_MAX};
@@ -35,6 +37,8 @@ impl Session {
 pub(crate) struct Replica {
     epoch: u64,
     live: bool,
+    /// The schema level that its program reads.
+    level: u8,
 }
 
 /// Who sees to what no other does.
@@ -53,7 +57,8 @@ pub(crate) fn evolve(replicas: &mut BTreeMap<ReplicaId, Replica>, lease: &mut Op
                 let stopped = replicas.iter().find(|(_, known)| !known.live).map(|(id, _)| *id);
                 stopped.and_then(|id| replicas.remove(&id));
             }
-            replicas.insert(e.replica, Replica { epoch: e.epoch, live: true });
+            let level = level::of_version(&e.version);
+            replicas.insert(e.replica, Replica { epoch: e.epoch, live: true, level });
         }
         Event::ReplicaStopped(e) => {
             if let Some(known) = replicas.get_mut(&e.replica).filter(|known| known.epoch == e.epoch) {
@@ -82,6 +87,11 @@ impl State {
     pub fn live_replicas(&self) -> impl Iterator<Item = Session> {
         let live = self.replicas.iter().filter(|(_, known)| known.live);
         live.map(|(replica, known)| Session { replica: *replica, epoch: known.epoch })
+    }
+
+    /// The schema level that every living replica reads; none if none lives.
+    pub fn level_of_replicas(&self) -> Option<u8> {
+        self.replicas.values().filter(|known| known.live).map(|known| known.level).min()
     }
 
     /// The lease, if its holder lives as far as the log knows.
@@ -196,8 +206,8 @@ mod tests {
             let enrolled = AgentEnrolled {
                 agent,
                 public_key: [n; 32],
-                name: n.to_string(),
-                tags: vec![],
+                name: n.to_string().into(),
+                tags: vec![].into(),
                 token: None,
                 version: "1".into(),
             };

@@ -52,7 +52,12 @@ pub fn decide(state: &State, agent: AgentId, reports: &[(Report, Signed)]) -> Re
         }
         last = report.sequence;
         let sequence = report.sequence;
-        batch.events.push(ReportReceived { agent, sequence, signed: signed.clone() }.into());
+        let problem_in = match &report.body {
+            ReportBody::ProblemReported(problem) => Some(problem.run),
+            _ => None,
+        };
+        let signed = signed.clone().into();
+        batch.events.push(ReportReceived { agent, sequence, problem_in, signed }.into());
         batch.take(&report.body);
     }
     Ok(batch.events)
@@ -100,7 +105,7 @@ impl Batch<'_> {
                         path.truncate(PATH_LEN_MAX);
                         let detail = text::one_line(&r.problem.detail);
                         let problem = Problem { class: r.problem.class, path, detail };
-                        run.happen(RunProblemReported { run: r.run, agent, problem }, events);
+                        run.happen(RunProblemReported::new(r.run, agent, problem), events);
                     }
                 });
             }

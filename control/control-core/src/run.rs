@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use event_schema::{
-    AgentId, Event, JobId, JobSpec, Outcome, Participant, Party, Problem, Role, RunAgentProgressed,
+    AgentId, Event, JobId, JobSpec, Outcome, Participant, Party, Private, Problem, Role, RunAgentProgressed,
     RunAgentState, RunFinished, RunId, RunProblemReported, RunStarted, RunStopRequested, TransferStats,
 };
 
@@ -16,7 +16,8 @@ use crate::{Rejection, State, text};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) job: JobId,
-    pub(crate) job_name: String,
+    pub(crate) job_name: Private<String>,
+    pub(crate) paths: Private<Vec<Vec<u8>>>,
     pub(crate) source: AgentId,
     pub(crate) parts: BTreeMap<AgentId, Part>,
     pub(crate) manifest: Option<[u8; 32]>,
@@ -27,7 +28,8 @@ pub(crate) struct Run {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Part {
     pub(crate) role: Role,
-    pub(crate) path: Vec<u8>,
+    /// Its place among the run's paths.
+    pub(crate) path: u16,
     pub(crate) state: RunAgentState,
     pub(crate) stats: Option<TransferStats>,
     /// Problems that are events.
@@ -41,7 +43,7 @@ pub(crate) struct Part {
 }
 
 impl Run {
-    pub(crate) fn started(e: &RunStarted, job_name: String) -> Self {
+    pub(crate) fn started(e: &RunStarted, job_name: Private<String>) -> Self {
         let mut source = AgentId([0; 16]);
         let mut parts = BTreeMap::new();
         for Participant { agent, role, path } in &e.participants {
@@ -50,7 +52,7 @@ impl Run {
             }
             let part = Part {
                 role: *role,
-                path: path.clone(),
+                path: *path,
                 state: RunAgentState::Waiting,
                 stats: None,
                 problems: 0,
@@ -60,7 +62,8 @@ impl Run {
             };
             parts.insert(*agent, part);
         }
-        Self { job: e.job, job_name, source, parts, manifest: None, outcome: None }
+        let paths = e.paths.clone();
+        Self { job: e.job, job_name, paths, source, parts, manifest: None, outcome: None }
     }
 
     pub(crate) fn evolve(&mut self, event: &Event) {
@@ -75,13 +78,13 @@ impl Run {
             Event::RunProblemReported(e) => {
                 if let Some(part) = self.parts.get_mut(&e.agent) {
                     part.problems += 1;
-                    part.entry_problem |= !e.problem.path.is_empty();
+                    part.entry_problem |= e.concerns_entry;
                 }
             }
             Event::RunFinished(e) => self.outcome = Some(e.outcome),
             Event::CommandIssued(e) => {
                 if let Some(part) = self.parts.get_mut(&e.agent) {
-                    if crate::agent::is_join(&e.signed.bytes) {
+                    if e.joins {
                         part.join_issued = true;
                     } else {
                         part.end_issued = true;
@@ -116,7 +119,7 @@ impl Run {
             return;
         }
         if let Some(problem) = problem {
-            self.happen(RunProblemReported { run, agent, problem }, events);
+            self.happen(RunProblemReported::new(run, agent, problem), events);
         }
         let state = RunAgentState::Failed;
         self.happen(RunAgentProgressed { run, agent, state, stats: None }, events);
@@ -156,6 +159,11 @@ impl Run {
 }
 
 impl State {
+    /// Which job a run is of.
+    pub fn job_of(&self, run: RunId) -> Option<JobId> {
+        self.runs.get(&run).map(|run| run.job)
+    }
+
     /// The active run of a job, if there is one.
     pub(crate) fn active_run(&self, job: JobId) -> Option<RunId> {
         self.runs.iter().find(|(_, run)| run.job == job && run.outcome.is_none()).map(|(id, _)| *id)
@@ -200,7 +208,7 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 )));
             }
             let participants = participants(state, &known.spec)?;
-            Ok(vec![RunStarted { run, job, participants }.into()])
+            Ok(vec![RunStarted::new(run, job, participants.into_iter()).into()])
         }
         Command::Stop { run, reason } => {
             let known = state.runs.get(&run).ok_or_else(|| Rejection::unknown("run", run))?;
@@ -215,7 +223,7 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
     }
 }
 
-fn participants(state: &State, spec: &JobSpec) -> Result<Vec<Participant>, Rejection> {
+fn participants(state: &State, spec: &JobSpec) -> Result<Vec<(AgentId, Role, Vec<u8>)>, Rejection> {
     let JobSpec::Distribution { source, destinations } = spec;
     let Party::Agent(source_agent) = source.party else {
         return Err(Rejection::Invalid("the source of a distribution is one agent".into()));
@@ -236,7 +244,7 @@ fn participants(state: &State, spec: &JobSpec) -> Result<Vec<Participant>, Rejec
         };
         for agent in agents {
             let before = paths.insert(agent, &destination.path);
-            if before.is_some_and(|path| path != destination.path) {
+            if before.is_some_and(|path| path != *destination.path) {
                 return Err(Rejection::Conflict(format!(
                     "the agent {} would take part with two folders: an agent takes part in a run once",
                     state.agents.get(&agent).map_or("", |agent| agent.name.as_str())
@@ -250,12 +258,8 @@ fn participants(state: &State, spec: &JobSpec) -> Result<Vec<Participant>, Rejec
     if paths.len() >= PARTICIPANTS_MAX {
         return Err(Rejection::Limit(format!("a run has at most {PARTICIPANTS_MAX} agents")));
     }
-    let first = Participant { agent: source_agent, role: Role::Source, path: source.path.clone() };
-    let rest = paths.into_iter().map(|(agent, path)| Participant {
-        agent,
-        role: Role::Destination,
-        path: path.to_vec(),
-    });
+    let first = (source_agent, Role::Source, source.path.to_vec());
+    let rest = paths.into_iter().map(|(agent, path)| (agent, Role::Destination, path.to_vec()));
     Ok(std::iter::once(first).chain(rest).collect())
 }
 

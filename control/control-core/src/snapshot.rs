@@ -1,12 +1,15 @@
 //! State and projections in one piece, so that a service need not fold its whole log to begin.
 //!
+//! Texts under a subject's key are in it as they are on the log, sealed: who reads a snapshot back has to open them
+//! ([`Snapshot::private`]), and what was erased meanwhile stays shut.
+//!
 //! Nothing is promised about these bytes: a snapshot is read by the program that wrote it, or by one with the same
 //! [`VERSION`], and thrown away by every other. What outlives programs is the log, and the [`form`](crate::form)s of
 //! the state.
 
 use std::collections::BTreeMap;
 
-use event_schema::{DecodeError, RecordId, RunId, decode_exact, encode};
+use event_schema::{DecodeError, RecordId, RunId, Visit, decode_exact, encode};
 use serde::{Deserialize, Serialize};
 
 use crate::State;
@@ -14,7 +17,7 @@ use crate::projection::Views;
 
 /// The shape of a snapshot. Raised whenever a type in it changes, or the way in which events are folded:
 /// `tests/snapshots.rs` notices the first.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Everything that a service has folded at one position.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -55,6 +58,14 @@ impl Snapshot {
     /// # Errors
     /// If they are anything else.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        decode_exact("Snapshot", bytes)
+        let mut snapshot: Self = decode_exact("Snapshot", bytes)?;
+        snapshot.state.name_anew();
+        Ok(snapshot)
+    }
+
+    /// Every text in it that is under a subject's key; [`State::name_anew`] is due when some were opened.
+    pub fn private(&mut self, visit: &mut Visit<'_>) {
+        self.state.private(visit);
+        self.views.private(visit);
     }
 }

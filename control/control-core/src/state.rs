@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use event_schema::{AgentId, Event, GroupId, JobId, RefusalReason, ReplicaId, RunId, TokenId};
+use event_schema::level::LEVEL_OLDEST;
+use event_schema::{
+    AgentId, Event, Field, GroupId, JobId, Owner, RefusalReason, ReplicaId, RunId, Subject, TokenId, Visit,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +15,7 @@ use crate::job::Job;
 use crate::limits::{REFUSALS_REMEMBERED_MAX, RUNS_KEPT_MAX};
 use crate::replica::{self, Lease, Replica};
 use crate::run::Run;
+use crate::subject::Known;
 use crate::token::Token;
 
 /// The fleet as its events tell it: just enough to decide.
@@ -19,12 +23,15 @@ use crate::token::Token;
 pub struct State {
     pub(crate) root_key: Option<[u8; 32]>,
     pub(crate) agents: BTreeMap<AgentId, Agent>,
-    /// Names of agents that are not removed.
+    /// Names of agents that are not removed, as far as they can be read. Made anew when a state is read back: see
+    /// [`State::name_anew`].
+    #[serde(skip)]
     pub(crate) agent_names: BTreeMap<String, AgentId>,
     pub(crate) tokens: BTreeMap<TokenId, Token>,
     pub(crate) groups: BTreeMap<GroupId, Group>,
     pub(crate) group_names: BTreeSet<String>,
     pub(crate) jobs: BTreeMap<JobId, Job>,
+    #[serde(skip)]
     pub(crate) job_names: BTreeSet<String>,
     pub(crate) runs: BTreeMap<RunId, Run>,
     pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
@@ -32,6 +39,9 @@ pub struct State {
     /// Newest last.
     pub(crate) refusals: VecDeque<(AgentId, RefusalReason)>,
     pub(crate) conflicts: crate::audit::Recorded,
+    /// The highest level that was raised; 0 if none was.
+    pub(crate) raised: u8,
+    pub(crate) subjects: BTreeMap<Subject, Known>,
 }
 
 impl State {
@@ -43,6 +53,11 @@ impl State {
     /// Agents whose control link is up as far as the log knows.
     pub fn online_agents(&self) -> impl Iterator<Item = AgentId> {
         self.agents.iter().filter(|(_, agent)| agent.online).map(|(id, _)| *id)
+    }
+
+    /// The schema level that the log is written in.
+    pub fn level(&self) -> u8 {
+        self.raised.max(LEVEL_OLDEST)
     }
 
     /// Every run that is remembered.
@@ -66,16 +81,17 @@ impl State {
         match event {
             Event::FleetFounded(e) => self.root_key = Some(e.root_key),
             Event::AgentEnrolled(e) => {
-                let before = self.agents.get(&e.agent).map(|agent| agent.name.clone());
-                if let Some(before) = before {
-                    self.agent_names.remove(&before);
+                if let Some(before) = self.agents.get(&e.agent) {
+                    forget_name(&mut self.agent_names, &before.name, e.agent);
                 }
-                self.agent_names.insert(e.name.clone(), e.agent);
+                if let Some(name) = e.name.legible() {
+                    self.agent_names.insert(name.clone(), e.agent);
+                }
                 Agent::enrol(&mut self.agents, e);
             }
             Event::AgentRemoved(e) => {
                 if let Some(agent) = self.agents.get_mut(&e.agent) {
-                    self.agent_names.remove(&agent.name);
+                    forget_name(&mut self.agent_names, &agent.name, e.agent);
                     agent.evolve(event);
                 }
             }
@@ -119,17 +135,17 @@ impl State {
                 }
             }
             Event::JobCreated(e) => {
-                self.job_names.insert(e.name.clone());
+                self.job_names.extend(e.name.legible().cloned());
                 self.jobs.insert(e.job, Job { name: e.name.clone(), spec: e.spec.clone() });
             }
             Event::JobDeleted(e) => {
                 if let Some(job) = self.jobs.remove(&e.job) {
-                    self.job_names.remove(&job.name);
+                    self.job_names.remove(&*job.name);
                 }
             }
             Event::RunStarted(e) => {
                 self.forget_old_runs();
-                let name = self.jobs.get(&e.job).map_or_else(String::new, |job| job.name.clone());
+                let name = self.jobs.get(&e.job).map(|job| job.name.clone()).unwrap_or_default();
                 self.runs.insert(e.run, Run::started(e, name));
             }
             Event::RunManifestReady(e) => self.run(e.run, event),
@@ -150,7 +166,50 @@ impl State {
             Event::ReplicaStarted(_) | Event::ReplicaStopped(_) | Event::LeaseTaken(_) => {
                 replica::evolve(&mut self.replicas, &mut self.lease, event);
             }
+            Event::SchemaRaised(e) => self.raised = self.raised.max(e.level),
+            Event::SubjectOpened(e) => {
+                self.subjects.insert(e.subject, Known { commitment: e.commitment, erased: false });
+            }
+            Event::SubjectErased(e) => {
+                if let Some(known) = self.subjects.get_mut(&e.subject) {
+                    known.erased = true;
+                }
+                self.private(&mut |_, _, text| {
+                    if text.subject() == Some(e.subject) {
+                        text.shut(true);
+                    }
+                });
+                self.name_anew();
+            }
         }
+    }
+
+    /// Every text in it that is under a subject's key, or was recorded before there were keys.
+    pub fn private(&mut self, visit: &mut Visit<'_>) {
+        for (id, agent) in &mut self.agents {
+            let owner = Owner::Subject(Subject::Agent(*id));
+            visit(Field::AgentName, owner, &mut agent.name);
+            visit(Field::AgentTags, owner, &mut agent.tags);
+            visit(Field::AgentAddresses, owner, &mut agent.addresses);
+        }
+        for (id, job) in &mut self.jobs {
+            let owner = Owner::Subject(Subject::Job(*id));
+            visit(Field::JobName, owner, &mut job.name);
+            job.spec.private(owner, visit);
+        }
+        for run in self.runs.values_mut() {
+            let owner = Owner::Subject(Subject::Job(run.job));
+            visit(Field::JobName, owner, &mut run.job_name);
+            visit(Field::RunPaths, owner, &mut run.paths);
+        }
+    }
+
+    /// Which names are taken, after names were opened or erased: one that nobody can read is free.
+    pub fn name_anew(&mut self) {
+        let agents = self.agents.iter().filter(|(_, agent)| agent.standing != Standing::Removed);
+        let named = agents.filter_map(|(id, agent)| Some((agent.name.legible()?.clone(), *id)));
+        self.agent_names = named.collect();
+        self.job_names = self.jobs.values().filter_map(|job| job.name.legible().cloned()).collect();
     }
 
     fn agent(&mut self, id: AgentId, event: &Event) {
@@ -177,5 +236,11 @@ impl State {
 
     pub(crate) fn approved(&self, id: AgentId) -> Option<&Agent> {
         self.agents.get(&id).filter(|agent| agent.standing == Standing::Approved)
+    }
+}
+
+fn forget_name(names: &mut BTreeMap<String, AgentId>, name: &str, of: AgentId) {
+    if names.get(name) == Some(&of) {
+        names.remove(name);
     }
 }

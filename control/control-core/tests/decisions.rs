@@ -91,7 +91,7 @@ fn counted_tokens_and_their_tags() {
     wish.tags = vec![("agent_name".into(), "mine".into()), ("site".into(), "b".into())];
     let (events, _) = agent::enrol(&world.state, &wish, world.now);
     let Event::AgentEnrolled(e) = &events[0] else { panic!("{events:?}") };
-    assert_eq!(e.tags, [("AGENT_NAME".into(), "mine".into()), ("SITE".into(), "b".into())]);
+    assert_eq!(*e.tags, [("AGENT_NAME".into(), "mine".into()), ("SITE".into(), "b".into())]);
     for (uses, lives) in [(0, 1000), (100_001, 1000), (1, 0)] {
         assert!(matches!(world.create_token(2, uses, lives), Err(Rejection::Invalid(_))));
     }
@@ -272,7 +272,7 @@ fn jobs_are_deleted_when_nothing_runs() {
     world.stop(1);
     assert_eq!(kinds(&world.must(|s| job::decide(s, delete()))), ["job.deleted"]);
     assert!(matches!(job::decide(&world.state, delete()), Err(Rejection::Unknown { .. })));
-    assert_eq!(world.views.runs.runs[&RunId(id(1))].job_name, "job-1", "its runs stay");
+    assert_eq!(world.views.runs.runs[&RunId(id(1))].job_name.as_str(), "job-1", "its runs stay");
 }
 
 #[test]

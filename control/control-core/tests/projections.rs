@@ -176,7 +176,7 @@ fn check(world: &World) {
     let mut names = BTreeSet::new();
     for agent in views.fleet.agents.values() {
         let removed = agent.standing == control_core::projection::StandingView::Removed;
-        assert!(removed || names.insert(&agent.name), "the name {} twice", agent.name);
+        assert!(removed || names.insert(agent.name.as_str()), "the name {} twice", agent.name);
         assert!(!agent.online || !removed, "a removed agent is online");
     }
     for token in views.fleet.tokens.values() {

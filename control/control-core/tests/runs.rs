@@ -248,7 +248,7 @@ fn a_refused_command_fails_its_agent_with_a_reason() {
     assert_eq!(kinds(&events), ["command.acknowledged", "run.problem_reported", "run.agent_progressed"]);
     assert_eq!(progressed(&events, 2), Some(Failed));
     let view = &world.views.runs.runs[&RUN];
-    assert!(view.problems[0].problem.detail.contains("does not allow"), "{:?}", view.problems);
+    assert!(view.problems[0].text.detail.contains("does not allow"), "{:?}", view.problems);
     // The source's refusal ends everything.
     let (sequence, command) = world.waiting(1);
     let refused = CommandRefused { command, sequence, reason: RefusalReason::Expired }.into();
@@ -327,6 +327,6 @@ fn problems_are_limited() {
     assert_eq!(recorded, 1_000);
     let view = &world.views.runs.runs[&RUN];
     assert_eq!((view.problems.len(), view.agents[&agent_id(2)].problems), (100, 1_000));
-    assert_eq!(view.problems[0].problem.detail, "two lines");
+    assert_eq!(view.problems[0].text.detail, "two lines");
     assert_eq!(view.agents[&agent_id(2)].state, Waiting);
 }

@@ -16,6 +16,7 @@ mod exports;
 pub mod gateway;
 pub mod log_copy;
 pub mod pki;
+pub mod privacy;
 mod private_file;
 pub mod retention;
 pub mod sealing;

@@ -21,6 +21,7 @@ use crate::config::{Config, host_and_port};
 use crate::gateway::{Gateway, GatewayError, Limits};
 use crate::pki::bundle::{self, BundleError};
 use crate::pki::{AuditKeys, Pki, PkiError};
+use crate::privacy::{FileKeys, KeyStore, KeyStoreError, NatsKeys, SubjectKeys};
 use crate::retention::Retention;
 use crate::sealing::Sealing;
 use crate::service::{self, Keeper, Keys, Options, Service, now};
@@ -69,6 +70,9 @@ pub enum ServeError {
     /// The keys cannot be used.
     #[error(transparent)]
     Pki(#[from] PkiError),
+    /// The keys of private texts cannot be used.
+    #[error(transparent)]
+    Subjects(#[from] KeyStoreError),
     /// The bundle for a replica cannot be taken.
     #[error(transparent)]
     Join(#[from] BundleError),
@@ -163,6 +167,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         command: pki.command_key().clone(),
         secret_of: Box::new(move |run| secrets.run_secret(run)),
     };
+    let store = key_store(&config.data, nats.as_deref()).await?;
     let options = Options {
         trackers: config.trackers.clone(),
         command_ttl: config.command_ttl,
@@ -170,6 +175,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         replica: if config.nats.is_some() { Some(replica_id(&config.data)?) } else { None },
         snapshots: Some(config.data.join("snapshots")),
         base,
+        subject_keys: Some(SubjectKeys { store, wrapper: Arc::new(pki.subject_keys()) }),
         ..Options::default()
     };
     let (service, writer) = Service::open(log, keys, options).await?;
@@ -244,6 +250,20 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         api_file,
         _lock: lock,
     })
+}
+
+/// Where the keys of private texts are: in the data folder, or beside the log in NATS. Those of a log that was moved from
+/// the folder to NATS move after it.
+async fn key_store(data: &Path, nats: Option<&NatsLog>) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
+    let path = data.join(FileKeys::NAME);
+    let Some(log) = nats else { return Ok(Arc::new(FileKeys::open(&path)?)) };
+    let store = NatsKeys::new(log.vault().await.map_err(KeyStoreError::from)?);
+    if let Some(keys) = FileKeys::read(&path)?.filter(|keys| !keys.is_empty()) {
+        store.create(keys).await?;
+        FileKeys::remove(&path)?;
+        tracing::info!("the keys of private texts are kept beside the log in NATS now");
+    }
+    Ok(Arc::new(store))
 }
 
 async fn serve_http(

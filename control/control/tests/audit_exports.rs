@@ -95,7 +95,9 @@ fn a_service_gives_the_same_export_and_both_forms() {
         json(&["groups", "create", name, "--data", &data]);
     }
     let place = ["--server", &serve.place, "--token", &serve.token];
-    let near = json(&["audit", "export", "--data", &data, "--out", &beside]);
+    let [keys, far_keys] =
+        ["keys", "far-keys"].map(|name| dir.path().join(name).to_str().expect("text").to_owned());
+    let near = json(&["audit", "export", "--data", &data, "--out", &beside, "--keys", &keys]);
     let far =
         [&place[..], &["audit", "export", "--out", &fetched, "--jsonl", &jsonl, "--cloudevents", &events]];
     let far = json(&far.concat());
@@ -103,6 +105,11 @@ fn a_service_gives_the_same_export_and_both_forms() {
     for name in ["origin", "entries", "root", "checkpoint", "bytes"] {
         assert_eq!(near[name], far[name], "{name}");
     }
+    // The same keys from the folder and over the API, in a file of their own that only its owner reads.
+    let line = [&place[..], &["audit", "export", "--out", &fetched, "--keys", &far_keys]].concat();
+    assert_eq!(json(&line)["keys"], near["keys"]);
+    assert_eq!(fs::read(&keys).expect("there"), fs::read(&far_keys).expect("there"));
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&fs::metadata(&keys).expect("there")) & 0o777, 0o600);
     let origin = near["origin"].as_str().expect("text");
     let entries = near["entries"].as_u64().expect("a number");
 
@@ -138,10 +145,18 @@ fn a_service_gives_the_same_export_and_both_forms() {
 
     // Offline, from the file alone, with the filters of replay.
     let line = ["audit", "convert", &fetched, "--to", "jsonl", "--origin", origin, "--actor", "admin"];
+    assert_eq!(flotilla(&line).stdout, b"", "who it was can be read with the keys alone");
+    let line = ["audit", "convert", &fetched, "--to", "jsonl"];
+    let all = String::from_utf8(flotilla(&line).stdout).expect("text");
+    assert!(all.contains("[sealed]") && !all.contains("admin"), "{all}");
+    let line = [
+        "audit", "convert", &fetched, "--to", "jsonl", "--actor", "admin", "--keys", &keys, "--origin",
+        origin,
+    ];
     let some = flotilla(&line);
     let some = String::from_utf8(some.stdout).expect("text");
     assert_eq!(some.lines().count(), 3, "{some}");
-    let replayed = json_lines(&["audit", "replay", &fetched, "--actor", "admin", "--json"]);
+    let replayed = json_lines(&["audit", "replay", &fetched, "--actor", "admin", "--keys", &keys, "--json"]);
     assert_eq!(replayed.len(), 4, "three records and the state");
     let batch = dir.path().join("batch.json");
     let batch_path = batch.to_str().expect("text");

@@ -50,7 +50,15 @@ fn started_operated_killed_and_started_again() {
     assert_eq!(serve.json(&["agents", "list"])["agents"].as_array().map(Vec::len), Some(0));
     let log = serve.run(&["log", "show"]);
     let log = String::from_utf8(log.stdout).expect("text");
-    let told = ["fleet.founded", "token.created", "token.created", "token.revoked", "group.created"];
+    let told = [
+        "fleet.founded",
+        "schema.raised",
+        "token.created",
+        "subject.opened",
+        "token.created",
+        "token.revoked",
+        "group.created",
+    ];
     let kinds: Vec<&str> = log.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
     assert_eq!(kinds, told);
     let before = serve.json(&["status"]);

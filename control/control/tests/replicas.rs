@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::gateway::Fleet;
-use control::service::{Bus, Keeper, Options, Origin, Ousted, Service, SubmitError};
+use control::service::{Bus, Keeper, OpenError, Options, Origin, Ousted, Service, SubmitError};
 use control_core::group;
 use control_core::replica::Session;
 use event_log::memory::MemoryLog;
-use event_log::{BoxFuture, EventLog, Position};
+use event_log::{BoxFuture, EventLog, Position, ReadLimit};
 use event_schema::*;
 use support::*;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -62,13 +62,22 @@ struct Replica {
 }
 
 async fn replica(log: &Arc<FaultyLog>, all: &broadcast::Sender<Vec<u8>>, n: u8) -> Replica {
+    replica_of(log, all, n, Options::default()).await.expect("opens")
+}
+
+async fn replica_of(
+    log: &Arc<FaultyLog>,
+    all: &broadcast::Sender<Vec<u8>>,
+    n: u8,
+    options: Options,
+) -> Result<Replica, OpenError> {
     let log: Arc<dyn EventLog> = log.clone();
-    let options = Options { shared_log: true, replica: Some(ReplicaId([n; 16])), ..Options::default() };
-    let (service, _) = Service::open(log, keys(), options).await.expect("opens");
+    let options = Options { shared_log: true, replica: Some(ReplicaId([n; 16])), ..options };
+    let (service, _) = Service::open(log, keys(), options).await?;
     let bus = TestBus::new(all);
     let keeper = Keeper::start(service.clone(), bus.clone(), vec![format!("10.0.0.{n}:7701")]).await;
     let session = service.session();
-    Replica { service, keeper, bus, session }
+    Ok(Replica { service, keeper, bus, session })
 }
 
 /// Waits until it is so, a minute of the test's own time at most.
@@ -310,4 +319,117 @@ async fn a_copy_of_a_replica_does_not_fight_with_it() {
     let (gone, stays) = if first.service.is_serving() { (first, copy) } else { (copy, first) };
     gone.keeper.stop().await;
     until("it works on", || stays.service.is_serving() && stays.service.trouble().is_none()).await;
+}
+
+/// Programs of two levels on one log, replaced one by one under work: nothing of the newer level is written before the
+/// last older one is gone, and none of those can come back.
+#[tokio::test(start_paused = true)]
+async fn replicas_are_upgraded_one_by_one() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = FaultyLog::new(Arc::new(MemoryLog::new()));
+    let all = broadcast::Sender::new(64);
+    let keys_of = sealed_in(dir.path());
+    let options = |schema| Options {
+        schema,
+        attest_every: 3,
+        subject_keys: Some(keys_of.clone()),
+        ..Options::default()
+    };
+    let level = |replica: &Replica| replica.service.views().level();
+    let work = async |at: &Replica, agents: &mut Vec<FakeAgent>| {
+        let job = create_job(&at.service, agents[0].id, &[agents[1].id]).await;
+        let run = start(&at.service, job).await;
+        for agent in agents.iter_mut() {
+            assert!(
+                matches!(agent.obey(&at.service).await.body, CommandBody::JoinRun(join) if join.run == run)
+            );
+        }
+        let problem = Problem { class: ProblemClass::Io, path: b"x".to_vec(), detail: "y".into() };
+        agents[1].report(&at.service, ProblemReported { run, problem }).await.expect("taken");
+        let (state, stats) = (RunAgentState::Done, TransferStats::default());
+        agents[1].report(&at.service, RunCompleted { run, state, stats }).await.expect("taken");
+        for agent in agents.iter_mut() {
+            agent.obey(&at.service).await;
+        }
+        run
+    };
+    let (old_a, old_b) = (
+        replica_of(&log, &all, 1, options(1)).await.expect("opens"),
+        replica_of(&log, &all, 2, options(1)).await.expect("opens"),
+    );
+    until("a holder of the lease", || holder(&old_a.service).is_some() && holder(&old_b.service).is_some())
+        .await;
+    let mut fleet = agents(&old_a.service, 2).await;
+    work(&old_a, &mut fleet).await;
+
+    // The first one is replaced. Both go on, in what the older one reads.
+    old_a.keeper.stop().await;
+    old_a.service.end_life().await.expect("told");
+    drop(old_a.service);
+    let new_a = replica_of(&log, &all, 1, options(2)).await.expect("opens");
+    for agent in &fleet {
+        agent.connect(&new_a.service).await;
+    }
+    let run = work(&new_a, &mut fleet).await;
+    until("a holder of the lease", || holder(&new_a.service).is_some()).await;
+    until("the news at the older one", || old_b.service.views().runs.runs.contains_key(&run)).await;
+    for agent in &fleet {
+        agent.connect(&old_b.service).await;
+    }
+    work(&old_b, &mut fleet).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!((level(&new_a), level(&old_b)), (1, 1));
+    assert_eq!(old_b.service.metrics().attestations_differing.value(), 0);
+
+    // Then the second one. Nobody reads less than level 2 any more: the lease's holder says so.
+    old_b.keeper.stop().await;
+    old_b.service.end_life().await.expect("told");
+    drop(old_b.service);
+    until("the new level", || level(&new_a) == 2).await;
+    let new_b = replica_of(&log, &all, 2, options(2)).await.expect("opens");
+    for agent in &fleet {
+        agent.connect(&new_b.service).await;
+    }
+    let run = work(&new_b, &mut fleet).await;
+    until("the news", || {
+        let views = new_a.service.views();
+        views.runs.runs.get(&run).is_some_and(|run| run.outcome.is_some())
+    })
+    .await;
+    assert_eq!(new_a.service.views().runs.runs[&run].problems[0].text.detail, "y", "read by the other");
+    let late = replica_of(&log, &all, 3, options(1)).await.err().expect("too old").to_string();
+    assert!(late.contains("newer"), "{late}");
+    agrees_with_its_log(&new_a.service).await;
+    for service in [&new_a.service, &new_b.service] {
+        assert_eq!(service.metrics().attestations_differing.value(), 0);
+    }
+
+    // Everything before the raise is what an old program reads, everything after it is sealed.
+    let (mut position, mut raised) = (0, None);
+    loop {
+        let page = log.read(Position(position + 1), ReadLimit::default()).await.expect("readable");
+        if page.is_empty() {
+            break;
+        }
+        for entry in page {
+            position = entry.position.0;
+            let record = Record::decode(&entry.bytes).expect("readable");
+            let raises = record.events.iter().any(|event| matches!(event, Event::SchemaRaised(_)));
+            raised = raised.or(raises.then_some(position));
+            assert_eq!(Record::decode_up_to(1, &entry.bytes).is_ok(), raised.is_none(), "at {position}");
+            let mut clear = 0;
+            let mut record = record;
+            record.private(&mut |_, _, text| clear += u32::from(text.is_clear()));
+            assert!(raised.is_none() || clear == 0, "at {position}");
+        }
+    }
+    assert!(raised.is_some_and(|raised| raised < position));
+    // And what was attested on both sides is what anybody folds.
+    let mut fold = control_core::form::Checked::default();
+    for at in 1..=position {
+        let page = log.read(Position(at), ReadLimit::entries(1)).await.expect("readable");
+        let record = Record::decode(&page[0].bytes).expect("readable");
+        fold.apply(at, &record).unwrap_or_else(|differs| panic!("{differs}"));
+    }
+    assert!(fold.checked > 8 && fold.unknown == 0, "{} {}", fold.checked, fold.unknown);
 }

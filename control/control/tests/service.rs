@@ -372,7 +372,8 @@ async fn logs_that_are_not_ours_stop_the_start() {
     let garbled = ReportReceived {
         agent: AgentId([1; 16]),
         sequence: 1,
-        signed: Signed { bytes: vec![1, 2, 3], signature: Signature([0; 32], [0; 32]) },
+        problem_in: None,
+        signed: Signed { bytes: vec![1, 2, 3], signature: Signature([0; 32], [0; 32]) }.into(),
     };
     let cases: Vec<(&str, &'static str, Vec<u8>, &str)> = vec![
         ("a newer event", "fleet", newer, "unknown kind 9999"),

@@ -38,6 +38,7 @@ mod servers;
 mod settings;
 mod setup;
 mod shared;
+mod vault;
 
 pub mod testing;
 
@@ -53,6 +54,7 @@ pub use error::NatsOpenError;
 pub use options::NatsLogOptions;
 pub use scrub::{Difference, Scrub};
 pub use settings::Finding;
+pub use vault::{NatsVault, VaultError};
 
 use commit::Committer;
 use connection::{Connection, rest};
@@ -136,6 +138,14 @@ impl NatsLog {
     /// Where the programs that share this log hear each other, beside it.
     pub fn bus(&self) -> NatsBus {
         NatsBus::new(&self.shared)
+    }
+
+    /// The bucket for small secrets beside the log, made if there is none.
+    ///
+    /// # Errors
+    /// If the servers do not answer, or refuse it.
+    pub async fn vault(&self) -> Result<NatsVault, VaultError> {
+        NatsVault::open(&self.shared).await
     }
 
     /// Whether opening made the stream, since the servers held none. For a log that should hold records it says that they

@@ -1,32 +1,34 @@
 //! Every event there is. Past tense, full sense without context; `events/SCHEMA.md` is the table.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, CommandId, GroupId, JobId, JobSpec, Outcome, Participant, Problem, RefusalReason, ReplicaId,
-    RunAgentState, RunId, Signed, Timestamp, TokenId, TransferStats, tagged_enum,
+    AgentId, CommandId, Field, GroupId, JobId, JobSpec, Outcome, Owner, Participant, Private, Problem,
+    ProblemClass, ProblemText, RefusalReason, ReplicaId, Role, RunAgentState, RunId, Signed, Subject,
+    Timestamp, TokenId, TransferStats, Visit, tagged_enum,
 };
 
 tagged_enum! {
     /// A fact on the log.
-    pub enum Event, upcast = crate::upcast::none {
+    pub enum Event, upcast = crate::upcast::event {
         /// The first record of every log.
         (1, 1) "fleet.founded" => FleetFounded,
         /// An agent showed its key.
-        (10, 1) "agent.enrolled" => AgentEnrolled,
+        (10, 2) "agent.enrolled" => AgentEnrolled,
         /// An agent belongs to the fleet.
         (11, 1) "agent.approved" => AgentApproved,
         /// An agent's control link came up.
-        (12, 1) "agent.online" => AgentOnline,
+        (12, 2) "agent.online" => AgentOnline,
         /// An agent's control link went away.
         (13, 1) "agent.offline" => AgentOffline,
         /// An agent belongs to the fleet no more.
         (14, 1) "agent.removed" => AgentRemoved,
         /// An agent's tags were set.
-        (15, 1) "agent.tagged" => AgentTagged,
+        (15, 2) "agent.tagged" => AgentTagged,
         /// An agent's session began at a replica; on logs that several services share.
         (16, 1) "agent.session_opened" => AgentSessionOpened,
         /// A bootstrap token was made.
@@ -36,7 +38,7 @@ tagged_enum! {
         /// A token was withdrawn.
         (22, 1) "token.revoked" => TokenRevoked,
         /// Somebody tried to enrol and was turned away.
-        (23, 1) "enrolment.refused" => EnrolmentRefused,
+        (23, 2) "enrolment.refused" => EnrolmentRefused,
         /// A group was made.
         (30, 1) "group.created" => GroupCreated,
         /// Agents joined a group.
@@ -44,27 +46,27 @@ tagged_enum! {
         /// Agents left a group.
         (32, 1) "group.members_removed" => GroupMembersRemoved,
         /// A job was made.
-        (40, 1) "job.created" => JobCreated,
+        (40, 2) "job.created" => JobCreated,
         /// A job was deleted; its runs stay.
         (41, 1) "job.deleted" => JobDeleted,
         /// A run began.
-        (50, 1) "run.started" => RunStarted,
+        (50, 2) "run.started" => RunStarted,
         /// The source signed the run's manifest.
         (51, 1) "run.manifest_ready" => RunManifestReady,
         /// An agent of a run came to another state.
         (52, 1) "run.agent_progressed" => RunAgentProgressed,
         /// An agent of a run met a problem.
-        (53, 1) "run.problem_reported" => RunProblemReported,
+        (53, 2) "run.problem_reported" => RunProblemReported,
         /// An operator wants the run to end.
         (54, 1) "run.stop_requested" => RunStopRequested,
         /// A run ended.
         (55, 1) "run.finished" => RunFinished,
         /// A signed command for one agent exists.
-        (60, 1) "command.issued" => CommandIssued,
+        (60, 2) "command.issued" => CommandIssued,
         /// The agent took the command, or refused it.
         (61, 1) "command.acknowledged" => CommandAcknowledged,
         /// A signed report of an agent arrived.
-        (70, 1) "report.received" => ReportReceived,
+        (70, 2) "report.received" => ReportReceived,
         /// Somebody holds a checkpoint of this log that its history does not continue.
         (80, 1) "audit.conflict" => AuditConflict,
         /// What the whole state amounted to at a position.
@@ -75,6 +77,12 @@ tagged_enum! {
         (91, 1) "replica.stopped" => ReplicaStopped,
         /// A replica became the one that sees to what no other does.
         (92, 1) "lease.taken" => LeaseTaken,
+        /// Records may hold from now on what programs of an older level do not read.
+        (93, 1) "schema.raised" => SchemaRaised,
+        /// A subject has a key from now on.
+        (100, 1) "subject.opened" => SubjectOpened,
+        /// A subject's key is to be destroyed, and with it what all its texts say.
+        (101, 1) "subject.erased" => SubjectErased,
     }
 }
 
@@ -101,9 +109,9 @@ payloads! {
         /// Its Ed25519 key.
         public_key: [u8; 32],
         /// Name it gave itself or was given by the token's tag `AGENT_NAME`.
-        name: String,
+        name: Private<String>,
         /// Tags from token and agent; names upper-case.
-        tags: Vec<(String, String)>,
+        tags: Private<Vec<(String, String)>>,
         /// The token used; none means the agent waits for approval.
         token: Option<TokenId>,
         /// Version of the agent program.
@@ -119,7 +127,7 @@ payloads! {
         /// Who.
         agent: AgentId,
         /// Addresses (`IP:PORT`) where its µTP2 endpoint can be tried.
-        addresses: Vec<String>,
+        addresses: Private<Vec<String>>,
         /// Version of the agent program.
         version: String,
     }
@@ -140,7 +148,7 @@ payloads! {
         /// Who.
         agent: AgentId,
         /// The whole set; names upper-case.
-        tags: Vec<(String, String)>,
+        tags: Private<Vec<(String, String)>>,
     }
     /// The agent is connected at this replica, and no more where it was before.
     AgentSessionOpened {
@@ -185,7 +193,7 @@ payloads! {
         /// The agent, by the key it showed.
         agent: AgentId,
         /// From where (`IP:PORT`).
-        address: String,
+        address: Private<String>,
     }
     /// A named, empty group.
     GroupCreated {
@@ -213,7 +221,7 @@ payloads! {
         /// Which.
         job: JobId,
         /// Unique name.
-        name: String,
+        name: Private<String>,
         /// What it does.
         spec: JobSpec,
     }
@@ -228,6 +236,8 @@ payloads! {
         run: RunId,
         /// Of which job.
         job: JobId,
+        /// The folders of all participants, each once.
+        paths: Private<Vec<Vec<u8>>>,
         /// Everybody, groups resolved.
         participants: Vec<Participant>,
     }
@@ -263,8 +273,12 @@ payloads! {
         run: RunId,
         /// Who.
         agent: AgentId,
-        /// What.
-        problem: Problem,
+        /// What kind.
+        class: ProblemClass,
+        /// Whether it concerns an entry of the run's folder: whether it has a path.
+        concerns_entry: bool,
+        /// Which entry, and what happened.
+        text: Private<ProblemText>,
     }
     /// The run shall end.
     RunStopRequested {
@@ -290,8 +304,10 @@ payloads! {
         sequence: u64,
         /// The run it is about.
         run: Option<RunId>,
+        /// Whether it asks to take part in the run, and so names its folder.
+        joins: bool,
         /// The signed command itself.
-        signed: Signed,
+        signed: Private<Signed>,
     }
     /// The agent's answer to a command.
     CommandAcknowledged {
@@ -310,8 +326,10 @@ payloads! {
         agent: AgentId,
         /// Its place in the agent's sequence of reports, from 1 without gaps.
         sequence: u64,
+        /// The run in which it tells of a problem, and so perhaps names a file; none if it tells something else.
+        problem_in: Option<RunId>,
         /// The signed report itself.
-        signed: Signed,
+        signed: Private<Signed>,
     }
     /// A checkpoint that the log's own key signed, held by a witness, is of another history than the log now has.
     AuditConflict {
@@ -363,5 +381,107 @@ payloads! {
         epoch: u64,
         /// Counts holders, from 1.
         term: u64,
+    }
+    /// From here on the log may hold what only programs of this schema level read (`events/SCHEMA.md`, Levels).
+    SchemaRaised {
+        /// The new level; it never falls.
+        level: u8,
+    }
+    /// A subject's texts are sealed under this key from now on.
+    SubjectOpened {
+        /// Whose.
+        subject: Subject,
+        /// [`crate::SubjectKey::commitment`].
+        commitment: [u8; 32],
+    }
+    /// What was sealed under the subject's key can be read by nobody any more, once the key is destroyed everywhere.
+    SubjectErased {
+        /// Whose.
+        subject: Subject,
+        /// Why, for people: which duty was met.
+        reason: String,
+    }
+}
+
+impl RunStarted {
+    /// From who takes part as what with which folder. At most 65,536 different folders are told apart, far more than
+    /// a run may have participants.
+    pub fn new(run: RunId, job: JobId, participants: impl Iterator<Item = (AgentId, Role, Vec<u8>)>) -> Self {
+        let mut paths: Vec<Vec<u8>> = Vec::new();
+        let mut places = BTreeMap::new();
+        let participants = participants
+            .map(|(agent, role, path)| {
+                let next = u16::try_from(paths.len()).unwrap_or(u16::MAX);
+                let path = *places.entry(path).or_insert_with_key(|path| {
+                    paths.push(path.clone());
+                    next
+                });
+                Participant { agent, role, path }
+            })
+            .collect();
+        Self { run, job, paths: paths.into(), participants }
+    }
+
+    /// The folder of a participant, or the word for what cannot be read.
+    pub fn path(&self, participant: &Participant) -> &[u8] {
+        path_of(&self.paths, participant.path)
+    }
+}
+
+/// One of a run's folders, or the word for what cannot be read.
+pub fn path_of(paths: &Private<Vec<Vec<u8>>>, place: u16) -> &[u8] {
+    paths.get(usize::from(place)).map_or(paths.word().as_bytes(), Vec::as_slice)
+}
+
+impl RunProblemReported {
+    /// What an agent reported, as an event.
+    pub fn new(run: RunId, agent: AgentId, problem: Problem) -> Self {
+        let Problem { class, path, detail } = problem;
+        let concerns_entry = !path.is_empty();
+        Self { run, agent, class, concerns_entry, text: ProblemText { path, detail }.into() }
+    }
+}
+
+impl Event {
+    /// Every text in it that is, or has to be, under a subject's key.
+    pub fn private(&mut self, visit: &mut Visit<'_>) {
+        let of_agent = |agent: AgentId| Owner::Subject(Subject::Agent(agent));
+        match self {
+            Self::AgentEnrolled(e) => {
+                visit(Field::AgentName, of_agent(e.agent), &mut e.name);
+                visit(Field::AgentTags, of_agent(e.agent), &mut e.tags);
+            }
+            Self::AgentOnline(e) => visit(Field::AgentAddresses, of_agent(e.agent), &mut e.addresses),
+            Self::AgentTagged(e) => visit(Field::AgentTags, of_agent(e.agent), &mut e.tags),
+            Self::EnrolmentRefused(e) => visit(Field::RefusedAddress, of_agent(e.agent), &mut e.address),
+            Self::JobCreated(e) => {
+                let owner = Owner::Subject(Subject::Job(e.job));
+                visit(Field::JobName, owner, &mut e.name);
+                e.spec.private(owner, visit);
+            }
+            Self::RunStarted(e) => visit(Field::RunPaths, Owner::Subject(Subject::Job(e.job)), &mut e.paths),
+            Self::RunProblemReported(e) => visit(Field::Problem, Owner::Run(e.run, e.agent), &mut e.text),
+            Self::CommandIssued(e) => {
+                if let (Some(run), true) = (e.run, e.joins) {
+                    visit(Field::Command, Owner::Run(run, e.agent), &mut e.signed);
+                }
+            }
+            Self::ReportReceived(e) => {
+                if let Some(run) = e.problem_in {
+                    visit(Field::Report, Owner::Run(run, e.agent), &mut e.signed);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl JobSpec {
+    /// Every folder in it.
+    pub fn private(&mut self, owner: Owner, visit: &mut Visit<'_>) {
+        let Self::Distribution { source, destinations } = self;
+        for place in core::iter::once(source).chain(destinations) {
+            visit(Field::Path, owner, &mut place.path);
+        }
     }
 }

@@ -83,6 +83,8 @@ ids! {
     ReplicaId,
     /// One bootstrap token. The id is no secret; the token itself is.
     TokenId,
+    /// Somebody who uses the API: a keyed hash of the name, so that the log does not tell it.
+    UserId,
 }
 
 impl AgentId {

@@ -13,9 +13,12 @@ extern crate std;
 mod command;
 mod event;
 mod id;
+pub mod level;
+mod private;
 mod record;
 mod report;
 mod signed;
+mod subject;
 mod tagged;
 mod timestamp;
 mod types;
@@ -27,18 +30,21 @@ pub use event::{
     AuditConflict, CommandAcknowledged, CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated,
     GroupMembersAdded, GroupMembersRemoved, JobCreated, JobDeleted, LeaseTaken, ReplicaStarted,
     ReplicaStopped, ReportReceived, RunAgentProgressed, RunFinished, RunManifestReady, RunProblemReported,
-    RunStarted, RunStopRequested, StateAttested, TokenCreated, TokenRevoked, TokenUsed,
+    RunStarted, RunStopRequested, SchemaRaised, StateAttested, SubjectErased, SubjectOpened, TokenCreated,
+    TokenRevoked, TokenUsed, path_of,
 };
-pub use id::{AgentId, CommandId, GroupId, IdParseError, JobId, RecordId, ReplicaId, RunId, TokenId};
+pub use id::{AgentId, CommandId, GroupId, IdParseError, JobId, RecordId, ReplicaId, RunId, TokenId, UserId};
+pub use private::{Confidential, ERASED, Owner, Placeholder, Private, SEALED, Visit};
 pub use record::{Actor, Record};
 pub use report::{
     CommandAccepted, CommandRefused, ManifestSigned, ProblemReported, Report, ReportBody, RunCompleted,
     RunServed, RunStateReported,
 };
 pub use signed::{Domain, Signature, SignatureError, Signed};
+pub use subject::{Field, Sealed, Subject, SubjectKey};
 pub use tagged::{DecodeError, Tagged, decode_exact, encode};
 pub use timestamp::Timestamp;
 pub use types::{
-    JobSpec, Outcome, Participant, Party, Place, Problem, ProblemClass, RefusalReason, Role, RunAgentState,
-    TransferStats,
+    JobSpec, Outcome, Participant, Party, Place, Problem, ProblemClass, ProblemText, RefusalReason, Role,
+    RunAgentState, TransferStats,
 };

@@ -5,10 +5,14 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, DecodeError, Event, RecordId, Tagged, Timestamp, decode_exact, encode};
+use crate::level::{self, LEVEL_NEWEST};
+use crate::{
+    AgentId, DecodeError, Event, Field, Owner, Private, RecordId, Tagged, Timestamp, Visit, decode_exact,
+    encode, upcast,
+};
 
-/// Version of the envelope's shape.
-const RECORD_VERSION: u8 = 1;
+/// Version of the envelope's shape, by schema level.
+const RECORD_VERSION: u8 = 2;
 
 /// Who brought a decision about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +20,7 @@ pub enum Actor {
     /// The service itself: a rule, a timer.
     Service,
     /// A person or script through the API, by the name of its token.
-    Operator(String),
+    Operator(Private<String>),
     /// An agent, by a report it signed or by being seen.
     Agent(AgentId),
 }
@@ -40,12 +44,13 @@ pub struct Record {
     pub events: Vec<Event>,
 }
 
+/// Both versions: they differ in the actor's shape.
 #[derive(Serialize, Deserialize)]
-struct RecordV1 {
+struct Body<A> {
     id: RecordId,
     stream: String,
     time: Timestamp,
-    actor: Actor,
+    actor: A,
     causation: Option<RecordId>,
     correlation: RecordId,
     events: Vec<Tagged>,
@@ -54,33 +59,77 @@ struct RecordV1 {
 impl Record {
     /// The byte form: a version byte, then postcard.
     pub fn encode(&self) -> Vec<u8> {
-        let body = RecordV1 {
-            id: self.id,
-            stream: self.stream.clone(),
-            time: self.time,
-            actor: self.actor.clone(),
-            causation: self.causation,
-            correlation: self.correlation,
-            events: self.events.iter().map(Event::to_tagged).collect(),
-        };
-        let mut bytes = alloc::vec![RECORD_VERSION];
-        bytes.extend(encode(&body));
+        self.encode_at(LEVEL_NEWEST)
+    }
+
+    /// The byte form that programs of a schema level read.
+    ///
+    /// # Panics
+    /// If the level has no words for it: texts are sealed from level 2 on, and its kinds of events are new.
+    pub fn encode_at(&self, level: u8) -> Vec<u8> {
+        let events: Vec<Tagged> = self.events.iter().map(|event| upcast::event_at(event, level)).collect();
+        assert!(events.iter().all(|tagged| level::of(tagged) <= level), "an event of a newer level");
+        let mut bytes = alloc::vec![RECORD_VERSION.min(level)];
+        bytes.extend(match level {
+            1 => encode(&self.body(upcast::v1::Actor::from(&self.actor), events)),
+            _ => encode(&self.body(self.actor.clone(), events)),
+        });
         bytes
     }
 
-    /// Reads the byte form back.
+    fn body<A>(&self, actor: A, events: Vec<Tagged>) -> Body<A> {
+        Body {
+            id: self.id,
+            stream: self.stream.clone(),
+            time: self.time,
+            actor,
+            causation: self.causation,
+            correlation: self.correlation,
+            events,
+        }
+    }
+
+    /// Reads the byte form back. What is sealed is shut until somebody opens it ([`Record::private`]).
     ///
     /// # Errors
     /// If the bytes are damaged, or hold a record or event of a version this program does not know.
     /// Such a record must stop its reader: skipping it would make replicas differ.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Self::decode_up_to(LEVEL_NEWEST, bytes)
+    }
+
+    /// As a program of a schema level reads it.
+    ///
+    /// # Errors
+    /// As [`Record::decode`]; and if it holds what that level does not know.
+    pub fn decode_up_to(level: u8, bytes: &[u8]) -> Result<Self, DecodeError> {
         let Some((&version, body)) = bytes.split_first() else {
             return Err(DecodeError::Malformed { what: "Record" });
         };
-        if version != RECORD_VERSION {
-            return Err(DecodeError::Unknown { what: "Record", kind: 0, version });
+        let unknown = DecodeError::Unknown { what: "Record", kind: 0, version };
+        if version > level {
+            return Err(unknown);
         }
-        let body: RecordV1 = decode_exact("Record", body)?;
+        let body: Body<Actor> = match version {
+            1 => {
+                let old: Body<upcast::v1::Actor> = decode_exact("Record", body)?;
+                Body {
+                    id: old.id,
+                    stream: old.stream,
+                    time: old.time,
+                    actor: old.actor.into(),
+                    causation: old.causation,
+                    correlation: old.correlation,
+                    events: old.events,
+                }
+            }
+            RECORD_VERSION => decode_exact("Record", body)?,
+            _ => return Err(unknown),
+        };
+        if let Some(newer) = body.events.iter().find(|tagged| level::of(tagged) > level) {
+            let (kind, version) = (newer.kind, newer.version);
+            return Err(DecodeError::Unknown { what: "Event", kind, version });
+        }
         Ok(Self {
             id: body.id,
             stream: body.stream,
@@ -90,5 +139,15 @@ impl Record {
             correlation: body.correlation,
             events: body.events.iter().map(Event::from_tagged).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Every text in it that is, or has to be, under a subject's key.
+    pub fn private(&mut self, visit: &mut Visit<'_>) {
+        if let Actor::Operator(name) = &mut self.actor {
+            visit(Field::Actor, Owner::Named, name);
+        }
+        for event in &mut self.events {
+            event.private(visit);
+        }
     }
 }

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, GroupId};
+use crate::{AgentId, GroupId, Private};
 
 /// An agent, or all agents of a group at the moment a run starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct Place {
     /// Where.
     pub party: Party,
     /// Which folder, or at a source which file or folder.
-    pub path: Vec<u8>,
+    pub path: Private<Vec<u8>>,
 }
 
 /// What a job does.
@@ -57,8 +57,8 @@ pub struct Participant {
     pub agent: AgentId,
     /// As what.
     pub role: Role,
-    /// Its folder.
-    pub path: Vec<u8>,
+    /// Which of the run's folders is its own: a place in [`crate::RunStarted::paths`].
+    pub path: u16,
 }
 
 /// Where an agent stands in a run. The order is the usual course.
@@ -168,6 +168,15 @@ pub struct Problem {
     /// Path of the entry inside the run's folder, as bytes; empty if none is concerned.
     pub path: Vec<u8>,
     /// What happened and what to do, one line for people.
+    pub detail: String,
+}
+
+/// The part of a [`Problem`] that may name a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemText {
+    /// See [`Problem::path`].
+    pub path: Vec<u8>,
+    /// See [`Problem::detail`].
     pub detail: String,
 }
 

@@ -1,5 +1,6 @@
-//! The byte forms that are stored and signed, pinned: `tests/golden/v1/*.bin` decode to the values below
-//! and the current code encodes these values to exactly those bytes. The `.json` beside each is the same
+//! The byte forms that are stored and signed, pinned: `tests/golden/vN/*.bin` decode to the values below
+//! and the current code encodes these values to exactly those bytes. `v1` has what logs of schema level 1 hold and
+//! everything whose shape never changed, `v2` the second version of what has one, with its texts sealed. The `.json` beside each is the same
 //! value for people. Files are only ever added: `GOLDEN_WRITE=1 cargo test -p event-schema --test golden`
 //! writes those that are missing and never touches one that exists.
 //!
@@ -18,6 +19,7 @@ type Check = Box<dyn Fn(&[u8]) -> bool>;
 
 /// One pinned value: its file name, its bytes, itself as JSON, and whether bytes decode to it.
 struct Golden {
+    folder: &'static str,
     name: String,
     bytes: Vec<u8>,
     json: Value,
@@ -63,9 +65,18 @@ fn problem() -> Problem {
 
 fn participants() -> Vec<Participant> {
     vec![
-        Participant { agent: agent(1), role: Role::Source, path: b"/srv/\xfe".to_vec() },
-        Participant { agent: agent(2), role: Role::Destination, path: b"in".to_vec() },
+        Participant { agent: agent(1), role: Role::Source, path: 0 },
+        Participant { agent: agent(2), role: Role::Destination, path: 1 },
     ]
+}
+
+fn paths() -> Private<Vec<Vec<u8>>> {
+    vec![b"/srv/\xfe".to_vec(), b"in".to_vec()].into()
+}
+
+fn text() -> Private<ProblemText> {
+    let Problem { path, detail, .. } = problem();
+    ProblemText { path, detail }.into()
 }
 
 fn join() -> JoinRun {
@@ -119,12 +130,66 @@ macro_rules! pinned {
         let name = value.name();
         let version = <$enum>::KINDS.iter().find(|(kind, ..)| *kind == value.kind()).expect("listed").1;
         $list.push(Golden {
+            folder: "v1",
             name: format!(concat!($prefix, "-{}"), name),
             bytes: value.encode(),
             json: json!({"kind": value.kind(), "version": version, "name": name, "payload": json}),
             decodes: Box::new(move |bytes| <$enum>::decode(bytes).as_ref() == Ok(&value)),
         });
     })+};
+}
+
+/// Payloads that have a version 2: version 1 from the value in the clear, version 2 with its texts sealed. Both are read
+/// as the same value.
+macro_rules! pinned_twice {
+    ($list:ident, [$($name:ident $payload:tt),+ $(,)?]) => {$({
+        let payload = $name $payload;
+        let json = serde_json::to_value(upcast::v1::$name::from(&payload)).expect("plain data");
+        let value = Event::from(payload);
+        let (kind, name, meant) = (value.kind(), value.name(), value.clone());
+        $list.push(Golden {
+            folder: "v1",
+            name: format!("event-{name}"),
+            bytes: encode(&upcast::event_at(&value, 1)),
+            json: json!({"kind": kind, "version": 1, "name": name, "payload": json}),
+            decodes: Box::new(move |bytes| Event::decode(bytes).as_ref() == Ok(&meant)),
+        });
+        let mut sealed = value.clone();
+        let mut nonce = 0;
+        sealed.private(&mut |field, owner, text| {
+            nonce += 1;
+            text.seal(owned_by(owner), &KEY(), field, [nonce; 12]);
+        });
+        let Event::$name(payload) = &sealed else { unreachable!("it was one") };
+        let json = serde_json::to_value(payload).expect("plain data");
+        $list.push(Golden {
+            folder: "v2",
+            name: format!("event-{name}"),
+            bytes: sealed.encode(),
+            json: json!({"kind": kind, "version": 2, "name": name, "payload": json}),
+            decodes: Box::new(move |bytes| {
+                let Ok(mut read) = Event::decode(bytes) else { return false };
+                let shut = read != value;
+                let mut opened = true;
+                read.private(&mut |field, _, text| opened &= text.open(&KEY(), field));
+                shut == (nonce > 0) && opened && read == value
+            }),
+        });
+    })+};
+}
+
+/// The key of every subject.
+#[allow(non_snake_case, reason = "a constant that cannot be one, as it is wiped when dropped")]
+fn KEY() -> SubjectKey {
+    SubjectKey::new([0x6b; 32])
+}
+
+fn owned_by(owner: Owner) -> Subject {
+    match owner {
+        Owner::Subject(subject) => subject,
+        Owner::Run(..) => Subject::Job(JOB),
+        Owner::Named => Subject::User(UserId([0x55; 16])),
+    }
 }
 
 fn all() -> Vec<Golden> {
@@ -135,23 +200,9 @@ fn all() -> Vec<Golden> {
         list,
         [
             FleetFounded { root_key: [0xa1; 32], ca_fingerprint: [0xb2; 32] },
-            AgentEnrolled {
-                agent: agent(1),
-                public_key: [0x11; 32],
-                name: "nas-1".into(),
-                tags: tags(),
-                token: Some(TOKEN),
-                version: "0.1.0".into(),
-            },
             AgentApproved { agent: agent(1) },
-            AgentOnline {
-                agent: agent(1),
-                addresses: vec!["192.0.2.7:5000".into()],
-                version: "0.1.0".into()
-            },
             AgentOffline { agent: agent(1), reason: "the link broke".into() },
             AgentRemoved { agent: agent(1) },
-            AgentTagged { agent: agent(1), tags: tags() },
             AgentSessionOpened { agent: agent(1), replica: ReplicaId([0x5a; 16]), epoch: 300 },
             TokenCreated {
                 token: TOKEN,
@@ -162,25 +213,10 @@ fn all() -> Vec<Golden> {
             },
             TokenUsed { token: TOKEN, agent: agent(1) },
             TokenRevoked { token: TOKEN },
-            EnrolmentRefused {
-                reason: RefusalReason::TokenSpent,
-                token: Some(TOKEN),
-                agent: agent(3),
-                address: "192.0.2.9:40000".into(),
-            },
             GroupCreated { group: GROUP, name: "harbour".into() },
             GroupMembersAdded { group: GROUP, agents: vec![agent(1), agent(2)] },
             GroupMembersRemoved { group: GROUP, agents: vec![agent(2)] },
-            JobCreated {
-                job: JOB,
-                name: "release 7".into(),
-                spec: JobSpec::Distribution {
-                    source: Place { party: Party::Agent(agent(1)), path: b"/srv/\xfe".to_vec() },
-                    destinations: vec![Place { party: Party::Group(GROUP), path: b"in".to_vec() }],
-                },
-            },
             JobDeleted { job: JOB },
-            RunStarted { run: RUN, job: JOB, participants: participants() },
             RunManifestReady {
                 run: RUN,
                 agent: agent(1),
@@ -195,26 +231,13 @@ fn all() -> Vec<Golden> {
                 state: RunAgentState::Done,
                 stats: Some(stats())
             },
-            RunProblemReported { run: RUN, agent: agent(1), problem: problem() },
             RunStopRequested { run: RUN, reason: "wrong folder".into() },
             RunFinished { run: RUN, outcome: Outcome::SucceededWithErrors },
-            CommandIssued {
-                command: COMMAND,
-                agent: agent(2),
-                sequence: 300,
-                run: Some(RUN),
-                signed: command().sign(&SigningKey::from_bytes(&[1; 32])),
-            },
             CommandAcknowledged {
                 command: COMMAND,
                 agent: agent(2),
                 sequence: 300,
                 refused: Some(RefusalReason::NotAllowed),
-            },
-            ReportReceived {
-                agent: agent(2),
-                sequence: 9,
-                signed: report().sign(&SigningKey::from_bytes(&[2; 32]))
             },
             AuditConflict {
                 witness: Some(agent(2)),
@@ -232,8 +255,67 @@ fn all() -> Vec<Golden> {
                 reason: "silent for too long".into()
             },
             LeaseTaken { replica: ReplicaId([0x5a; 16]), epoch: 300, term: 7 },
+            SchemaRaised { level: 2 },
+            SubjectOpened { subject: Subject::Job(JOB), commitment: KEY().commitment(Subject::Job(JOB)) },
+            SubjectErased { subject: Subject::Job(JOB), reason: "asked for".into() },
         ]
     );
+    pinned_twice!(
+        list,
+        [
+            AgentEnrolled {
+                agent: agent(1),
+                public_key: [0x11; 32],
+                name: "nas-1".into(),
+                tags: tags().into(),
+                token: Some(TOKEN),
+                version: "0.1.0".into(),
+            },
+            AgentOnline {
+                agent: agent(1),
+                addresses: vec!["192.0.2.7:5000".into()].into(),
+                version: "0.1.0".into()
+            },
+            AgentTagged { agent: agent(1), tags: tags().into() },
+            EnrolmentRefused {
+                reason: RefusalReason::TokenSpent,
+                token: Some(TOKEN),
+                agent: agent(3),
+                address: "192.0.2.9:40000".into(),
+            },
+            JobCreated {
+                job: JOB,
+                name: "release 7".into(),
+                spec: JobSpec::Distribution {
+                    source: Place { party: Party::Agent(agent(1)), path: b"/srv/\xfe".to_vec().into() },
+                    destinations: vec![Place { party: Party::Group(GROUP), path: b"in".to_vec().into() }],
+                },
+            },
+            RunStarted { run: RUN, job: JOB, paths: paths(), participants: participants() },
+            RunProblemReported {
+                run: RUN,
+                agent: agent(1),
+                class: ProblemClass::UnsafeLink,
+                concerns_entry: true,
+                text: text(),
+            },
+            CommandIssued {
+                command: COMMAND,
+                agent: agent(2),
+                sequence: 300,
+                run: Some(RUN),
+                joins: true,
+                signed: command().sign(&SigningKey::from_bytes(&[1; 32])).into(),
+            },
+            ReportReceived {
+                agent: agent(2),
+                sequence: 9,
+                problem_in: None,
+                signed: report().sign(&SigningKey::from_bytes(&[2; 32])).into()
+            },
+        ]
+    );
+    list.extend(sealed_report());
     pinned!("command", CommandBody, list, [join(), FinishRun { run: RUN }, StopRun { run: RUN }]);
     pinned!(
         "report",
@@ -276,8 +358,9 @@ fn records() -> Vec<Golden> {
     cases
         .into_iter()
         .map(|(name, record)| Golden {
+            folder: "v1",
             name: name.into(),
-            bytes: record.encode(),
+            bytes: record.encode_at(1),
             json: json!({
                 "id": record.id, "stream": record.stream, "time": record.time, "actor": record.actor,
                 "causation": record.causation, "correlation": record.correlation,
@@ -286,6 +369,55 @@ fn records() -> Vec<Golden> {
             decodes: Box::new(move |bytes| Record::decode(bytes).as_ref() == Ok(&record)),
         })
         .collect()
+}
+
+/// Records of version 2, and what only they can hold.
+fn sealed_report() -> Vec<Golden> {
+    let mut list = Vec::new();
+    // A report without a problem is in the clear, one with a problem is not: the former stands among the events.
+    let body = ProblemReported { run: RUN, problem: problem() }.into();
+    let signed = Report { body, ..report() }.sign(&SigningKey::from_bytes(&[2; 32]));
+    let problem: Event =
+        ReportReceived { agent: agent(2), sequence: 9, problem_in: Some(RUN), signed: signed.into() }.into();
+    for (name, actor, seal) in [
+        ("record-clear", Actor::Operator("anna".into()), false),
+        ("record-sealed", Actor::Operator("anna".into()), true),
+        ("record-withheld", Actor::Operator("anna".into()), true),
+    ] {
+        let mut record = Record {
+            id: RecordId([0x01; 16]),
+            stream: "agent/02020202020202020202020202020202".into(),
+            time: Timestamp(1_795_000_000_123),
+            actor,
+            causation: Some(RecordId([0x03; 16])),
+            correlation: RecordId([0x02; 16]),
+            events: vec![problem.clone()],
+        };
+        let meant = record.clone();
+        let mut nonce = 0;
+        let withheld = name == "record-withheld";
+        record.private(&mut |field, owner, text| {
+            nonce += 1;
+            match (seal, withheld) {
+                (true, false) => text.seal(owned_by(owner), &KEY(), field, [nonce; 12]),
+                (true, true) => text.withhold(),
+                _ => {}
+            }
+        });
+        list.push(Golden {
+            folder: "v2",
+            name: name.into(),
+            bytes: record.encode(),
+            json: json!({"actor": record.actor, "events": record.events.iter().map(Event::name).collect::<Vec<_>>()}),
+            decodes: Box::new(move |bytes| {
+                let Ok(mut read) = Record::decode(bytes) else { return false };
+                let mut opened = 0;
+                read.private(&mut |field, _, text| opened += u32::from(text.open(&KEY(), field)));
+                if withheld { opened == 0 && read != meant } else { opened == 2 && read == meant }
+            }),
+        });
+    }
+    list
 }
 
 /// A command and a report under their signatures: Ed25519 is deterministic, so these are pinned too.
@@ -301,6 +433,7 @@ fn envelopes() -> Vec<Golden> {
     let (c, r) = (command(), report());
     vec![
         Golden {
+            folder: "v1",
             name: "signed-command".into(),
             bytes: encode(&c.sign(&key(1))),
             json: json!({"id": c.id, "audience": c.audience, "sequence": c.sequence, "issued": c.issued,
@@ -312,6 +445,7 @@ fn envelopes() -> Vec<Golden> {
             )),
         },
         Golden {
+            folder: "v1",
             name: "signed-report".into(),
             bytes: encode(&r.sign(&key(2))),
             json: json!({"agent": r.agent, "sequence": r.sequence, "time": r.time, "body": r.body.name()}),
@@ -324,16 +458,16 @@ fn envelopes() -> Vec<Golden> {
     ]
 }
 
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1")
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 #[test]
 fn stored_bytes_stay_what_they_are() {
     let write = std::env::var_os("GOLDEN_WRITE").is_some();
     for golden in all() {
-        let bin = folder().join(format!("{}.bin", golden.name));
-        let json = folder().join(format!("{}.json", golden.name));
+        let bin = folder(golden.folder).join(format!("{}.bin", golden.name));
+        let json = folder(golden.folder).join(format!("{}.json", golden.name));
         let text = format!("{:#}\n", golden.json);
         if write {
             for (path, content) in [(&bin, golden.bytes.as_slice()), (&json, text.as_bytes())] {
@@ -356,27 +490,56 @@ fn stored_bytes_stay_what_they_are() {
     }
 }
 
+/// Folders and names of everything that is pinned.
+fn pinned() -> BTreeSet<(String, String)> {
+    all().into_iter().map(|golden| (golden.folder.to_owned(), golden.name)).collect()
+}
+
 #[test]
 fn every_kind_is_pinned() {
-    let pinned: BTreeSet<String> = all().into_iter().map(|golden| golden.name).collect();
+    let pinned = pinned();
     let kinds = [("event", Event::KINDS), ("command", CommandBody::KINDS), ("report", ReportBody::KINDS)];
     for (prefix, kinds) in kinds {
         let mut numbers = BTreeSet::new();
         for (number, version, name) in kinds {
             assert!(numbers.insert(number), "{prefix} {number} twice");
-            assert_eq!(*version, 1, "a new version of {name} needs golden files in a folder of its own");
-            assert!(pinned.contains(&format!("{prefix}-{name}")), "{prefix} {name} has no golden file");
+            for version in 1..=*version {
+                // What came with level 2 is pinned beside what there was before: its version is 1.
+                let file = (format!("v{version}"), format!("{prefix}-{name}"));
+                assert!(pinned.contains(&file), "{prefix} {name} has no golden file for version {version}");
+            }
+        }
+    }
+}
+
+/// What an older program does with a log that was raised.
+#[test]
+fn a_program_of_level_1_refuses_what_came_after_it() {
+    for golden in all() {
+        let (old, stored) = (golden.folder == "v1", &golden.bytes);
+        if golden.name.starts_with("record-") {
+            assert_eq!(Record::decode_up_to(1, stored).is_ok(), old, "{}", golden.name);
+            assert!(Record::decode_up_to(2, stored).is_ok(), "{}", golden.name);
+        }
+        if let (Some(name), Ok(event)) = (golden.name.strip_prefix("event-"), Event::decode(stored)) {
+            let late = ["schema.raised", "subject.opened", "subject.erased"].contains(&name);
+            let tagged: Tagged = decode_exact("Event", stored).expect("tagged");
+            assert_eq!(level::of(&tagged), if old && !late { 1 } else { 2 }, "{name}");
+            assert_eq!(level::knows(1, &event), !late, "{name}");
         }
     }
 }
 
 #[test]
 fn nothing_stored_is_forgotten() {
-    let pinned: BTreeSet<String> = all().into_iter().map(|golden| golden.name).collect();
-    for file in fs::read_dir(folder()).expect("the folder") {
-        let path = file.expect("an entry").path();
-        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-        assert!(pinned.contains(&name), "{} is checked by nothing: old files stay readable", path.display());
+    let pinned = pinned();
+    for version in ["v1", "v2"] {
+        for file in fs::read_dir(folder(version)).expect("the folder") {
+            let path = file.expect("an entry").path();
+            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            let known = pinned.contains(&(version.to_owned(), name));
+            assert!(known, "{} is checked by nothing: old files stay readable", path.display());
+        }
     }
 }
 

@@ -86,7 +86,8 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
     let records = read(urls).await.context("reading the log")?;
     let mut found = Findings { records: records.len() as u64, ..Findings::default() };
     let mut ids: BTreeSet<RecordId> = BTreeSet::new();
-    let mut reports: HashMap<(AgentId, u64), Vec<u8>> = HashMap::new();
+    // None: sealed, so that only its place can be held against what the agent was told.
+    let mut reports: HashMap<(AgentId, u64), Option<Vec<u8>>> = HashMap::new();
     let mut runs: BTreeMap<String, u64> = BTreeMap::new();
     let mut issued: BTreeMap<AgentId, Vec<Issued>> = BTreeMap::new();
     let mut acknowledged: BTreeSet<(AgentId, u64)> = BTreeSet::new();
@@ -99,7 +100,7 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
             found.events += 1;
             match event {
                 Event::ReportReceived(e) => {
-                    let bytes = e.signed.bytes.clone();
+                    let bytes = e.signed.legible().map(|signed| signed.bytes.clone());
                     let twice = reports.insert((e.agent, e.sequence), bytes).is_some();
                     found.wrong_if(twice, || {
                         format!("{position}: report {} of {} twice", e.sequence, e.agent)
@@ -111,6 +112,7 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
                         Ok(CommandBody::JoinRun(_)) => "join",
                         Ok(CommandBody::FinishRun(_)) => "finish",
                         Ok(CommandBody::StopRun(_)) => "stop",
+                        Err(_) if e.joins => "join",
                         Err(_) => "?",
                     };
                     issued.entry(e.agent).or_default().push((e.sequence, e.run, name));
@@ -151,7 +153,8 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
         }
         for (sequence, signed) in (1..).zip(&kept.reports).take(kept.acknowledged as usize) {
             found.reports += 1;
-            if reports.get(&(id, sequence)) != Some(&signed.bytes) {
+            let stored = reports.get(&(id, sequence));
+            if stored.is_none_or(|stored| stored.as_ref().is_some_and(|bytes| *bytes != signed.bytes)) {
                 found.wrong(format!("LOST: report {sequence} of {} was acknowledged", agent.name()));
             }
         }

@@ -5,20 +5,29 @@
 //! one is made beside it; [`hash`] knows them all.
 
 mod one;
+mod two;
 
 use std::fmt;
 
+use event_schema::level::LEVEL_OLDEST;
 use event_schema::{Event, Record, StateAttested};
 
 use crate::projection::Views;
 
-/// The form that services attest in.
-pub const NEWEST: u8 = 1;
+/// The highest form there is.
+pub const NEWEST: u8 = 2;
 
-/// SHA-256 of the state in a form; none if this program does not know the form: a newer one does.
+/// The form that services attest a state in: that of its log's level.
+pub fn newest(views: &Views) -> u8 {
+    views.level().min(NEWEST)
+}
+
+/// SHA-256 of the state in a form; none if this program does not know the form, as a newer one does, or the form has no
+/// place for sealed texts and there may be some.
 pub fn hash(form: u8, views: &Views) -> Option<[u8; 32]> {
     match form {
-        1 => Some(one::hash(views)),
+        1 if views.level() == LEVEL_OLDEST => Some(one::hash(views)),
+        2 => Some(two::hash(views)),
         _ => None,
     }
 }

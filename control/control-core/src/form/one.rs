@@ -1,4 +1,5 @@
-//! Form 1. What is written here in which order is `events/AUDIT_FORMAT.md` §10.2; it never changes.
+//! Form 1, and what form 2 has in common with it. What is written here in which order is `events/AUDIT_FORMAT.md` §10.2
+//! and §10.3; it never changes.
 //!
 //! Written out by hand instead of derived: a field or variant that is added elsewhere must not slip into hashes that
 //! stand on the log already, and every `match` on what is recorded makes the compiler ask.
@@ -6,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use event_schema::{
-    AgentId, JobSpec, Outcome, Party, Place, ProblemClass, Role, RunAgentState, Signed, Timestamp,
+    AgentId, JobSpec, Outcome, Party, Place, Private, ProblemClass, Role, RunAgentState, Signed, Timestamp,
     TransferStats,
 };
 use sha2::{Digest, Sha256};
@@ -20,49 +21,78 @@ use crate::projection::{
 const BUFFER_BYTES: usize = 16 * 1024;
 
 pub(super) fn hash(views: &Views) -> [u8; 32] {
-    let mut form = Form { digest: Sha256::new(), buffer: Vec::with_capacity(2 * BUFFER_BYTES) };
-    form.raw(b"flotilla state\n");
-    form.u8(1);
-    form.u64(views.position());
-    form.option(views.fleet.root_key, |form, key| form.raw(&key));
-    form.option(views.fleet.ca_fingerprint, |form, print| form.raw(&print));
-    form.u64(views.fleet.enrolments_refused);
-    form.map(&views.fleet.agents, |form, id, agent| {
-        form.raw(&id.0);
-        form.agent(agent);
-    });
-    form.map(&views.fleet.groups, |form, id, group| {
-        form.raw(&id.0);
-        form.group(group);
-    });
-    form.map(&views.fleet.tokens, |form, id, token| {
-        form.raw(&id.0);
-        form.token(token);
-    });
-    form.map(&views.jobs.jobs, |form, id, job| {
-        form.raw(&id.0);
-        form.job(job);
-    });
-    form.map(&views.runs.runs, |form, id, run| {
-        form.raw(&id.0);
-        form.run(run);
-    });
-    form.map(&views.mailboxes.agents, |form, id, mailbox| {
-        form.raw(&id.0);
-        form.mailbox(mailbox);
-    });
-    form.list(views.conflicts.conflicts.iter(), Form::conflict);
-    form.digest.update(&form.buffer);
-    form.digest.finalize().into()
+    let mut form = Form::new(1);
+    form.views(views);
+    form.finish()
 }
 
-struct Form {
+/// A form on its way into the hash. Form 2 has the parts of form 1 in it, with its own way to put private texts.
+pub(super) struct Form {
+    number: u8,
     digest: Sha256,
     buffer: Vec<u8>,
 }
 
 impl Form {
-    fn raw(&mut self, bytes: &[u8]) {
+    pub(super) fn new(number: u8) -> Self {
+        Self { number, digest: Sha256::new(), buffer: Vec::with_capacity(2 * BUFFER_BYTES) }
+    }
+
+    pub(super) fn finish(mut self) -> [u8; 32] {
+        self.digest.update(&self.buffer);
+        self.digest.finalize().into()
+    }
+
+    pub(super) fn views(&mut self, views: &Views) {
+        self.raw(b"flotilla state\n");
+        self.u8(self.number);
+        self.u64(views.position());
+        self.option(views.fleet.root_key, |form, key| form.raw(&key));
+        self.option(views.fleet.ca_fingerprint, |form, print| form.raw(&print));
+        self.u64(views.fleet.enrolments_refused);
+        self.map(&views.fleet.agents, |form, id, agent| {
+            form.raw(&id.0);
+            form.agent(agent);
+        });
+        self.map(&views.fleet.groups, |form, id, group| {
+            form.raw(&id.0);
+            form.group(group);
+        });
+        self.map(&views.fleet.tokens, |form, id, token| {
+            form.raw(&id.0);
+            form.token(token);
+        });
+        self.map(&views.jobs.jobs, |form, id, job| {
+            form.raw(&id.0);
+            form.job(job);
+        });
+        self.map(&views.runs.runs, |form, id, run| {
+            form.raw(&id.0);
+            form.run(run);
+        });
+        self.map(&views.mailboxes.agents, |form, id, mailbox| {
+            form.raw(&id.0);
+            form.mailbox(mailbox);
+        });
+        self.list(views.conflicts.conflicts.iter(), Form::conflict);
+    }
+
+    /// A text that may be sealed: form 1 knows them in the clear alone, form 2 puts what stands on the log.
+    fn private<T>(&mut self, private: &Private<T>, put: impl FnOnce(&mut Self, &T)) {
+        if self.number > 1 {
+            match private.sealed() {
+                Some(sealed) => {
+                    self.u8(1);
+                    return self.raw(&sealed.digest());
+                }
+                None if !private.is_clear() => return self.u8(2),
+                None => self.u8(0),
+            }
+        }
+        put(self, private);
+    }
+
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() >= BUFFER_BYTES {
             self.digest.update(&self.buffer);
@@ -70,15 +100,15 @@ impl Form {
         }
     }
 
-    fn u8(&mut self, value: u8) {
+    pub(super) fn u8(&mut self, value: u8) {
         self.raw(&[value]);
     }
 
-    fn bool(&mut self, value: bool) {
+    pub(super) fn bool(&mut self, value: bool) {
         self.u8(value.into());
     }
 
-    fn u64(&mut self, value: u64) {
+    pub(super) fn u64(&mut self, value: u64) {
         self.raw(&value.to_le_bytes());
     }
 
@@ -87,15 +117,15 @@ impl Form {
         self.raw(bytes);
     }
 
-    fn text(&mut self, text: &str) {
+    pub(super) fn text(&mut self, text: &str) {
         self.bytes(text.as_bytes());
     }
 
-    fn time(&mut self, time: Timestamp) {
+    pub(super) fn time(&mut self, time: Timestamp) {
         self.u64(time.0);
     }
 
-    fn option<T>(&mut self, value: Option<T>, put: impl FnOnce(&mut Self, T)) {
+    pub(super) fn option<T>(&mut self, value: Option<T>, put: impl FnOnce(&mut Self, T)) {
         self.bool(value.is_some());
         if let Some(value) = value {
             put(self, value);
@@ -107,7 +137,7 @@ impl Form {
         list.for_each(|item| put(self, item));
     }
 
-    fn map<K, V>(&mut self, map: &BTreeMap<K, V>, mut put: impl FnMut(&mut Self, &K, &V)) {
+    pub(super) fn map<K, V>(&mut self, map: &BTreeMap<K, V>, mut put: impl FnMut(&mut Self, &K, &V)) {
         self.list(map.iter(), |form, (key, value)| put(form, key, value));
     }
 
@@ -123,7 +153,7 @@ impl Form {
     }
 
     fn agent(&mut self, agent: &AgentView) {
-        self.text(&agent.name);
+        self.private(&agent.name, |form, name| form.text(name));
         self.raw(&agent.public_key);
         self.u8(match agent.standing {
             StandingView::Pending => 0,
@@ -131,12 +161,17 @@ impl Form {
             StandingView::Removed => 2,
         });
         self.bool(agent.online);
-        self.tags(&agent.tags);
+        self.private(&agent.tags, |form, tags| form.tags(tags));
         self.text(&agent.version);
-        self.list(agent.addresses.iter(), |form, address| form.text(address));
+        self.private(&agent.addresses, |form, addresses| {
+            form.list(addresses.iter(), |form, address| form.text(address));
+        });
         self.time(agent.enrolled);
         self.time(agent.last_seen);
         self.u64(agent.reports_stored);
+        if self.number > 1 {
+            self.session(agent.session);
+        }
     }
 
     fn group(&mut self, group: &GroupView) {
@@ -154,7 +189,7 @@ impl Form {
     }
 
     fn job(&mut self, job: &JobView) {
-        self.text(&job.name);
+        self.private(&job.name, |form, name| form.text(name));
         match &job.spec {
             JobSpec::Distribution { source, destinations } => {
                 self.u8(0);
@@ -173,12 +208,12 @@ impl Form {
         };
         self.u8(kind);
         self.raw(&id);
-        self.bytes(&place.path);
+        self.private(&place.path, |form, path| form.bytes(path));
     }
 
     fn run(&mut self, run: &RunView) {
         self.raw(&run.job.0);
-        self.text(&run.job_name);
+        self.private(&run.job_name, |form, name| form.text(name));
         self.time(run.started);
         self.option(run.finished, Self::time);
         self.option(run.outcome, |form, outcome| {
@@ -195,20 +230,26 @@ impl Form {
             form.u64(manifest.bytes);
             form.u64(manifest.blocks);
         });
+        if self.number > 1 {
+            self.private(&run.paths, |form, paths| form.list(paths.iter(), |form, path| form.bytes(path)));
+        }
         self.map(&run.agents, |form, id, agent| {
             form.raw(&id.0);
-            form.run_agent(agent);
+            form.run_agent(run, agent);
         });
         self.list(run.problems.iter(), Self::problem);
         self.list(run.history.iter(), |form, position| form.u64(*position));
     }
 
-    fn run_agent(&mut self, agent: &RunAgentView) {
+    fn run_agent(&mut self, run: &RunView, agent: &RunAgentView) {
         self.u8(match agent.role {
             Role::Source => 0,
             Role::Destination => 1,
         });
-        self.bytes(&agent.path);
+        match self.number {
+            1 => self.bytes(run.path(agent)),
+            _ => self.u64(agent.path.into()),
+        }
         self.u8(match agent.state {
             RunAgentState::Waiting => 0,
             RunAgentState::Accepted => 1,
@@ -261,7 +302,7 @@ impl Form {
     fn problem(&mut self, view: &ProblemView) {
         self.raw(&view.agent.0);
         self.time(view.time);
-        self.u8(match view.problem.class {
+        self.u8(match view.class {
             ProblemClass::DiskFull => 0,
             ProblemClass::PermissionDenied => 1,
             ProblemClass::NotFound => 2,
@@ -275,15 +316,17 @@ impl Form {
             ProblemClass::Io => 10,
             ProblemClass::Internal => 11,
         });
-        self.bytes(&view.problem.path);
-        self.text(&view.problem.detail);
+        self.private(&view.text, |form, text| {
+            form.bytes(&text.path);
+            form.text(&text.detail);
+        });
     }
 
     fn mailbox(&mut self, mailbox: &Mailbox) {
         self.u64(mailbox.last);
         self.map(&mailbox.waiting, |form, sequence, signed| {
             form.u64(*sequence);
-            form.signed(signed);
+            form.private(signed, Form::signed);
         });
     }
 

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use event_schema::{AgentId, Event, GroupId, Timestamp, TokenId};
+use event_schema::{AgentId, Event, Field, GroupId, Owner, Private, Subject, Timestamp, TokenId, Visit};
 use serde::{Deserialize, Serialize};
+
+use crate::replica::Session;
 
 /// Agents, groups, tokens.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,7 +39,7 @@ pub enum StandingView {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentView {
     /// Its name, unique among agents that are not removed.
-    pub name: String,
+    pub name: Private<String>,
     /// Its Ed25519 key.
     pub public_key: [u8; 32],
     /// Whether it belongs to the fleet.
@@ -45,17 +47,19 @@ pub struct AgentView {
     /// Whether its control link is up.
     pub online: bool,
     /// Its tags, sorted.
-    pub tags: Vec<(String, String)>,
+    pub tags: Private<Vec<(String, String)>>,
     /// Version of its program, as last told.
     pub version: String,
     /// Where its µTP2 endpoint was last to be tried (`IP:PORT`).
-    pub addresses: Vec<String>,
+    pub addresses: Private<Vec<String>>,
     /// When it enrolled first.
     pub enrolled: Timestamp,
     /// When the service last recorded something it did.
     pub last_seen: Timestamp,
     /// Its last report that is on the log; 0 if none is.
     pub reports_stored: u64,
+    /// Where it was last connected, on logs that several services share.
+    pub session: Session,
 }
 
 /// One group.
@@ -100,16 +104,17 @@ impl Fleet {
             }
             Event::AgentEnrolled(e) => {
                 let agent = self.agents.entry(e.agent).or_insert_with(|| AgentView {
-                    name: String::new(),
+                    name: Private::default(),
                     public_key: e.public_key,
                     standing: StandingView::Pending,
                     online: false,
-                    tags: Vec::new(),
+                    tags: Private::default(),
                     version: String::new(),
-                    addresses: Vec::new(),
+                    addresses: Private::default(),
                     enrolled: time,
                     last_seen: time,
                     reports_stored: 0,
+                    session: Session::ALONE,
                 });
                 agent.name.clone_from(&e.name);
                 agent.tags.clone_from(&e.tags);
@@ -122,6 +127,9 @@ impl Fleet {
                 a.last_seen = time;
                 a.addresses.clone_from(&e.addresses);
                 a.version.clone_from(&e.version);
+            }),
+            Event::AgentSessionOpened(e) => self.agent(e.agent, |a| {
+                a.session = Session { replica: e.replica, epoch: e.epoch };
             }),
             Event::AgentOffline(e) => self.agent(e.agent, |a| {
                 a.online = false;
@@ -173,6 +181,15 @@ impl Fleet {
                 }
             }
             _ => {}
+        }
+    }
+
+    pub(super) fn private(&mut self, visit: &mut Visit<'_>) {
+        for (id, agent) in &mut self.agents {
+            let owner = Owner::Subject(Subject::Agent(*id));
+            visit(Field::AgentName, owner, &mut agent.name);
+            visit(Field::AgentTags, owner, &mut agent.tags);
+            visit(Field::AgentAddresses, owner, &mut agent.addresses);
         }
     }
 

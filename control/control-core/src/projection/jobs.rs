@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use event_schema::{Event, JobId, JobSpec, RunId, Timestamp};
+use event_schema::{Event, Field, JobId, JobSpec, Owner, Private, RunId, Subject, Timestamp, Visit};
 use serde::{Deserialize, Serialize};
 
 /// Runs of one job that are listed with it, newest last; the others are found among the runs.
@@ -19,7 +19,7 @@ pub struct Jobs {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobView {
     /// Its name, unique among jobs.
-    pub name: String,
+    pub name: Private<String>,
     /// What it does.
     pub spec: JobSpec,
     /// When it was made.
@@ -47,6 +47,14 @@ impl Jobs {
                 }
             }
             _ => {}
+        }
+    }
+
+    pub(super) fn private(&mut self, visit: &mut Visit<'_>) {
+        for (id, job) in &mut self.jobs {
+            let owner = Owner::Subject(Subject::Job(*id));
+            visit(Field::JobName, owner, &mut job.name);
+            job.spec.private(owner, visit);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use event_schema::{AgentId, Event, Signed};
+use event_schema::{AgentId, Event, Field, Owner, Private, Signed, Visit};
 use serde::{Deserialize, Serialize};
 
 /// Commands per agent.
@@ -18,7 +18,7 @@ pub struct Mailbox {
     /// Sequence of the last command issued; 0 if none was.
     pub last: u64,
     /// Commands not acknowledged yet, by sequence.
-    pub waiting: BTreeMap<u64, Signed>,
+    pub waiting: BTreeMap<u64, Private<Signed>>,
 }
 
 impl Mailboxes {
@@ -41,11 +41,20 @@ impl Mailboxes {
         }
     }
 
-    /// Commands of `agent` beyond `cursor`, in order, at most `max`.
+    pub(super) fn private(&mut self, visit: &mut Visit<'_>) {
+        for mailbox in self.agents.values_mut() {
+            // Nothing new is sealed here, so that nobody has to know the runs.
+            mailbox.waiting.values_mut().for_each(|signed| visit(Field::Command, Owner::Named, signed));
+        }
+    }
+
+    /// Commands of `agent` beyond `cursor`, in order, at most `max`, up to the first that cannot be read: one whose
+    /// key is missing must not be passed over.
     pub fn after(&self, agent: AgentId, cursor: u64, max: usize) -> Vec<(u64, Signed)> {
         let Some(mailbox) = self.agents.get(&agent) else { return vec![] };
         let beyond = mailbox.waiting.range(cursor.saturating_add(1)..);
-        beyond.take(max).map(|(sequence, signed)| (*sequence, signed.clone())).collect()
+        let legible = beyond.map_while(|(sequence, signed)| Some((*sequence, signed.legible()?.clone())));
+        legible.take(max).collect()
     }
 
     /// Sequence of the last command issued for `agent`.

@@ -10,8 +10,10 @@ mod jobs;
 mod mailbox;
 mod replicas;
 mod runs;
+mod subjects;
 
-use event_schema::{Record, Timestamp};
+use event_schema::level::LEVEL_OLDEST;
+use event_schema::{Event, Record, Timestamp, Visit};
 use serde::{Deserialize, Serialize};
 
 use crate::form;
@@ -22,6 +24,7 @@ pub use jobs::{JobView, Jobs};
 pub use mailbox::{Mailbox, Mailboxes};
 pub use replicas::{ReplicaView, Replicas};
 pub use runs::{ManifestView, ProblemView, RunAgentView, RunView, Runs};
+pub use subjects::{SubjectView, Subjects};
 
 /// All projections, at one position.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,8 +41,11 @@ pub struct Views {
     pub mailboxes: Mailboxes,
     /// Which checkpoints are held that the log does not continue?
     pub conflicts: Conflicts,
-    /// Which control services write to this log? How the fleet is run, not what it is: no form has it.
+    /// Which control services write to this log?
     pub replicas: Replicas,
+    /// Whose texts are under keys, and whose were erased?
+    pub subjects: Subjects,
+    raised: u8,
 }
 
 impl Views {
@@ -70,12 +76,35 @@ impl Views {
             self.mailboxes.apply(event);
             self.conflicts.apply(record.time, event);
             self.replicas.apply(record.time, event);
+            self.subjects.apply(record.time, event);
+            match event {
+                Event::SchemaRaised(e) => self.raised = self.raised.max(e.level),
+                Event::SubjectErased(e) => self.private(&mut |_, _, text| {
+                    if text.subject() == Some(e.subject) {
+                        text.shut(true);
+                    }
+                }),
+                _ => {}
+            }
         }
         true
     }
 
-    /// SHA-256 over everything, in the newest form.
+    /// The schema level that the log is written in.
+    pub fn level(&self) -> u8 {
+        self.raised.max(LEVEL_OLDEST)
+    }
+
+    /// Every text in them that is under a subject's key, or was recorded before there were keys.
+    pub fn private(&mut self, visit: &mut Visit<'_>) {
+        self.fleet.private(visit);
+        self.jobs.private(visit);
+        self.runs.private(visit);
+        self.mailboxes.private(visit);
+    }
+
+    /// SHA-256 over everything, in the form of the log's level.
     pub fn hash(&self) -> [u8; 32] {
-        form::hash(form::NEWEST, self).expect("the newest form is known")
+        form::hash(form::newest(self), self).expect("it is of the state's own level")
     }
 }

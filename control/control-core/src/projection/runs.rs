@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use event_schema::{
-    AgentId, Event, JobId, Outcome, Problem, Role, RunAgentState, RunId, Timestamp, TransferStats,
+    AgentId, Event, Field, JobId, Outcome, Owner, Private, ProblemClass, ProblemText, Role, RunAgentState,
+    RunId, Subject, Timestamp, TransferStats, Visit, path_of,
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ pub struct Runs {
     /// By id, which sorts by time.
     pub runs: BTreeMap<RunId, RunView>,
     /// Names of jobs that are not deleted, for runs to come.
-    job_names: BTreeMap<JobId, String>,
+    job_names: BTreeMap<JobId, Private<String>>,
 }
 
 /// One run.
@@ -24,7 +25,7 @@ pub struct RunView {
     /// Of which job.
     pub job: JobId,
     /// The job's name.
-    pub job_name: String,
+    pub job_name: Private<String>,
     /// When it started.
     pub started: Timestamp,
     /// When it ended.
@@ -35,6 +36,8 @@ pub struct RunView {
     pub stop_reason: Option<String>,
     /// What is to be moved, once the source knows.
     pub manifest: Option<ManifestView>,
+    /// The folders of those who take part.
+    pub paths: Private<Vec<Vec<u8>>>,
     /// Who takes part.
     pub agents: BTreeMap<AgentId, RunAgentView>,
     /// Problems in the order they came, at most 100 per agent.
@@ -59,8 +62,8 @@ pub struct ManifestView {
 pub struct RunAgentView {
     /// As what.
     pub role: Role,
-    /// Its folder.
-    pub path: Vec<u8>,
+    /// The place of its folder among the run's: see [`RunView::path`].
+    pub path: u16,
     /// Where it stands.
     pub state: RunAgentState,
     /// Since when.
@@ -78,8 +81,17 @@ pub struct ProblemView {
     pub agent: AgentId,
     /// When it was recorded.
     pub time: Timestamp,
-    /// What.
-    pub problem: Problem,
+    /// What kind.
+    pub class: ProblemClass,
+    /// Which entry, and what happened.
+    pub text: Private<ProblemText>,
+}
+
+impl RunView {
+    /// The folder of one who takes part, or the word for what cannot be read.
+    pub fn path(&self, part: &RunAgentView) -> &[u8] {
+        path_of(&self.paths, part.path)
+    }
 }
 
 impl Runs {
@@ -103,7 +115,7 @@ impl Runs {
                 let agents = e.participants.iter().map(|p| {
                     let view = RunAgentView {
                         role: p.role,
-                        path: p.path.clone(),
+                        path: p.path,
                         state: RunAgentState::Waiting,
                         since: time,
                         stats: None,
@@ -119,6 +131,7 @@ impl Runs {
                     outcome: None,
                     stop_reason: None,
                     manifest: None,
+                    paths: e.paths.clone(),
                     agents: agents.collect(),
                     problems: Vec::new(),
                     history: vec![position],
@@ -142,7 +155,8 @@ impl Runs {
                 let Some(agent) = run.agents.get_mut(&e.agent) else { return };
                 agent.problems += 1;
                 if agent.problems <= PROBLEMS_KEPT_MAX as u64 {
-                    run.problems.push(ProblemView { agent: e.agent, time, problem: e.problem.clone() });
+                    let (agent, class, text) = (e.agent, e.class, e.text.clone());
+                    run.problems.push(ProblemView { agent, time, class, text });
                 }
             }),
             Event::RunStopRequested(e) => {
@@ -158,6 +172,18 @@ impl Runs {
                 }
             }
             _ => {}
+        }
+    }
+
+    pub(super) fn private(&mut self, visit: &mut Visit<'_>) {
+        for (id, name) in &mut self.job_names {
+            visit(Field::JobName, Owner::Subject(Subject::Job(*id)), name);
+        }
+        for run in self.runs.values_mut() {
+            let owner = Owner::Subject(Subject::Job(run.job));
+            visit(Field::JobName, owner, &mut run.job_name);
+            visit(Field::RunPaths, owner, &mut run.paths);
+            run.problems.iter_mut().for_each(|problem| visit(Field::Problem, owner, &mut problem.text));
         }
     }
 

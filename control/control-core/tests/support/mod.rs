@@ -199,7 +199,16 @@ impl World {
                 };
                 let (agent, sequence) = (order.agent, order.sequence);
                 let signed = command.sign(&key(200));
-                CommandIssued { command: command.id, agent, sequence, run: Some(order.run), signed }.into()
+                let joins = matches!(command.body, CommandBody::JoinRun(_));
+                CommandIssued {
+                    command: command.id,
+                    agent,
+                    sequence,
+                    run: Some(order.run),
+                    joins,
+                    signed: signed.into(),
+                }
+                .into()
             });
             let events = events.collect();
             self.happen(events);

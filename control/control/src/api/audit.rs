@@ -31,7 +31,7 @@ pub(super) async fn witnesses(
         let standing = witness.as_ref().map(|witness| &witness.standing);
         WitnessView {
             agent: id.to_string(),
-            name: agent.name.clone(),
+            name: agent.name.to_string(),
             online: agent.online,
             state: standing.map_or("unheard", Standing::name).into(),
             held: held.map(head),
@@ -94,7 +94,7 @@ fn conflict_shape(
     conflict: &control_core::projection::ConflictView,
 ) -> ConflictShape {
     let shown = |(size, root): (u64, [u8; 32])| HeadView { size, root: shape::root(&root) };
-    let name = |id: AgentId| views.fleet.agents.get(&id).map(|agent| agent.name.clone());
+    let name = |id: AgentId| views.fleet.agents.get(&id).map(|agent| agent.name.to_string());
     ConflictShape {
         found: conflict.found.to_string(),
         witness: conflict.witness.map(|id| id.to_string()),

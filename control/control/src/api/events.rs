@@ -79,11 +79,14 @@ pub(super) async fn log(
 pub(super) async fn read(api: &Api, from: u64, limit: usize) -> Result<Vec<(u64, Record)>, ApiError> {
     let entries = api.service.log().read(Position(from), ReadLimit::entries(limit)).await;
     let entries = entries?;
-    let decode = |entry: event_log::Entry| {
-        let record = Record::decode(&entry.bytes).map_err(|e| ApiError::unavailable(e.to_string()))?;
-        Ok((entry.position.0, record))
-    };
-    entries.into_iter().map(decode).collect()
+    let mut records = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let mut record = Record::decode(&entry.bytes).map_err(|e| ApiError::unavailable(e.to_string()))?;
+        let opened = api.service.ring().open_record(&mut record).await;
+        opened.map_err(|error| ApiError::unavailable(error.to_string()))?;
+        records.push((entry.position.0, record));
+    }
+    Ok(records)
 }
 
 /// Where to begin with live events.

@@ -58,6 +58,14 @@ fn alarms(api: &Api, views: &Views) -> Vec<String> {
     if let Some(Progress::Stopped(why)) = api.service.sealing().map(Sealing::progress) {
         alarms.push(format!("history is not sealed any more: {why}"));
     }
+    let missing = api.service.ring().missing();
+    if let Some(first) = missing.first() {
+        alarms.push(format!(
+            "{} keys of private texts are missing though nothing was erased, the first is that of {first}: restore the \
+             store of keys from its backup",
+            missing.len()
+        ));
+    }
     let conflicts = &views.conflicts.conflicts;
     alarms.extend(conflicts.iter().rev().take(ALARMS_MAX).map(|conflict| {
         let holder = match conflict.witness {
@@ -102,7 +110,7 @@ pub(super) async fn ready(State(api): State<Api>) -> Response {
         let alarms = alarms(&api, &api.service.views()).len();
         let mut note = String::from("ok\n");
         if alarms > 0 {
-            note += "ALARM: histories conflict, see `flotilla audit witnesses`\n";
+            note += "ALARM: see `flotilla status`\n";
         }
         // Without a token: that there is something, not what.
         if !warnings(&api).is_empty() {
@@ -163,6 +171,8 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
         "Checkpoints held that the log does not continue: alarms",
         conflicts,
     );
+    let missing = api.service.ring().missing().len() as u64;
+    gauge(&mut text, "subject_keys_missing", "Keys of private texts that are missing", missing);
     gauge(&mut text, "ready", "Whether the log takes records", api.service.is_healthy().into());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

@@ -8,6 +8,7 @@ mod agents;
 mod audit;
 mod auth;
 mod check;
+mod erase;
 mod error;
 mod events;
 mod export;
@@ -137,6 +138,8 @@ impl Api {
             .route("/log", get(events::log))
             .route("/log/check", get(check::check))
             .route("/events", get(events::stream))
+            .route("/erase", post(erase::erase))
+            .route("/audit/keys", get(erase::keys))
             .route("/audit/witnesses", get(audit::witnesses))
             .route("/audit/seal", post(audit::seal))
             .route("/audit/export", get(export::export))

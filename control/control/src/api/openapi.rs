@@ -5,7 +5,9 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
-use super::{agents, audit, check, events, export, groups, health, jobs, replicas, runs, telemetry, tokens};
+use super::{
+    agents, audit, check, erase, events, export, groups, health, jobs, replicas, runs, telemetry, tokens,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,7 +20,7 @@ use super::{agents, audit, check, events, export, groups, health, jobs, replicas
         jobs::list, jobs::create, jobs::show, jobs::start, jobs::remove,
         runs::list, runs::show, runs::history, runs::stop, telemetry::show,
         events::log, check::check, events::stream,
-        audit::witnesses, audit::seal, export::export,
+        audit::witnesses, audit::seal, export::export, erase::erase, erase::keys,
     ),
     security(("token" = [])),
     modifiers(&Token)

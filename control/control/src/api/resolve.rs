@@ -20,7 +20,7 @@ pub(super) fn agent(views: &Views, text: &str) -> Result<AgentId, ApiError> {
     let agents = &views.fleet.agents;
     let named = |removed: bool| {
         let is = move |standing| (standing == StandingView::Removed) == removed;
-        agents.iter().filter(move |(_, a)| is(a.standing) && a.name == wanted).map(|(id, _)| *id)
+        agents.iter().filter(move |(_, a)| is(a.standing) && *a.name == wanted).map(|(id, _)| *id)
     };
     // A removed agent's name may have passed to another.
     if let Some(id) = named(false).next() {
@@ -47,7 +47,7 @@ pub(super) fn group(views: &Views, text: &str) -> Result<GroupId, ApiError> {
 
 pub(super) fn job(views: &Views, text: &str) -> Result<JobId, ApiError> {
     let jobs = &views.jobs.jobs;
-    match jobs.iter().find(|(_, job)| job.name == text) {
+    match jobs.iter().find(|(_, job)| *job.name == text) {
         Some((id, _)) => Ok(*id),
         None => by_id("job", text, jobs.keys().copied()),
     }
@@ -58,7 +58,8 @@ pub(super) fn run(views: &Views, text: &str) -> Result<RunId, ApiError> {
     if text == "latest" {
         return views.runs.latest().ok_or_else(|| ApiError::not_found("there are no runs yet"));
     }
-    if let Some(run) = views.jobs.jobs.values().find(|job| job.name == text).and_then(|job| job.runs.last()) {
+    if let Some(run) = views.jobs.jobs.values().find(|job| *job.name == text).and_then(|job| job.runs.last())
+    {
         return Ok(*run);
     }
     by_id("run", text, views.runs.runs.keys().copied())
@@ -78,7 +79,7 @@ pub(super) fn place(views: &Views, wish: &PlaceWish) -> Result<Place, ApiError> 
             .map_err(|_| ApiError::invalid("path_hex is not hex"))?,
         _ => return Err(ApiError::invalid("a place has either path or path_hex")),
     };
-    Ok(Place { party: party(views, &wish.party)?, path })
+    Ok(Place { party: party(views, &wish.party)?, path: path.into() })
 }
 
 fn party(views: &Views, text: &str) -> Result<Party, ApiError> {

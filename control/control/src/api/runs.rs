@@ -109,7 +109,10 @@ async fn read(api: &Api, wanted: Vec<u64>) -> Result<Vec<(u64, Record)>, ApiErro
         let entries = entries?;
         let Some(end) = entries.last().map(|entry| entry.position.0) else { break };
         for entry in entries.into_iter().filter(|entry| wanted.contains(&entry.position.0)) {
-            let record = Record::decode(&entry.bytes).map_err(|e| ApiError::unavailable(e.to_string()))?;
+            let mut record =
+                Record::decode(&entry.bytes).map_err(|e| ApiError::unavailable(e.to_string()))?;
+            let opened = api.service.ring().open_record(&mut record).await;
+            opened.map_err(|error| ApiError::unavailable(error.to_string()))?;
             records.push((entry.position.0, record));
         }
         from = end + 1;

@@ -75,11 +75,11 @@ pub(super) fn agent(views: &Views, id: AgentId, agent: &core::AgentView) -> Agen
     let groups = views.fleet.groups.values().filter(|group| group.members.contains(&id));
     AgentView {
         id: id.to_string(),
-        name: agent.name.clone(),
+        name: agent.name.to_string(),
         state: agent_state(agent).into(),
         tags: tags(&agent.tags),
         version: agent.version.clone(),
-        addresses: agent.addresses.clone(),
+        addresses: agent.addresses.to_vec(),
         last_seen: agent.last_seen.to_string(),
         enrolled: agent.enrolled.to_string(),
         public_key: hex(&agent.public_key),
@@ -112,7 +112,7 @@ pub(super) fn token(id: TokenId, token: &core::TokenView, now: Timestamp) -> Tok
 pub(super) fn group(views: &Views, id: GroupId, group: &core::GroupView) -> GroupView {
     let members = group.members.iter().filter_map(|member| {
         let agent = views.fleet.agents.get(member)?;
-        let (id, name) = (member.to_string(), agent.name.clone());
+        let (id, name) = (member.to_string(), agent.name.to_string());
         Some(MemberView { id, name, state: agent_state(agent).into() })
     });
     GroupView { id: id.to_string(), name: group.name.clone(), members: members.collect() }
@@ -122,7 +122,7 @@ pub(super) fn job(views: &Views, id: JobId, job: &core::JobView) -> JobView {
     let JobSpec::Distribution { source, destinations } = &job.spec;
     JobView {
         id: id.to_string(),
-        name: job.name.clone(),
+        name: job.name.to_string(),
         kind: "distribution".into(),
         source: place(views, source),
         destinations: destinations.iter().map(|d| place(views, d)).collect(),
@@ -157,7 +157,7 @@ pub(crate) fn bootstrap_place(place: &PlaceView) -> String {
 }
 
 pub(super) fn agent_name(views: &Views, id: AgentId) -> String {
-    views.fleet.agents.get(&id).map_or_else(|| id.to_string(), |agent| agent.name.clone())
+    views.fleet.agents.get(&id).map_or_else(|| id.to_string(), |agent| agent.name.to_string())
 }
 
 pub(super) fn run_state(run: &core::RunView) -> &'static str {
@@ -224,7 +224,7 @@ pub(super) fn run_summary(id: RunId, run: &core::RunView) -> RunSummary {
     RunSummary {
         id: id.to_string(),
         job: run.job.to_string(),
-        job_name: run.job_name.clone(),
+        job_name: run.job_name.to_string(),
         state: run_state(run).into(),
         outcome: run.outcome.map(|o| outcome(o).into()),
         started: run.started.to_string(),
@@ -269,7 +269,7 @@ pub(super) fn run(views: &Views, telemetry: &Telemetry, id: RunId, run: &core::R
     RunView {
         id: id.to_string(),
         job: run.job.to_string(),
-        job_name: run.job_name.clone(),
+        job_name: run.job_name.to_string(),
         state: run_state(run).into(),
         outcome: run.outcome.map(|o| outcome(o).into()),
         stop_reason: run.stop_reason.clone(),
@@ -311,7 +311,7 @@ fn run_agent(
     let stats = part.stats;
     let fetched = stats.map(|stats| stats.blocks_fetched.saturating_add(stats.blocks_reused));
     let bytes_fetched = stats.map(|stats| stats.bytes_from_source.saturating_add(stats.bytes_from_peers));
-    let (path, path_hex) = path(&part.path);
+    let (path, path_hex) = path(run.path(part));
     let failing = matches!(part.state, RunAgentState::Failed | RunAgentState::Stalled);
     let error = problems.last().filter(|_| failing).map(|problem| problem.detail.clone());
     RunAgentView {
@@ -357,15 +357,15 @@ fn stats_view(stats: &TransferStats) -> StatsView {
 }
 
 fn problem(views: &Views, view: &core::ProblemView) -> ProblemView {
-    let (path, path_hex) = path(&view.problem.path);
+    let (path, path_hex) = path(&view.text.path);
     ProblemView {
         agent: agent_name(views, view.agent),
         agent_id: view.agent.to_string(),
         time: view.time.to_string(),
-        class: problem_class(view.problem.class).into(),
+        class: problem_class(view.class).into(),
         path,
         path_hex,
-        detail: view.problem.detail.clone(),
+        detail: view.text.detail.clone(),
     }
 }
 
@@ -456,23 +456,30 @@ fn summary(views: &Views, event: &Event) -> String {
             line
         }
         Event::RunProblemReported(e) => {
-            let path = if e.problem.path.is_empty() {
+            let path = if e.text.path.is_empty() {
                 String::new()
             } else {
-                format!(" ({})", escape_bytes(&e.problem.path))
+                format!(" ({})", escape_bytes(&e.text.path))
             };
-            format!("{}: {}{path}: {}", name(e.agent), problem_class(e.problem.class), e.problem.detail)
+            format!("{}: {}{path}: {}", name(e.agent), problem_class(e.class), e.text.detail)
         }
         Event::RunStopRequested(e) => format!("an operator wants it to end: {}", e.reason),
         Event::RunFinished(e) => format!("ended: {}", outcome(e.outcome).replace('_', " ")),
         Event::CommandIssued(e) => {
-            let kind = Command::decode(&e.signed.bytes).map_or("?", |command| command.body.name());
+            let kind = match Command::decode(&e.signed.bytes) {
+                Ok(command) => command.body.name(),
+                Err(_) if e.joins => "run.join",
+                Err(_) => "?",
+            };
             format!("command {} for {}: {kind}", e.sequence, name(e.agent))
         }
         Event::CommandAcknowledged(e) => match e.refused {
             None => format!("{} took command {}", name(e.agent), e.sequence),
             Some(reason) => format!("{} refused command {}: {}", name(e.agent), e.sequence, refusal(reason)),
         },
+        Event::ReportReceived(e) if !e.signed.is_legible() => {
+            format!("report {} of {}: run.problem {}", e.sequence, name(e.agent), e.signed.word())
+        }
         Event::ReportReceived(e) => match Report::decode(&e.signed.bytes) {
             Ok(report) => {
                 let more = match &report.body {
@@ -493,6 +500,9 @@ fn summary(views: &Views, event: &Event) -> String {
             root(&e.log_root),
         ),
         Event::StateAttested(e) => format!("after {} the state is {}", e.at, hex(&e.hash)),
+        Event::SchemaRaised(e) => format!("the log is written at schema level {} from here on", e.level),
+        Event::SubjectOpened(e) => format!("texts of {} are under a key of their own", e.subject),
+        Event::SubjectErased(e) => format!("the texts of {} were erased: {}", e.subject, e.reason),
     }
 }
 
@@ -547,7 +557,7 @@ pub(crate) fn data(event: &Event) -> Value {
         Event::JobDeleted(e) => json!({"job": e.job}),
         Event::RunStarted(e) => {
             let participant = |p: &event_schema::Participant| {
-                let (path, path_hex) = path(&p.path);
+                let (path, path_hex) = path(e.path(p));
                 json!({"agent": p.agent, "role": role(p.role), "path": path, "path_hex": path_hex})
             };
             let participants: Vec<Value> = e.participants.iter().map(participant).collect();
@@ -562,16 +572,16 @@ pub(crate) fn data(event: &Event) -> Value {
             "stats": e.stats.as_ref().map(stats_view),
         }),
         Event::RunProblemReported(e) => {
-            let (path, path_hex) = path(&e.problem.path);
+            let (path, path_hex) = path(&e.text.path);
             json!({
-                "run": e.run, "agent": e.agent, "class": problem_class(e.problem.class), "path": path,
-                "path_hex": path_hex, "detail": e.problem.detail,
+                "run": e.run, "agent": e.agent, "class": problem_class(e.class), "path": path,
+                "path_hex": path_hex, "detail": e.text.detail,
             })
         }
         Event::RunStopRequested(e) => json!({"run": e.run, "reason": e.reason}),
         Event::RunFinished(e) => json!({"run": e.run, "outcome": outcome(e.outcome)}),
         Event::CommandIssued(e) => json!({
-            "command": e.command, "agent": e.agent, "sequence": e.sequence, "run": e.run,
+            "command": e.command, "agent": e.agent, "sequence": e.sequence, "run": e.run, "joins": e.joins,
             "bytes": e.signed.bytes.len(),
         }),
         Event::CommandAcknowledged(e) => json!({
@@ -579,13 +589,19 @@ pub(crate) fn data(event: &Event) -> Value {
             "refused": e.refused.map(|reason| format!("{reason:?}")),
         }),
         Event::ReportReceived(e) => json!({
-            "agent": e.agent, "sequence": e.sequence, "bytes": e.signed.bytes.len(),
+            "agent": e.agent, "sequence": e.sequence, "problem_in": e.problem_in,
+            "bytes": e.signed.bytes.len(),
         }),
         Event::AuditConflict(e) => json!({
             "witness": e.witness, "held_size": e.held_size, "held_root": root(&e.held_root),
             "held_note": e.held_note, "log_size": e.log_size, "log_root": root(&e.log_root),
         }),
         Event::StateAttested(e) => json!({"at": e.at, "form": e.form, "hash": hex(&e.hash)}),
+        Event::SchemaRaised(e) => json!({"level": e.level}),
+        Event::SubjectOpened(e) => {
+            json!({"subject": e.subject.to_string(), "commitment": hex(&e.commitment)})
+        }
+        Event::SubjectErased(e) => json!({"subject": e.subject.to_string(), "reason": e.reason}),
     }
 }
 
@@ -609,7 +625,7 @@ mod tests {
         };
         let part = core::RunAgentView {
             role: Role::Destination,
-            path: b"/x".to_vec(),
+            path: 0,
             state: RunAgentState::Transferring,
             since: Timestamp(0),
             stats: Some(most),
@@ -644,6 +660,7 @@ mod tests {
             outcome: None,
             stop_reason: None,
             manifest: None,
+            paths: vec![b"/x".to_vec()].into(),
             agents,
             problems: Vec::new(),
             history: Vec::new(),

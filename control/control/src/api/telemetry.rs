@@ -198,7 +198,7 @@ pub(super) async fn show(
     let figures = figures(&views, run, &rows, now);
     Ok(Json(TelemetryView {
         run: id.to_string(),
-        job_name: run.job_name.clone(),
+        job_name: run.job_name.to_string(),
         from: seconds(from),
         to: seconds(to),
         step_s: step,

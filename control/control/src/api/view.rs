@@ -593,6 +593,40 @@ shapes! {
         /// What happened and what to do.
         detail: String,
     }
+    /// Keys of private texts, for an auditor who may read them.
+    SubjectKeysView {
+        /// All that are at hand.
+        keys: Vec<SubjectKeyView>,
+    }
+    /// One key.
+    SubjectKeyView {
+        /// `job/…`, `agent/…` or `user/…` with the id.
+        subject: String,
+        /// The key (hex). A secret.
+        key: String,
+    }
+    /// Whose texts are to be erased.
+    EraseWish {
+        /// `job`, `agent` or `user`.
+        kind: String,
+        /// Name or id.
+        name: String,
+        /// Why, for the log; one line.
+        reason: String,
+    }
+    /// What was erased.
+    ErasedView {
+        /// `job/…`, `agent/…` or `user/…` with the id.
+        subject: String,
+        /// When it was recorded (RFC 3339, UTC).
+        erased: Option<String>,
+        /// Whether the key is destroyed; if not, it is tried again.
+        key_destroyed: bool,
+        /// Whether its name stands in the clear in what was recorded before the log's schema level 2.
+        in_clear: bool,
+        /// The log's position where this was read.
+        as_of: u64,
+    }
     /// Why a run is stopped.
     StopWish {
         /// For people.

@@ -41,7 +41,7 @@ pub(crate) fn whole(views: &Views, now: Timestamp) -> WholeView {
     WholeView {
         position: views.position(),
         time: (views.position() > 0).then(|| views.time().to_string()),
-        form: form::NEWEST,
+        form: form::newest(views),
         state_hash: shape::hex(&views.hash()),
         fleet: fleet.root_key.map(|key| shape::hex(&key)).unwrap_or_default(),
         agents: fleet.agents.iter().map(|(id, agent)| shape::agent(views, *id, agent)).collect(),

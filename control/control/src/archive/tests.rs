@@ -581,15 +581,15 @@ async fn a_million_archived() {
             at if at <= AGENTS => event_schema::AgentEnrolled {
                 agent: agent(at),
                 public_key: [1; 32],
-                name: format!("agent-{at}"),
-                tags: vec![("SITE".into(), "north".into())],
+                name: format!("agent-{at}").into(),
+                tags: vec![("SITE".into(), "north".into())].into(),
                 token: None,
                 version: "0.1.0".into(),
             }
             .into(),
             at if at % 2 == 0 => event_schema::AgentOnline {
                 agent: agent(at % AGENTS + 1),
-                addresses: vec!["192.0.2.1:5000".into()],
+                addresses: vec!["192.0.2.1:5000".into()].into(),
                 version: "0.1.0".into(),
             }
             .into(),

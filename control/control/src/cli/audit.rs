@@ -4,6 +4,7 @@
 mod archive;
 mod convert;
 mod fetch;
+mod keys;
 mod proof;
 mod state;
 mod walk;
@@ -108,6 +109,9 @@ pub(super) struct Export {
     /// Name of the log that a service's export has to be of
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
+    /// Also write the keys of private texts to a file of its own, for an auditor who may read them
+    #[arg(long, value_name = "PATH")]
+    keys: Option<PathBuf>,
     #[command(flatten)]
     archives: Archives,
     #[command(flatten)]
@@ -162,7 +166,7 @@ pub(super) fn run(global: Global, command: Audit) -> Done {
 }
 
 fn export(global: Global, line: &Export) -> Done {
-    let as_json = global.json;
+    let (as_json, with_keys) = (global.json, global.clone());
     let wanted = line.jsonl.as_ref().or(line.cloudevents.as_ref());
     let place = line.out.clone().or_else(|| wanted.map(|path| path.with_added_extension("export")));
     let place = place.ok_or_else(|| Failure::Usage("audit export: where to? Give --out".into()))?;
@@ -179,6 +183,8 @@ fn export(global: Global, line: &Export) -> Done {
         export_folder(global, &place, &line.archives)?
     };
     let bytes = fs::metadata(&place).map_err(Failure::of)?.len();
+    // Before the forms, which are readable with them.
+    let written = line.keys.as_ref().map(|path| keys::write(with_keys, path)).transpose()?;
     let forms = convert::beside(line, &place);
     if line.out.is_none() {
         // It was only the way to the other forms.
@@ -195,6 +201,7 @@ fn export(global: Global, line: &Export) -> Done {
             "root": head.root.to_string(),
             "checkpoint": checkpoint.note(),
             "forms": forms,
+            "keys": written,
         }));
     }
     let mut told = format!("{} entries", head.size);
@@ -205,6 +212,12 @@ fn export(global: Global, line: &Export) -> Done {
     for form in &forms {
         told +=
             &format!("\n  {}  {} entries, {} lines in {}", form.form, form.entries, form.values, form.path);
+    }
+    if let (Some(path), Some(count)) = (&line.keys, written) {
+        told += &format!(
+            "\n  keys  {count} of private texts in {}: give them only to who may read those",
+            path.display()
+        );
     }
     if let Some(out) = &line.out {
         let (out, origin) = (out.display(), checkpoint.origin());

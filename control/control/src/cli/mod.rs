@@ -6,6 +6,7 @@
 mod archive;
 mod audit;
 mod client;
+mod erase;
 mod fleet;
 mod log;
 mod output;
@@ -83,6 +84,14 @@ enum Command {
     /// History that proves itself: export it, check it anywhere
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Erase the personal texts of a job, an agent or a user for good; the history stays, and stays provable
+    #[command(
+        after_help = "Example: flotilla erase job payroll-march --reason \"deletion duty of 2026-03-31\"\n\n\
+        A job's runs have to be over, and its commands answered; an agent has to be removed first. What was recorded \
+        before the log's schema level 2 stands in the clear and cannot be erased. Exports and backups that somebody has \
+        already keep what they say only as far as he has the keys."
+    )]
+    Erase(erase::Erase),
     /// Several control services for one fleet
     #[command(subcommand)]
     Replica(replica::Replica),
@@ -159,6 +168,7 @@ fn dispatch(line: Line) -> Done {
         Command::Runs(command) => work::runs(&Client::new(global)?, json, command),
         Command::Log(command) => log::run(global, command),
         Command::Audit(command) => audit::run(global, command),
+        Command::Erase(line) => erase::run(&Client::new(global)?, json, line),
         Command::Replica(command) => replica::run(global, command),
         Command::Status => work::status(&Client::new(global)?, json),
     }
@@ -213,6 +223,8 @@ mod tests {
             "flotilla audit replay --archive x --until 7",
             "flotilla audit state --archive x --at 7",
             "flotilla audit prove 7 --data d --archive x",
+            "flotilla erase user anna --reason r --yes --json --data d",
+            "flotilla erase job payroll --reason r",
             "flotilla audit export --data d --out p --json",
             "flotilla audit export --server http://h:1 --token t --out p --jsonl q --cloudevents r --origin o --from 3",
             "flotilla audit export --data d --jsonl q --agent a --job j --actor admin --until 7",

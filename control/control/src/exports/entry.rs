@@ -86,15 +86,16 @@ pub(super) fn version(event: &Event) -> u8 {
 
 /// An event's fields, and of what was signed everything.
 pub(super) fn whole_data(event: &Event) -> Value {
-    let (signed, word) = match event {
-        Event::CommandIssued(e) => (&e.signed, ("command_body", command(&e.signed))),
-        Event::ReportReceived(e) => (&e.signed, ("report", report(&e.signed))),
+    let (signed, name, tell): (_, _, fn(&Signed) -> Value) = match event {
+        Event::CommandIssued(e) => (&e.signed, "command_body", command),
+        Event::ReportReceived(e) => (&e.signed, "report", report),
         event => return event_data(event),
     };
     let mut data = event_data(event);
     if let Value::Object(data) = &mut data {
-        data.insert("signed".into(), signed_bytes(signed));
-        data.insert(word.0.into(), word.1);
+        let word = || Value::from(signed.word());
+        data.insert("signed".into(), signed.legible().map_or_else(word, signed_bytes));
+        data.insert(name.into(), signed.legible().map_or_else(word, tell));
     }
     data
 }

@@ -84,6 +84,7 @@ impl Filter {
         match actor {
             Actor::Service => texts.iter().any(|text| text == "service"),
             Actor::Operator(name) => {
+                let name = name.as_str();
                 texts.iter().any(|text| text == name || text.strip_prefix("operator ") == Some(name))
             }
             Actor::Agent(id) => {

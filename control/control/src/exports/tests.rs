@@ -46,13 +46,18 @@ fn entries() -> Vec<Vec<u8>> {
         let (id, time) = (CommandId([0x43; 16]), Timestamp(1_795_000_000_000));
         let command =
             Command { id, audience: agent, sequence: 3, issued: time, not_before: time, expires: time, body };
-        let signed = command.sign(&key);
-        CommandIssued { command: id, agent, sequence: 3, run: None, signed }.into()
+        let joins = matches!(command.body, CommandBody::JoinRun(_));
+        let signed = command.sign(&key).into();
+        CommandIssued { command: id, agent, sequence: 3, run: None, joins, signed }.into()
     }));
     events.extend(pinned("report-").iter().map(|bytes| {
         let body = ReportBody::decode(bytes).expect("a report");
         let report = Report { agent, sequence: 4, time: Timestamp(1_795_000_001_000), body };
-        ReportReceived { agent, sequence: 4, signed: report.sign(&key) }.into()
+        let problem_in = match &report.body {
+            ReportBody::ProblemReported(problem) => Some(problem.run),
+            _ => None,
+        };
+        ReportReceived { agent, sequence: 4, problem_in, signed: report.sign(&key).into() }.into()
     }));
     let record = |(n, event): (usize, Event)| {
         let id = RecordId([n as u8 + 0x60; 16]);
@@ -67,7 +72,7 @@ fn entries() -> Vec<Vec<u8>> {
     };
     let mut entries: Vec<Vec<u8>> = events.into_iter().enumerate().map(record).collect();
     entries.extend(pinned("record-"));
-    entries.push(vec![2, 1, 2, 3]);
+    entries.push(vec![3, 1, 2, 3]);
     entries
 }
 
@@ -255,7 +260,7 @@ fn a_filter_knows_names_ids_and_runs_of_a_job() {
     let actors = ["service", "Jo \"J\" Müller", "22222222"].map(|actor| taken(&["--actor", actor]));
     assert!(actors.iter().all(|list| !list.is_empty()));
     let by: BTreeSet<u64> = actors.iter().flatten().copied().collect();
-    assert!(by.len() + 3 >= everything.len(), "the pinned records have actors of their own");
+    assert!(by.len() + 6 >= everything.len(), "the pinned records have actors of their own");
     assert_eq!(taken(&["--agent", "nobody"]), Vec::<u64>::new());
     let both = taken(&["--agent", "nas-1", "--actor", "service"]);
     assert!(both.iter().all(|position| by_name.contains(position) && actors[0].contains(position)));

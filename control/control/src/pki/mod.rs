@@ -24,6 +24,7 @@ use agent_proto::link::Enrolled;
 use agent_proto::{Credential, RunSecret, TrustBundle, fingerprint_text};
 use ed25519_dalek::SigningKey;
 use event_schema::{RunId, Signed, Timestamp, decode_exact, encode};
+use hkdf::Hkdf;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
@@ -33,6 +34,8 @@ use sha2::{Digest, Sha256};
 pub use audit::AuditKeys;
 pub(crate) use certificates::Facts;
 use files::Secret;
+
+use crate::privacy::Wrapper;
 
 /// Why the fleet's keys cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -182,6 +185,11 @@ impl Pki {
         RunSecret::derive(&self.run_master, run)
     }
 
+    /// What the keys of private texts are wrapped with: every replica has it, and nobody else.
+    pub fn subject_keys(&self) -> Wrapper {
+        Wrapper::new(&subject_secret(&self.run_master))
+    }
+
     /// The trust bundle, signed by the root key.
     pub fn trust(&self) -> &Signed {
         &self.trust_signed
@@ -285,6 +293,23 @@ impl Pki {
         self.resolver.set(CertifiedKey::new(vec![certificate, self.ca.clone()], key));
         Ok(())
     }
+}
+
+/// The same out of a data folder, for those who are not its service.
+///
+/// # Errors
+/// If the keys are not there or cannot be read.
+pub fn subject_keys(data: &Path) -> Result<Wrapper, PkiError> {
+    let run_master = files::read_secret(&data.join("keys").join(name::RUN_MASTER), "run-master")?;
+    Ok(Wrapper::new(&subject_secret(&run_master)))
+}
+
+fn subject_secret(run_master: &Secret) -> Secret {
+    let mut secret = Secret::new([0; 32]);
+    Hkdf::<Sha256>::new(None, run_master.as_slice())
+        .expand(b"flotilla subjects v1", secret.as_mut_slice())
+        .expect("32 bytes are a valid length for HKDF-SHA256");
+    secret
 }
 
 /// Hands out the gateway's certificate of the moment.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use control_core::form::{self, NEWEST};
+use control_core::form;
 use control_core::snapshot::SnapshotRef;
 use control_core::{Rejection, State};
 use event_log::ReadLimit;
@@ -85,7 +85,7 @@ impl Wish for Attest {
         let hash = views.hash();
         let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.shared.attested.took.store(took, Ordering::Relaxed);
-        Ok(vec![StateAttested { at: views.position(), form: NEWEST, hash }.into()])
+        Ok(vec![StateAttested { at: views.position(), form: form::newest(&views), hash }.into()])
     }
 
     fn origin(&self) -> &Origin {

@@ -6,7 +6,7 @@ use agent_proto::RunSecret;
 use control_core::State;
 use control_core::plan::{self, Order, Task};
 use ed25519_dalek::SigningKey;
-use event_schema::{Command, CommandIssued, Event, RunId, Timestamp};
+use event_schema::{Command, CommandBody, CommandIssued, Event, RunId, Timestamp};
 
 use super::ids::{Ids, random};
 
@@ -67,7 +67,8 @@ impl Issuer {
             expires: now.after(self.time_to_live),
             body: task.into_body(run, self.trackers.clone(), sealed),
         };
-        let signed = command.sign(&self.key);
-        Some(CommandIssued { command: command.id, agent, sequence, run: Some(run), signed })
+        let joins = matches!(command.body, CommandBody::JoinRun(_));
+        let signed = command.sign(&self.key).into();
+        Some(CommandIssued { command: command.id, agent, sequence, run: Some(run), joins, signed })
     }
 }

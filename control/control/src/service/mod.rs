@@ -32,6 +32,7 @@ use event_log::{EventLog, Position};
 use event_schema::{Actor, AgentId, Event, Record, RecordId, ReplicaId, Timestamp};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::privacy::Ring;
 use crate::retention::Retention;
 use crate::sealing::Sealing;
 use crate::telemetry::Store;
@@ -154,6 +155,10 @@ struct Shared {
     past: past::Past,
     /// Where snapshots are kept, if they are.
     snapshots: Option<snapshots::Snapshots>,
+    /// Opens and seals private texts.
+    ring: Ring,
+    /// The schema level that this program reads.
+    schema: u8,
 }
 
 impl Shared {
@@ -161,6 +166,8 @@ impl Shared {
         log: Arc<dyn EventLog>,
         replica: Option<ReplicaId>,
         snapshots: Option<snapshots::Snapshots>,
+        ring: Ring,
+        schema: u8,
     ) -> Self {
         let session = replica.map_or(Session::ALONE, |replica| Session { replica, epoch: 0 });
         Self {
@@ -184,6 +191,8 @@ impl Shared {
             retention: OnceLock::new(),
             past: past::Past::default(),
             snapshots,
+            ring,
+            schema,
         }
     }
 
@@ -251,6 +260,8 @@ impl Shared {
                     }
                 }
                 Event::RunFinished(e) => self.telemetry.run_ended(e.run),
+                // States of before hold what was erased.
+                Event::SubjectErased(_) => self.past.forget(),
                 Event::StateAttested(_) => self.attested.position.store(position.0, Ordering::Relaxed),
                 _ => {}
             }
@@ -404,6 +415,11 @@ impl Service {
     pub(crate) fn set_retention(&self, retention: Retention) {
         // A second one would be a mistake of ours; the first stays.
         let _ = self.shared.retention.set(retention);
+    }
+
+    /// The keys of private texts.
+    pub(crate) fn ring(&self) -> &Ring {
+        &self.shared.ring
     }
 
     /// Decisions that wait for the writer.

@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use agent_proto::RunSecret;
 use control_core::agent;
+use control_core::replica::Session;
+use control_core::schema;
 use ed25519_dalek::SigningKey;
 use event_log::EventLog;
+use event_schema::level::LEVEL_NEWEST;
 use event_schema::{FleetFounded, ReplicaId, RunId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -20,6 +23,7 @@ use super::issue::Issuer;
 use super::snapshots::Snapshots;
 use super::writer::{Ask, FoldError, Writer, wish};
 use super::{Origin, QUEUE_MAX, Service, Shared, SubmitError};
+use crate::privacy::{KeyStoreError, Ring, SubjectKeys};
 
 /// Default life of a command: an agent that is away for a month still obeys it, a forgotten device
 /// that turns up after years does not.
@@ -57,6 +61,11 @@ pub struct Options {
     pub snapshot_every: u64,
     /// Where the log begins, if what came before was archived.
     pub base: Option<BaseNote>,
+    /// What private texts are sealed with; none: they are recorded in the clear, and sealed ones cannot be read.
+    pub subject_keys: Option<SubjectKeys>,
+    /// The schema level that this service reads and, once the log is raised to it, writes; default the newest. A lower
+    /// one makes it the program of an older release as far as the log goes.
+    pub schema: u8,
 }
 
 impl Default for Options {
@@ -70,6 +79,8 @@ impl Default for Options {
             snapshots: None,
             snapshot_every: SNAPSHOT_EVERY,
             base: None,
+            subject_keys: None,
+            schema: LEVEL_NEWEST,
         }
     }
 }
@@ -95,6 +106,9 @@ pub enum OpenError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The keys of private texts cannot be had.
+    #[error(transparent)]
+    Keys(#[from] KeyStoreError),
     /// The log does not take the first records.
     #[error(transparent)]
     Append(#[from] SubmitError),
@@ -122,7 +136,8 @@ impl Service {
         if let (Some(snapshots), Some(base)) = (&snapshots, &options.base) {
             snapshots.begin_behind(base);
         }
-        let shared = Arc::new(Shared::new(log, options.replica, snapshots));
+        let ring = Ring::open(options.subject_keys).await?;
+        let shared = Arc::new(Shared::new(log, options.replica, snapshots, ring, options.schema));
         let issuer = Issuer {
             key: keys.command,
             secret_of: keys.secret_of,
@@ -132,11 +147,20 @@ impl Service {
         let pace = Pace::new(options.attest_every, options.snapshot_every);
         let mut writer = Writer::new(Arc::clone(&shared), issuer, COMMIT_MAX, options.shared_log, pace);
         writer.catch_up().await?;
+        shared.ring.reconcile(writer.state()).await?;
 
         let (root_key, ca_fingerprint) = (keys.root_key, keys.ca_fingerprint);
+        let (own, is_alone) = (options.schema, options.replica.is_none());
         let (found, founded) = wish(Origin::service("fleet".into()), false, move |state, _| {
-            let event = FleetFounded { root_key, ca_fingerprint }.into();
-            Ok((if state.root_key().is_none() { vec![event] } else { vec![] }, state.root_key()))
+            let mut events = Vec::new();
+            if state.root_key().is_none() {
+                events.push(FleetFounded { root_key, ca_fingerprint }.into());
+            }
+            // Another fleet's log is left as it is.
+            if is_alone && state.root_key().is_none_or(|known| known == root_key) {
+                events.extend(schema::raise(state, Session::ALONE, own));
+            }
+            Ok((events, state.root_key()))
         });
         writer.commit(VecDeque::from([found])).await;
         let known = founded.await.map_err(|_| stopped())??;

@@ -94,6 +94,11 @@ impl Past {
         (None, before.max_by_key(|folded| folded.views.position()).map(|folded| Arc::clone(&folded.views)))
     }
 
+    /// Forgets everything.
+    pub(super) fn forget(&self) {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn remember(&self, folded: Folded) {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         while remembered.len() >= REMEMBERED_MAX {
@@ -135,7 +140,10 @@ impl Service {
         let beyond = base.as_ref().map_or(0, |views| views.position());
         let log = self.log();
         let snapshot = match &self.shared.snapshots {
-            Some(snapshots) => snapshots.find(&**log, Some(at), beyond).await,
+            Some(snapshots) => {
+                let found = snapshots.find_open(&**log, Some(at), beyond, self.ring()).await;
+                found.map_err(unavailable)?
+            }
             None => None,
         };
         let base = snapshot.map(|snapshot| Arc::new(snapshot.views)).or(base);
@@ -150,7 +158,8 @@ impl Service {
                 return Err(PastError::Unavailable(format!("the log has no record {from}")));
             }
             for entry in page {
-                let record = Record::decode(&entry.bytes).map_err(unavailable)?;
+                let mut record = Record::decode(&entry.bytes).map_err(unavailable)?;
+                self.ring().open_record(&mut record).await.map_err(unavailable)?;
                 if at.is_before(entry.position.0, record.time) {
                     break 'fold (entry.position.0, record.time);
                 }

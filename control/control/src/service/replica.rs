@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use control_core::replica::{self, Session};
+use control_core::schema;
 use event_log::BoxFuture;
-use event_schema::{ReplicaId, decode_exact, encode};
+use event_schema::{ReplicaId, decode_exact, encode, level};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -390,6 +391,7 @@ impl Duties {
             given_up.await?;
         }
         self.service.bury(me, false).await?;
+        self.service.raise_schema(me).await?;
         self.service.sweep().await;
         Ok(())
     }
@@ -410,8 +412,12 @@ impl Service {
     pub(super) async fn begin_life(&self) -> Result<(), SubmitError> {
         let replica = self.session().replica;
         let origin = Origin::service("fleet".into());
+        let own = self.shared.schema;
+        let version = level::in_version(env!("CARGO_PKG_VERSION"), own);
         let begun = self.submit(origin, move |state, now| {
-            Ok(replica::started(state, replica, env!("CARGO_PKG_VERSION"), now))
+            let (mut events, session) = replica::started(state, replica, &version, now);
+            events.extend(schema::raise_at_start(state, replica, own));
+            Ok((events, session))
         });
         let session = begun.await?;
         *self.shared.session.write().unwrap_or_else(PoisonError::into_inner) = session;
@@ -441,6 +447,16 @@ impl Service {
                 return Ok(());
             }
         }
+    }
+
+    /// Raises the log's schema level if every living replica reads a higher one.
+    async fn raise_schema(&self, holder: Session) -> Result<(), SubmitError> {
+        let own = self.shared.schema;
+        if self.views().level() >= own {
+            return Ok(());
+        }
+        let origin = Origin::service("fleet".into());
+        self.decide(origin, move |state, _| Ok(schema::raise(state, holder, own))).await
     }
 
     /// Orders what other replicas decided and did not come to order.

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::archive::BaseNote;
 use crate::at::At;
+use crate::privacy::{KeyStoreError, Ring};
 
 /// First bytes of a snapshot.
 const MAGIC: [u8; 8] = *b"FLOTSNP\n";
@@ -179,7 +180,7 @@ impl Snapshots {
             position,
             time,
             leaf: Hash::leaf(record).0,
-            form: form::NEWEST,
+            form: form::newest(snapshot.views),
             state: snapshot.views.hash(),
             payload: payload.len() as u64,
         };
@@ -215,6 +216,7 @@ impl Snapshots {
     }
 
     /// The newest one at or before a place and beyond `beyond` that holds, against the log too.
+    /// Its texts are shut.
     pub(crate) async fn find(&self, log: &dyn EventLog, at: Option<At>, beyond: u64) -> Option<Snapshot> {
         loop {
             let position = {
@@ -233,6 +235,21 @@ impl Snapshots {
                 }
             }
         }
+    }
+
+    /// The same, with its texts as far as there are keys; none if it cannot be said whether there are.
+    pub(super) async fn find_open(
+        &self,
+        log: &dyn EventLog,
+        at: Option<At>,
+        beyond: u64,
+        ring: &Ring,
+    ) -> Result<Option<Snapshot>, KeyStoreError> {
+        let mut found = self.find(log, at, beyond).await;
+        if let Some(snapshot) = &mut found {
+            ring.open_snapshot(snapshot).await?;
+        }
+        Ok(found)
     }
 
     async fn load(&self, log: &dyn EventLog, position: u64) -> Result<Snapshot, Unusable> {

@@ -122,8 +122,10 @@ fn snapshot_files(folder: &Path) -> Vec<PathBuf> {
 async fn history(folder: &Path) -> Numbers {
     let (log, mut numbers) = (open_log(folder).await, Numbers(5));
     let (mut last, mut n, mut time) = (None, 0, 1_700_000_000_000);
+    // Among them are sealed texts, which there are from level 2 on.
+    let raised: Event = event_schema::SchemaRaised { level: 2 }.into();
     for _ in 0..2 {
-        for event in golden_events() {
+        for event in std::iter::once(raised.clone()).chain(golden_events()) {
             n += 1;
             time = time + numbers.below(100_000) - 30_000;
             let bytes = record(n, Timestamp(time), event).encode();
@@ -315,15 +317,15 @@ async fn a_million_records() {
             at if at <= agents => event_schema::AgentEnrolled {
                 agent: agent(at),
                 public_key: [1; 32],
-                name: format!("agent-{at}"),
-                tags: vec![("SITE".into(), "north".into())],
+                name: format!("agent-{at}").into(),
+                tags: vec![("SITE".into(), "north".into())].into(),
                 token: None,
                 version: "0.1.0".into(),
             }
             .into(),
             at if at % 2 == 0 => event_schema::AgentOnline {
                 agent: agent(at % agents + 1),
-                addresses: vec!["192.0.2.1:5000".into()],
+                addresses: vec!["192.0.2.1:5000".into()].into(),
                 version: "0.1.0".into(),
             }
             .into(),

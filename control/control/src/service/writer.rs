@@ -25,6 +25,7 @@ use super::attest::Pace;
 use super::ids::Ids;
 use super::issue::Issuer;
 use super::{Origin, Shared, SubmitError, now};
+use crate::privacy::KeyStoreError;
 
 /// How long a commit is tried again before those who wait are told that the log is not available. Each
 /// try means that another writer came first, or that it is not known what became of the last one.
@@ -225,6 +226,22 @@ pub enum FoldError {
         /// Why.
         source: DecodeError,
     },
+    /// The log is written at a schema level that this program does not read.
+    #[error(
+        "the log is written at schema level {level} since position {position}, and this program reads levels up to \
+         {own}: run a newer version; nothing was changed"
+    )]
+    Level {
+        /// Where it was raised.
+        position: Position,
+        /// To what.
+        level: u8,
+        /// What is read here.
+        own: u8,
+    },
+    /// The keys of private texts cannot be asked for.
+    #[error(transparent)]
+    Keys(#[from] KeyStoreError),
 }
 
 impl FoldError {
@@ -232,7 +249,12 @@ impl FoldError {
     fn stays(&self) -> bool {
         match self {
             Self::Read(error) => matches!(error, ReadError::Damaged(_)),
-            Self::Gap { .. } | Self::Foreign { .. } | Self::NoState { .. } | Self::Record { .. } => true,
+            Self::Gap { .. }
+            | Self::Foreign { .. }
+            | Self::NoState { .. }
+            | Self::Record { .. }
+            | Self::Level { .. } => true,
+            Self::Keys(error) => matches!(error, KeyStoreError::Unfit(_)),
         }
     }
 }
@@ -353,7 +375,7 @@ impl Writer {
 
     async fn fold_on(&mut self) -> Result<(), FoldError> {
         if self.last == Position::ZERO {
-            self.restore().await;
+            self.restore().await?;
         }
         loop {
             let page = match self.log.read(self.last.next(), ReadLimit::default()).await {
@@ -371,8 +393,15 @@ impl Writer {
                     let stream = entry.stream.to_string();
                     return Err(FoldError::Foreign { position: entry.position, stream });
                 }
-                let record = decode(&entry.bytes)
-                    .map_err(|source| FoldError::Record { position: entry.position, source })?;
+                let position = entry.position;
+                let own = self.shared.schema;
+                let unreadable = |source| FoldError::Record { position, source };
+                let mut record = Record::decode_up_to(own, &entry.bytes).map_err(unreadable)?;
+                self.shared.ring.open_record(&mut record).await?;
+                check(&record).map_err(unreadable)?;
+                if let Some(level) = raised_to(&record.events).filter(|level| *level > own) {
+                    return Err(FoldError::Level { position, level, own });
+                }
                 self.check_attested(entry.position.0, &record);
                 self.fold(&record);
                 if self.in_doubt.remove(&record.id) {
@@ -387,6 +416,7 @@ impl Writer {
                 self.last = entry.position;
                 self.shared.publish(entry.position, &record);
             }
+            destroy_keys(&self.shared).await;
             self.snapshot_when_due().await;
             // A long log is folded in one go, and others have to live on this thread too.
             tokio::task::yield_now().await;
@@ -394,12 +424,14 @@ impl Writer {
     }
 
     /// Goes on from the newest snapshot, if there is one that holds.
-    async fn restore(&mut self) {
-        let Some(snapshots) = &self.shared.snapshots else { return };
-        let Some(snapshot) = snapshots.find(&*self.log, None, 0).await else { return };
+    async fn restore(&mut self) -> Result<(), KeyStoreError> {
+        let Some(snapshots) = &self.shared.snapshots else { return Ok(()) };
+        let found = snapshots.find_open(&*self.log, None, 0, &self.shared.ring).await?;
+        let Some(snapshot) = found else { return Ok(()) };
         self.last = Position(snapshot.views.position());
         (self.state, self.correlations) = (snapshot.state, snapshot.correlations);
         self.shared.restore(snapshot.views, snapshot.attested);
+        Ok(())
     }
 
     pub(super) fn state(&self) -> &State {
@@ -638,8 +670,18 @@ impl Writer {
                 decided.push(Decided { waiting, rejected, record: None, follows });
                 continue;
             }
-            let record = self.record(waiting.wish.origin(), events, time, &correlations);
-            let encoded = record.encode();
+            let mut record = self.record(waiting.wish.origin(), events, time, &correlations);
+            let known = state.as_ref().unwrap_or(&self.state);
+            let level = raised_to(&record.events).unwrap_or(0).max(known.level());
+            if level > 1
+                && let Err(error) = self.shared.ring.seal(&mut record, known).await
+            {
+                let reason = self.unavailable(&error);
+                decided.push(Decided { waiting, rejected: None, record: None, follows });
+                self.fail(again(decided).into(), &reason);
+                return Outcome::Failed(reason);
+            }
+            let encoded = record.encode_at(level);
             if encoded.len() > MAX_RECORD_BYTES {
                 rejected = Some(Rejection::Limit(format!(
                     "this would make a record of {} bytes, more than the {MAX_RECORD_BYTES} that the log takes",
@@ -727,6 +769,16 @@ impl Writer {
         if let Some(until) = self.courtesy.take() {
             tokio::time::sleep_until(until).await;
         }
+        // A key has to outlast whatever is sealed with it.
+        match self.shared.ring.keep_fresh().await {
+            Ok(true) => {}
+            Ok(false) => return Outcome::Again(again(decided)),
+            Err(error) => {
+                let reason = self.unavailable(&error);
+                self.fail(again(decided).into(), &reason);
+                return Outcome::Failed(reason);
+            }
+        }
         let count = records.len();
         let began = Instant::now();
         let expected = (self.last != Position::ZERO).then_some(self.last);
@@ -749,6 +801,7 @@ impl Writer {
                             }
                         }
                         self.shared.publish(self.last, &record);
+                        destroy_keys(&self.shared).await;
                     }
                     waiting.wish.answer(rejected.map_or(Ok(()), |rejection| Err(rejection.into())));
                 }
@@ -800,6 +853,7 @@ impl Writer {
     }
 
     fn fold(&mut self, record: &Record) {
+        self.shared.ring.note(record, &self.state);
         for event in &record.events {
             remember(&mut self.correlations, event, record.id);
             self.state.evolve(event);
@@ -883,15 +937,30 @@ pub(crate) fn run_of(event: &Event) -> Option<RunId> {
     }
 }
 
-/// Decodes a record and what agents and commands say inside it: nothing of it may be unknown.
-fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
-    let record = Record::decode(bytes)?;
+/// Destroys the keys of those who were erased. One that cannot be is tried again with what comes next.
+async fn destroy_keys(shared: &Shared) {
+    if let Err(error) = shared.ring.destroy_doomed().await {
+        tracing::error!(%error, "keys of erased texts are not destroyed yet");
+    }
+}
+
+/// The level that the log is raised to, if it is.
+fn raised_to(events: &[Event]) -> Option<u8> {
+    let raised = |event: &Event| match event {
+        Event::SchemaRaised(e) => Some(e.level),
+        _ => None,
+    };
+    events.iter().filter_map(raised).max()
+}
+
+/// Looks at what agents and commands say inside a record, as far as it can be read: nothing of it may be unknown.
+fn check(record: &Record) -> Result<(), DecodeError> {
     for event in &record.events {
         match event {
-            Event::CommandIssued(e) => drop(Command::decode(&e.signed.bytes)?),
-            Event::ReportReceived(e) => drop(Report::decode(&e.signed.bytes)?),
+            Event::CommandIssued(e) if e.signed.is_legible() => drop(Command::decode(&e.signed.bytes)?),
+            Event::ReportReceived(e) if e.signed.is_legible() => drop(Report::decode(&e.signed.bytes)?),
             _ => {}
         }
     }
-    Ok(record)
+    Ok(())
 }

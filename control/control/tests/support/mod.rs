@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use agent_proto::RunSecret;
 use agent_proto::link::Hello;
 use control::gateway::{EnrolDecision, EnrolRequest, Fleet, ReportError, Session};
+use control::privacy::{FileKeys, SubjectKeys, Wrapper};
 use control::service::{Ids, Keys, Options, Origin, Service, now};
 use control_core::projection::Views;
 use control_core::{agent, job, run, token};
@@ -34,6 +35,12 @@ pub(crate) fn keys() -> Keys {
 
 pub(crate) fn command_key() -> [u8; 32] {
     SigningKey::from_bytes(&[3; 32]).verifying_key().to_bytes()
+}
+
+/// Keys of private texts in a folder.
+pub(crate) fn sealed_in(folder: &std::path::Path) -> SubjectKeys {
+    let store = Arc::new(FileKeys::open(&folder.join(FileKeys::NAME)).expect("opens"));
+    SubjectKeys { store, wrapper: Arc::new(Wrapper::new(&MASTER)) }
 }
 
 pub(crate) async fn open(log: Arc<dyn EventLog>) -> (Service, JoinHandle<()>) {

@@ -10,6 +10,7 @@ use event_schema::Record;
 use serde::Serialize;
 use serde_json::json;
 
+use super::keys::{Reader, With};
 use super::{BUFFER_BYTES, Done, Export, Failure, create_private, open_export, output};
 use crate::at::At;
 use crate::exports::{ConvertError, Converter, Filter, Format, Wanted};
@@ -79,6 +80,8 @@ pub(in crate::cli) struct Convert {
     origin: Option<String>,
     #[command(flatten)]
     pick: Pick,
+    #[command(flatten)]
+    with: With,
 }
 
 /// A form that was written.
@@ -99,9 +102,9 @@ pub(super) fn convert(as_json: bool, line: &Convert) -> Done {
     if line.out.as_os_str() == "-" {
         let out = BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock());
         // Nobody reading any more is no failure, but the end.
-        return write(&line.path, &expectation, line.to, &line.pick, out).map(drop);
+        return write(&line.path, &expectation, line.to, &line.pick, line.with.given()?, out).map(drop);
     }
-    let written = to_file(&line.path, &expectation, line.to, &line.pick, &line.out)?;
+    let written = to_file(&line.path, &expectation, line.to, &line.pick, line.with.given()?, &line.out)?;
     if as_json {
         return output::say_json(&json!(written));
     }
@@ -113,7 +116,8 @@ pub(super) fn beside(line: &Export, export: &Path) -> Result<Vec<Written>, Failu
     let wanted = [(&line.jsonl, Format::Jsonl), (&line.cloudevents, Format::Cloudevents)];
     let wanted = wanted.into_iter().filter_map(|(path, format)| Some((path.as_ref()?, format)));
     let none = Expectation::default();
-    wanted.map(|(path, format)| to_file(export, &none, format, &line.pick, path)).collect()
+    let with = || line.keys.as_deref().map_or_else(|| Ok(Reader::default()), Reader::read);
+    wanted.map(|(path, format)| to_file(export, &none, format, &line.pick, with()?, path)).collect()
 }
 
 /// Writes a form to a file, which is there once it is complete.
@@ -122,6 +126,7 @@ fn to_file(
     expectation: &Expectation,
     format: Format,
     pick: &Pick,
+    with: Reader,
     path: &Path,
 ) -> Result<Written, Failure> {
     let beside = path.with_added_extension("new");
@@ -130,7 +135,7 @@ fn to_file(
     };
     let file = create_private(&beside).map_err(|error| failed("write", error))?;
     let out = BufWriter::with_capacity(BUFFER_BYTES, file);
-    let finished = write(export, expectation, format, pick, out).and_then(|(out, entries, values)| {
+    let finished = write(export, expectation, format, pick, with, out).and_then(|(out, entries, values)| {
         let file: File = out.into_inner().map_err(|error| failed("write", error.into_error()))?;
         file.sync_all().map_err(|error| failed("sync", error))?;
         fs::rename(&beside, path).map_err(|error| failed("rename", error))?;
@@ -155,6 +160,7 @@ fn write<W: Write>(
     expectation: &Expectation,
     format: Format,
     pick: &Pick,
+    mut with: Reader,
     out: W,
 ) -> Result<(W, u64, u64), Failure> {
     let bad = |error| Failure::Failed(format!("BAD: {}: {error}", export.display()));
@@ -163,7 +169,10 @@ fn write<W: Write>(
     let (mut picker, mut past, mut entries) = (pick.picker(), false, 0);
     while let Some(entry) = reader.next_entry().map_err(bad)? {
         let position = entry.position;
-        let record = Record::decode(entry.bytes);
+        let mut record = Record::decode(entry.bytes);
+        if let Ok(record) = &mut record {
+            with.open(record);
+        }
         let takes = match &record {
             Ok(record) => {
                 past |= picker.is_past(position, record);

@@ -11,6 +11,7 @@ use event_audit::export::{Expectation, ExportReader};
 use event_log::{EventLog as _, Position, ReadLimit};
 use event_schema::{Record, Timestamp};
 
+use super::keys::{Reader, With};
 use super::{Archives, Failure, Global, Opened, is_whole, open_export, open_history};
 use crate::archive::History;
 use crate::at::At;
@@ -31,11 +32,14 @@ pub(in crate::cli) struct Place {
     pub(super) origin: Option<String>,
     #[command(flatten)]
     pub(super) archives: Archives,
+    #[command(flatten)]
+    pub(super) with: With,
 }
 
 /// A history and the state it has led to so far.
 pub(super) struct Walk {
     source: Source,
+    with: Reader,
     fold: Checked,
     /// Read, and beyond the place that was asked for last.
     ahead: Option<(u64, Record)>,
@@ -53,6 +57,7 @@ const CLOCKS_DIFFER_MS: u64 = 10_000;
 impl Walk {
     pub(super) fn open(global: &Global, place: &Place) -> Result<Self, Failure> {
         let path = place.path.clone();
+        let mut with = place.with.given()?;
         let source = match path.filter(|path| !path.is_dir()) {
             Some(path) => {
                 if !place.archives.archive.is_empty() {
@@ -74,6 +79,8 @@ impl Walk {
                 let mut global = global.clone();
                 // A folder may be named in place of the export.
                 global.data = place.path.clone().or(global.data);
+                let data = global.data.clone().unwrap_or_else(|| "flotilla-data".into());
+                with = place.with.of_folder(&data)?;
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
                 let runtime = runtime.map_err(Failure::of)?;
                 let (origin, archives) = (place.origin.as_deref(), &place.archives);
@@ -83,7 +90,7 @@ impl Walk {
             }
         };
         let fold = Checked::default();
-        Ok(Self { source, fold, ahead: None, first: None, clock_back: None, differing: None })
+        Ok(Self { source, with, fold, ahead: None, first: None, clock_back: None, differing: None })
     }
 
     /// The state so far.
@@ -113,11 +120,12 @@ impl Walk {
                 }
             }
         };
-        let record = record.map_err(|error| {
+        let mut record = record.map_err(|error| {
             Failure::Failed(format!(
                 "entry {position} is there, but cannot be read: {error}. Use a newer flotilla, or a place before it"
             ))
         })?;
+        self.with.open(&mut record);
         Ok(Some((position, record)))
     }
 

@@ -1,0 +1,126 @@
+//! Subjects of texts that can be erased: who has a key, and the decision to destroy it.
+//!
+//! Keys themselves are not known here. A text that is decided on is in the clear; the service seals it before it is
+//! recorded, under the key of the subject that [`whose`] names, and what it reads it opens as far as it can. Nothing
+//! that is decided depends on a text that some replica might not be able to read, save on names being taken.
+
+use event_schema::{AgentId, Event, JobDeleted, JobId, Owner, Subject, SubjectErased, UserId};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::Standing;
+use crate::{Rejection, State, plan, text};
+
+/// Agents named in a refusal.
+const NAMED_MAX: usize = 5;
+
+/// A subject as decisions see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// The commitment to its newest key.
+    pub commitment: [u8; 32],
+    /// Whether that is destroyed, or to be.
+    pub erased: bool,
+}
+
+impl State {
+    /// What the log says of a subject's key.
+    pub fn subject(&self, subject: Subject) -> Option<Known> {
+        self.subjects.get(&subject).copied()
+    }
+
+    /// Everybody who has, or had, a key.
+    pub fn subjects(&self) -> impl Iterator<Item = (Subject, Known)> {
+        self.subjects.iter().map(|(subject, known)| (*subject, *known))
+    }
+}
+
+/// Whose a text is; none if only its writer knows.
+pub fn whose(state: &State, owner: Owner) -> Option<Subject> {
+    match owner {
+        Owner::Subject(subject) => Some(subject),
+        Owner::Run(run, agent) => Some(state.job_of(run).map_or(Subject::Agent(agent), Subject::Job)),
+        Owner::Named => None,
+    }
+}
+
+/// Whether texts that come after an erasure get a new key. Somebody whose name was erased is not nameless for ever: what
+/// he decides later is told of him, as is an agent that is let in after it was only ever turned away. Of a job or an
+/// agent that is gone there is nothing more to tell: what still comes is withheld.
+pub fn begins_anew(state: &State, subject: Subject) -> bool {
+    match subject {
+        Subject::User(_) => true,
+        Subject::Agent(agent) => state.agents.get(&agent).is_none_or(|a| a.standing != Standing::Removed),
+        Subject::Job(_) => false,
+    }
+}
+
+/// Decides to erase what is recorded under a subject's key. A job that is there yet is deleted with it.
+///
+/// # Errors
+/// If nothing is under a key of the subject; if a run of the job is active, or commands of it are still to be given
+/// or answered; if the agent belongs to the fleet.
+pub fn erase(state: &State, subject: Subject, reason: &str) -> Result<Vec<Event>, Rejection> {
+    let mut events = match subject {
+        Subject::Job(job) => erase_job(state, job)?,
+        Subject::Agent(agent) => erase_agent(state, agent)?,
+        Subject::User(_) => vec![],
+    };
+    match state.subject(subject) {
+        Some(Known { erased: true, .. }) => return Ok(vec![]),
+        Some(_) => {}
+        None => {
+            return Err(Rejection::Conflict(format!(
+                "nothing of {subject} was recorded under a key, so nothing can be erased: what was recorded before the \
+                 log's schema level 2 stays as long as the log"
+            )));
+        }
+    }
+    events.push(SubjectErased { subject, reason: text::one_line(reason) }.into());
+    Ok(events)
+}
+
+fn erase_job(state: &State, job: JobId) -> Result<Vec<Event>, Rejection> {
+    if let Some(run) = state.active_run(job) {
+        return Err(Rejection::Conflict(format!("its run {run} is active: stop that first")));
+    }
+    let runs: Vec<_> = state.runs.iter().filter(|(_, run)| run.job == job).map(|(id, _)| *id).collect();
+    if let Some(run) = runs.iter().find(|run| plan::is_outstanding(state, **run)) {
+        return Err(Rejection::Conflict(format!(
+            "commands of its run {run} are about to be given: try again"
+        )));
+    }
+    let waits = |agent: &&crate::agent::Agent| {
+        agent.waiting.values().any(|issued| issued.run.is_some_and(|run| runs.contains(&run)))
+    };
+    let mut waiting: Vec<&str> =
+        state.agents.values().filter(waits).map(|agent| agent.name.as_str()).collect();
+    if !waiting.is_empty() {
+        let more = waiting.len().saturating_sub(NAMED_MAX);
+        waiting.truncate(NAMED_MAX);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        return Err(Rejection::Conflict(format!(
+            "commands of it still wait for {}{more}: they name its folders. Wait until these agents were online, or \
+             remove them",
+            waiting.join(", ")
+        )));
+    }
+    Ok(if state.jobs.contains_key(&job) { vec![JobDeleted { job }.into()] } else { vec![] })
+}
+
+fn erase_agent(state: &State, agent: AgentId) -> Result<Vec<Event>, Rejection> {
+    match state.agents.get(&agent) {
+        Some(known) if known.standing != Standing::Removed => Err(Rejection::Conflict(format!(
+            "the agent {} belongs to the fleet: remove it first",
+            known.name
+        ))),
+        // One that was only ever turned away has left its address.
+        _ => Ok(vec![]),
+    }
+}
+
+/// The subject of a user's name, given the keyed hash of it.
+pub fn of_user(hash: &[u8; 32]) -> Subject {
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash[..16]);
+    Subject::User(UserId(id))
+}

@@ -1,0 +1,139 @@
+//! Keys of private texts for auditors who may read them: `audit export --keys` writes them, the other tools take them
+//! (`events/AUDIT_FORMAT.md` §7). One JSON object a line: `subject` and `key` (hex).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use data_encoding::HEXLOWER;
+use event_schema::{Record, Subject, SubjectKey};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::{Client, Failure, Global, output};
+use crate::api::view::{SubjectKeyView, SubjectKeysView};
+use crate::pki;
+use crate::privacy::{FileKeys, Given};
+
+/// Bytes of a file of keys that are read: those of the largest fleet.
+const FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// With which keys texts are read.
+#[derive(Clone, Debug, Default, Args)]
+pub(in crate::cli) struct With {
+    /// Keys of private texts (a file from `audit export --keys`); without it, those texts are shown as [sealed]
+    #[arg(long, value_name = "PATH")]
+    keys: Option<PathBuf>,
+}
+
+impl With {
+    /// The keys, or none.
+    pub(super) fn given(&self) -> Result<Reader, Failure> {
+        self.keys.as_deref().map_or_else(|| Ok(Reader::default()), Reader::read)
+    }
+
+    /// The keys of a data folder that can be read without its service, if no others are named.
+    pub(super) fn of_folder(&self, data: &Path) -> Result<Reader, Failure> {
+        if self.keys.is_some() {
+            return self.given();
+        }
+        Ok(in_folder(data).map_or_else(Reader::default, Reader::new))
+    }
+}
+
+/// Opens the records of a history from its beginning.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    given: Given,
+    warned: bool,
+}
+
+impl Reader {
+    fn new(keys: Vec<(Subject, SubjectKey)>) -> Self {
+        Self { given: Given::new(keys), warned: false }
+    }
+
+    /// From a file.
+    pub(super) fn read(path: &Path) -> Result<Self, Failure> {
+        let failed = |what: String| Failure::Failed(format!("the keys in {}: {what}", path.display()));
+        let bytes = fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
+        if bytes > FILE_BYTES_MAX {
+            return Err(failed(format!("no file of keys has {bytes} bytes")));
+        }
+        let text = Zeroizing::new(fs::read_to_string(path).map_err(|error| failed(error.to_string()))?);
+        let mut keys = Vec::new();
+        for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+            let key = parse(line).ok_or_else(|| failed(format!("line {number} is no key of a subject")))?;
+            keys.push(key);
+        }
+        Ok(Self::new(keys))
+    }
+
+    /// Opens the next record.
+    pub(super) fn open(&mut self, record: &mut Record) {
+        self.given.open(record);
+        if let Some(subject) = self.given.foreign().next().filter(|_| !self.warned) {
+            self.warned = true;
+            output::complain(&format!(
+                "WARNING: the key given for {subject} is not the one that the log names, so it opens nothing: the file is \
+                 of another fleet, was changed, or is older than the subject's newest key"
+            ));
+        }
+    }
+}
+
+fn parse(line: &str) -> Option<(Subject, SubjectKey)> {
+    let view: SubjectKeyView = serde_json::from_str(line).ok()?;
+    let bytes = Zeroizing::new(HEXLOWER.decode(view.key.as_bytes()).ok()?);
+    let key: [u8; 32] = bytes.as_slice().try_into().ok()?;
+    Some((view.subject.parse().ok()?, SubjectKey::new(key)))
+}
+
+/// The keys that the data folder's own file holds; none where they are kept elsewhere.
+fn in_folder(data: &Path) -> Option<Vec<(Subject, SubjectKey)>> {
+    let wrapped = FileKeys::read(&data.join(FileKeys::NAME)).ok()??;
+    let wrapper = pki::subject_keys(data).ok()?;
+    let key = |(subject, wrapped)| Some((subject, wrapper.unwrap(subject, &wrapped)?));
+    Some(wrapped.into_iter().filter_map(key).collect())
+}
+
+/// Writes the keys of a service, running or not, to a file; how many.
+pub(super) fn write(global: Global, path: &Path) -> Result<usize, Failure> {
+    let own = match &global.server {
+        Some(_) => None,
+        None => in_folder(global.data.as_deref().unwrap_or(Path::new("flotilla-data"))),
+    };
+    let keys = match own {
+        Some(keys) => keys.into_iter().map(|(subject, key)| shown(subject, &key)).collect(),
+        // Kept in NATS, or on another machine: the service has them.
+        None => Client::new(global)?.get::<SubjectKeysView>("audit/keys")?.keys,
+    };
+    let mut text = Zeroizing::new(String::new());
+    for key in &keys {
+        text.push_str(&json!(key).to_string());
+        text.push('\n');
+    }
+    crate::private_file::write(path, text.as_bytes())
+        .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
+    Ok(keys.len())
+}
+
+fn shown(subject: Subject, key: &SubjectKey) -> SubjectKeyView {
+    SubjectKeyView { subject: subject.to_string(), key: HEXLOWER.encode(key.as_bytes()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_schema::JobId;
+
+    #[test]
+    fn a_key_is_read_as_it_was_written() {
+        let (subject, key) = (Subject::Job(JobId([7; 16])), SubjectKey::new([9; 32]));
+        let line = json!(shown(subject, &key)).to_string();
+        assert_eq!(parse(&line), Some((subject, key)));
+        for bad in ["", "{}", "null", &line.replace("job", "jab"), &line.replace("09", "0"), &line[1..]] {
+            assert!(parse(bad).is_none(), "{bad}");
+        }
+    }
+}

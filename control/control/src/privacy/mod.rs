@@ -1,0 +1,451 @@
+//! Private texts between the writer, which decides on them in the clear, and the log, where they are sealed
+//! (`events/SCHEMA.md`, Private texts; `docs/decisions/0011-private-texts.md`).
+//!
+//! [`Ring`] holds the keys of all subjects in memory. The writer seals a record with it between deciding and encoding,
+//! and whoever reads records opens them with it before they are folded or shown. A key is on its way through three
+//! states: *fresh* (a record was sealed with it that is not appended yet), *kept* (the store has it), *doomed* (the log
+//! says that it was erased; it is being destroyed). Each step can be interrupted and is finished by the next start.
+
+mod file;
+mod nats;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use control_core::State;
+use control_core::snapshot::Snapshot;
+use control_core::subject::{Known, begins_anew, whose};
+use event_schema::{
+    Actor, Confidential, Event, Field, Owner, Record, Subject, SubjectErased, SubjectKey, SubjectOpened,
+    Visit,
+};
+
+pub use file::FileKeys;
+pub use nats::NatsKeys;
+pub use store::{KeyStore, KeyStoreError, WRAPPED_BYTES, Wrapped, Wrapper};
+
+use crate::service::random_id;
+
+/// Subjects named in a warning.
+const NAMED_MAX: usize = 5;
+
+/// Where keys are kept, and the fleet's secret that they are wrapped with.
+#[derive(Clone)]
+pub struct SubjectKeys {
+    /// The store.
+    pub store: Arc<dyn KeyStore>,
+    /// From the secret of the fleet.
+    pub wrapper: Arc<Wrapper>,
+}
+
+impl std::fmt::Debug for SubjectKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SubjectKeys(…)")
+    }
+}
+
+/// Every key at hand.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    keys: Option<SubjectKeys>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    keys: HashMap<Subject, SubjectKey>,
+    /// Asked for, and not there: until the log says that there is one.
+    absent: HashSet<Subject>,
+    fresh: BTreeSet<Subject>,
+    doomed: BTreeMap<Subject, [u8; 32]>,
+    /// Everybody who was erased once: what does not open of theirs is gone for good.
+    erased: HashSet<Subject>,
+    /// Whose key should be there and is not.
+    missing: BTreeSet<Subject>,
+}
+
+/// What becomes of a subject's texts in a record.
+enum Plan {
+    Seal(SubjectKey),
+    Withhold,
+}
+
+impl Ring {
+    /// Without keys nothing is sealed, and nothing sealed is opened.
+    pub(crate) async fn open(keys: Option<SubjectKeys>) -> Result<Self, KeyStoreError> {
+        let ring = Self { keys, inner: Mutex::default() };
+        if let Some(SubjectKeys { store, wrapper }) = &ring.keys {
+            let mut unusable = 0;
+            for (subject, wrapped) in store.list().await? {
+                match wrapper.unwrap(subject, &wrapped) {
+                    Some(key) => drop(ring.inner().keys.insert(subject, key)),
+                    None => unusable += 1,
+                }
+            }
+            if unusable > 0 {
+                tracing::error!(
+                    keys = unusable,
+                    "subjects' keys are damaged, or of another fleet: what is under them cannot be read"
+                );
+            }
+        }
+        Ok(ring)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // One entry is changed at a time.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The subject that stands for a user's name; none without keys.
+    pub(crate) fn user(&self, name: &str) -> Option<Subject> {
+        Some(self.keys.as_ref()?.wrapper.user(name))
+    }
+
+    /// All keys at hand, for an auditor.
+    pub(crate) fn all(&self) -> Vec<(Subject, SubjectKey)> {
+        let mut all: Vec<_> = self.inner().keys.iter().map(|(s, key)| (*s, key.clone())).collect();
+        all.sort_by_key(|(subject, _)| *subject);
+        all
+    }
+
+    /// Makes the texts of a record readable as far as there are keys.
+    ///
+    /// # Errors
+    /// If the store does not say whether there is a key.
+    pub(crate) async fn open_record(&self, record: &mut Record) -> Result<(), KeyStoreError> {
+        self.open_texts(&mut |visit| record.private(visit)).await
+    }
+
+    /// The same for a snapshot.
+    ///
+    /// # Errors
+    /// As [`Ring::open_record`].
+    pub(crate) async fn open_snapshot(&self, snapshot: &mut Snapshot) -> Result<(), KeyStoreError> {
+        for (subject, known) in snapshot.state.subjects() {
+            if known.erased {
+                self.inner().erased.insert(subject);
+            }
+        }
+        self.open_texts(&mut |visit| snapshot.private(visit)).await?;
+        snapshot.state.name_anew();
+        Ok(())
+    }
+
+    async fn open_texts(&self, each: &mut (dyn FnMut(&mut Visit<'_>) + Send)) -> Result<(), KeyStoreError> {
+        let unknown = self.open_known(each);
+        let Some(SubjectKeys { store, wrapper }) = self.keys.as_ref().filter(|_| !unknown.is_empty()) else {
+            return Ok(());
+        };
+        for subject in unknown {
+            let key = store.get(subject).await?.and_then(|wrapped| wrapper.unwrap(subject, &wrapped));
+            let mut inner = self.inner();
+            match key {
+                Some(key) => drop(inner.keys.insert(subject, key)),
+                None => drop(inner.absent.insert(subject)),
+            }
+        }
+        self.open_known(each);
+        Ok(())
+    }
+
+    /// Opens what can be opened at once; subjects whose key is to be asked for.
+    fn open_known(&self, each: &mut (dyn FnMut(&mut Visit<'_>) + Send)) -> BTreeSet<Subject> {
+        let inner = self.inner();
+        let mut unknown = BTreeSet::new();
+        each(&mut |field: Field, _, text: &mut dyn Confidential| {
+            let Some(subject) = text.subject().filter(|_| !text.is_legible()) else { return };
+            let opened = inner.keys.get(&subject).map(|key| text.open(key, field));
+            match opened {
+                Some(true) => {}
+                _ if inner.erased.contains(&subject) => text.shut(true),
+                Some(false) => {}
+                None if inner.absent.contains(&subject) => {}
+                None => drop(unknown.insert(subject)),
+            }
+        });
+        unknown
+    }
+
+    /// Seals the texts of a record that was decided on `state`, and puts the events behind its own that tell of new keys.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub(crate) async fn seal(&self, record: &mut Record, state: &State) -> Result<(), KeyStoreError> {
+        if self.keys.is_none() {
+            return Ok(());
+        }
+        let user = match &record.actor {
+            Actor::Operator(name) => self.user(name),
+            Actor::Service | Actor::Agent(_) => None,
+        };
+        let of = |owner: Owner| whose(state, owner).or(user);
+        let mut subjects: Vec<Subject> = Vec::new();
+        record.private(&mut |_, owner, text| {
+            if let Some(subject) = of(owner).filter(|subject| text.is_clear() && !subjects.contains(subject))
+            {
+                subjects.push(subject);
+            }
+        });
+        let mut plans: BTreeMap<Subject, Plan> = BTreeMap::new();
+        let mut opened: Vec<Event> = Vec::new();
+        for subject in subjects {
+            let plan = match state.subject(subject) {
+                Some(Known { erased: true, .. }) if !begins_anew(state, subject) => Plan::Withhold,
+                Some(Known { erased: false, commitment }) => match self.kept(subject, commitment).await? {
+                    Some(key) => Plan::Seal(key),
+                    None => {
+                        tracing::error!(%subject, "its key is missing, what is under it cannot be read: it gets another");
+                        Plan::Seal(self.begin(subject, &mut opened).await?)
+                    }
+                },
+                _ => Plan::Seal(self.begin(subject, &mut opened).await?),
+            };
+            plans.insert(subject, plan);
+        }
+        record.private(&mut |field, owner, text| {
+            let Some(subject) = of(owner).filter(|_| text.is_clear()) else { return };
+            match plans.get(&subject) {
+                Some(Plan::Seal(key)) => text.seal(subject, key, field, random_id::<12>()),
+                Some(Plan::Withhold) => text.withhold(),
+                None => {}
+            }
+        });
+        record.events.extend(opened);
+        Ok(())
+    }
+
+    /// The key that the log knows of.
+    async fn kept(
+        &self,
+        subject: Subject,
+        commitment: [u8; 32],
+    ) -> Result<Option<SubjectKey>, KeyStoreError> {
+        let is = |key: &SubjectKey| key.commitment(subject) == commitment;
+        let at_hand = self.inner().keys.get(&subject).filter(|key| is(key)).cloned();
+        let (None, Some(SubjectKeys { store, wrapper })) = (&at_hand, &self.keys) else { return Ok(at_hand) };
+        let key = store.get(subject).await?.and_then(|wrapped| wrapper.unwrap(subject, &wrapped));
+        let mut inner = self.inner();
+        match &key {
+            Some(key) => drop(inner.keys.insert(subject, key.clone())),
+            None => drop(inner.keys.remove(&subject)),
+        }
+        let key = key.filter(is);
+        if key.is_none() {
+            inner.missing.insert(subject);
+        }
+        Ok(key)
+    }
+
+    /// A key for a subject that has none on the log, and the event that tells of it.
+    async fn begin(&self, subject: Subject, opened: &mut Vec<Event>) -> Result<SubjectKey, KeyStoreError> {
+        // An erased key must not come to life again.
+        if self.inner().doomed.contains_key(&subject) {
+            self.destroy_doomed().await?;
+        }
+        let key = {
+            let mut inner = self.inner();
+            // One that was kept, and its record not appended, is as good as another.
+            inner.keys.get(&subject).cloned().unwrap_or_else(|| {
+                let key = SubjectKey::new(random_id::<32>());
+                inner.keys.insert(subject, key.clone());
+                inner.fresh.insert(subject);
+                key
+            })
+        };
+        opened.push(SubjectOpened { subject, commitment: key.commitment(subject) }.into());
+        Ok(key)
+    }
+
+    /// Keeps the fresh keys: to be done before a record that is sealed with one is appended. Says whether they are the
+    /// ones that are kept now; if not, another replica was first, and the record has to be sealed again.
+    ///
+    /// # Errors
+    /// If the store does not answer; it is not known then what it keeps.
+    pub(crate) async fn keep_fresh(&self) -> Result<bool, KeyStoreError> {
+        let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(true) };
+        let fresh: Vec<(Subject, SubjectKey)> = {
+            let inner = self.inner();
+            inner.fresh.iter().filter_map(|s| Some((*s, inner.keys.get(s)?.clone()))).collect()
+        };
+        if fresh.is_empty() {
+            return Ok(true);
+        }
+        let wrapped = fresh.iter().map(|(subject, key)| (*subject, wrapper.wrap(*subject, key))).collect();
+        let there = store.create(wrapped).await?;
+        let mut inner = self.inner();
+        inner.fresh.clear();
+        let mut ours = true;
+        for (subject, wrapped) in there {
+            match wrapper.unwrap(subject, &wrapped) {
+                Some(key) if inner.keys.get(&subject) == Some(&key) => {}
+                Some(key) => {
+                    inner.keys.insert(subject, key);
+                    ours = false;
+                }
+                None => {
+                    inner.keys.remove(&subject);
+                    return Err(KeyStoreError::Unfit(format!("the key of {subject} is damaged")));
+                }
+            }
+        }
+        Ok(ours)
+    }
+
+    /// Takes in what a record says of keys.
+    pub(crate) fn note(&self, record: &Record, state: &State) {
+        for event in &record.events {
+            match event {
+                Event::SubjectOpened(e) => {
+                    let mut inner = self.inner();
+                    inner.absent.remove(&e.subject);
+                    let other =
+                        inner.keys.get(&e.subject).is_some_and(|k| k.commitment(e.subject) != e.commitment);
+                    if other && !inner.fresh.contains(&e.subject) {
+                        inner.keys.remove(&e.subject);
+                    }
+                    if !other {
+                        inner.missing.remove(&e.subject);
+                    }
+                }
+                Event::SubjectErased(SubjectErased { subject, .. }) => {
+                    if let Some(known) = state.subject(*subject) {
+                        self.doom(*subject, known.commitment);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn doom(&self, subject: Subject, commitment: [u8; 32]) {
+        let mut inner = self.inner();
+        inner.erased.insert(subject);
+        if inner.keys.get(&subject).is_some_and(|key| key.commitment(subject) == commitment) {
+            inner.keys.remove(&subject);
+            inner.fresh.remove(&subject);
+        }
+        if self.keys.is_some() {
+            inner.doomed.insert(subject, commitment);
+        }
+    }
+
+    /// Destroys the keys of those whom the log calls erased.
+    ///
+    /// # Errors
+    /// If the store does not answer: it is tried again with the next record, and at the next start.
+    pub(crate) async fn destroy_doomed(&self) -> Result<(), KeyStoreError> {
+        let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(()) };
+        let doomed: Vec<_> = self.inner().doomed.iter().map(|(s, commitment)| (*s, *commitment)).collect();
+        for (subject, commitment) in doomed {
+            if let Some(wrapped) = store.get(subject).await? {
+                let key = wrapper.unwrap(subject, &wrapped);
+                // One that nobody can unwrap is of no use to anybody.
+                if key.is_none_or(|key| key.commitment(subject) == commitment) {
+                    store.destroy(subject, wrapped).await?;
+                    tracing::info!(%subject, "its key is destroyed");
+                }
+            }
+            let mut inner = self.inner();
+            if inner.doomed.get(&subject) == Some(&commitment) {
+                inner.doomed.remove(&subject);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a key is still to be destroyed.
+    pub(crate) fn is_doomed(&self, subject: Subject) -> bool {
+        self.inner().doomed.contains_key(&subject)
+    }
+
+    /// Holds the keys against what the log says, when it was read to its end: finishes erasures that were interrupted,
+    /// and warns of keys that are missing.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub(crate) async fn reconcile(&self, state: &State) -> Result<(), KeyStoreError> {
+        if self.keys.is_none() {
+            return Ok(());
+        }
+        for (subject, known) in state.subjects() {
+            if known.erased {
+                self.doom(subject, known.commitment);
+            } else {
+                // Looked up again where it is not at hand; a missing one is remembered.
+                self.kept(subject, known.commitment).await?;
+            }
+        }
+        self.destroy_doomed().await?;
+        let missing: Vec<Subject> = self.missing();
+        if !missing.is_empty() {
+            let named: Vec<String> = missing.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+            tracing::error!(
+                count = missing.len(),
+                subjects = named.join(", "),
+                "keys are missing though nothing was erased: restore the store of keys from its backup. Until then \
+                 their texts are shown as [sealed]"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whose key is missing though nothing was erased.
+    pub(crate) fn missing(&self) -> Vec<Subject> {
+        self.inner().missing.iter().copied().collect()
+    }
+}
+
+/// Opens records with keys that somebody was given, each held against what the log says of it.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    keys: BTreeMap<Subject, Vec<SubjectKey>>,
+    erased: BTreeSet<Subject>,
+    committed: BTreeMap<Subject, Vec<[u8; 32]>>,
+    /// Subjects of whom another key was given than the log names.
+    foreign: BTreeSet<Subject>,
+}
+
+impl Given {
+    /// From a list of keys.
+    pub(crate) fn new(keys: impl IntoIterator<Item = (Subject, SubjectKey)>) -> Self {
+        let mut given = Self::default();
+        for (subject, key) in keys {
+            given.keys.entry(subject).or_default().push(key);
+        }
+        given
+    }
+
+    /// Whose key is not the one that the log names.
+    pub(crate) fn foreign(&self) -> impl Iterator<Item = Subject> {
+        self.foreign.iter().copied()
+    }
+
+    /// Opens the next record of a history that is read from its beginning.
+    pub(crate) fn open(&mut self, record: &mut Record) {
+        for event in &record.events {
+            match event {
+                Event::SubjectOpened(e) => {
+                    self.committed.entry(e.subject).or_default().push(e.commitment);
+                    let good = |key: &SubjectKey| key.commitment(e.subject) == e.commitment;
+                    if self.keys.get(&e.subject).is_some_and(|keys| !keys.iter().any(good)) {
+                        self.foreign.insert(e.subject);
+                    }
+                }
+                Event::SubjectErased(e) => drop(self.erased.insert(e.subject)),
+                _ => {}
+            }
+        }
+        record.private(&mut |field, _, text| {
+            let Some(subject) = text.subject() else { return };
+            let committed = self.committed.get(&subject).map_or(&[][..], Vec::as_slice);
+            let mut keys = self.keys.get(&subject).into_iter().flatten();
+            let opened =
+                keys.any(|key| committed.contains(&key.commitment(subject)) && text.open(key, field));
+            if !opened && self.erased.contains(&subject) {
+                text.shut(true);
+            }
+        });
+    }
+}

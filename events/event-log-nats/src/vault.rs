@@ -1,0 +1,229 @@
+//! A place for small secrets beside the log: a key-value bucket of JetStream in which a key is written once, read from
+//! the leader, and removed so that the servers overwrite it.
+//!
+//! The bucket is a stream `KV_<log>-keys` with one message per key, as other tools know it. It is used by its plain
+//! messages, since what matters here is not what a bucket promises: a key that is there is never replaced (the server
+//! compares), reading asks the leader and never a replica that lags behind, and removing is the secure deletion of one
+//! message, whose bytes the server overwrites before it forgets it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
+use async_nats::jetstream::context::CreateStreamErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageErrorKind, StorageType, Stream};
+use async_nats::jetstream::{self};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::time::Instant;
+
+use crate::connection::with_source;
+use crate::shared::Shared;
+
+/// Bytes of one secret.
+const SECRET_BYTES_MAX: usize = 4 * 1024;
+
+/// Secrets that are written at the same time.
+const WRITES_AT_ONCE: usize = 64;
+
+/// Tries of one write whose answer is lost.
+const TRIES: u32 = 5;
+
+/// How long the bucket may take to be there: a cluster elects a leader for it first.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Why the bucket cannot be used now.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the bucket {bucket} in NATS: {reason}")]
+pub struct VaultError {
+    bucket: String,
+    reason: String,
+}
+
+/// A bucket of secrets beside a log. Keys are of letters, digits, `-`, `_`, `/`, `=` and `.`.
+#[derive(Clone, Debug)]
+pub struct NatsVault {
+    shared: Arc<Shared>,
+    stream: Stream<()>,
+    bucket: String,
+    prefix: String,
+}
+
+impl NatsVault {
+    pub(crate) async fn open(shared: &Arc<Shared>) -> Result<NatsVault, VaultError> {
+        let bucket = format!("{}-keys", shared.servers.options.stream);
+        let prefix = format!("$KV.{bucket}.");
+        let failed = |reason: String| VaultError { bucket: bucket.clone(), reason };
+        let config = Config {
+            name: format!("KV_{bucket}"),
+            description: Some("keys of private texts on the event log, wrapped".to_owned()),
+            subjects: vec![format!("{prefix}>")],
+            num_replicas: shared.servers.options.replicas,
+            max_messages_per_subject: 1,
+            max_message_size: i32::try_from(2 * SECRET_BYTES_MAX).unwrap_or(i32::MAX),
+            discard: DiscardPolicy::New,
+            storage: StorageType::File,
+            deny_delete: false,
+            deny_purge: false,
+            allow_rollup: true,
+            allow_direct: false,
+            ..Config::default()
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let context = &shared.servers.context;
+        loop {
+            let made = match context.get_stream(&config.name).await {
+                Ok(_) => Ok(()),
+                Err(_) => context.create_stream(config.clone()).await.map(|_| ()),
+            };
+            match made {
+                Ok(()) => break,
+                // Another replica was faster, with the same settings or other ones that do as well.
+                Err(error) if is_there(&error) => break,
+                Err(error) if Instant::now() >= deadline => return Err(failed(with_source(&error))),
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+        let stream = context.get_stream_no_info(&config.name).await;
+        let stream = stream.map_err(|error| failed(with_source(&error)))?;
+        Ok(NatsVault { shared: Arc::clone(shared), stream, bucket, prefix })
+    }
+
+    fn failed(&self, reason: impl Into<String>) -> VaultError {
+        VaultError { bucket: self.bucket.clone(), reason: reason.into() }
+    }
+
+    /// Every key and its secret.
+    ///
+    /// # Errors
+    /// If the servers do not answer.
+    pub async fn list(&self) -> Result<Vec<(String, Vec<u8>)>, VaultError> {
+        let mut all = Vec::new();
+        let mut sequence = 1;
+        loop {
+            // The leader's own order of messages: a consumer could live on a replica that lags behind.
+            let next = self
+                .stream
+                .raw_message_builder()
+                .sequence(sequence)
+                .next_by_subject(format!("{}>", self.prefix));
+            let message = match next.send().await {
+                Ok(message) => message,
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(all),
+                Err(error) => return Err(self.failed(with_source(&error))),
+            };
+            sequence = message.sequence + 1;
+            if let Some(key) = message.subject.as_str().strip_prefix(&self.prefix)
+                && !message.payload.is_empty()
+            {
+                all.push((key.to_owned(), message.payload.to_vec()));
+            }
+        }
+    }
+
+    /// A key's secret and the message that holds it, as the leader has it.
+    async fn find(&self, key: &str) -> Result<Option<(u64, Vec<u8>)>, VaultError> {
+        let asked = self.stream.get_last_raw_message_by_subject(&format!("{}{key}", self.prefix)).await;
+        match asked {
+            // Another tool may have left a marker in the place of what it deleted.
+            Ok(message) if message.payload.is_empty() => Ok(None),
+            Ok(message) => Ok(Some((message.sequence, message.payload.to_vec()))),
+            Err(error) if error.kind() == jetstream::stream::LastRawMessageErrorKind::NoMessageFound => {
+                Ok(None)
+            }
+            Err(error) => Err(self.failed(with_source(&error))),
+        }
+    }
+
+    /// One key's secret.
+    ///
+    /// # Errors
+    /// If the servers do not answer.
+    pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, VaultError> {
+        Ok(self.find(key).await?.map(|(_, secret)| secret))
+    }
+
+    /// Writes secrets whose keys are not there yet; gives those that were, which stay.
+    ///
+    /// # Errors
+    /// If the servers do not answer; it is not known then which of them were written.
+    pub async fn create(
+        &self,
+        secrets: Vec<(String, Vec<u8>)>,
+    ) -> Result<Vec<(String, Vec<u8>)>, VaultError> {
+        let mut there = Vec::new();
+        let mut rest = secrets.into_iter();
+        let mut writing = FuturesUnordered::new();
+        loop {
+            while writing.len() < WRITES_AT_ONCE
+                && let Some((key, secret)) = rest.next()
+            {
+                writing.push(self.create_one(key, secret));
+            }
+            match writing.next().await {
+                None => return Ok(there),
+                Some(written) => there.extend(written?),
+            }
+        }
+    }
+
+    async fn create_one(
+        &self,
+        key: String,
+        secret: Vec<u8>,
+    ) -> Result<Option<(String, Vec<u8>)>, VaultError> {
+        if secret.is_empty() || secret.len() > SECRET_BYTES_MAX {
+            return Err(self.failed(format!("a secret of {} bytes", secret.len())));
+        }
+        let mut reason = String::new();
+        for _ in 0..TRIES {
+            let mut headers = HeaderMap::new();
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
+            let publish = PublishMessage::build().headers(headers).payload(secret.clone().into());
+            let context = &self.shared.servers.context;
+            let answer = match context.send_publish(format!("{}{key}", self.prefix), publish).await {
+                Ok(answer) => answer.await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(_) => return Ok(None),
+                Err(error) => reason = with_source(&error),
+            }
+            // Refused because one is there, or not answered: what is there now decides.
+            match self.find(&key).await {
+                Ok(Some((_, found))) if found == secret => return Ok(None),
+                Ok(Some((_, found))) => return Ok(Some((key, found))),
+                Ok(None) => {}
+                Err(error) => reason = error.reason,
+            }
+        }
+        Err(self.failed(reason))
+    }
+
+    /// Removes exactly this secret; one that is not there, or another, is left alone.
+    ///
+    /// # Errors
+    /// If the servers do not answer.
+    pub async fn destroy(&self, key: &str, secret: &[u8]) -> Result<(), VaultError> {
+        let mut reason = "it is still there".to_owned();
+        for _ in 0..TRIES {
+            match self.find(key).await? {
+                Some((sequence, found)) if found == secret => {
+                    // Overwritten, then forgotten, by every server of the stream.
+                    if let Err(error) = self.stream.delete_message(sequence).await {
+                        reason = with_source(&error);
+                    }
+                }
+                _ => return Ok(()),
+            }
+        }
+        Err(self.failed(reason))
+    }
+}
+
+fn is_there(error: &jetstream::context::CreateStreamError) -> bool {
+    matches!(error.kind(), CreateStreamErrorKind::JetStream(inner)
+        if inner.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST)
+}

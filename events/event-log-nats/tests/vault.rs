@@ -1,0 +1,53 @@
+//! The bucket for secrets beside a log, on a real server.
+
+use event_log::EventLog as _;
+use event_log_nats::testing::{NatsServer, server_or_skip};
+use event_log_nats::{NatsLog, NatsLogOptions};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_written_once_and_overwritten_when_they_go() {
+    let Some(program) = server_or_skip("secrets_are_written_once_and_overwritten_when_they_go") else {
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut server = NatsServer::start(program, dir.path().join("nats")).expect("starts");
+    let log = NatsLog::open(NatsLogOptions::new(&server.url())).await.expect("opens");
+    let (vault, other) = (log.vault().await.expect("made"), log.vault().await.expect("found"));
+    let secret = |n: u32| format!("a secret that nobody is to find, number {n:08}").into_bytes();
+    let many: Vec<_> = (0..200).map(|n| (format!("job.{n:032x}"), secret(n))).collect();
+    assert!(vault.create(many.clone()).await.expect("written").is_empty());
+    // The first stays; the same again is no conflict, since an answer may have been lost.
+    let again = vec![(many[3].0.clone(), secret(900)), many[4].clone(), ("agent.5".into(), secret(5))];
+    assert_eq!(other.create(again).await.expect("written"), [many[3].clone()]);
+    assert_eq!(other.get(&many[3].0).await.expect("read"), Some(secret(3)));
+    assert_eq!(other.get("job.none").await.expect("read"), None);
+    assert_eq!(other.list().await.expect("listed").len(), 201);
+    // Two at once for one key: one of them wins, and both know which.
+    let race = |n: u32| vec![("user.race".to_owned(), secret(n))];
+    let (a, b) = tokio::join!(vault.create(race(7001)), other.create(race(7002)));
+    let (a, b) = (a.expect("answered"), b.expect("answered"));
+    assert_eq!(a.len() + b.len(), 1, "{a:?} {b:?}");
+
+    vault.destroy(&many[3].0, &secret(900)).await.expect("another secret is left alone");
+    assert!(other.get(&many[3].0).await.expect("read").is_some());
+    vault.destroy(&many[3].0, &secret(3)).await.expect("destroyed");
+    other.destroy(&many[3].0, &secret(3)).await.expect("once more is nothing");
+    assert_eq!(other.get(&many[3].0).await.expect("read"), None);
+    assert!(vault.create(vec![(many[3].0.clone(), secret(901))]).await.expect("written").is_empty());
+    log.close().await;
+    server.kill();
+    // Nowhere in the server's files, and the others are.
+    assert!(!holds(&dir.path().join("nats"), &secret(3)));
+    assert!(holds(&dir.path().join("nats"), &secret(2)) && holds(&dir.path().join("nats"), &secret(901)));
+}
+
+/// Whether a file under a folder has these bytes.
+fn holds(folder: &std::path::Path, bytes: &[u8]) -> bool {
+    std::fs::read_dir(folder).expect("a folder").any(|entry| {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            return holds(&path, bytes);
+        }
+        std::fs::read(&path).is_ok_and(|content| content.windows(bytes.len()).any(|window| window == bytes))
+    })
+}

@@ -1,0 +1,69 @@
+//! Schema levels: which shapes a program reads, and how programs of two levels write one log while a fleet's
+//! services are replaced one by one.
+//!
+//! A log has a level, 1 until `schema.raised` says otherwise; whoever writes uses the shapes of that level. It is
+//! raised once every living service reads the higher one. A program says which level it reads in the text of its
+//! version, in a place that programs which know nothing of levels pass over.
+
+use alloc::format;
+use alloc::string::String;
+
+use crate::{Event, Tagged};
+
+/// The level of logs that say nothing.
+pub const LEVEL_OLDEST: u8 = 1;
+
+/// The level that this program reads and writes, with all below it.
+pub const LEVEL_NEWEST: u8 = 2;
+
+/// Kinds of events that level 1 does not know.
+const KINDS_OF_LEVEL_2: [u16; 3] = [93, 100, 101];
+
+/// The lowest level whose programs read an event. Of events that nobody knows that is not told here.
+pub fn of(tagged: &Tagged) -> u8 {
+    if tagged.version > 1 || KINDS_OF_LEVEL_2.contains(&tagged.kind) { 2 } else { 1 }
+}
+
+/// A program's version with the level that it reads, in the form of semantic versioning's build metadata.
+pub fn in_version(version: &str, level: u8) -> String {
+    if level == LEVEL_OLDEST { version.into() } else { format!("{version}+schema.{level}") }
+}
+
+/// The level that a program of this version reads.
+pub fn of_version(version: &str) -> u8 {
+    let Some((_, metadata)) = version.split_once('+') else { return LEVEL_OLDEST };
+    let mut parts = metadata.split('.');
+    parts.find(|part| *part == "schema");
+    parts
+        .next()
+        .and_then(|level| level.parse().ok())
+        .map_or(LEVEL_OLDEST, |level: u8| level.max(LEVEL_OLDEST))
+}
+
+/// Whether this program would understand the event's kind at the level.
+pub fn knows(level: u8, event: &Event) -> bool {
+    level >= LEVEL_NEWEST || !KINDS_OF_LEVEL_2.contains(&event.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_tells_its_level() {
+        for (version, level) in [
+            ("0.1.0", 1),
+            ("", 1),
+            ("0.2.0+schema.2", 2),
+            ("0.2.0-rc.1+a1b2.schema.7.x", 7),
+            ("0.2.0+schema", 1),
+            ("0.2.0+schema.x", 1),
+            ("0.2.0+schema.0", 1),
+            ("0.2.0+schema.300", 1),
+        ] {
+            assert_eq!(of_version(version), level, "{version}");
+        }
+        assert_eq!(in_version("0.1.0", 1), "0.1.0");
+        assert_eq!(of_version(&in_version("0.1.0", LEVEL_NEWEST)), LEVEL_NEWEST);
+    }
+}
