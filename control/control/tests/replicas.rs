@@ -3,6 +3,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use control::gateway::Fleet;
@@ -19,11 +20,12 @@ use tokio::sync::{broadcast, mpsc, watch};
 struct TestBus {
     all: broadcast::Sender<Vec<u8>>,
     connected: watch::Sender<bool>,
+    renewed: std::sync::atomic::AtomicUsize,
 }
 
 impl TestBus {
     fn new(all: &broadcast::Sender<Vec<u8>>) -> Arc<Self> {
-        Arc::new(Self { all: all.clone(), connected: watch::Sender::new(true) })
+        Arc::new(Self { all: all.clone(), connected: watch::Sender::new(true), renewed: 0.into() })
     }
 }
 
@@ -37,6 +39,7 @@ impl Bus for TestBus {
     }
 
     fn renew(&self) -> BoxFuture<'_, ()> {
+        self.renewed.fetch_add(1, Ordering::Relaxed);
         Box::pin(async {})
     }
 
@@ -432,4 +435,19 @@ async fn replicas_are_upgraded_one_by_one() {
         fold.apply(at, &record).unwrap_or_else(|differs| panic!("{differs}"));
     }
     assert!(fold.checked > 8 && fold.unknown == 0, "{} {}", fold.checked, fold.unknown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_hears_only_itself_looks_for_another_way() {
+    let (a, _, b, _) = pair().await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(a.bus.renewed.load(Ordering::Relaxed), 0, "both are heard");
+    // Before the other is given up, which needs the log: perhaps this one's server is the one that is cut off.
+    b.bus.connected.send_replace(false);
+    let began = tokio::time::Instant::now();
+    until("it looks", || a.bus.renewed.load(Ordering::Relaxed) == 1).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    until("the other is given up", || !a.service.views().replicas.is_live(b.session)).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(a.bus.renewed.load(Ordering::Relaxed) <= 2, "who is dead is not waited for");
 }

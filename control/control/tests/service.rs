@@ -199,6 +199,26 @@ async fn a_deletion_whose_answer_was_lost_is_no_refusal() {
 }
 
 #[tokio::test]
+async fn what_nobody_can_know_is_not_told_as_a_failure() {
+    for (fault, stored) in [(Fault::StoredUnknown, 1), (Fault::LostUnknown, 0)] {
+        let log = FaultyLog::new(Arc::new(MemoryLog::new()));
+        let (service, writer) = open(log.clone()).await;
+        log.set_deaf(true);
+        log.next([fault]);
+        let told = create_group(&service, "g").await;
+        assert!(matches!(told, Err(SubmitError::Unknown(_))), "{told:?}");
+        // Nothing of this one was given to the log.
+        let told = create_group(&service, "another").await;
+        assert!(matches!(told, Err(SubmitError::Unavailable(_))), "{told:?}");
+        log.set_deaf(false);
+        create_group(&service, "a third").await.expect("the log works again");
+        assert_eq!(count(&events(&*log).await, "group.created"), 1 + stored);
+        agrees_with_its_log(&service).await;
+        close(service, writer).await;
+    }
+}
+
+#[tokio::test]
 async fn whatever_the_log_answers_a_fact_is_told_once() {
     let cases = [
         (vec![Fault::StoredUnknown], true),

@@ -301,6 +301,7 @@ impl Committer {
                 Refusal::NoSpace(reason) | Refusal::Other(reason) if sending.in_doubt => {
                     AppendError::Unknown { reason }
                 }
+                Refusal::Doubtful(reason) => AppendError::Unknown { reason },
                 Refusal::NoSpace(reason) => AppendError::NoSpace { reason },
                 Refusal::Other(reason) => AppendError::Unavailable { reason },
             }));

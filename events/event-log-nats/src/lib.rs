@@ -103,7 +103,14 @@ impl NatsLog {
         for finding in &opened.findings {
             tracing::warn!(stream = options.stream, setting = finding.setting, "{finding}");
         }
-        let servers = Servers { options, connection, context: opened.context, stream: opened.stream };
+        let servers = Servers {
+            options,
+            connection,
+            context: opened.context,
+            stream: opened.stream,
+            is_replicated: opened.info.config.num_replicas > 1,
+            unanswered: Mutex::default(),
+        };
         setup::check_whole(&servers, &opened.info).await?;
         let applier = copy::join(&servers, copy, &folder).await?;
         let shared = Arc::new(Shared::new(servers, applier, folder));

@@ -3,15 +3,17 @@
 use async_nats::HeaderMap;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer};
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::context::{PublishError, PublishErrorKind, RequestErrorKind};
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use async_nats::jetstream::{self};
 use event_log::{Damage, Place, Position, ReadError};
 use std::error::Error as _;
+use std::sync::{Mutex, PoisonError};
+use tokio::time::Instant;
 
 use crate::connection::{Connection, with_source};
-use crate::limits::CONSUMER_IDLE;
+use crate::limits::{CONSUMER_IDLE, TIMEOUTS_BEFORE_RECONNECT};
 use crate::message::{self, Stored};
 use crate::options::NatsLogOptions;
 
@@ -22,6 +24,10 @@ pub(crate) struct Servers {
     pub(crate) connection: Connection,
     pub(crate) context: jetstream::Context,
     pub(crate) stream: Stream<()>,
+    /// Whether several servers keep the stream.
+    pub(crate) is_replicated: bool,
+    /// Questions for the stream's end in a row that nobody answered, and when the last of them was given up.
+    pub(crate) unanswered: Mutex<(u32, Option<Instant>)>,
 }
 
 /// What one publish came to.
@@ -43,6 +49,8 @@ pub(crate) enum Tried {
 #[derive(Debug, Clone)]
 pub(crate) enum Refusal {
     NoSpace(String),
+    /// By one server, whatever the others do.
+    Doubtful(String),
     Other(String),
 }
 
@@ -52,8 +60,40 @@ impl Servers {
         if !self.connection.is_up() {
             return Err(unavailable("not connected"));
         }
-        let info = self.stream.get_info().await.map_err(|error| unavailable(with_source(&error)))?;
-        Ok(info.state.last_sequence)
+        let asked = Instant::now();
+        match self.stream.get_info().await {
+            Ok(info) => {
+                self.answered();
+                Ok(info.state.last_sequence)
+            }
+            Err(error) => {
+                if error.kind() == RequestErrorKind::TimedOut && self.was_in_vain(asked) {
+                    self.reconnect().await;
+                }
+                Err(unavailable(with_source(&error)))
+            }
+        }
+    }
+
+    fn answered(&self) {
+        *self.unanswered.lock().unwrap_or_else(PoisonError::into_inner) = (0, None);
+    }
+
+    /// Whether it is time to try another server, as for publishes: one that is cut off from its cluster keeps its
+    /// connections, and whoever only reads would stay there.
+    fn was_in_vain(&self, asked: Instant) -> bool {
+        let mut unanswered = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, last) = &mut *unanswered;
+        // Those that waited at the same time are one.
+        if last.is_some_and(|last| asked < last) {
+            return false;
+        }
+        (*count, *last) = (*count + 1, Some(Instant::now()));
+        if *count < TIMEOUTS_BEFORE_RECONNECT {
+            return false;
+        }
+        *count = 0;
+        true
     }
 
     /// The message of this sequence from the leader; `None` if it has none.
@@ -117,7 +157,7 @@ impl Servers {
                 Ok(ack) if ack.stream == self.options.stream => Tried::Stored(ack.sequence),
                 // `Nats-Expected-Stream` forbids it; if it happens all the same, nothing can be concluded.
                 Ok(ack) => Tried::Unanswered(format!("another stream, {}, took the frame", ack.stream)),
-                Err(error) => classify(&error),
+                Err(error) => classify(&error, self.is_replicated),
             },
             () = losses.next() => Tried::Unanswered("the connection was lost".to_owned()),
         }
@@ -153,7 +193,7 @@ pub(crate) fn unavailable(reason: impl Into<String>) -> ReadError {
 }
 
 /// What a failed publish means.
-fn classify(error: &PublishError) -> Tried {
+fn classify(error: &PublishError, is_replicated: bool) -> Tried {
     // The client knows one code for a wrong last sequence, the server has two: the other is for a clash with a message
     // that is still on its way to the replicas.
     let refusal = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
@@ -161,6 +201,10 @@ fn classify(error: &PublishError) -> Tried {
         return match refusal.error_code() {
             ErrorCode::STREAM_WRONG_LAST_SEQUENCE | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => {
                 Tried::WrongLast
+            }
+            // The leader says so of its own disk, after it may have told the others: they may store it, and lead next.
+            ErrorCode::STREAM_STORE_FAILED if is_replicated => {
+                Tried::Refused(Refusal::Doubtful(refusal.to_string()))
             }
             ErrorCode::STREAM_STORE_FAILED
             | ErrorCode::STORAGE_RESOURCES_EXCEEDED
@@ -187,18 +231,19 @@ mod tests {
     fn both_codes_of_a_wrong_last_sequence_are_known() {
         for code in [10071, 10164] {
             let error = PublishError::with_source(PublishErrorKind::Other, refusal(code));
-            assert!(matches!(classify(&error), Tried::WrongLast), "{code}");
+            assert!(matches!(classify(&error, false), Tried::WrongLast), "{code}");
         }
         let error = PublishError::with_source(PublishErrorKind::Other, refusal(10077));
-        assert!(matches!(classify(&error), Tried::Refused(Refusal::NoSpace(_))));
+        assert!(matches!(classify(&error, false), Tried::Refused(Refusal::NoSpace(_))));
+        assert!(matches!(classify(&error, true), Tried::Refused(Refusal::Doubtful(_))));
         let error = PublishError::with_source(PublishErrorKind::Other, refusal(10008));
-        assert!(matches!(classify(&error), Tried::NotNow(_)));
+        assert!(matches!(classify(&error, false), Tried::NotNow(_)));
     }
 
     #[test]
     fn silence_is_never_taken_for_refusal() {
         for kind in [PublishErrorKind::TimedOut, PublishErrorKind::BrokenPipe, PublishErrorKind::Other] {
-            assert!(matches!(classify(&PublishError::new(kind)), Tried::Unanswered(_)), "{kind:?}");
+            assert!(matches!(classify(&PublishError::new(kind), false), Tried::Unanswered(_)), "{kind:?}");
         }
     }
 

@@ -43,6 +43,20 @@ async fn an_append_whose_answer_is_lost_is_recognised_not_repeated() {
     assert_eq!(bytes, [b"1", b"2", b"3"]);
 }
 
+/// Takes as long as two requests wait for their answers: 10 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_only_reads_leaves_a_server_that_says_nothing() {
+    let Some(server) = server("who_only_reads_leaves_a_server_that_says_nothing") else { return };
+    let link = Link::to(server.nats.address().unwrap()).await;
+    let mut options = options(&link.url(), "silent");
+    options.read_timeout = Duration::from_secs(15);
+    let log = NatsLog::open(options).await.unwrap();
+    let witness = open(&server.nats.url(), "silent").await;
+    link.lose_connections();
+    witness.append(&name("s"), None, b"1".to_vec()).await.unwrap();
+    assert_eq!(log.last_position().await.unwrap(), Position(1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_append_that_never_arrived_is_repeated() {
     let Some(server) = server("an_append_that_never_arrived_is_repeated") else { return };

@@ -3,6 +3,7 @@
 //! TLS 1.3, one task and one small set of buffers per agent. It decides nothing: [`Fleet`] does. It
 //! holds the limits (`Limits`), the order of messages and the one session per agent.
 
+mod allowance;
 mod fleet;
 mod frames;
 mod registry;
@@ -27,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::pki::{Pki, PkiError};
 use crate::service::{Ousted, now};
+use allowance::Allowances;
 pub use fleet::{EnrolDecision, EnrolRequest, Fleet, ReportError, Session};
 use registry::{Kick, Registry};
 
@@ -45,6 +47,17 @@ pub struct Limits {
     pub dead_after: Duration,
     /// Until a hello is recorded; then it is refused with `TooEarly`. Default 7 s, less than the agent waits.
     pub welcome_timeout: Duration,
+    /// Bytes of reports that one agent may put on the log in a second, and how many reports. What is more waits, and the
+    /// agent with it. Default 64 KiB and 200.
+    pub report_bytes_per_s: u32,
+    /// See [`Limits::report_bytes_per_s`].
+    pub reports_per_s: u32,
+    /// For how much time at those rates an agent may report at once. Default 64 s: 4 MiB, or 12,800 reports.
+    pub report_burst: Duration,
+    /// Sessions that one agent may begin at once; further ones are refused with `TooEarly`. Default 60.
+    pub session_burst: u32,
+    /// After so much time it may begin one more. Default 5 s.
+    pub session_every: Duration,
     /// How long stopping waits for sessions to end. Default 10 s.
     pub shutdown_timeout: Duration,
 }
@@ -58,6 +71,11 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(agent_proto::limits::HANDSHAKE_TIMEOUT_S),
             dead_after: Duration::from_secs(agent_proto::limits::DEAD_AFTER_S),
             welcome_timeout: Duration::from_secs(7),
+            report_bytes_per_s: 64 * 1024,
+            reports_per_s: 200,
+            report_burst: Duration::from_secs(64),
+            session_burst: 60,
+            session_every: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(10),
         }
     }
@@ -100,6 +118,7 @@ struct Context<F> {
     tls: TlsAcceptor,
     limits: Limits,
     registry: Arc<Registry>,
+    allowances: Allowances,
 }
 
 impl Gateway {
@@ -119,7 +138,14 @@ impl Gateway {
         let tls = TlsAcceptor::from(Arc::new(pki.gateway_tls()?));
         let registry = Arc::new(Registry::default());
         let ousted = fleet.ousted();
-        let context = Context { fleet, pki, tls, limits, registry: registry.clone() };
+        let context = Context {
+            fleet,
+            pki,
+            tls,
+            limits,
+            registry: registry.clone(),
+            allowances: Allowances::default(),
+        };
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(run(Arc::new(context), listener, ousted, stopped));
         Ok(Self { local_addr, stop, task, registry })

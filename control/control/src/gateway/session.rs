@@ -20,7 +20,7 @@ use event_schema::{AgentId, RefusalReason, Signed};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::{Instant, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, interval_at, sleep, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::frames::{FrameError, FrameReader, write};
@@ -226,6 +226,15 @@ async fn session<F: Fleet>(
     if hello.version.len() > VERSION_LEN_MAX {
         return Err(End::Protocol("version beyond its limit"));
     }
+    if !context.allowances.session(&context.limits, agent, Instant::now()) {
+        drop(half_open);
+        let refused = Refused {
+            reason: RefusalReason::TooEarly,
+            detail: "this agent connects too often: each time is a fact that stays on the log".into(),
+        };
+        Box::pin(last_word(&mut writer, Some(refused.clone().into()))).await;
+        return Err(End::Refused(refused));
+    }
     let (cursor, trust_version) = (hello.command_cursor, hello.trust_version);
     let knows_gateways = hello.features & FEATURE_GATEWAYS != 0;
     let (place, kicked) = context.registry.enter(agent);
@@ -401,6 +410,12 @@ async fn read<F: Fleet>(context: &Context<F>, agent: AgentId, reader: &mut Reade
                         // The next read meets it again, after these are stored.
                         Err(_) => break,
                     }
+                }
+                let wait = context.allowances.reports(&context.limits, agent, &reports, Instant::now());
+                if !wait.is_zero() {
+                    // Nothing more is read meanwhile, so nothing piles up here; nobody else notices.
+                    tracing::debug!(%agent, ?wait, "an agent reports more than its share");
+                    Box::pin(alive(out, sleep(wait))).await;
                 }
                 match Box::pin(alive(out, store(context, agent, reports))).await {
                     Ok(up_to) => out.put(|waiting| waiting.stored = Some(up_to)),

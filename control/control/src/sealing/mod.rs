@@ -292,13 +292,18 @@ impl Sealing {
 
     /// The last checkpoint, when nothing more is decided and the log is not closed yet; unless it is not allowed now.
     pub(crate) async fn finish(&self, metrics: &Metrics, floor: u64) {
-        if self.0.tree.is_open().await
-            && let Ok(Err(Delay::Tree(error))) =
-                timeout(FINISH_WITHIN, self.feed_and_sign(metrics, floor)).await
-        {
-            tracing::warn!(%error, "the last records are sealed after the next start");
+        // The tree may be in use for long, by whoever folds a whole log to open it; the log is not to wait for that.
+        let last = timeout(FINISH_WITHIN, async {
+            if self.0.tree.is_open().await
+                && let Err(Delay::Tree(error)) = self.feed_and_sign(metrics, floor).await
+            {
+                tracing::warn!(%error, "the last records are sealed after the next start");
+            }
+            self.0.tree.close().await;
+        });
+        if last.await.is_err() {
+            tracing::warn!("the last records are sealed after the next start: the audit tree is busy");
         }
-        self.0.tree.close().await;
     }
 
     /// What an error of the tree means. That the log is not the one signed is recorded.

@@ -17,6 +17,14 @@ use crate::service::{Keys, Options};
 struct Behind {
     log: Arc<MemoryLog>,
     here: watch::Sender<u64>,
+    /// Reads are not answered at all.
+    hangs: std::sync::atomic::AtomicBool,
+}
+
+impl Behind {
+    fn new(log: Arc<MemoryLog>, here: u64) -> Arc<Self> {
+        Arc::new(Self { log, here: watch::Sender::new(here), hangs: false.into() })
+    }
 }
 
 impl EventLog for Behind {
@@ -35,6 +43,9 @@ impl EventLog for Behind {
 
     fn read(&self, from: Position, limit: ReadLimit) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
         Box::pin(async move {
+            if self.hangs.load(std::sync::atomic::Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
             let mut page = self.log.read(from, limit).await?;
             page.retain(|entry| entry.position.0 <= *self.here.borrow());
             Ok(page)
@@ -73,15 +84,18 @@ fn audit_keys(data: &std::path::Path) -> AuditKeys {
     AuditKeys::open(data).expect("opens")
 }
 
-async fn service(log: Arc<dyn EventLog>) -> Service {
-    let keys = Keys {
+fn keys() -> Keys {
+    Keys {
         root_key: [1; 32],
         ca_fingerprint: [2; 32],
         command: SigningKey::from_bytes(&[3; 32]),
         secret_of: Box::new(|run| RunSecret::derive(&[7; 32], run)),
-    };
+    }
+}
+
+async fn service(log: Arc<dyn EventLog>) -> Service {
     let options = Options { shared_log: true, ..Options::default() };
-    Service::open(log, keys, options).await.expect("opens").0
+    Service::open(log, keys(), options).await.expect("opens").0
 }
 
 async fn make_groups(service: &Service, names: std::ops::Range<u8>) {
@@ -130,12 +144,33 @@ async fn what_one_replica_found_to_conflict_holds_all_of_them_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn stopping_does_not_wait_for_a_tree_that_is_busy() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = Behind::new(Arc::new(MemoryLog::default()), u64::MAX);
+    let options = Options { shared_log: true, attest_every: u64::MAX, ..Options::default() };
+    let (service, writer) = Service::open(log.clone(), keys(), options).await.expect("opens");
+    make_groups(&service, 0..3).await;
+    log.hangs.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (_stop, stop) = watch::channel(false);
+    let audit = dir.path().join("audit");
+    let (sealing, task) = Sealing::start(service.clone(), audit, audit_keys(dir.path()), true, stop);
+    service.set_sealing(sealing.clone());
+    // It reads the log with the tree in its hands, until long after the service has stopped.
+    let waits = tokio::spawn(async move { sealing.seal_now().await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    task.abort();
+    drop(service);
+    timeout(FINISH_WITHIN * 3, writer).await.expect("in time").expect("no panic");
+    waits.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_is_behind_takes_nobody_for_a_liar() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = Arc::new(MemoryLog::default());
     let ahead = service(log.clone()).await;
     make_groups(&ahead, 0..3).await;
-    let late = Arc::new(Behind { log: log.clone(), here: watch::Sender::new(4) });
+    let late = Behind::new(log.clone(), 4);
     let behind = service(late.clone()).await;
     let (_stop, stop) = watch::channel(false);
     let start = |service: &Service, name: &str| {

@@ -16,6 +16,7 @@ use control_core::{Rejection, State};
 use event_log::ReadLimit;
 use event_schema::{Event, Record, StateAttested, Timestamp};
 
+use super::snapshots::Snapshots;
 use super::writer::{Wish, Writer};
 use super::{Origin, Shared, SubmitError};
 
@@ -155,16 +156,25 @@ impl Writer {
             return;
         };
         let start = Instant::now();
-        // The whole of it under the lock for reading: nobody but this task writes, and readers go on.
-        let views = shared.views();
-        // Behind what was published, when the log is folded anew after a failure.
-        if views.position() != self.last.0 {
-            return;
-        }
-        let attested = shared.attested.position.load(Ordering::Relaxed);
-        let (state, correlations) = (self.state(), self.correlations());
-        let snapshot = SnapshotRef { state, views: &views, correlations, attested };
-        if let Err(error) = snapshots.write(snapshot, &record.bytes) {
+        let encoded = {
+            // Under the lock for reading: nobody but this task writes, and readers go on.
+            let views = shared.views();
+            // Behind what was published, when the log is folded anew after a failure.
+            if views.position() != self.last.0 {
+                return;
+            }
+            let attested = shared.attested.position.load(Ordering::Relaxed);
+            let (state, correlations) = (self.state(), self.correlations());
+            let snapshot = SnapshotRef { state, views: &views, correlations, attested };
+            Snapshots::encode(snapshot, &record.bytes)
+        };
+        // Tens of megabytes to hash and sync: pings and reports are answered on this thread meanwhile.
+        let writing = Arc::clone(&shared);
+        let written = tokio::task::spawn_blocking(move || match &writing.snapshots {
+            Some(snapshots) => snapshots.write(encoded),
+            None => Ok(()),
+        });
+        if let Err(error) = written.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
             tracing::warn!(%error, "no snapshot could be written; the next start takes longer");
         }
         self.pace.snapshot_from = Instant::now() + start.elapsed() * OWN_SHARE;

@@ -165,6 +165,8 @@ impl Service {
                 }
                 views.apply(entry.position.0, &record);
             }
+            // A long way is folded in one go, and others have to live on this thread too.
+            tokio::task::yield_now().await;
         };
         let folded = Folded { views: Arc::new(views), next };
         self.shared.past.remember(folded.clone());

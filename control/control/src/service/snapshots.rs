@@ -107,6 +107,14 @@ struct Kept {
     bytes: u64,
 }
 
+/// A snapshot on its way to a file.
+pub(super) struct Encoded {
+    position: u64,
+    time: Timestamp,
+    /// But for the checksum.
+    bytes: Vec<u8>,
+}
+
 /// The folder of snapshots.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
@@ -172,8 +180,8 @@ impl Snapshots {
         self.kept().last_key_value().map_or(0, |(position, _)| *position)
     }
 
-    /// Writes one: the bytes of `snapshot`, whose last record is `record`. Thins out the older ones.
-    pub(super) fn write(&self, snapshot: SnapshotRef<'_>, record: &[u8]) -> io::Result<()> {
+    /// The bytes of one, whose last record is `record`.
+    pub(super) fn encode(snapshot: SnapshotRef<'_>, record: &[u8]) -> Encoded {
         let (position, time) = (snapshot.views.position(), snapshot.views.time());
         let payload = snapshot.encode();
         let head = Head {
@@ -186,6 +194,12 @@ impl Snapshots {
         };
         let mut bytes = head.to_bytes();
         bytes.extend(payload);
+        Encoded { position, time, bytes }
+    }
+
+    /// Writes one, and thins out the older ones. Takes as long as the disk does.
+    pub(super) fn write(&self, snapshot: Encoded) -> io::Result<()> {
+        let Encoded { position, time, mut bytes } = snapshot;
         let checksum = Sha256::digest(&bytes);
         bytes.extend_from_slice(&checksum);
         crate::private_file::write(&self.path(position), &bytes)?;

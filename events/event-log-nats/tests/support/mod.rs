@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -101,6 +101,9 @@ pub(crate) struct Link {
     address: SocketAddr,
     pub(crate) lose_requests: Arc<AtomicBool>,
     pub(crate) lose_answers: Arc<AtomicBool>,
+    /// Connections that were made so far, and how many of the first lose everything.
+    made: Arc<AtomicUsize>,
+    dead: Arc<AtomicUsize>,
     breaks: watch::Sender<u32>,
 }
 
@@ -111,17 +114,25 @@ impl Link {
             address: listener.local_addr().unwrap(),
             lose_requests: Arc::default(),
             lose_answers: Arc::default(),
+            made: Arc::default(),
+            dead: Arc::default(),
             breaks: watch::Sender::new(0),
         };
         let (requests, answers) = (Arc::clone(&link.lose_requests), Arc::clone(&link.lose_answers));
         let breaks = link.breaks.subscribe();
+        let (made, dead) = (Arc::clone(&link.made), Arc::clone(&link.dead));
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = TcpStream::connect(server).await else { continue };
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                tokio::spawn(carry(from_client, to_server, Arc::clone(&requests), breaks.clone()));
-                tokio::spawn(carry(from_server, to_client, Arc::clone(&answers), breaks.clone()));
+                let nth = made.fetch_add(1, Ordering::SeqCst);
+                let is_lost = |lose: &Arc<AtomicBool>| {
+                    let (lose, dead) = (Arc::clone(lose), Arc::clone(&dead));
+                    move || lose.load(Ordering::SeqCst) || nth < dead.load(Ordering::SeqCst)
+                };
+                tokio::spawn(carry(from_client, to_server, is_lost(&requests), breaks.clone()));
+                tokio::spawn(carry(from_server, to_client, is_lost(&answers), breaks.clone()));
             }
         });
         link
@@ -129,6 +140,11 @@ impl Link {
 
     pub(crate) fn url(&self) -> String {
         format!("nats://{}", self.address)
+    }
+
+    /// From now on every connection that there is says nothing, and is not closed; others can be made.
+    pub(crate) fn lose_connections(&self) {
+        self.dead.store(self.made.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
     pub(crate) fn heal_by_breaking(&self) {
@@ -141,7 +157,7 @@ impl Link {
 async fn carry(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    lose: Arc<AtomicBool>,
+    is_lost: impl Fn() -> bool + Send + 'static,
     mut breaks: watch::Receiver<u32>,
 ) {
     breaks.mark_unchanged();
@@ -154,7 +170,7 @@ async fn carry(
         if read == 0 {
             return;
         }
-        if !lose.load(Ordering::SeqCst) && to.write_all(&buffer[..read]).await.is_err() {
+        if !is_lost() && to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }

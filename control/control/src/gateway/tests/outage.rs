@@ -103,3 +103,44 @@ async fn an_agent_that_comes_back_is_not_sent_away_for_having_been_elsewhere() {
     world.fleet.log_hangs.send_replace(false);
     while again.receive().await.is_ok() {}
 }
+
+#[tokio::test]
+async fn who_reports_more_than_its_share_waits_and_nobody_else_does() {
+    let limits =
+        Limits { report_bytes_per_s: 100, report_burst: Duration::from_secs(10), ..Limits::default() };
+    let mut world = World::with(limits).await;
+    let (loud, quiet) = (world.agent(1).await, world.agent(2).await);
+    let (mut shouting, _) = world.session(&loud, 0).await;
+    let (mut speaking, _) = world.session(&quiet, 0).await;
+    for sequence in 1..=60 {
+        shouting.send(ReportSent { signed: report(&loud, sequence) }).await;
+    }
+    let began = std::time::Instant::now();
+    speaking.send(ReportSent { signed: report(&quiet, 1) }).await;
+    assert!(matches!(speaking.receive().await, Ok(ToAgent::ReportsStored(stored)) if stored.up_to == 1));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    // It is held up, not thrown out.
+    loop {
+        match shouting.receive().await.expect("an answer") {
+            ToAgent::Pong(_) => break,
+            ToAgent::ReportsStored(stored) => assert!(stored.up_to < 60),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(world.fleet.with(loud.id(), |member| member.reports.len()) < 60);
+}
+
+#[tokio::test]
+async fn who_connects_again_and_again_is_told_to_wait() {
+    let limits = Limits { session_burst: 3, ..Limits::default() };
+    let mut world = World::with(limits).await;
+    let (agent, other) = (world.agent(1).await, world.agent(2).await);
+    for _ in 0..3 {
+        world.session(&agent, 0).await;
+    }
+    let mut client = agent.connect(world.address, world.pki.ca_certificate()).await.expect("TLS");
+    client.send(Agent::hello(0)).await;
+    let answer = client.receive().await;
+    assert!(matches!(&answer, Ok(ToAgent::Refused(r)) if r.reason == RefusalReason::TooEarly), "{answer:?}");
+    world.session(&other, 0).await;
+}
