@@ -153,7 +153,7 @@ async fn stopping_does_not_wait_for_a_tree_that_is_busy() {
     log.hangs.store(true, std::sync::atomic::Ordering::Relaxed);
     let (_stop, stop) = watch::channel(false);
     let audit = dir.path().join("audit");
-    let (sealing, task) = Sealing::start(service.clone(), audit, audit_keys(dir.path()), true, stop);
+    let (sealing, task) = Sealing::start(service.clone(), audit, audit_keys(dir.path()), true, None, stop);
     service.set_sealing(sealing.clone());
     // It reads the log with the tree in its hands, until long after the service has stopped.
     let waits = tokio::spawn(async move { sealing.seal_now().await });

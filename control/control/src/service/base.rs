@@ -59,7 +59,8 @@ impl Snapshots {
             }
         }
         let snapshot = SnapshotRef { state: &state, views: &views, correlations: &correlations, attested };
-        self.write(snapshot, &last).map_err(|error| format!("the snapshot cannot be written: {error}"))?;
+        self.write(Self::encode(snapshot, &last))
+            .map_err(|error| format!("the snapshot cannot be written: {error}"))?;
         let again = self.find(log, Some(At::Position(position)), position - 1).await;
         match again {
             Some(again) if again.views.position() == position => Ok(()),
