@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::archive::{ArchiveError, History};
+use crate::privacy::{FileKeys, KeyStore as _, KeyStoreError, NatsKeys};
 use event_audit::frontier::Frontier;
 use event_audit::{Hash, Head};
 use event_log::file::{FileLog, FileLogOptions};
@@ -64,6 +65,9 @@ pub enum CopyError {
     /// It cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The keys of private texts cannot be read or written.
+    #[error(transparent)]
+    Keys(#[from] KeyStoreError),
     /// It cannot be written.
     #[error("{0}; run the same command again, it goes on from there")]
     Append(#[from] AppendError),
@@ -93,6 +97,8 @@ pub enum CopyError {
 pub struct Copied {
     /// Records that the target had before.
     pub had: u64,
+    /// Keys of private texts that the source has; the target has them now too.
+    pub keys: u64,
     /// The source's tree.
     pub source: Head,
     /// The target's, read anew.
@@ -117,11 +123,12 @@ pub async fn copy(
     replicas: usize,
     archives: &[PathBuf],
 ) -> Result<Copied, CopyError> {
-    let source = History::open(archives, Some(open(from, true, 1).await?), None).await?;
+    let from_log = open(from, true, 1).await?;
+    let source = History::open(archives, Some(from_log.log.clone()), None).await?;
     if let Some(missing) = source.missing() {
         return Err(CopyError::Archived { first: *missing.start(), last: *missing.end() });
     }
-    let target = open(to, false, replicas).await?;
+    let Opened { log: target, nats } = open(to, false, replicas).await?;
     let first = target.first().await?;
     if first > Position(1) {
         return Err(CopyError::Shortened(first));
@@ -144,6 +151,9 @@ pub async fn copy(
             at = a.position.next();
         }
     }
+    // Before the records that are sealed with them.
+    let keys = copy_keys((from, from_log.nats.as_deref()), (to, nats.as_deref())).await?;
+    drop((from_log, nats));
     let mut writer = Appender { target: &*target, stream: None, records: Vec::new(), bytes: 0 };
     while at <= end {
         for entry in page(&source, at).await?.into_iter().take_while(|entry| entry.position <= end) {
@@ -156,13 +166,46 @@ pub async fn copy(
     source.close().await;
     target.close().await;
     drop(target);
-    let target = open(to, true, 1).await?;
+    let target = open(to, true, 1).await?.log;
     let target_tree = head(&*target, end).await?;
     target.close().await;
-    Ok(Copied { had: had.0, source: tree.head(), target: target_tree })
+    Ok(Copied { had: had.0, keys, source: tree.head(), target: target_tree })
 }
 
-async fn open(place: &Place, must_be: bool, replicas: usize) -> Result<Arc<dyn EventLog>, CopyError> {
+/// Copies the keys of private texts that the target lacks, wrapped as they are; how many the source has.
+async fn copy_keys(
+    (from, from_log): (&Place, Option<&NatsLog>),
+    (to, to_log): (&Place, Option<&NatsLog>),
+) -> Result<u64, CopyError> {
+    let keys = match (from, from_log) {
+        (Place::Folder(data), _) => FileKeys::read(&data.join(FileKeys::NAME))?.unwrap_or_default(),
+        (Place::Nats(_), None) => Vec::new(),
+        (Place::Nats(_), Some(log)) => bucket(log).await?.list().await?,
+    };
+    let count = keys.len() as u64;
+    if count > 0 {
+        match (to, to_log) {
+            (Place::Folder(data), _) => {
+                FileKeys::open(&data.join(FileKeys::NAME))?.create(keys).await?;
+            }
+            (Place::Nats(_), None) => {}
+            (Place::Nats(_), Some(log)) => drop(bucket(log).await?.create(keys).await?),
+        }
+    }
+    Ok(count)
+}
+
+async fn bucket(log: &NatsLog) -> Result<NatsKeys, KeyStoreError> {
+    Ok(NatsKeys::new(log.vault().await?))
+}
+
+/// A log, and the servers that keep it, if they do.
+struct Opened {
+    log: Arc<dyn EventLog>,
+    nats: Option<Arc<NatsLog>>,
+}
+
+async fn open(place: &Place, must_be: bool, replicas: usize) -> Result<Opened, CopyError> {
     Ok(match place {
         Place::Folder(data) => {
             let dir = data.join("log");
@@ -170,11 +213,13 @@ async fn open(place: &Place, must_be: bool, replicas: usize) -> Result<Arc<dyn E
                 return Err(CopyError::NoLog(dir));
             }
             // As its writer, so that no service writes to it meanwhile.
-            Arc::new(FileLog::open(dir, FileLogOptions::default()).await?)
+            Opened { log: Arc::new(FileLog::open(dir, FileLogOptions::default()).await?), nats: None }
         }
         // Without a copy that is kept: everything is read from the servers.
         Place::Nats(url) => {
-            Arc::new(NatsLog::open(NatsLogOptions { replicas, ..NatsLogOptions::new(url) }).await?)
+            let log = NatsLog::open(NatsLogOptions { replicas, ..NatsLogOptions::new(url) }).await?;
+            let log = Arc::new(log);
+            Opened { log: log.clone(), nats: Some(log) }
         }
     })
 }
@@ -234,9 +279,10 @@ impl Appender<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::privacy::WRAPPED_BYTES;
 
     async fn write(place: &Place, from: u64, to: u64) {
-        let log = open(place, false, 1).await.expect("opens");
+        let log = open(place, false, 1).await.expect("opens").log;
         for n in from..=to {
             let stream = StreamName::new(if n % 7 == 0 { "other" } else { "fleet" }).expect("a name");
             let last = log.last_of_stream(&stream).await.expect("readable");
@@ -246,8 +292,17 @@ mod tests {
         log.close().await;
     }
 
+    fn keys(place: &Place) -> std::path::PathBuf {
+        let Place::Folder(data) = place else { unreachable!("a folder") };
+        data.join(FileKeys::NAME)
+    }
+
     async fn there_and_back(first: Place, second: Place, third: Place) {
         write(&first, 1, 300).await;
+        let kept = vec![(event_schema::Subject::Job(event_schema::JobId([7; 16])), [9; WRAPPED_BYTES])];
+        let store = FileKeys::open(&keys(&first)).expect("made");
+        store.create(kept.clone()).await.expect("kept");
+        drop(store);
         let copied = copy(&first, &second, 1, &[]).await.expect("copied");
         assert!(copied.is_equal() && (copied.had, copied.target.size) == (0, 300), "{copied:?}");
         // It goes on where it was.
@@ -256,6 +311,9 @@ mod tests {
         assert!(copied.is_equal() && (copied.had, copied.target.size) == (300, 400), "{copied:?}");
         let back = copy(&second, &third, 1, &[]).await.expect("copied back");
         assert!(back.is_equal() && back.target == copied.source);
+        // The keys of private texts went along.
+        assert_eq!((copied.keys, back.keys), (1, 1));
+        assert_eq!(FileKeys::read(&keys(&third)).expect("readable"), Some(kept));
         // Another history, and the wrong direction.
         write(&third, 401, 401).await;
         assert!(matches!(copy(&second, &third, 1, &[]).await, Err(CopyError::Longer { target: 401, .. })));

@@ -60,6 +60,7 @@ fn copy(json: bool, from: &str, to: &str, replicas: usize, archives: &[PathBuf])
             "equal": copied.is_equal(),
             "had": copied.had,
             "records": copied.target.size,
+            "subject_keys": copied.keys,
             "source_root": copied.source.root.to_string(),
             "target_root": copied.target.root.to_string(),
         }))?;

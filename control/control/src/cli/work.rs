@@ -163,7 +163,7 @@ pub(super) enum Log {
     #[command(
         after_help = "Example: flotilla log copy ./flotilla-data nats://10.0.0.1:4222,nats://10.0.0.2:4222 --nats-replicas 3\n\n\
         Stop the services on both logs first. A copy that was broken off goes on where it stopped. Both Merkle tree heads \
-        are printed; exit code 1 if they differ. The keys are not copied: they stay in the data folder."
+        are printed; exit code 1 if they differ. Keys of private texts go along, as they are wrapped; the fleet's own keys are not copied: they stay in the data folder."
     )]
     Copy {
         /// From where: a data folder, or nats://…
