@@ -451,3 +451,20 @@ async fn a_replica_that_hears_only_itself_looks_for_another_way() {
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(a.bus.renewed.load(Ordering::Relaxed) <= 2, "who is dead is not waited for");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_has_the_log_to_itself_sends_nobody_to_replicas_that_were() {
+    let (a, log, b, _) = pair().await;
+    let fleet = agents(&a.service, 1).await;
+    assert_eq!(a.service.must_leave(fleet[0].id), None);
+    fleet[0].connect(&b.service).await;
+    until("it has moved", || a.service.must_leave(fleet[0].id) == Some(Ousted::Moved(fleet[0].id))).await;
+    for replica in [a, b] {
+        replica.keeper.stop().await;
+        replica.service.end_life().await.expect("told");
+    }
+    let (service, writer) = open(log).await;
+    fleet[0].connect(&service).await;
+    assert_eq!(service.must_leave(fleet[0].id), None);
+    close(service, writer).await;
+}

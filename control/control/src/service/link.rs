@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use agent_proto::limits::ADDRESSES_MAX;
 use agent_proto::link::{CheckpointSent, Hello, Holds, Progress, Refused};
 use control_core::agent::{self, Answer, Command, Enrolment};
+use control_core::replica::Session as AtReplica;
 use control_core::{Rejection, projection::StandingView, report};
 use event_audit::SignedCheckpoint;
 use event_schema::{AgentId, Event, RefusalReason, Report, Signed, TokenId};
@@ -233,6 +234,10 @@ impl Fleet for Service {
             return Some(Ousted::Removed(agent));
         }
         let here = self.session();
+        if here == AtReplica::ALONE {
+            // What the log tells of replicas was before: sessions of a service that has it to itself are not told.
+            return None;
+        }
         let sessions = self.shared.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         // Without a record there is no other replica.
         sessions.get(&agent).is_some_and(|at| *at != here).then_some(Ousted::Moved(agent))
