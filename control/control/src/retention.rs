@@ -100,15 +100,16 @@ struct Job {
 impl Job {
     /// Archives what is old enough, one segment after the other. Dropping it between two steps is what a crash would be.
     async fn sweep(self: &Arc<Self>, service: &Service, before: At) -> Result<(), ArchiveError> {
-        let signed = service.sealing().map_or(0, |sealing| sealing.sealed());
-        let planned = self.blocking(move |job| {
-            // Told at once, not on the day when the first segment is old enough.
-            if !job.to.is_dir() {
-                return Err(ArchiveError::NoFolder(job.to.clone()));
-            }
-            plan(&job.log, before, signed)
-        });
-        for segment in planned.await?.segments {
+        loop {
+            let signed = service.sealing().map_or(0, |sealing| sealing.sealed());
+            let planned = self.blocking(move |job| {
+                // Told at once, not on the day when the first segment is old enough.
+                if !job.to.is_dir() {
+                    return Err(ArchiveError::NoFolder(job.to.clone()));
+                }
+                plan(&job.log, before, signed, 1)
+            });
+            let Some(segment) = planned.await?.segments.pop() else { return Ok(()) };
             let copying = segment.clone();
             let copied = self.blocking(move |job| {
                 let mut archiver = Archiver::open(&job.log, &job.audit, &job.keys, &job.to)?;
@@ -129,7 +130,6 @@ impl Job {
                 "a segment of the log was archived"
             );
         }
-        Ok(())
     }
 
     /// Files are waited for beside the others.
@@ -170,7 +170,7 @@ pub(crate) async fn archive(
 ) -> Result<Report, ArchiveError> {
     let audit = data.join("audit");
     let ledger = event_audit::ledger::Ledger::open_beside(&audit, keys.origin(), keys.log_keys())?;
-    let plan = plan(log, before, ledger.map_or(0, |ledger| ledger.size()))?;
+    let plan = plan(log, before, ledger.map_or(0, |ledger| ledger.size()), usize::MAX)?;
     if dry_run || plan.segments.is_empty() {
         return Ok(Report { archived: Vec::new(), plan, manifest: None });
     }

@@ -365,9 +365,9 @@ async fn what_may_not_leave_stays_and_is_told() {
     data.seal().await;
     // Only what is older.
     let log = data.log().await;
-    let none = plan(&log, At::Time(event_schema::Timestamp(1)), u64::MAX).expect("planned");
+    let none = plan(&log, At::Time(event_schema::Timestamp(1)), u64::MAX, 9).expect("planned");
     assert!(none.segments.is_empty() && matches!(none.kept, Kept::Young { .. }));
-    let all = plan(&log, At::Time(now()), u64::MAX).expect("planned");
+    let all = plan(&log, At::Time(now()), u64::MAX, usize::MAX).expect("planned");
     assert_eq!(all.segments, log.closed_segments());
     assert!(matches!(all.kept, Kept::Open { .. }));
     // Never without a folder, in that of somebody else, or leaving a gap.

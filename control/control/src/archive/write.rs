@@ -42,6 +42,11 @@ pub enum Kept {
         /// Entries under the newest checkpoint.
         signed: u64,
     },
+    /// It comes later.
+    Next {
+        /// Its first position.
+        first: u64,
+    },
     /// It is the one that is written to.
     Open {
         /// Its first position.
@@ -70,6 +75,7 @@ impl std::fmt::Display for Kept {
                 "the segment with the positions {first} to {last} is not wholly under a signed checkpoint ({signed} \
                  entries are): start the service, which signs"
             ),
+            Self::Next { first } => write!(f, "the segment at position {first} comes next"),
             Self::Open { first } => {
                 write!(f, "the segment at position {first} is the one that is written to, and stays")
             }
@@ -78,14 +84,18 @@ impl std::fmt::Display for Kept {
     }
 }
 
-/// What may be archived of a log of which everything before `before` shall be.
+/// What may be archived of a log of which everything before `before` shall be; at most `most` segments. To tell the time
+/// of their records, they are read.
 ///
 /// # Errors
 /// If a segment cannot be read.
-pub(crate) fn plan(log: &FileLog, before: At, signed: u64) -> Result<Plan, ArchiveError> {
+pub(crate) fn plan(log: &FileLog, before: At, signed: u64, most: usize) -> Result<Plan, ArchiveError> {
     let mut segments = Vec::new();
     for segment in log.closed_segments() {
         let (first, last) = (segment.first.0, segment.last.0);
+        if segments.len() == most {
+            return Ok(Plan { segments, kept: Kept::Next { first } });
+        }
         let kept = match before {
             At::Position(position) if last >= position => Some(Kept::Young { first }),
             At::Position(_) => None,
