@@ -262,3 +262,39 @@ async fn archived_segments_are_read_strictly() {
         assert_eq!(read.is_ok(), cut == 48, "cut at {cut}");
     }
 }
+
+/// What opening costs with a million records, and with nine tenths of them archived:
+/// `cargo nextest run -p event-log --test base --run-ignored only --no-capture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures"]
+async fn a_million_records_and_a_tenth_of_them() {
+    use event_log::file::FileLogOptions;
+    use std::time::Instant;
+    let dir = tempfile::tempdir().unwrap();
+    let options = FileLogOptions { segment_bytes: 8 << 20, sync: false, ..FileLogOptions::default() };
+    let log = FileLog::open(dir.path(), options.clone()).await.unwrap();
+    for batch in 0..500_u64 {
+        let record = |n: u64| (name("fleet"), vec![(batch * 2_000 + n) as u8; 120]);
+        log.append_all((0..2_000).map(record).collect()).await.unwrap();
+    }
+    log.close().await;
+    drop(log);
+    let opened = async |what: &str| {
+        for _ in 0..3 {
+            let start = Instant::now();
+            let log = FileLog::open(dir.path(), options.clone()).await.unwrap();
+            println!("{what}: {} records in {:?}", log.recovery().records, start.elapsed());
+            log.close().await;
+        }
+    };
+    opened("whole").await;
+    let log = FileLog::open(dir.path(), options.clone()).await.unwrap();
+    let closed = log.closed_segments();
+    let end = closed.iter().rev().find(|segment| segment.last.0 <= 900_000).unwrap();
+    let start = Instant::now();
+    log.begin_after(end.last, Vec::new()).unwrap();
+    println!("the beginning moved behind {} in {:?}", end.last, start.elapsed());
+    log.close().await;
+    drop(log);
+    opened("nine tenths archived").await;
+}
