@@ -1,5 +1,5 @@
-//! What is done to replicas and servers: one at a time is killed (`kill -9`) or cut off, stays so for some seconds, and
-//! comes back; then everybody has to be well before the next.
+//! What is done to replicas and servers: one at a time is killed (`kill -9`), cut off from everybody or from the servers
+//! alone, stays so for some seconds, and comes back; then everybody has to be well before the next.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +20,18 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 /// How long everything may take to be well after a fault is over.
 const WELL: Duration = Duration::from_secs(60);
 
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// `kill -9`.
+    Killed,
+    /// Its cable is taken out.
+    CutOff,
+    /// It reaches no server any more, and others as before: a replica keeps its agents and clients, a server its
+    /// clients.
+    Parted,
+}
+
 /// One fault and what it did.
 #[derive(Clone, Debug)]
 pub struct Fault {
@@ -29,8 +41,8 @@ pub struct Fault {
     pub kind: Kind,
     /// To which.
     pub nth: usize,
-    /// Killed, or cut off.
-    pub killed: bool,
+    /// In which way.
+    pub how: How,
     /// Agents that were connected there.
     pub agents: usize,
     /// How long the last of them took to be connected elsewhere, from the fault on; none if one did not within the
@@ -64,8 +76,12 @@ fn away(agents: &[Arc<Agent>]) -> (Duration, usize) {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = if self.kind == Kind::Server { "server" } else { "replica" };
-        let done = if self.killed { "killed" } else { "cut off" };
-        write!(f, "{:>6.1} s  {what} {} {done:<7}", self.at.as_secs_f64(), self.nth)?;
+        let done = match self.how {
+            How::Killed => "killed",
+            How::CutOff => "cut off",
+            How::Parted => "cut off from the servers alone",
+        };
+        write!(f, "{:>6.1} s  {what} {} {done:<30}", self.at.as_secs_f64(), self.nth)?;
         if self.kind == Kind::Replica {
             match self.slowest {
                 Some(slowest) => {
@@ -96,15 +112,17 @@ fn at_gateway(agents: &[Arc<Agent>], gateway: &str) -> Vec<Arc<Agent>> {
 /// If something does not come back.
 pub fn inflict(world: &mut World, agents: &[Arc<Agent>], dice: &mut Dice, began: Instant) -> Result<Fault> {
     let kind = if dice.below(2) == 0 { Kind::Server } else { Kind::Replica };
-    let (nth, killed) = (dice.below(EACH), dice.below(2) == 0);
+    let nth = dice.below(EACH);
+    let how = [How::Killed, How::CutOff, How::Parted][dice.below(3)];
     let gateway = world.gateway(nth);
     let hit = if kind == Kind::Replica { at_gateway(agents, &gateway) } else { vec![] };
     let hit_ids: Vec<_> = hit.iter().map(|agent| agent.id()).collect();
     let others: Vec<_> = agents.iter().filter(|agent| !hit_ids.contains(&agent.id())).cloned().collect();
     let at = Instant::now();
-    {
-        let nodes = if kind == Kind::Server { &mut world.servers } else { &mut world.replicas };
-        if killed { nodes[nth].kill() } else { nodes[nth].connect(false)? }
+    match how {
+        How::Killed => world.node(kind, nth).kill(),
+        How::CutOff => world.node(kind, nth).connect(false)?,
+        How::Parted => world.part_from_servers(kind, nth, true)?,
     }
     let (mut slowest, mut longest) = (None, Duration::ZERO);
     let mut lost = vec![false; others.len()];
@@ -119,11 +137,11 @@ pub fn inflict(world: &mut World, agents: &[Arc<Agent>], dice: &mut Dice, began:
         }
         longest = longest.max(away(agents).0);
     }
-    match (kind, killed) {
-        (Kind::Server, true) => world.start_server(nth)?,
-        (Kind::Replica, true) => world.start_replica(nth, None)?,
-        (Kind::Server, false) => world.servers[nth].connect(true)?,
-        (Kind::Replica, false) => world.replicas[nth].connect(true)?,
+    match (how, kind) {
+        (How::Killed, Kind::Server) => world.start_server(nth)?,
+        (How::Killed, Kind::Replica) => world.start_replica(nth, None)?,
+        (How::CutOff, _) => world.node(kind, nth).connect(true)?,
+        (How::Parted, _) => world.part_from_servers(kind, nth, false)?,
     }
     for node in world.replicas.iter_mut().chain(&mut world.servers) {
         if node.has_died() {
@@ -132,7 +150,7 @@ pub fn inflict(world: &mut World, agents: &[Arc<Agent>], dice: &mut Dice, began:
     }
     let longest = longest.max(all_connected(agents)?);
     let others = lost.iter().filter(|lost| **lost).count();
-    Ok(Fault { at: at.duration_since(began), kind, nth, killed, agents: hit.len(), slowest, others, longest })
+    Ok(Fault { at: at.duration_since(began), kind, nth, how, agents: hit.len(), slowest, others, longest })
 }
 
 /// Waits until every agent is connected, and returns the longest that one of them was not.

@@ -1,5 +1,5 @@
-//! Three control services on three NATS servers, agents and clients at work, and one of them killed or cut off after the
-//! other; at the end a checker holds what everybody was told against the log.
+//! Three control services on three NATS servers, agents and clients at work, and one of them killed, cut off, or
+//! cut off from the servers alone after the other; at the end a checker holds what everybody was told against the log.
 //!
 //! Real are: `flotilla serve` and `nats-server`, each a process in a network namespace of its own, joined by a bridge in
 //! another; TCP, TLS with certificates on both sides, the gateway's protocol, the HTTP API. The agents are many in this

@@ -26,6 +26,12 @@ const BEFORE: Duration = Duration::from_secs(2);
 /// See [`BEFORE`].
 const AFTER: Duration = Duration::from_secs(3);
 
+/// Runs that clients have to be told of in a second, on average over all faults, and reports of agents for each: a fleet
+/// that is refused everything has lost nothing, and is of no use.
+const RUNS_PER_S_MIN: f64 = 1.0;
+/// See [`RUNS_PER_S_MIN`].
+const REPORTS_PER_RUN_MIN: f64 = 2.0;
+
 /// What is to be tried.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -45,6 +51,8 @@ pub struct Report {
     found: Findings,
     told: Told,
     repeated: u64,
+    /// How long clients were at work.
+    worked: Duration,
     states: Vec<(u64, String)>,
     online: usize,
     /// What did not come to rest.
@@ -60,6 +68,16 @@ impl Report {
             && self.faults.iter().all(in_time)
             && self.states.windows(2).all(|pair| pair[0] == pair[1])
             && self.online == self.plan.agents
+            && self.did_enough()
+    }
+
+    fn runs_per_s(&self) -> f64 {
+        self.found.runs as f64 / self.worked.as_secs_f64().max(1.0)
+    }
+
+    fn did_enough(&self) -> bool {
+        let reports = self.found.reports as f64 / self.found.runs.max(1) as f64;
+        self.runs_per_s() >= RUNS_PER_S_MIN && reports >= REPORTS_PER_RUN_MIN
     }
 }
 
@@ -94,6 +112,14 @@ impl fmt::Display for Report {
             f,
             "acknowledged     {} reports of agents, {} runs of clients: all on the log once",
             found.reports, found.runs
+        )?;
+        writeln!(
+            f,
+            "work             {:.1} runs acknowledged a second, {:.1} reports for each (at least {RUNS_PER_S_MIN} and \
+             {REPORTS_PER_RUN_MIN}){}",
+            self.runs_per_s(),
+            found.reports as f64 / found.runs.max(1) as f64,
+            if self.did_enough() { "" } else { ": NOT ENOUGH" }
         )?;
         writeln!(
             f,
@@ -189,6 +215,7 @@ fn hold(plan: &Plan, world: &mut World) -> Result<Report> {
             bail!("a client panicked");
         }
     }
+    let worked = began.elapsed();
     trouble?;
     let restless = rest(&client, &agents).err().map(|error| format!("{error:#}"));
     let (states, online) = compare(&client, &agents)?;
@@ -197,7 +224,7 @@ fn hold(plan: &Plan, world: &mut World) -> Result<Report> {
     let repeated = agents.iter().map(|agent| agent.kept().repeated).sum();
     // The agents go with it.
     runtime.shutdown_background();
-    Ok(Report { plan: *plan, faults: done, found, told, repeated, states, online, restless })
+    Ok(Report { plan: *plan, faults: done, found, told, repeated, worked, states, online, restless })
 }
 
 /// The CA certificate, as every replica has it.

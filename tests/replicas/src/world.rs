@@ -152,6 +152,18 @@ impl Node {
         ip(&format!("link set v{} {}", self.name, if connected { "up" } else { "down" }))
     }
 
+    /// Takes what it sends to another node away (`apart`), or not any more; nothing tells either of them. Whoever else
+    /// they speak to they reach as before.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn part_from(&self, other: IpAddr, apart: bool) -> Result<()> {
+        // To a card that is in no machine: the bridge asks everybody, and nobody takes it.
+        let nowhere = if apart { "replace" } else { "del" };
+        let card = if apart { " lladdr 02:00:00:00:00:01 nud permanent" } else { "" };
+        ip(&format!("-n {} neigh {nowhere} {other} dev eth0{card}", self.name))
+    }
+
     /// The end of what it said.
     pub fn last_words(&self) -> String {
         let text = fs::read_to_string(self.dir.join("log.err")).unwrap_or_default();
@@ -220,6 +232,14 @@ impl World {
         Ok(world)
     }
 
+    /// One of the nodes.
+    pub fn node(&mut self, kind: Kind, nth: usize) -> &mut Node {
+        match kind {
+            Kind::Server => &mut self.servers[nth],
+            Kind::Replica => &mut self.replicas[nth],
+        }
+    }
+
     fn data(&self, nth: usize) -> PathBuf {
         self.replicas[nth].dir.join("data")
     }
@@ -239,6 +259,20 @@ impl World {
     /// `HOST:PORT` of a replica's gateway.
     pub fn gateway(&self, nth: usize) -> String {
         format!("{}:7701", self.replicas[nth].address())
+    }
+
+    /// Cuts every way between one node and the servers, itself aside, or mends them. Its ways to others stay: agents
+    /// reach a replica, and clients a server.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn part_from_servers(&self, kind: Kind, nth: usize, apart: bool) -> Result<()> {
+        let node = if kind == Kind::Server { &self.servers[nth] } else { &self.replicas[nth] };
+        for server in self.servers.iter().filter(|server| server.address() != node.address()) {
+            node.part_from(server.address(), apart)?;
+            server.part_from(node.address(), apart)?;
+        }
+        Ok(())
     }
 
     /// Starts a server; it joins the others by itself.
