@@ -240,7 +240,7 @@ async fn stopped_at_any_step_nothing_is_lost_and_the_next_run_ends_it() {
             let found = check(&to, Some(data.keys.origin()), &[], |_, _| ()).expect("good");
             let first = data.log().await.first_stored().0;
             assert_eq!((found.manifest.first(), found.manifest.last()), (Some(1), Some(first - 1)));
-            assert_eq!(data.history(&[to.clone()]).await, whole, "{step:?}");
+            assert_eq!(data.history(std::slice::from_ref(&to)).await, whole, "{step:?}");
             assert!(files(&to).iter().all(|file| file.extension().is_none_or(|e| e != "new")), "{step:?}");
         }
     }
