@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use control::gateway::Fleet as _;
 use control::privacy::{FileKeys, KeyStore, KeyStoreError, SubjectKeys, Wrapped, Wrapper};
 use control::service::{Ids, Options, Origin, Service, SubmitError, now};
 use control_core::form::Checked;
@@ -237,10 +238,18 @@ async fn agents_and_users_are_erased_each_in_their_way() {
     close(service, writer).await;
 }
 
-/// A store that does not destroy while it is told so.
+/// A store that does not destroy, or does not answer, while it is told so.
 struct Stubborn {
     inner: FileKeys,
     holds: AtomicBool,
+    silent: AtomicBool,
+}
+
+impl Stubborn {
+    fn says(&self) -> Result<(), KeyStoreError> {
+        let silent = self.silent.load(Ordering::Relaxed);
+        if silent { Err(KeyStoreError::Unavailable("as the test wants it".into())) } else { Ok(()) }
+    }
 }
 
 impl KeyStore for Stubborn {
@@ -249,14 +258,20 @@ impl KeyStore for Stubborn {
     }
 
     fn get(&self, subject: Subject) -> BoxFuture<'_, Result<Option<Wrapped>, KeyStoreError>> {
-        self.inner.get(subject)
+        Box::pin(async move {
+            self.says()?;
+            self.inner.get(subject).await
+        })
     }
 
     fn create(
         &self,
         keys: Vec<(Subject, Wrapped)>,
     ) -> BoxFuture<'_, Result<Vec<(Subject, Wrapped)>, KeyStoreError>> {
-        self.inner.create(keys)
+        Box::pin(async move {
+            self.says()?;
+            self.inner.create(keys).await
+        })
     }
 
     fn destroy(&self, subject: Subject, wrapped: Wrapped) -> BoxFuture<'_, Result<(), KeyStoreError>> {
@@ -271,7 +286,7 @@ impl KeyStore for Stubborn {
 async fn an_erasure_that_was_interrupted_is_finished_by_the_next_start() {
     let dir = tempfile::tempdir().expect("a folder");
     let inner = FileKeys::open(&dir.path().join(FileKeys::NAME)).expect("opens");
-    let store = Arc::new(Stubborn { inner, holds: AtomicBool::new(true) });
+    let store = Arc::new(Stubborn { inner, holds: AtomicBool::new(true), silent: AtomicBool::new(false) });
     let keys_of = SubjectKeys { store: store.clone(), wrapper: Arc::new(Wrapper::new(&MASTER)) };
     let (service, writer) = open_in(dir.path(), keys_of).await;
     let fleet = agents(&service, 2).await;
@@ -409,6 +424,72 @@ async fn two_services_share_keys_and_erasures() {
     assert!(b.views().jobs.jobs.is_empty() && !kept(dir.path()).contains(&Subject::Job(job)));
     assert_eq!(a.views().hash(), b.views().hash());
     for (service, writer) in services {
+        close(service, writer).await;
+    }
+}
+
+/// The servers of the keys have no leader for a while, those of the log do: only what needs a new key has to wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_does_not_answer_stops_nobody() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = FaultyLog::new(Arc::new(MemoryLog::new()));
+    let inner = FileKeys::open(&dir.path().join(FileKeys::NAME)).expect("opens");
+    let (holds, silent) = (AtomicBool::new(false), AtomicBool::new(false));
+    let stubborn = Arc::new(Stubborn { inner: inner.clone(), holds, silent });
+    let open = async |store: Arc<dyn KeyStore>| {
+        let keys_of = SubjectKeys { store, wrapper: Arc::new(Wrapper::new(&MASTER)) };
+        let options = Options { shared_log: true, subject_keys: Some(keys_of), ..Options::default() };
+        Service::open(log.clone(), keys(), options).await.expect("opens")
+    };
+    let (a, writer_a) = open(Arc::new(inner)).await;
+    let (b, writer_b) = open(stubborn.clone()).await;
+    let mut fleet = agents(&a, 2).await;
+    let follow = async |service: &Service| {
+        let end = a.views().position();
+        service.position().wait_for(|at| *at >= end).await.expect("it lives");
+    };
+    follow(&b).await;
+    stubborn.silent.store(true, Ordering::Relaxed);
+    let job = named_job(&a, fleet[0].id, fleet[1].id).await;
+    let run = start(&a, job).await;
+    fleet[0].obey(&a).await;
+    follow(&b).await;
+    assert_eq!(b.views().jobs.jobs[&job].name.as_str(), SEALED);
+    assert_eq!(a.views().hash(), b.views().hash(), "the state is the same");
+    // What is under keys that it has goes on; what needs another one is refused, soon.
+    fleet[1].connect(&b).await;
+    let began = std::time::Instant::now();
+    let group = async |service: &Service, user: &str, n: u8| {
+        let decided = service.decide(Origin::operator(user, "group".into()), move |state, _| {
+            let (group, name) = (GroupId([n; 16]), format!("group {n}"));
+            control_core::group::decide(state, control_core::group::Command::Create { group, name })
+        });
+        decided.await
+    };
+    group(&b, "test", 1).await.expect("made");
+    let refused = group(&b, "stranger", 2).await.expect_err("there is no key for it");
+    assert!(matches!(refused, SubmitError::Unavailable(_)), "{refused}");
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    group(&b, "test", 3).await.expect("made");
+    assert!(b.is_healthy() && b.views().mailboxes.after(fleet[1].id, 0, 9).is_empty());
+    // The agent waits for its command at this service, and is told once it can be read.
+    let mut watch = b.command_watch(fleet[1].id);
+    watch.mark_unchanged();
+    stubborn.silent.store(false, Ordering::Relaxed);
+    let told = tokio::time::timeout(std::time::Duration::from_secs(20), watch.changed());
+    told.await.expect("in time").expect("it lives");
+    assert!(matches!(fleet[1].obey(&b).await.body, CommandBody::JoinRun(join) if join.run == run));
+    assert_eq!(b.views().jobs.jobs[&job].name.as_str(), WORD);
+    let taken = b.decide(Origin::operator("test", "job".into()), move |state, _| {
+        let spec = JobSpec::Distribution {
+            source: Place { party: Party::Agent(AgentId([0; 16])), path: "x".into() },
+            destinations: vec![],
+        };
+        job::decide(state, job::Command::Create { job: JobId([9; 16]), name: WORD.into(), spec })
+    });
+    assert!(refusal(taken.await).contains("already"), "the name counts again");
+    group(&b, "stranger", 2).await.expect("made");
+    for (service, writer) in [(a, writer_a), (b, writer_b)] {
         close(service, writer).await;
     }
 }

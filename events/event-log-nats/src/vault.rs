@@ -19,7 +19,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use crate::connection::with_source;
+use crate::connection::{rest, with_source};
 use crate::shared::Shared;
 
 /// Bytes of one secret.
@@ -28,10 +28,8 @@ const SECRET_BYTES_MAX: usize = 4 * 1024;
 /// Secrets that are written at the same time.
 const WRITES_AT_ONCE: usize = 64;
 
-/// Tries of one write whose answer is lost.
-const TRIES: u32 = 5;
-
-/// How long the bucket may take to be there: a cluster elects a leader for it first.
+/// How long the bucket may take to answer: its servers elect a leader for it after one is gone, and take their time
+/// where little is written.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Why the bucket cannot be used now.
@@ -95,11 +93,29 @@ impl NatsVault {
         VaultError { bucket: self.bucket.clone(), reason: reason.into() }
     }
 
+    /// Tries something again until it works, for a while.
+    async fn persist<T, F: Future<Output = Result<T, VaultError>>>(
+        &self,
+        what: impl Fn() -> F,
+    ) -> Result<T, VaultError> {
+        let (deadline, mut attempt) = (Instant::now() + PATIENCE, 0);
+        loop {
+            match what().await {
+                Err(_) if Instant::now() < deadline => rest(&mut attempt, deadline).await,
+                done => return done,
+            }
+        }
+    }
+
     /// Every key and its secret.
     ///
     /// # Errors
-    /// If the servers do not answer.
+    /// If the servers do not answer for a while.
     pub async fn list(&self) -> Result<Vec<(String, Vec<u8>)>, VaultError> {
+        self.persist(|| self.list_once()).await
+    }
+
+    async fn list_once(&self) -> Result<Vec<(String, Vec<u8>)>, VaultError> {
         let mut all = Vec::new();
         let mut sequence = 1;
         loop {
@@ -140,9 +156,9 @@ impl NatsVault {
     /// One key's secret.
     ///
     /// # Errors
-    /// If the servers do not answer.
+    /// If the servers do not answer for a while.
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, VaultError> {
-        Ok(self.find(key).await?.map(|(_, secret)| secret))
+        Ok(self.persist(|| self.find(key)).await?.map(|(_, secret)| secret))
     }
 
     /// Writes secrets whose keys are not there yet; gives those that were, which stay.
@@ -177,8 +193,8 @@ impl NatsVault {
         if secret.is_empty() || secret.len() > SECRET_BYTES_MAX {
             return Err(self.failed(format!("a secret of {} bytes", secret.len())));
         }
-        let mut reason = String::new();
-        for _ in 0..TRIES {
+        let (mut reason, deadline, mut attempt) = (String::new(), Instant::now() + PATIENCE, 0);
+        while attempt == 0 || Instant::now() < deadline {
             let mut headers = HeaderMap::new();
             headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
             let publish = PublishMessage::build().headers(headers).payload(secret.clone().into());
@@ -198,6 +214,7 @@ impl NatsVault {
                 Ok(None) => {}
                 Err(error) => reason = error.reason,
             }
+            rest(&mut attempt, deadline).await;
         }
         Err(self.failed(reason))
     }
@@ -207,17 +224,20 @@ impl NatsVault {
     /// # Errors
     /// If the servers do not answer.
     pub async fn destroy(&self, key: &str, secret: &[u8]) -> Result<(), VaultError> {
-        let mut reason = "it is still there".to_owned();
-        for _ in 0..TRIES {
-            match self.find(key).await? {
-                Some((sequence, found)) if found == secret => {
+        let (mut reason, deadline, mut attempt) =
+            ("it is still there".to_owned(), Instant::now() + PATIENCE, 0);
+        while attempt == 0 || Instant::now() < deadline {
+            match self.find(key).await {
+                Err(error) => reason = error.reason,
+                Ok(Some((sequence, found))) if found == secret => {
                     // Overwritten, then forgotten, by every server of the stream.
                     if let Err(error) = self.stream.delete_message(sequence).await {
                         reason = with_source(&error);
                     }
                 }
-                _ => return Ok(()),
+                Ok(_) => return Ok(()),
             }
+            rest(&mut attempt, deadline).await;
         }
         Err(self.failed(reason))
     }

@@ -3,7 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control_core::{job, run};
-use event_schema::{JobId, JobSpec, RunId};
+use event_schema::{JobId, JobSpec, RunId, Subject};
 
 use super::agents::{Page, page};
 use super::error::{Json, Query};
@@ -43,6 +43,9 @@ pub(super) async fn create(
     };
     let ids = Ids(now());
     let (id, name) = (ids.job(), wish.name);
+    // Here and not in the writer, behind which everybody would wait for the store of keys.
+    let prepared = api.service.ring().prepare(Subject::Job(id)).await;
+    prepared.map_err(|error| ApiError::unavailable(error.to_string()))?;
     api.service
         .decide(Origin::operator(OPERATOR, format!("job/{id}")), move |state, _| {
             let (name, spec) = (name.clone(), spec.clone());

@@ -12,6 +12,7 @@ mod store;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use control_core::State;
 use control_core::snapshot::Snapshot;
@@ -26,6 +27,12 @@ pub use nats::NatsKeys;
 pub use store::{KeyStore, KeyStoreError, WRAPPED_BYTES, Wrapped, Wrapper};
 
 use crate::service::random_id;
+
+/// How long those who must not wait wait for the store: the writer, behind which everybody stands.
+const ASK: Duration = Duration::from_secs(1);
+
+/// How long they do not ask it again then.
+const REST: Duration = Duration::from_secs(1);
 
 /// Subjects named in a warning.
 const NAMED_MAX: usize = 5;
@@ -63,6 +70,10 @@ struct Inner {
     erased: HashSet<Subject>,
     /// Whose key should be there and is not.
     missing: BTreeSet<Subject>,
+    /// Whose key could not be asked for when a record of theirs was folded: their texts are shut until it can.
+    unresolved: BTreeSet<Subject>,
+    /// The store did not answer a moment ago: until then it is not asked by those who must not wait.
+    down_until: Option<Instant>,
 }
 
 /// What becomes of a subject's texts in a record.
@@ -134,7 +145,7 @@ impl Ring {
     }
 
     async fn open_texts(&self, each: &mut (dyn FnMut(&mut Visit<'_>) + Send)) -> Result<(), KeyStoreError> {
-        let unknown = self.open_known(each);
+        let unknown = self.open_known(each, false);
         let Some(SubjectKeys { store, wrapper }) = self.keys.as_ref().filter(|_| !unknown.is_empty()) else {
             return Ok(());
         };
@@ -146,12 +157,108 @@ impl Ring {
                 None => drop(inner.absent.insert(subject)),
             }
         }
-        self.open_known(each);
+        self.open_known(each, false);
+        Ok(())
+    }
+
+    /// As [`Ring::open_record`], for the writer: a store that does not answer at once must not stop it. Texts whose key
+    /// cannot be had now are shut, which changes no state's hash, and opened by [`Ring::resolve`].
+    pub(crate) async fn open_record_soon(&self, record: &mut Record) {
+        let unknown = self.open_known(&mut |visit| record.private(visit), true);
+        if unknown.is_empty() {
+            return;
+        }
+        for subject in unknown {
+            self.look_up(subject).await;
+        }
+        self.open_known(&mut |visit| record.private(visit), true);
+    }
+
+    /// Asks for a key without waiting long; says whether there was an answer.
+    async fn look_up(&self, subject: Subject) -> bool {
+        let Some(SubjectKeys { store, wrapper }) = &self.keys else { return false };
+        let answer = self.ask(store.get(subject)).await;
+        let mut inner = self.inner();
+        match answer.map(|wrapped| wrapped.and_then(|wrapped| wrapper.unwrap(subject, &wrapped))) {
+            Ok(key) => {
+                inner.unresolved.remove(&subject);
+                match key {
+                    Some(key) => drop(inner.keys.insert(subject, key)),
+                    None => drop(inner.absent.insert(subject)),
+                }
+                true
+            }
+            Err(_) => {
+                inner.unresolved.insert(subject);
+                false
+            }
+        }
+    }
+
+    /// Whether texts are shut that [`Ring::resolve`] may open.
+    pub(crate) fn is_unresolved(&self) -> bool {
+        !self.inner().unresolved.is_empty()
+    }
+
+    /// Asks again for the keys that could not be had; says whether one came, so that texts can be opened.
+    pub(crate) async fn resolve(&self) -> bool {
+        let unresolved: Vec<Subject> = self.inner().unresolved.iter().copied().collect();
+        let mut some = false;
+        for subject in unresolved {
+            if !self.look_up(subject).await {
+                break;
+            }
+            some = true;
+        }
+        some
+    }
+
+    /// Opens what can be opened with the keys at hand.
+    pub(crate) fn open_at_hand(&self, each: &mut (dyn FnMut(&mut Visit<'_>) + Send)) {
+        self.open_known(each, true);
+    }
+
+    /// Asks the store something for one who must not wait.
+    async fn ask<T>(
+        &self,
+        question: impl Future<Output = Result<T, KeyStoreError>>,
+    ) -> Result<T, KeyStoreError> {
+        if self.inner().down_until.is_some_and(|until| Instant::now() < until) {
+            return Err(KeyStoreError::Unavailable("it did not answer a moment ago".into()));
+        }
+        let silent = |_| Err(KeyStoreError::Unavailable("it does not answer".into()));
+        let answer = tokio::time::timeout(ASK, question).await.unwrap_or_else(silent);
+        self.inner().down_until = answer.is_err().then(|| Instant::now() + REST);
+        answer
+    }
+
+    /// Makes sure that a subject has a key that is kept, before something is decided about it: so that the writer need
+    /// not wait for the store. A key that is not used then is used by the next who needs one.
+    ///
+    /// # Errors
+    /// If the store does not answer for a while.
+    pub(crate) async fn prepare(&self, subject: Subject) -> Result<(), KeyStoreError> {
+        let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(()) };
+        {
+            let inner = self.inner();
+            if inner.keys.contains_key(&subject) || inner.doomed.contains_key(&subject) {
+                return Ok(());
+            }
+        }
+        let key = SubjectKey::new(random_id::<32>());
+        let there = store.create(vec![(subject, wrapper.wrap(subject, &key))]).await?;
+        let key = match there.first() {
+            None => key,
+            Some((_, wrapped)) => wrapper
+                .unwrap(subject, wrapped)
+                .ok_or_else(|| KeyStoreError::Unfit(format!("the key of {subject} is damaged")))?,
+        };
+        self.inner().keys.entry(subject).or_insert(key);
         Ok(())
     }
 
     /// Opens what can be opened at once; subjects whose key is to be asked for.
-    fn open_known(&self, each: &mut (dyn FnMut(&mut Visit<'_>) + Send)) -> BTreeSet<Subject> {
+    fn open_known(&self, each: &mut (dyn FnMut(&mut Visit<'_>) + Send), later: bool) -> BTreeSet<Subject> {
         let inner = self.inner();
         let mut unknown = BTreeSet::new();
         each(&mut |field: Field, _, text: &mut dyn Confidential| {
@@ -162,6 +269,7 @@ impl Ring {
                 _ if inner.erased.contains(&subject) => text.shut(true),
                 Some(false) => {}
                 None if inner.absent.contains(&subject) => {}
+                None if later && inner.unresolved.contains(&subject) => {}
                 None => drop(unknown.insert(subject)),
             }
         });
@@ -193,13 +301,15 @@ impl Ring {
         for subject in subjects {
             let plan = match state.subject(subject) {
                 Some(Known { erased: true, .. }) if !begins_anew(state, subject) => Plan::Withhold,
-                Some(Known { erased: false, commitment }) => match self.kept(subject, commitment).await? {
-                    Some(key) => Plan::Seal(key),
-                    None => {
-                        tracing::error!(%subject, "its key is missing, what is under it cannot be read: it gets another");
-                        Plan::Seal(self.begin(subject, &mut opened).await?)
+                Some(Known { erased: false, commitment }) => {
+                    match self.kept(subject, commitment, true).await? {
+                        Some(key) => Plan::Seal(key),
+                        None => {
+                            tracing::error!(%subject, "its key is missing, what is under it cannot be read: it gets another");
+                            Plan::Seal(self.begin(subject, &mut opened).await?)
+                        }
                     }
-                },
+                }
                 _ => Plan::Seal(self.begin(subject, &mut opened).await?),
             };
             plans.insert(subject, plan);
@@ -221,11 +331,13 @@ impl Ring {
         &self,
         subject: Subject,
         commitment: [u8; 32],
+        soon: bool,
     ) -> Result<Option<SubjectKey>, KeyStoreError> {
         let is = |key: &SubjectKey| key.commitment(subject) == commitment;
         let at_hand = self.inner().keys.get(&subject).filter(|key| is(key)).cloned();
         let (None, Some(SubjectKeys { store, wrapper })) = (&at_hand, &self.keys) else { return Ok(at_hand) };
-        let key = store.get(subject).await?.and_then(|wrapped| wrapper.unwrap(subject, &wrapped));
+        let wrapped = if soon { self.ask(store.get(subject)).await? } else { store.get(subject).await? };
+        let key = wrapped.and_then(|wrapped| wrapper.unwrap(subject, &wrapped));
         let mut inner = self.inner();
         match &key {
             Some(key) => drop(inner.keys.insert(subject, key.clone())),
@@ -258,24 +370,33 @@ impl Ring {
         Ok(key)
     }
 
-    /// Keeps the fresh keys: to be done before a record that is sealed with one is appended. Says whether they are the
-    /// ones that are kept now; if not, another replica was first, and the record has to be sealed again.
+    /// Keeps the fresh keys of these subjects: to be done before a record that is sealed with one is appended. Says
+    /// whether they are the ones that are kept now; if not, another replica was first, and the record has to be sealed
+    /// again.
     ///
     /// # Errors
     /// If the store does not answer; it is not known then what it keeps.
-    pub(crate) async fn keep_fresh(&self) -> Result<bool, KeyStoreError> {
+    pub(crate) async fn keep_fresh(&self, subjects: &BTreeSet<Subject>) -> Result<bool, KeyStoreError> {
         let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(true) };
         let fresh: Vec<(Subject, SubjectKey)> = {
             let inner = self.inner();
-            inner.fresh.iter().filter_map(|s| Some((*s, inner.keys.get(s)?.clone()))).collect()
+            let fresh = inner.fresh.intersection(subjects);
+            fresh.filter_map(|s| Some((*s, inner.keys.get(s)?.clone()))).collect()
         };
         if fresh.is_empty() {
             return Ok(true);
         }
         let wrapped = fresh.iter().map(|(subject, key)| (*subject, wrapper.wrap(*subject, key))).collect();
-        let there = store.create(wrapped).await?;
+        let kept = self.ask(store.create(wrapped)).await;
         let mut inner = self.inner();
-        inner.fresh.clear();
+        for (subject, _) in &fresh {
+            inner.fresh.remove(subject);
+            if kept.is_err() {
+                // It may be kept or not: whoever needs it next finds out.
+                inner.keys.remove(subject);
+            }
+        }
+        let there = kept?;
         let mut ours = true;
         for (subject, wrapped) in there {
             match wrapper.unwrap(subject, &wrapped) {
@@ -339,11 +460,11 @@ impl Ring {
         let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(()) };
         let doomed: Vec<_> = self.inner().doomed.iter().map(|(s, commitment)| (*s, *commitment)).collect();
         for (subject, commitment) in doomed {
-            if let Some(wrapped) = store.get(subject).await? {
+            if let Some(wrapped) = self.ask(store.get(subject)).await? {
                 let key = wrapper.unwrap(subject, &wrapped);
                 // One that nobody can unwrap is of no use to anybody.
                 if key.is_none_or(|key| key.commitment(subject) == commitment) {
-                    store.destroy(subject, wrapped).await?;
+                    self.ask(store.destroy(subject, wrapped)).await?;
                     tracing::info!(%subject, "its key is destroyed");
                 }
             }
@@ -374,7 +495,7 @@ impl Ring {
                 self.doom(subject, known.commitment);
             } else {
                 // Looked up again where it is not at hand; a missing one is remembered.
-                self.kept(subject, known.commitment).await?;
+                self.kept(subject, known.commitment, false).await?;
             }
         }
         self.destroy_doomed().await?;

@@ -299,6 +299,13 @@ impl Service {
         T: Send + 'static,
         F: FnMut(&State, Timestamp) -> Result<(Vec<Event>, T), Rejection> + Send + 'static,
     {
+        // Not in the writer, behind which everybody waits; without a key it does what it can.
+        if let Actor::Operator(name) = &origin.actor
+            && let Some(user) = self.shared.ring.user(name)
+            && let Err(error) = self.shared.ring.prepare(user).await
+        {
+            tracing::warn!(%error, "no key for a user");
+        }
         let (wish, answer) = writer::wish(origin, only_if_awaited, decide);
         let stopping = || SubmitError::Unavailable("the service is stopping".into());
         self.wishes.send(writer::Ask::Wish(wish)).await.map_err(|_| stopping())?;

@@ -8,14 +8,14 @@
 //! for that place reads what came instead and decides again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use control_core::{Rejection, State, plan};
 use event_log::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_RECORDS, MAX_RECORD_BYTES};
 use event_log::{AppendError, EventLog, Position, ReadError, ReadLimit, StreamName};
-use event_schema::{Actor, Command, DecodeError, Event, Record, RecordId, Report, RunId, Timestamp};
+use event_schema::{Actor, Command, DecodeError, Event, Record, RecordId, Report, RunId, Subject, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -49,6 +49,9 @@ const CORRELATIONS_MAX: usize = 10_000;
 
 /// Runs that others wrote about and that are remembered until the next sweep; of more, all are looked at.
 const TOUCHED_MAX: usize = 10_000;
+
+/// Pause until keys are asked for again that could not be had.
+const RESOLVE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Pause after the log failed to say whether it has news.
 const TAIL_PAUSE: Duration = Duration::from_secs(1);
@@ -397,7 +400,7 @@ impl Writer {
                 let own = self.shared.schema;
                 let unreadable = |source| FoldError::Record { position, source };
                 let mut record = Record::decode_up_to(own, &entry.bytes).map_err(unreadable)?;
-                self.shared.ring.open_record(&mut record).await?;
+                self.shared.ring.open_record_soon(&mut record).await;
                 check(&record).map_err(unreadable)?;
                 if let Some(level) = raised_to(&record.events).filter(|level| *level > own) {
                     return Err(FoldError::Level { position, level, own });
@@ -454,10 +457,19 @@ impl Writer {
         self.rivals = None;
         self.touched.clear();
         self.touched_all = false;
+        let mut resolve_at = None;
         loop {
             let owed_at = self.owed_at;
+            if resolve_at.is_none() && self.shared.ring.is_unresolved() {
+                resolve_at = Some(Instant::now() + RESOLVE_PAUSE);
+            }
             let first = tokio::select! {
                 biased;
+                () = async { tokio::time::sleep_until(resolve_at.expect("looked at")).await }, if resolve_at.is_some() => {
+                    resolve_at = None;
+                    self.resolve().await;
+                    continue;
+                }
                 () = async { tokio::time::sleep_until(owed_at.expect("looked at")).await }, if owed_at.is_some() => {
                     self.pay().await;
                     continue;
@@ -539,6 +551,25 @@ impl Writer {
         for run in std::mem::take(&mut self.owed) {
             self.order(run, None);
         }
+    }
+
+    /// Opens texts whose keys could not be had when they were folded, if they can be had now.
+    async fn resolve(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        if !shared.ring.resolve().await {
+            return;
+        }
+        for state in std::iter::once(&mut self.state).chain(&mut self.ahead) {
+            shared.ring.open_at_hand(&mut |visit| state.private(visit));
+            state.name_anew();
+        }
+        {
+            let mut views = shared.views.write().unwrap_or_else(PoisonError::into_inner);
+            let views = &mut *views;
+            shared.ring.open_at_hand(&mut |visit| views.private(visit));
+        }
+        // Commands among them can be delivered now.
+        shared.watches().values().for_each(|watch| watch.send_modify(|_| ()));
     }
 
     /// Brings every wish of the batch, and what follows from it, to an end.
@@ -676,10 +707,9 @@ impl Writer {
             if level > 1
                 && let Err(error) = self.shared.ring.seal(&mut record, known).await
             {
-                let reason = self.unavailable(&error);
-                decided.push(Decided { waiting, rejected: None, record: None, follows });
-                self.fail(again(decided).into(), &reason);
-                return Outcome::Failed(reason);
+                // The log works; only what is sealed with a key that cannot be had has to wait.
+                self.fail(VecDeque::from([waiting]), &error.to_string());
+                continue;
             }
             let encoded = record.encode_at(level);
             if encoded.len() > MAX_RECORD_BYTES {
@@ -770,13 +800,24 @@ impl Writer {
             tokio::time::sleep_until(until).await;
         }
         // A key has to outlast whatever is sealed with it.
-        match self.shared.ring.keep_fresh().await {
+        let opened = |decided: &Decided| -> BTreeSet<Subject> {
+            let events = decided.record.iter().flat_map(|record| &record.events);
+            events
+                .filter_map(|event| match event {
+                    Event::SubjectOpened(e) => Some(e.subject),
+                    _ => None,
+                })
+                .collect()
+        };
+        let subjects = decided.iter().flat_map(opened).collect();
+        match self.shared.ring.keep_fresh(&subjects).await {
             Ok(true) => {}
             Ok(false) => return Outcome::Again(again(decided)),
             Err(error) => {
-                let reason = self.unavailable(&error);
-                self.fail(again(decided).into(), &reason);
-                return Outcome::Failed(reason);
+                // The others need not wait for a store of keys.
+                let (these, others) = decided.into_iter().partition(|decided| !opened(decided).is_empty());
+                self.fail(again(these).into(), &error.to_string());
+                return Outcome::Again(again(others));
             }
         }
         let count = records.len();
