@@ -110,6 +110,17 @@ fn the_fleet_as_it_was() {
         assert_eq!(good["root"], exported["root"]);
     }
     assert!(failure(1, &["audit", "prove", &beyond, &export]).contains(&format!("1 to {last}")));
+    // What the running service has not sealed yet is sealed for the proof.
+    json(&["groups", "create", "later", "--data", &data]);
+    let newest = json(&["status", "--data", &data])["position"].to_string();
+    let new_proof = format!("{proof}-new");
+    json(&["audit", "prove", &newest, "--data", &data, "--out", &new_proof]);
+    assert_eq!(json(&["audit", "verify", &new_proof, "--origin", &origin])["position"].to_string(), newest);
+    // Not what lies here instead of what was named.
+    for line in [vec!["state"], vec!["diff", "--from", "1"], vec!["prove", "1"]] {
+        let line = [&["audit"][..], &line, &["--server", "http://127.0.0.1:1"]].concat();
+        assert!(failure(2, &line).contains("not a server"), "{line:?}");
+    }
     assert!(failure(2, &["audit", "prove", "0", &export]).contains('0'));
     // Edited by hand, anywhere: not a proof any more, or not of that.
     let text = fs::read_to_string(&proof).expect("the proof");

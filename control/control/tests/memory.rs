@@ -260,7 +260,7 @@ async fn generate(data: &Path) {
                 job,
                 job_name: format!("release-{}", number / 2 * 2),
                 role: role(*n),
-                path: format!("/srv/release/{n}").into_bytes().into(),
+                path: format!("/srv/release/{n}").into_bytes(),
                 source: history.agents[who[0] as usize],
                 peers: peers.clone(),
                 trackers: vec!["tracker.example:7702".into()],

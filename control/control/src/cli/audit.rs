@@ -239,18 +239,7 @@ fn export_folder(
         is_whole(&log)?;
         let edge = base.as_ref().map(|base| &base.edge);
         let keys = AuditKeys::open(&data).map_err(Failure::of)?;
-        let (folder, origin, log_keys) = (data.join("audit"), keys.list().origin(), keys.list().log_keys());
-        let (mut ledger, is_ours) = match Ledger::open(&folder, origin, log_keys) {
-            Ok(ledger) => (ledger, true),
-            // The running service keeps the tree, and signs it when it is asked.
-            Err(LedgerError::Locked { .. }) => {
-                ask_to_seal(Global { data: Some(data.clone()), ..global }).await?;
-                let ledger = Ledger::open_beside(&folder, origin, log_keys).map_err(Failure::of)?;
-                let none = || Failure::Failed("the service has not signed anything yet; try again".into());
-                (ledger.ok_or_else(none)?, false)
-            }
-            Err(error) => return Err(Failure::of(error)),
-        };
+        let (mut ledger, is_ours) = open_ledger(global, &data, &keys).await?;
         let beside = place.with_added_extension("new");
         let failed = |what: &str, error: std::io::Error| {
             Failure::Failed(format!("cannot {what} {}: {error}", beside.display()))
@@ -279,6 +268,26 @@ fn export_folder(
     })
 }
 
+/// The tree of the log in a data folder, and whether it is ours to be fed and signed: the one of a running service is
+/// as that has just signed it.
+pub(super) async fn open_ledger(
+    global: Global,
+    data: &Path,
+    keys: &AuditKeys,
+) -> Result<(Ledger, bool), Failure> {
+    let (folder, origin, log_keys) = (data.join("audit"), keys.list().origin(), keys.list().log_keys());
+    match Ledger::open(&folder, origin, log_keys) {
+        Ok(ledger) => Ok((ledger, true)),
+        Err(LedgerError::Locked { .. }) => {
+            ask_to_seal(Global { data: Some(data.to_owned()), ..global }).await?;
+            let ledger = Ledger::open_beside(&folder, origin, log_keys).map_err(Failure::of)?;
+            let none = || Failure::Failed("the service has not signed anything yet; try again".into());
+            Ok((ledger.ok_or_else(none)?, false))
+        }
+        Err(error) => Err(Failure::of(error)),
+    }
+}
+
 /// Asks the service on a data folder to sign what is durable.
 async fn ask_to_seal(global: Global) -> Done {
     let client = Client::new(Global { server: None, ..global })?;
@@ -286,7 +295,7 @@ async fn ask_to_seal(global: Global) -> Done {
     let sealed = asking.await.map_err(Failure::of)??;
     if let Some(why) = sealed.detail {
         output::complain(&format!(
-            "the export ends with entry {}, which is as far as the service has signed: {why}",
+            "the service has signed as far as entry {}, and no further now: {why}",
             sealed.head.size
         ));
     }
@@ -338,6 +347,13 @@ pub(super) fn is_whole(log: &History) -> Done {
 
 /// The log in the data folder, or the copy of one that servers keep.
 pub(super) async fn open_log(global: Global, archives: &Archives) -> Result<Opened, Failure> {
+    if global.server.is_some() && global.data.is_none() {
+        return Err(Failure::Usage(
+            "this reads an export or a data folder, not a server: name one, or fetch an export with \
+             flotilla audit export --server"
+                .into(),
+        ));
+    }
     let data = global.data.clone().unwrap_or_else(|| "flotilla-data".into());
     let folder = log_folder(&data).await?;
     // Whoever may write to it has synced all that it shows. If a service runs, what it has taken is durable; what

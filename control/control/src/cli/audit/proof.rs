@@ -16,7 +16,7 @@ use event_schema::Record;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Archives, Done, Failure, Global, Opened, open_export, open_log, output};
+use super::{Archives, Done, Failure, Global, Opened, open_export, open_ledger, open_log, output};
 use crate::audit;
 use crate::pki::AuditKeys;
 
@@ -124,7 +124,7 @@ fn of_folder(
     let data = global.data.clone().unwrap_or_else(|| "flotilla-data".into());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
     runtime.block_on(async {
-        let Opened { log, end, base } = open_log(global, archives).await?;
+        let Opened { log, end, base } = open_log(global.clone(), archives).await?;
         if entry > end.0 {
             return Err(none(entry, end.0));
         }
@@ -138,9 +138,16 @@ fn of_folder(
         let (ledger, checkpoint) = match beside {
             Some(sealed) => sealed,
             None => {
-                let mut ledger =
-                    Ledger::open(&folder, list.origin(), list.log_keys()).map_err(Failure::of)?;
-                let checkpoint = audit::seal(&log, end, base.as_ref().map(|base| &base.edge), &mut ledger, &keys).await.map_err(Failure::of)?;
+                let (mut ledger, is_ours) = open_ledger(global, &data, &keys).await?;
+                let checkpoint = if is_ours {
+                    let edge = base.as_ref().map(|base| &base.edge);
+                    audit::seal(&log, end, edge, &mut ledger, &keys).await.map_err(Failure::of)?
+                } else {
+                    let newest = ledger.newest().filter(|newest| newest.head().size >= entry).cloned();
+                    newest.ok_or_else(|| {
+                        Failure::Failed(format!("the service has not signed entry {entry} yet: try again soon"))
+                    })?
+                };
                 (ledger, checkpoint)
             }
         };
