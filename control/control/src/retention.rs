@@ -143,7 +143,7 @@ impl Job {
     }
 }
 
-/// What [`archive`] did, or would do.
+/// What `archive` did, or would do.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Segments that were archived.

@@ -1,7 +1,7 @@
 //! Private texts between the writer, which decides on them in the clear, and the log, where they are sealed
 //! (`events/SCHEMA.md`, Private texts; `docs/decisions/0011-private-texts.md`).
 //!
-//! [`Ring`] holds the keys of all subjects in memory. The writer seals a record with it between deciding and encoding,
+//! `Ring` holds the keys of all subjects in memory. The writer seals a record with it between deciding and encoding,
 //! and whoever reads records opens them with it before they are folded or shown. A key is on its way through three
 //! states: *fresh* (a record was sealed with it that is not appended yet), *kept* (the store has it), *doomed* (the log
 //! says that it was erased; it is being destroyed). Each step can be interrupted and is finished by the next start.
