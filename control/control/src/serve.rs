@@ -21,7 +21,7 @@ use crate::config::{Config, host_and_port};
 use crate::gateway::{Gateway, GatewayError, Limits};
 use crate::pki::bundle::{self, BundleError};
 use crate::pki::{AuditKeys, Pki, PkiError};
-use crate::privacy::{FileKeys, KeyStore, KeyStoreError, NatsKeys, SubjectKeys};
+use crate::privacy::{self, FileKeys, KeyStore, KeyStoreError, NatsKeys, SubjectKeys};
 use crate::retention::Retention;
 use crate::sealing::Sealing;
 use crate::service::{self, Keeper, Keys, Options, Service, now};
@@ -167,7 +167,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         command: pki.command_key().clone(),
         secret_of: Box::new(move |run| secrets.run_secret(run)),
     };
-    let store = key_store(&config.data, nats.as_deref()).await?;
+    let store = key_store(&config.data, nats.as_deref(), pki.root_key()).await?;
     let options = Options {
         trackers: config.trackers.clone(),
         command_ttl: config.command_ttl,
@@ -254,15 +254,15 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
 
 /// Where the keys of private texts are: in the data folder, or beside the log in NATS. Those of a log that was moved from
 /// the folder to NATS move after it.
-async fn key_store(data: &Path, nats: Option<&NatsLog>) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
+async fn key_store(
+    data: &Path,
+    nats: Option<&NatsLog>,
+    root_key: [u8; 32],
+) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
     let path = data.join(FileKeys::NAME);
     let Some(log) = nats else { return Ok(Arc::new(FileKeys::open(&path)?)) };
     let store = NatsKeys::new(log.vault().await.map_err(KeyStoreError::from)?);
-    if let Some(keys) = FileKeys::read(&path)?.filter(|keys| !keys.is_empty()) {
-        store.create(keys).await?;
-        FileKeys::remove(&path)?;
-        tracing::info!("the keys of private texts are kept beside the log in NATS now");
-    }
+    privacy::move_keys(&path, &store, log, root_key).await?;
     Ok(Arc::new(store))
 }
 

@@ -178,6 +178,30 @@ fn a_service_gives_the_same_export_and_both_forms() {
     assert!(!gone.exists() && !gone.with_added_extension("new").exists());
 }
 
+/// The backup of the keys was put back after an erasure, and no service started since.
+#[test]
+fn keys_of_the_erased_are_not_given_away() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let [data, out, keys] =
+        ["data", "out", "keys"].map(|name| dir.path().join(name).to_str().expect("text").to_owned());
+    let serve = Serve::start(&data);
+    json(&["groups", "create", "a", "--data", &data]);
+    let export = ["audit", "export", "--data", &data, "--out", &out, "--keys", &keys];
+    json(&export);
+    let before = fs::read_to_string(&keys).expect("there");
+    assert!(before.lines().any(|line| line.contains("user/")), "{before}");
+    let file = Path::new(&data).join("subject-keys");
+    let backup = fs::read(&file).expect("there");
+    json(&["erase", "user", "admin", "--reason", "asked for", "--yes", "--data", &data]);
+    drop(serve);
+    fs::write(&file, backup).expect("put back");
+    json(&export);
+    let after = fs::read_to_string(&keys).expect("there");
+    for line in before.lines().filter(|line| line.contains("user/")) {
+        assert!(!after.contains(line), "{after}");
+    }
+}
+
 fn json_lines(line: &[&str]) -> Vec<Value> {
     let output = flotilla(line);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

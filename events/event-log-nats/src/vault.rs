@@ -73,11 +73,20 @@ impl NatsVault {
         let context = &shared.servers.context;
         loop {
             let made = match context.get_stream(&config.name).await {
-                Ok(_) => Ok(()),
-                Err(_) => context.create_stream(config.clone()).await.map(|_| ()),
+                Ok(there) => Ok(Some(there.cached_info().config.clone())),
+                Err(_) => context.create_stream(config.clone()).await.map(|_| None),
             };
             match made {
-                Ok(()) => break,
+                Ok(None) => break,
+                Ok(Some(there)) => {
+                    // As many as the log has by now, whatever was asked for when it was made.
+                    let log = context.get_stream(&shared.servers.options.stream).await;
+                    let log = log.map_or(1, |log| log.cached_info().config.num_replicas);
+                    for what in shortcomings(&there, log) {
+                        tracing::warn!(stream = config.name, "the bucket of keys beside the log: {what}");
+                    }
+                    break;
+                }
                 // Another replica was faster, with the same settings or other ones that do as well.
                 Err(error) if is_there(&error) => break,
                 Err(error) if Instant::now() >= deadline => return Err(failed(with_source(&error))),
@@ -243,7 +252,43 @@ impl NatsVault {
     }
 }
 
+/// What is not as it should be with a bucket that was there already, beside a log with so many replicas.
+fn shortcomings(there: &Config, log_replicas: usize) -> Vec<String> {
+    let name = &there.name;
+    let mut all = Vec::new();
+    if there.num_replicas < log_replicas {
+        all.push(format!(
+            "it has fewer replicas ({}) than the log ({log_replicas}): with the disks that it is on all keys are lost. \
+             `nats stream edit {name} --replicas {log_replicas}`",
+            there.num_replicas
+        ));
+    }
+    if there.deny_delete {
+        all.push(
+            "it does not let messages be deleted: no key can be destroyed, no erasure finished".to_owned(),
+        );
+    }
+    if there.storage != StorageType::File {
+        all.push("it is kept in memory: all keys are lost with the servers".to_owned());
+    }
+    all
+}
+
 fn is_there(error: &jetstream::context::CreateStreamError) -> bool {
     matches!(error.kind(), CreateStreamErrorKind::JetStream(inner)
         if inner.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_that_is_less_safe_than_its_log_is_told() {
+        let good = Config { name: "KV_X-keys".into(), num_replicas: 3, ..Config::default() };
+        assert!(shortcomings(&good, 3).is_empty() && shortcomings(&good, 1).is_empty());
+        let bad = Config { num_replicas: 1, deny_delete: true, ..good };
+        let told = shortcomings(&bad, 3);
+        assert!(told.len() == 2 && told[0].contains("nats stream edit KV_X-keys --replicas 3"), "{told:?}");
+    }
 }

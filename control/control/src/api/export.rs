@@ -4,7 +4,7 @@
 //! is bounded, and a reader that is slow slows the thread, up to a point.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -29,6 +29,12 @@ const PIECES_MAX: usize = 8;
 
 /// How long a reader may take nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long all waiting for a reader may take together before its pace counts.
+const GRACE: Duration = Duration::from_secs(600);
+
+/// Bytes that a reader takes in a second of waiting, at least: one that is slower keeps others from exports.
+const PACE_BYTES: u64 = 16 * 1024;
 
 /// Why the newest records are not in the export, if so.
 pub(crate) const DETAIL: &str = "flotilla-audit-detail";
@@ -79,7 +85,7 @@ pub(super) async fn export(State(api): State<Api>) -> Result<Response, ApiError>
     // The log goes with the thread, the service does not: it can stop meanwhile.
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        let out = Pipe { piece: Vec::with_capacity(PIECE_BYTES), pieces: pieces.clone() };
+        let out = Pipe::new(pieces.clone());
         let written = runtime.block_on(audit::export_sealed(&*log, &ledger, &keys, out));
         if let Err(error) = written {
             tracing::warn!(%error, "an export ended early");
@@ -110,19 +116,36 @@ fn body(queue: mpsc::Receiver<Piece>, stopping: watch::Receiver<bool>) -> impl S
 struct Pipe {
     piece: Vec<u8>,
     pieces: mpsc::Sender<Piece>,
+    sent: u64,
+    waited: Duration,
 }
 
 impl Pipe {
+    fn new(pieces: mpsc::Sender<Piece>) -> Self {
+        Self { piece: Vec::with_capacity(PIECE_BYTES), pieces, sent: 0, waited: Duration::ZERO }
+    }
+
     fn send(&mut self) -> io::Result<()> {
+        if is_too_slow(self.sent, self.waited) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the reader is too slow"));
+        }
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES));
+        let (bytes, began) = (piece.len() as u64, Instant::now());
         let sending = tokio::time::timeout(PATIENCE, self.pieces.send(Ok(piece.into())));
         // On a thread that may block, inside of a task of the runtime: that task's budget must not count here.
-        match futures::executor::block_on(tokio::task::unconstrained(sending)) {
+        let sent = futures::executor::block_on(tokio::task::unconstrained(sending));
+        self.waited += began.elapsed();
+        self.sent += bytes;
+        match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads it any more")),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the reader took nothing for a minute")),
         }
     }
+}
+
+fn is_too_slow(sent: u64, waited: Duration) -> bool {
+    waited > GRACE && sent < waited.as_secs().saturating_mul(PACE_BYTES)
 }
 
 impl io::Write for Pipe {
@@ -137,5 +160,20 @@ impl io::Write for Pipe {
 
     fn flush(&mut self) -> io::Result<()> {
         if self.piece.is_empty() { Ok(()) } else { self.send() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_crawls_is_left_after_a_while() {
+        let minute = |n: u64| Duration::from_secs(60 * n);
+        let piece = PIECE_BYTES as u64;
+        assert!(!is_too_slow(piece * 10, minute(10)), "it may pick up");
+        assert!(is_too_slow(piece * 11, minute(11)));
+        assert!(!is_too_slow(20 * 1024 * 60 * 60, minute(60)), "20 KiB a second");
+        assert!(is_too_slow(12 * 1024 * 60 * 60, minute(60)));
     }
 }

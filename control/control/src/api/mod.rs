@@ -59,6 +59,9 @@ const STREAMS_MAX: usize = 64;
 /// Exports of the whole history at once: each reads all of the log and hashes it.
 const EXPORTS_MAX: usize = 2;
 
+/// Requests that read files of telemetry at once; more wait.
+const READINGS_MAX: usize = 2;
+
 /// Entries in one page of a list, and how many if nothing is said.
 const PAGE_MAX: usize = 1_000;
 const PAGE_DEFAULT: usize = 200;
@@ -75,6 +78,8 @@ pub struct Api {
     pub(crate) gateway: GatewayPlace,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) exports: Arc<Semaphore>,
+    /// For telemetry.
+    pub(crate) readings: Arc<Semaphore>,
     /// How far a check of the log has come.
     pub(crate) checking: check::Checking,
     /// Becomes true when the service stops: ends the streams.
@@ -102,8 +107,9 @@ impl Api {
     ) -> Self {
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
         let exports = Arc::new(Semaphore::new(EXPORTS_MAX));
+        let readings = Arc::new(Semaphore::new(READINGS_MAX));
         let checking = check::Checking::default();
-        Self { service, token, gateway, streams, exports, checking, stopping, servers: None }
+        Self { service, token, gateway, streams, exports, readings, checking, stopping, servers: None }
     }
 
     /// With the servers that keep the log, which a check of the log compares as well.

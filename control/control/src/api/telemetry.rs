@@ -183,7 +183,13 @@ pub(super) async fn show(
     let rows = match api.service.kept_telemetry().cloned() {
         None => Rows::new(),
         Some(kept) => {
-            let reading = tokio::task::spawn_blocking(move || kept.rows(id, Some(&agents), (from, to), step));
+            let permit = api.readings.clone().acquire_owned().await;
+            let permit = permit.map_err(|error| ApiError::unavailable(error.to_string()))?;
+            let reading = tokio::task::spawn_blocking(move || {
+                // Also when nobody waits for it any more.
+                let _permit = permit;
+                kept.rows(id, Some(&agents), (from, to), step)
+            });
             reading.await.map_err(|error| ApiError::unavailable(error.to_string()))?
         }
     };

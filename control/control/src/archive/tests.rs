@@ -341,6 +341,27 @@ async fn a_service_goes_on_behind_an_archive() {
     writer.await.expect("ends well");
 }
 
+/// Who looks for a state between a segment's removal and the note of it does not make the state behind it be forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_while_a_segment_leaves_harms_nothing() {
+    let data = Data::new(1, 260).await;
+    let log = data.log().await;
+    let mut archiver =
+        Archiver::open(&log, &data.path("audit"), &data.keys, &data.archive("one")).expect("opens");
+    let segment = log.closed_segments().remove(0);
+    let copied = archiver.copy(&log, &segment).expect("copied");
+    let position = copied.note.position;
+    let snapshots = Snapshots::open(&data.path("snapshots")).expect("opens");
+    snapshots.keep_state_at(&*log, position).await.expect("kept");
+    archiver.finish(&log, &copied).expect("removed");
+    let here = Some(At::Position(position));
+    assert!(snapshots.find(&*log, here, 0).await.is_none(), "nothing to hold it against");
+    snapshots.begin_behind(&copied.note);
+    let found = snapshots.find(&*log, here, 0).await.expect("it is still known");
+    assert_eq!(found.views.position(), position);
+    log.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_leave_stays_and_is_told() {
     let data = Data::new(1, 150).await;

@@ -184,7 +184,7 @@ fn export(global: Global, line: &Export) -> Done {
     };
     let bytes = fs::metadata(&place).map_err(Failure::of)?.len();
     // Before the forms, which are readable with them.
-    let written = line.keys.as_ref().map(|path| keys::write(with_keys, path)).transpose()?;
+    let written = line.keys.as_ref().map(|path| keys::write(with_keys, &place, path)).transpose()?;
     let forms = convert::beside(line, &place);
     if line.out.is_none() {
         // It was only the way to the other forms.

@@ -61,6 +61,7 @@ fn copy(json: bool, from: &str, to: &str, replicas: usize, archives: &[PathBuf])
             "had": copied.had,
             "records": copied.target.size,
             "subject_keys": copied.keys,
+            "other_subject_keys": copied.other_keys,
             "source_root": copied.source.root.to_string(),
             "target_root": copied.target.root.to_string(),
         }))?;
@@ -75,6 +76,12 @@ fn copy(json: bool, from: &str, to: &str, replicas: usize, archives: &[PathBuf])
             copied.target.root,
             if copied.is_equal() { "the two logs are the same" } else { "THE TWO LOGS DIFFER" },
         ))?;
+    }
+    if copied.other_keys > 0 {
+        output::complain(&format!(
+            "WARNING: of {} subjects the target has another key of private texts than the source, and keeps it",
+            copied.other_keys
+        ));
     }
     if copied.is_equal() { Ok(()) } else { Err(Failure::Quiet) }
 }

@@ -158,5 +158,22 @@ impl Mentions {
 
 /// Whether a text is the beginning of an id.
 fn begins(id: &str, text: &str) -> bool {
-    text.len() >= PREFIX_MIN && id.len() >= text.len() && id[..text.len()].eq_ignore_ascii_case(text)
+    // An id out of a stream's name may be any text.
+    text.len() >= PREFIX_MIN && id.get(..text.len()).is_some_and(|id| id.eq_ignore_ascii_case(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_may_be_any_text() {
+        assert!(begins("5f00abcd12", "5F00abcd") && !begins("5f00abcd12", "5f00abce"));
+        // The byte where the wanted text ends is within a letter.
+        for id in ["1234567\u{e9}", "\u{1f6a2}\u{1f6a2}\u{1f6a2}", ""] {
+            for text in ["12345678", "abcdefghi", "0123456789"] {
+                assert!(!begins(id, text), "{id} {text}");
+            }
+        }
+    }
 }

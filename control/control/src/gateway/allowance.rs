@@ -22,7 +22,9 @@ struct Paid {
 pub(super) struct Allowances(Mutex<HashMap<AgentId, Paid>>);
 
 impl Allowances {
-    /// Takes what these reports cost; returns how long to wait before they are passed on.
+    /// Takes what these reports cost; returns how long to wait before they are passed on: never longer than they cost or
+    /// the burst, whichever is more. So an agent whose link broke while it waited, and who sends the same once more, does
+    /// not wait for what never came through.
     pub(super) fn reports(
         &self,
         limits: &Limits,
@@ -33,8 +35,10 @@ impl Allowances {
         let bytes: usize = reports.iter().map(|signed| signed.bytes.len()).sum();
         let bytes = bytes as f64 / f64::from(limits.report_bytes_per_s.max(1));
         let count = reports.len() as f64 / f64::from(limits.reports_per_s.max(1));
+        let cost = Duration::from_secs_f64(bytes.max(count));
         self.of(limits, agent, now, |paid| {
-            paid.reports = paid.reports.max(now) + Duration::from_secs_f64(bytes.max(count));
+            let most = now + limits.report_burst + limits.report_burst.max(cost);
+            paid.reports = (paid.reports.max(now) + cost).min(most);
             (paid.reports - now).saturating_sub(limits.report_burst)
         })
     }
@@ -88,6 +92,26 @@ mod tests {
             waited.as_secs(),
             400 * 64 / u64::from(limits.reports_per_s) - limits.report_burst.as_secs()
         );
+    }
+
+    #[test]
+    fn tries_that_came_to_nothing_do_not_add_up() {
+        let (limits, all, start) = (Limits::default(), Allowances::default(), Instant::now());
+        let agent = AgentId([1; 16]);
+        let megabyte = [signed(1 << 20)];
+        for _ in 0..100 {
+            all.reports(&limits, agent, &megabyte, start);
+        }
+        let mut now = start;
+        let mut waited = all.reports(&limits, agent, &megabyte, now);
+        assert!(waited <= limits.report_burst, "{waited:?}");
+        // Whoever waits is still held to the rate, also with more than a burst at once.
+        for (bytes, expected) in [(1 << 20, 16), (1 << 20, 16), (8 << 20, 128), (8 << 20, 128), (1 << 16, 1)]
+        {
+            now += waited;
+            waited = all.reports(&limits, agent, &[signed(bytes)], now);
+            assert_eq!(waited.as_secs(), expected);
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! | 80 each | kind (1) and id (16) of the subject, the wrapped key (60), the first 3 bytes of SHA-256 over these 77; or zeros |
 //!
 //! An entry that is neither is what a crash left of one that nobody was told of, or of one that was being destroyed:
-//! it is zeroed when the file is opened. Where the file system keeps old copies of blocks (snapshots, journals of data,
+//! it is zeroed when the file is opened. One whose write failed is zeroed before anything else is written, so that no
+//! second copy of a key outlives the first. Should a file hold two different keys of a subject all the same, both stay. Where the file system keeps old copies of blocks (snapshots, journals of data,
 //! flash memory), overwriting does not reach them: `docs/operations.md` says what follows from that.
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ const MAGIC: &[u8; 16] = b"FLOTILLA-KEYS-1\n";
 const BODY_BYTES: usize = 17 + WRAPPED_BYTES;
 const ENTRY_BYTES: usize = BODY_BYTES + 3;
 
-/// Entries that are read at most: a fleet of the largest size has a twentieth of that.
+/// Entries that a file has at most: a fleet of the largest size has a twentieth of that. A longer file is not opened.
 const ENTRIES_MAX: usize = 4_000_000;
 
 /// The file, opened by the one service that owns the data folder.
@@ -43,14 +44,23 @@ struct Inner {
     keys: BTreeMap<Subject, (usize, Wrapped)>,
     /// Entries of zeros.
     free: Vec<usize>,
+    /// Further keys of subjects that have one already: which of them the log means is not known here.
+    second: Vec<(Subject, (usize, Wrapped))>,
+    /// Entries that a failed write may have filled, and nobody counts on.
+    doubtful: Vec<usize>,
     entries: usize,
+    entries_max: usize,
+    /// Syncs that are still to fail.
+    #[cfg(test)]
+    failures: u32,
 }
 
 /// What a file holds.
 struct Read {
     keys: BTreeMap<Subject, (usize, Wrapped)>,
+    second: Vec<(Subject, (usize, Wrapped))>,
     free: Vec<usize>,
-    /// Neither key nor zeros.
+    /// Neither key nor zeros, or the same key once more.
     torn: Vec<usize>,
     entries: usize,
 }
@@ -62,15 +72,35 @@ impl FileKeys {
     /// Opens the file, and makes it if there is none.
     ///
     /// # Errors
-    /// If it cannot be read or written, or is no file of this format.
+    /// If it cannot be read or written, is no file of this format, or longer than any.
     pub fn open(path: &Path) -> Result<Self, KeyStoreError> {
+        Self::open_up_to(path, ENTRIES_MAX)
+    }
+
+    fn open_up_to(path: &Path, entries_max: usize) -> Result<Self, KeyStoreError> {
         let failed = |error: io::Error| unavailable(path, &error);
         if !path.try_exists().map_err(failed)? {
             crate::private_file::write(path, MAGIC).map_err(failed)?;
         }
         let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
-        let Read { keys, mut free, torn, entries } = parse(path, &read_all(&mut file).map_err(failed)?)?;
-        let mut inner = Inner { path: path.to_owned(), file, keys, free: Vec::new(), entries };
+        let bytes = read_all(path, &mut file, entries_max)?;
+        let Read { keys, second, mut free, torn, entries } = parse(path, &bytes)?;
+        drop(bytes);
+        for (subject, _) in &second {
+            tracing::error!(file = %path.display(), %subject, "there are two keys of it: the first is used, both are kept");
+        }
+        let mut inner = Inner {
+            path: path.to_owned(),
+            file,
+            keys,
+            free: Vec::new(),
+            second,
+            doubtful: Vec::new(),
+            entries,
+            entries_max,
+            #[cfg(test)]
+            failures: 0,
+        };
         for entry in torn {
             tracing::warn!(file = %path.display(), entry, "an entry that was not written or destroyed wholly is removed");
             inner.put(entry, &[0; ENTRY_BYTES]).map_err(failed)?;
@@ -83,7 +113,8 @@ impl FileKeys {
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })
     }
 
-    /// The keys of a file that a service may be using meanwhile; none if it is not there.
+    /// The keys of a file that a service may be using meanwhile; none if it is not there. Should there be two keys of a
+    /// subject, both, the one in use first.
     ///
     /// # Errors
     /// If it cannot be read or is no file of this format.
@@ -92,9 +123,8 @@ impl FileKeys {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|error| unavailable(path, &error))?,
         };
-        let bytes = read_all(&mut file).map_err(|error| unavailable(path, &error))?;
-        let keys = parse(path, &bytes)?.keys;
-        Ok(Some(keys.into_iter().map(|(subject, (_, wrapped))| (subject, wrapped)).collect()))
+        let Read { keys, second, .. } = parse(path, &read_all(path, &mut file, ENTRIES_MAX)?)?;
+        Ok(Some(keys.into_iter().chain(second).map(|(subject, (_, wrapped))| (subject, wrapped)).collect()))
     }
 
     /// Removes a file whose keys are kept elsewhere by now, overwritten.
@@ -131,9 +161,16 @@ impl FileKeys {
     }
 }
 
-fn read_all(file: &mut File) -> io::Result<Vec<u8>> {
+fn read_all(path: &Path, file: &mut File, entries_max: usize) -> Result<Vec<u8>, KeyStoreError> {
+    let most = MAGIC.len() + entries_max * ENTRY_BYTES;
     let mut bytes = Vec::new();
-    file.take((MAGIC.len() + ENTRIES_MAX * ENTRY_BYTES) as u64).read_to_end(&mut bytes)?;
+    // The part of an entry that a crash left at the end of a full file is none.
+    let read = file.take((most + ENTRY_BYTES) as u64).read_to_end(&mut bytes);
+    read.map_err(|error| unavailable(path, &error))?;
+    if bytes.len() >= most + ENTRY_BYTES {
+        // Never cut: what is behind may be keys.
+        return Err(KeyStoreError::Unfit(format!("{} has more than {entries_max} entries", path.display())));
+    }
     Ok(bytes)
 }
 
@@ -145,19 +182,22 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Read, KeyStoreError> {
     let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| {
         KeyStoreError::Unfit(format!("{} is damaged, or of another version", path.display()))
     })?;
-    let (mut keys, mut free, mut torn) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let (mut keys, mut second) = (BTreeMap::<Subject, (usize, Wrapped)>::new(), Vec::new());
+    let (mut free, mut torn) = (Vec::new(), Vec::new());
     let chunks = rest.chunks_exact(ENTRY_BYTES);
     let entries = chunks.len();
     for (number, chunk) in chunks.enumerate() {
         match entry(chunk) {
-            Some((subject, wrapped)) if !keys.contains_key(&subject) => {
-                keys.insert(subject, (number, wrapped));
-            }
+            Some((subject, wrapped)) => match keys.get(&subject) {
+                None => drop(keys.insert(subject, (number, wrapped))),
+                Some((_, first)) if *first == wrapped => torn.push(number),
+                Some(_) => second.push((subject, (number, wrapped))),
+            },
             _ if chunk.iter().all(|byte| *byte == 0) => free.push(number),
             _ => torn.push(number),
         }
     }
-    Ok(Read { keys, free, torn, entries })
+    Ok(Read { keys, second, free, torn, entries })
 }
 
 fn entry(chunk: &[u8]) -> Option<(Subject, Wrapped)> {
@@ -184,34 +224,89 @@ impl Inner {
         self.file.write_all(bytes)
     }
 
-    fn create(&mut self, keys: Vec<(Subject, Wrapped)>) -> io::Result<Vec<(Subject, Wrapped)>> {
-        let (mut there, mut made) = (Vec::new(), Vec::new());
-        for (subject, wrapped) in keys {
-            if let Some((_, known)) = self.keys.get(&subject) {
-                there.push((subject, *known));
-                continue;
-            }
-            let entry = self.free.pop().unwrap_or(self.entries);
-            // Taken whatever comes of it: what may be there in parts is found when the file is opened again.
-            self.entries = self.entries.max(entry + 1);
-            self.put(entry, &bytes_of(subject, &wrapped))?;
-            made.push((subject, (entry, wrapped)));
+    fn sync(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.failures > 0 {
+            self.failures -= 1;
+            return Err(io::Error::other("as the test wants it"));
         }
-        if !made.is_empty() {
-            self.file.sync_data()?;
+        self.file.sync_all()
+    }
+
+    /// Zeros what failed writes may have left.
+    fn clear_doubtful(&mut self) -> io::Result<()> {
+        if self.doubtful.is_empty() {
+            return Ok(());
+        }
+        for entry in self.doubtful.clone() {
+            self.put(entry, &[0; ENTRY_BYTES])?;
+        }
+        self.sync()?;
+        self.free.append(&mut self.doubtful);
+        Ok(())
+    }
+
+    fn create(&mut self, keys: Vec<(Subject, Wrapped)>) -> io::Result<Vec<(Subject, Wrapped)>> {
+        self.clear_doubtful()?;
+        let (mut there, mut made) = (Vec::new(), BTreeMap::new());
+        let written = self.write_new(keys, &mut there, &mut made);
+        if let Err(error) = written {
+            self.doubtful.extend(made.into_values().map(|(entry, _)| entry));
+            // Now, if the disk lets it; otherwise before the next write.
+            let _ = self.clear_doubtful();
+            return Err(error);
         }
         self.keys.extend(made);
         Ok(there)
     }
 
+    /// Writes keys that are not `there`; `made` has each before it is written.
+    fn write_new(
+        &mut self,
+        keys: Vec<(Subject, Wrapped)>,
+        there: &mut Vec<(Subject, Wrapped)>,
+        made: &mut BTreeMap<Subject, (usize, Wrapped)>,
+    ) -> io::Result<()> {
+        for (subject, wrapped) in keys {
+            if let Some((_, known)) = self.keys.get(&subject).or_else(|| made.get(&subject)) {
+                there.push((subject, *known));
+                continue;
+            }
+            let entry = match self.free.pop() {
+                Some(entry) => entry,
+                None if self.entries < self.entries_max => self.entries,
+                None => return Err(io::Error::other("the file has as many keys as it may have")),
+            };
+            // Taken whatever comes of it.
+            self.entries = self.entries.max(entry + 1);
+            made.insert(subject, (entry, wrapped));
+            self.put(entry, &bytes_of(subject, &wrapped))?;
+        }
+        if made.is_empty() { Ok(()) } else { self.sync() }
+    }
+
     fn destroy(&mut self, subject: Subject, wrapped: &Wrapped) -> io::Result<()> {
-        let Some((entry, _)) = self.keys.get(&subject).filter(|(_, known)| known == wrapped).copied() else {
-            return Ok(());
+        self.clear_doubtful()?;
+        let entry = match self.keys.get(&subject) {
+            Some((entry, known)) if known == wrapped => *entry,
+            _ => {
+                let found = self.second.iter().find(|(of, (_, known))| *of == subject && known == wrapped);
+                let Some((_, (entry, _))) = found else { return Ok(()) };
+                *entry
+            }
         };
         self.put(entry, &[0; ENTRY_BYTES])?;
-        self.file.sync_all()?;
-        self.keys.remove(&subject);
+        self.sync()?;
         self.free.push(entry);
+        let second = self.second.iter().position(|(of, (number, _))| *of == subject && *number != entry);
+        if self.keys.get(&subject).is_some_and(|(number, _)| *number == entry) {
+            match second.map(|at| self.second.remove(at)) {
+                Some((_, other)) => drop(self.keys.insert(subject, other)),
+                None => drop(self.keys.remove(&subject)),
+            }
+        } else {
+            self.second.retain(|(_, (number, _))| *number != entry);
+        }
         Ok(())
     }
 }
@@ -305,5 +400,86 @@ mod tests {
             std::fs::write(&path, bad).expect("written");
             assert!(matches!(FileKeys::open(&path), Err(KeyStoreError::Unfit(_))), "{bad:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_failed_leaves_no_second_copy() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("subject-keys");
+        let copies = || {
+            let bytes = std::fs::read(&path).expect("there");
+            bytes.windows(WRAPPED_BYTES).filter(|window| *window == [7; WRAPPED_BYTES]).count()
+        };
+        // The sync fails, and zeroing what was written as well, or not.
+        for failures in [1, 2] {
+            let keys = FileKeys::open(&path).expect("opens");
+            keys.inner().failures = failures;
+            let one = vec![(job(1), [7; WRAPPED_BYTES])];
+            assert!(keys.create(one.clone()).await.is_err());
+            assert_eq!(keys.get(job(1)).await.expect("looked"), None);
+            assert!(keys.create(one).await.expect("kept").is_empty());
+            assert_eq!(copies(), 1, "{failures}");
+            keys.inner().failures = failures;
+            assert!(keys.destroy(job(1), [7; WRAPPED_BYTES]).await.is_err());
+            keys.inner().failures = 0;
+            keys.destroy(job(1), [7; WRAPPED_BYTES]).await.expect("destroyed");
+            assert_eq!(copies(), 0, "{failures}");
+            assert!(FileKeys::read(&path).expect("read").is_some_and(|keys| keys.is_empty()));
+        }
+        // Also if all that could be done with it was to destroy another.
+        let keys = FileKeys::open(&path).expect("opens");
+        keys.create(vec![(job(2), [8; WRAPPED_BYTES])]).await.expect("kept");
+        keys.inner().failures = 2;
+        assert!(keys.create(vec![(job(1), [7; WRAPPED_BYTES])]).await.is_err());
+        keys.destroy(job(2), [8; WRAPPED_BYTES]).await.expect("destroyed");
+        assert_eq!(copies(), 0);
+    }
+
+    #[tokio::test]
+    async fn of_two_keys_none_is_thrown_away() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("subject-keys");
+        let bytes: Vec<u8> =
+            [(1, 3), (2, 4), (1, 5), (2, 4)].into_iter().fold(MAGIC.to_vec(), |all, (n, key)| {
+                [all, bytes_of(job(n), &[key; WRAPPED_BYTES]).to_vec()].concat()
+            });
+        let both = [[3; WRAPPED_BYTES], [5; WRAPPED_BYTES]];
+        for first in [0, 1] {
+            std::fs::write(&path, &bytes).expect("written");
+            let keys = FileKeys::open(&path).expect("opens");
+            assert_eq!(
+                FileKeys::read(&path).expect("read").expect("there").len(),
+                3,
+                "the same twice is one"
+            );
+            keys.destroy(job(1), both[first]).await.expect("destroyed");
+            assert_eq!(keys.get(job(1)).await.expect("looked"), Some(both[1 - first]));
+            drop(keys);
+            let keys = FileKeys::open(&path).expect("opens");
+            assert_eq!(keys.get(job(1)).await.expect("looked"), Some(both[1 - first]));
+            keys.destroy(job(1), both[1 - first]).await.expect("destroyed");
+            assert_eq!(keys.get(job(1)).await.expect("looked"), None);
+            assert_eq!(keys.get(job(2)).await.expect("looked"), Some([4; WRAPPED_BYTES]));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_full_is_not_cut() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("subject-keys");
+        let keys = FileKeys::open_up_to(&path, 4).expect("made");
+        let many =
+            |range: std::ops::RangeInclusive<u8>| range.map(|n| (job(n), [n; WRAPPED_BYTES])).collect();
+        keys.create(many(1..=3)).await.expect("kept");
+        assert!(keys.create(many(4..=6)).await.is_err(), "one of three has room");
+        keys.create(many(4..=4)).await.expect("kept");
+        assert!(keys.create(many(5..=5)).await.is_err());
+        keys.destroy(job(2), [2; WRAPPED_BYTES]).await.expect("destroyed");
+        keys.create(many(5..=5)).await.expect("in its place");
+        drop(keys);
+        let whole = std::fs::read(&path).expect("there");
+        assert!(matches!(FileKeys::open_up_to(&path, 3), Err(KeyStoreError::Unfit(_))));
+        assert_eq!(std::fs::read(&path).expect("there"), whole, "nothing was changed");
+        assert_eq!(FileKeys::open_up_to(&path, 4).expect("opens").list().await.expect("listed").len(), 4);
     }
 }

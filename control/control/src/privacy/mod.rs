@@ -7,6 +7,7 @@
 //! says that it was erased; it is being destroyed). Each step can be interrupted and is finished by the next start.
 
 mod file;
+mod moving;
 mod nats;
 mod store;
 
@@ -23,6 +24,7 @@ use event_schema::{
 };
 
 pub use file::FileKeys;
+pub(crate) use moving::move_keys;
 pub use nats::NatsKeys;
 pub use store::{KeyStore, KeyStoreError, WRAPPED_BYTES, Wrapped, Wrapper};
 

@@ -10,7 +10,7 @@ use control_core::agent::{self, Answer, Command, Enrolment};
 use control_core::replica::Session as AtReplica;
 use control_core::{Rejection, projection::StandingView, report};
 use event_audit::SignedCheckpoint;
-use event_schema::{AgentId, Event, RefusalReason, Report, Signed, TokenId};
+use event_schema::{AgentId, Event, RefusalReason, Report, Signed, Timestamp, TokenId};
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, watch};
 
@@ -48,6 +48,13 @@ impl Bucket {
         *left = left.saturating_sub(1);
         may
     }
+}
+
+/// How long the progress of a run is heard after its end: what was on its way.
+const LATE: Duration = Duration::from_secs(60);
+
+fn is_heard(finished: Option<Timestamp>, now: Timestamp) -> bool {
+    finished.is_none_or(|finished| now < finished.after(LATE))
 }
 
 impl Fleet for Service {
@@ -176,11 +183,16 @@ impl Fleet for Service {
 
     fn progress(&self, agent: AgentId, progress: Progress) {
         self.metrics().progress.add(1);
-        let takes_part =
-            self.views().runs.runs.get(&progress.run).is_some_and(|run| run.agents.contains_key(&agent));
+        let now = super::now();
+        let takes_part = self
+            .views()
+            .runs
+            .runs
+            .get(&progress.run)
+            .is_some_and(|run| run.agents.contains_key(&agent) && is_heard(run.finished, now));
         if takes_part {
             if let Some(kept) = self.kept_telemetry() {
-                kept.take(agent, &progress, super::now());
+                kept.take(agent, &progress, now);
             }
             self.telemetry().take(agent, progress, Instant::now());
         }
@@ -302,6 +314,14 @@ fn refused(reason: RefusalReason) -> Refused {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_is_heard_until_a_minute_after_the_end() {
+        let end = Timestamp(5_000_000);
+        assert!(is_heard(None, end) && is_heard(Some(end), end) && is_heard(Some(end), end.after(LATE / 2)));
+        assert!(is_heard(Some(end), Timestamp(1)), "a clock that went back");
+        assert!(!is_heard(Some(end), end.after(LATE)));
+    }
 
     #[test]
     fn addresses_are_made_reachable() {

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use control_core::form;
 use control_core::snapshot::{Snapshot, SnapshotRef, VERSION};
 use event_audit::Hash;
-use event_log::{EventLog, Position, ReadLimit};
+use event_log::{EventLog, Position, ReadError, ReadLimit};
 use event_schema::Timestamp;
 use sha2::{Digest, Sha256};
 
@@ -44,6 +44,9 @@ enum Unusable {
     Version(u16),
     #[error("the log has another record at position {0}, or none")]
     OtherLog(u64),
+    /// Nothing was found out about the snapshot.
+    #[error("the log cannot be read at position {0}: {1}")]
+    Unread(u64, ReadError),
 }
 
 /// What a file's head says.
@@ -232,17 +235,23 @@ impl Snapshots {
     /// The newest one at or before a place and beyond `beyond` that holds, against the log too.
     /// Its texts are shut.
     pub(crate) async fn find(&self, log: &dyn EventLog, at: Option<At>, beyond: u64) -> Option<Snapshot> {
+        let mut before = u64::MAX;
         loop {
             let position = {
                 let kept = self.kept();
                 let fits = |(position, kept): &(&u64, &Kept)| {
                     at.is_none_or(|at| !at.is_before(**position, kept.time))
                 };
-                let found = kept.range(beyond.saturating_add(1)..).rev().find(fits);
+                let found = kept.range(beyond.saturating_add(1).min(before)..before).rev().find(fits);
                 *found?.0
             };
             match self.load(log, position).await {
                 Ok(snapshot) => return Some(snapshot),
+                // The log is away, or what stood there is being archived just now: it may be used the next time.
+                Err(error @ Unusable::Unread(..)) => {
+                    tracing::info!(%error, "a snapshot is not used now");
+                    before = position;
+                }
                 Err(error) => {
                     passed_over(&self.path(position), &error);
                     self.kept().remove(&position);
@@ -274,7 +283,8 @@ impl Snapshots {
             return if leaf == head.leaf { Ok(snapshot) } else { Err(Unusable::OtherLog(position)) };
         }
         let page = log.read(Position(position), ReadLimit::entries(1)).await;
-        let record = page.ok().and_then(|page| page.into_iter().find(|entry| entry.position.0 == position));
+        let page = page.map_err(|error| Unusable::Unread(position, error))?;
+        let record = page.into_iter().find(|entry| entry.position.0 == position);
         match record {
             Some(record) if Hash::leaf(&record.bytes).0 == head.leaf => Ok(snapshot),
             _ => Err(Unusable::OtherLog(position)),

@@ -1,6 +1,7 @@
 //! The bytes of a file of rows (`control/TELEMETRY_FORMAT.md` §2, §3).
 
 use std::collections::BTreeMap;
+use std::io::{self, BufReader, Read, Seek};
 
 use event_schema::{AgentId, RunId};
 
@@ -107,47 +108,86 @@ pub(super) enum Found {
     /// All of it holds.
     Whole,
     /// Up to here; what follows was being written when the process or the machine stopped.
-    Torn(usize),
+    Torn(u64),
     /// Something in the middle does not hold, or it is no file of this kind.
     Damaged,
 }
 
-/// Goes through a file's blocks; `wanted` says of times whether a block is to be taken, `take` takes it. Damage ends it.
+/// Bytes that are read ahead; a block that is not wanted is passed over beyond that.
+const AHEAD_BYTES: usize = 8 * 1024;
+
+/// Goes through the blocks of a file that has `length` bytes, one after the other; `wanted` says of times whether a
+/// block is to be taken, `take` takes it. Damage ends it. Blocks that are not wanted are not read, unless `all` of them
+/// are to be checked.
 pub(super) fn scan(
-    bytes: &[u8],
-    width: Width,
-    start: u64,
+    file: impl Read + Seek,
+    length: u64,
+    (width, start): (Width, u64),
+    all: bool,
     wanted: impl Fn(u64, u64) -> bool,
     mut take: impl FnMut(&[u8]) -> Option<()>,
-) -> Found {
-    if bytes.len() < HEAD_BYTES {
-        return Found::Torn(0);
+) -> io::Result<Found> {
+    let mut file = BufReader::with_capacity(AHEAD_BYTES, file);
+    if length < HEAD_BYTES as u64 {
+        return Ok(Found::Torn(0));
     }
-    if bytes[..HEAD_BYTES] != head(width, start) {
-        return Found::Damaged;
+    let mut own = [0; HEAD_BYTES];
+    file.read_exact(&mut own)?;
+    if own != head(width, start) {
+        return Ok(Found::Damaged);
     }
-    let mut at = HEAD_BYTES;
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        let Some((frame, rest)) = rest.split_at_checked(FRAME_BYTES) else { return Found::Torn(at) };
-        let length = u32_at(frame, 0) as usize;
+    let mut at = HEAD_BYTES as u64;
+    let mut payload = Vec::new();
+    while at < length {
+        let left = length - at;
+        if left < FRAME_BYTES as u64 {
+            return Ok(Found::Torn(at));
+        }
+        let mut frame = [0; FRAME_BYTES];
+        file.read_exact(&mut frame)?;
+        let bytes = u32_at(&frame, 0) as usize;
         // What a machine leaves that lost its power: room that was never written.
-        if length == 0 && frame.iter().chain(rest).all(|byte| *byte == 0) {
-            return Found::Torn(at);
+        if frame == [0; FRAME_BYTES] && is_zeros(&mut file)? {
+            return Ok(Found::Torn(at));
         }
-        if !(TIMES_BYTES..=PAYLOAD_MAX).contains(&length) {
-            return Found::Damaged;
+        if !(TIMES_BYTES..=PAYLOAD_MAX).contains(&bytes) {
+            return Ok(Found::Damaged);
         }
-        let Some((payload, after)) = rest.split_at_checked(length) else { return Found::Torn(at) };
-        if crc32fast::hash(payload) != u32_at(frame, 4) {
-            return if after.iter().all(|byte| *byte == 0) { Found::Torn(at) } else { Found::Damaged };
+        if left < (FRAME_BYTES + bytes) as u64 {
+            return Ok(Found::Torn(at));
         }
-        if wanted(u64_at(payload, 0), u64_at(payload, 8)) && take(&payload[TIMES_BYTES..]).is_none() {
-            return Found::Damaged;
+        let mut times = [0; TIMES_BYTES];
+        file.read_exact(&mut times)?;
+        let is_wanted = wanted(u64_at(&times, 0), u64_at(&times, 8));
+        if is_wanted || all {
+            payload.clear();
+            payload.resize(bytes, 0);
+            payload[..TIMES_BYTES].copy_from_slice(&times);
+            file.read_exact(&mut payload[TIMES_BYTES..])?;
+            if crc32fast::hash(&payload) != u32_at(&frame, 4) {
+                return Ok(if is_zeros(&mut file)? { Found::Torn(at) } else { Found::Damaged });
+            }
+            if is_wanted && take(&payload[TIMES_BYTES..]).is_none() {
+                return Ok(Found::Damaged);
+            }
+        } else {
+            file.seek_relative((bytes - TIMES_BYTES) as i64)?;
         }
-        at += FRAME_BYTES + length;
+        at += (FRAME_BYTES + bytes) as u64;
     }
-    Found::Whole
+    Ok(Found::Whole)
+}
+
+/// Whether nothing but zeros follows.
+fn is_zeros(file: &mut impl Read) -> io::Result<bool> {
+    let mut some = [0; 4096];
+    loop {
+        match file.read(&mut some)? {
+            0 => return Ok(true),
+            read if some[..read].iter().any(|byte| *byte != 0) => return Ok(false),
+            _ => {}
+        }
+    }
 }
 
 /// The rows of a block's payload, of one run or of all; none if it is not what it should be.
@@ -184,4 +224,67 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_schema::RunAgentState;
+
+    /// Counts what is read of it.
+    struct Counted(io::Cursor<Vec<u8>>, u64);
+
+    impl Read for &mut Counted {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let read = self.0.read(bytes)?;
+            self.1 += read as u64;
+            Ok(read)
+        }
+    }
+
+    impl Seek for &mut Counted {
+        fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    #[test]
+    fn blocks_of_other_times_are_not_read() {
+        let mut bytes = head(Width::Second, 0).to_vec();
+        for second in 0..20 {
+            let rows: Vec<Owned> = (0..20_000u32)
+                .map(|n| {
+                    let mut agent = [0; 16];
+                    agent[..4].copy_from_slice(&n.to_be_bytes());
+                    let row = Row {
+                        start: second,
+                        state: RunAgentState::Transferring,
+                        samples: 1,
+                        peers: 2,
+                        bytes_done: 1 << 40,
+                        bytes_sent: 1 << 40,
+                        verified: 1 << 20,
+                        sent: 1 << 20,
+                        peak: 1 << 20,
+                    };
+                    (RunId([1; 16]), AgentId(agent), row)
+                })
+                .collect();
+            bytes.extend(blocks(&rows));
+        }
+        let length = bytes.len() as u64;
+        let mut file = Counted(io::Cursor::new(bytes), 0);
+        let mut found = 0;
+        let name = (Width::Second, 0);
+        let mut look = |file: &mut Counted, all: bool| {
+            let take = |groups: &[u8]| rows(groups, None, &mut |_, _, row| found += row.start);
+            let wanted = |first, last| first <= 7 && last >= 7;
+            scan(file, length, name, all, wanted, take).expect("readable")
+        };
+        assert_eq!(look(&mut file, false), Found::Whole);
+        assert!(file.1 < length / 10, "{} of {length}", file.1);
+        file.0.set_position(0);
+        assert_eq!(look(&mut file, true), Found::Whole);
+        assert_eq!(found, 2 * 7 * 20_000);
+    }
 }

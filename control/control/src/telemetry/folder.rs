@@ -138,8 +138,11 @@ impl Folder {
     /// A file to append to, and how long it is: cut back to what holds of it; made anew if it is damaged or not there.
     fn open_file(&self, name: Name) -> io::Result<(File, u64)> {
         let path = self.file(name);
-        let found = match fs::read(&path) {
-            Ok(bytes) => Some((file::scan(&bytes, name.0, name.1, |_, _| false, |_| None), bytes.len())),
+        let found = match File::open(&path) {
+            Ok(file) => {
+                let length = file.metadata()?.len();
+                Some((file::scan(file, length, name, true, |_, _| false, |_| None)?, length))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
@@ -160,12 +163,12 @@ impl Folder {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(&path)?;
-        file.set_len(length as u64)?;
+        file.set_len(length)?;
         if length == 0 {
             file.write_all(&file::head(name.0, name.1))?;
             return Ok((file, file::HEAD_BYTES as u64));
         }
-        Ok((file, length as u64))
+        Ok((file, length))
     }
 
     /// The rows of a run in a time.
@@ -183,6 +186,7 @@ impl Folder {
         for name in names {
             self.read_file(
                 name,
+                false,
                 |first, last| last >= from && first < to,
                 Some(run),
                 &mut |_, agent, row| {
@@ -192,17 +196,23 @@ impl Folder {
         }
     }
 
-    /// The rows of a file; one that is damaged is set aside.
+    /// The rows of a file's blocks of the times that are wanted; one that is damaged is set aside. `all` blocks are
+    /// checked for that, or the wanted ones.
     fn read_file(
         &self,
         name: Name,
+        all: bool,
         wanted: impl Fn(u64, u64) -> bool,
         run: Option<RunId>,
         each: &mut dyn FnMut(RunId, AgentId, Row),
     ) {
         let path = self.file(name);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
+        let scanned = File::open(&path).and_then(|file| {
+            let length = file.metadata()?.len();
+            file::scan(file, length, name, all, wanted, |groups| file::rows(groups, run, each))
+        });
+        let found = match scanned {
+            Ok(found) => found,
             // Deleted meanwhile, because it was old.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => {
@@ -210,9 +220,7 @@ impl Folder {
                 return;
             }
         };
-        if file::scan(&bytes, name.0, name.1, wanted, |groups| file::rows(groups, run, each))
-            != Found::Damaged
-        {
+        if found != Found::Damaged {
             return;
         }
         let mut files = self.files();
@@ -238,11 +246,11 @@ impl Folder {
             last.set(end.max(last.get()));
             false
         };
-        self.read_file(name, see, None, &mut |_, _, _| {});
+        self.read_file(name, true, see, None, &mut |_, _, _| {});
         let wide = Width::Quarter.seconds();
         let from = last.get() / wide * wide;
         let mut rows: Vec<Owned> = Vec::new();
-        self.read_file(name, |_, last| last >= from, None, &mut |run, agent, row| {
+        self.read_file(name, false, |_, last| last >= from, None, &mut |run, agent, row| {
             if row.start >= from {
                 rows.push((run, agent, row));
             }
@@ -251,7 +259,7 @@ impl Folder {
         let mut written = HashSet::<Written>::new();
         for width in [Width::Minute, Width::Quarter] {
             let Some(start) = newest(width) else { continue };
-            self.read_file((width, start), |_, last| last >= from, None, &mut |run, agent, row| {
+            self.read_file((width, start), true, |_, last| last >= from, None, &mut |run, agent, row| {
                 if row.start >= from {
                     written.insert((run, agent, width, row.start));
                 }

@@ -10,6 +10,12 @@ use super::row::{Row, Width};
 /// Pairs of run and agent at once; samples of further ones are dropped.
 const SERIES_MAX: usize = 50_000;
 
+/// Runs of one agent at once: no agent takes the room of the others.
+const AGENT_SERIES_MAX: usize = 64;
+
+/// Beyond that, a run that was silent for so long gives way to another of the same agent.
+const GIVES_WAY_SECONDS: u64 = 60;
+
 /// Complete rows that wait to be written: some minutes of the largest fleet.
 const READY_MAX: usize = 1_000_000;
 
@@ -28,6 +34,8 @@ pub(super) type Ready = BTreeMap<Width, Vec<Owned>>;
 #[derive(Debug, Default)]
 pub(super) struct Gatherer {
     series: HashMap<(RunId, AgentId), Series>,
+    /// The runs of each agent in `series`.
+    runs: HashMap<AgentId, Vec<RunId>>,
     ready: Ready,
     taken: u64,
     dropped: u64,
@@ -48,24 +56,20 @@ struct Series {
 impl Gatherer {
     pub(super) fn take(&mut self, agent: AgentId, progress: &Progress, now: Timestamp) {
         let key = (progress.run, agent);
-        let room = self.series.len() < SERIES_MAX;
-        let known = match self.series.entry(key) {
-            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(_) if !room => {
-                self.dropped += 1;
-                return;
-            }
-            // What it had before is not of this time.
-            std::collections::hash_map::Entry::Vacant(free) => free.insert(Series {
-                bytes_done: progress.bytes_done,
-                bytes_sent: progress.bytes_sent,
-                window: (now.0, 0),
-                seen: 0,
-                open: [None; 3],
-            }),
-        };
-        self.taken += 1;
         let seconds = now.0 / 1000;
+        if !self.has_room(key, seconds) {
+            self.dropped += 1;
+            return;
+        }
+        // What it had before is not of this time.
+        let known = self.series.entry(key).or_insert(Series {
+            bytes_done: progress.bytes_done,
+            bytes_sent: progress.bytes_sent,
+            window: (now.0, 0),
+            seen: 0,
+            open: [None; 3],
+        });
+        self.taken += 1;
         // An agent that was restarted may count anew.
         let verified = progress.bytes_done.saturating_sub(known.bytes_done);
         let sent = progress.bytes_sent.saturating_sub(known.bytes_sent);
@@ -106,9 +110,40 @@ impl Gatherer {
         }
     }
 
+    /// Whether there is room for a pair, which counts from then on; makes some among the agent's own.
+    fn has_room(&mut self, key: (RunId, AgentId), seconds: u64) -> bool {
+        if self.series.contains_key(&key) {
+            return true;
+        }
+        if self.series.len() >= SERIES_MAX {
+            return false;
+        }
+        let (run, agent) = key;
+        let runs = self.runs.entry(agent).or_default();
+        if runs.len() >= AGENT_SERIES_MAX {
+            let silent = |run: &RunId| {
+                self.series.get(&(*run, agent)).map_or(u64::MAX, |known| seconds.abs_diff(known.seen))
+            };
+            let Some(longest) = (0..runs.len()).max_by_key(|at| silent(&runs[*at])) else { return false };
+            if silent(&runs[longest]) < GIVES_WAY_SECONDS {
+                return false;
+            }
+            let gone = (runs.swap_remove(longest), agent);
+            if let Some(known) = self.series.remove(&gone) {
+                for (width, row) in Width::ALL.into_iter().zip(known.open) {
+                    if let Some(row) = row {
+                        push(&mut self.ready, &mut self.dropped, width, (gone.0, gone.1, row));
+                    }
+                }
+            }
+        }
+        runs.push(run);
+        true
+    }
+
     /// Takes what is complete at a time, and forgets who is silent.
     pub(super) fn complete(&mut self, now: u64) -> Ready {
-        let Self { series, ready, dropped, .. } = self;
+        let Self { series, runs, ready, dropped, .. } = self;
         series.retain(|(run, agent), known| {
             // Also one that was heard much later, before the clock went back.
             let is_idle = now.abs_diff(known.seen) >= IDLE_SECONDS;
@@ -116,6 +151,12 @@ impl Gatherer {
                 let is_over = |open: &mut Row| is_idle || open.start + width.seconds() <= now;
                 if let Some(complete) = open.take_if(is_over) {
                     push(ready, dropped, width, (*run, *agent, complete));
+                }
+            }
+            if is_idle && let Some(own) = runs.get_mut(agent) {
+                own.retain(|of| of != run);
+                if own.is_empty() {
+                    runs.remove(agent);
                 }
             }
             !is_idle
@@ -143,18 +184,16 @@ impl Gatherer {
     /// ones among them that are in their files.
     pub(super) fn resume(&mut self, rows: &[Owned], written: &HashSet<Written>, now: u64) {
         for (run, agent, row) in rows {
-            let room = self.series.len() < SERIES_MAX;
-            let known = match self.series.entry((*run, *agent)) {
-                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::hash_map::Entry::Vacant(free) if room => free.insert(Series {
-                    bytes_done: row.bytes_done,
-                    bytes_sent: row.bytes_sent,
-                    window: (now.saturating_mul(1000), 0),
-                    seen: row.start,
-                    open: [None; 3],
-                }),
-                std::collections::hash_map::Entry::Vacant(_) => continue,
-            };
+            if !self.has_room((*run, *agent), row.start) {
+                continue;
+            }
+            let known = self.series.entry((*run, *agent)).or_insert(Series {
+                bytes_done: row.bytes_done,
+                bytes_sent: row.bytes_sent,
+                window: (now.saturating_mul(1000), 0),
+                seen: row.start,
+                open: [None; 3],
+            });
             (known.bytes_done, known.bytes_sent) = (row.bytes_done, row.bytes_sent);
             known.seen = row.start;
             for (width, open) in Width::ALL.into_iter().zip(&mut known.open).skip(1) {

@@ -214,6 +214,39 @@ fn old_rows_go_narrow_ones_first_and_size_is_bounded() {
 }
 
 #[test]
+fn one_agent_does_not_take_the_room_of_the_others() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path(), START);
+    let run = |n: u32| {
+        let mut id = [9; 16];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        RunId(id)
+    };
+    let tell = |n: u32, runs: u32, second: u64| {
+        for of in 0..runs {
+            store.take(agent(n), &progress(run(of), second << 20, 0), at(START + second));
+        }
+    };
+    // 2,000 runs of each of 30 agents would be more than there is room for.
+    (0..30).for_each(|n| tell(n, 2_000, 1));
+    assert_eq!((store.figures().0, store.figures().1), (30 * 64, 30 * (2_000 - 64)));
+    tell(31, 10, 2);
+    assert_eq!(store.figures().0, 30 * 64 + 10, "others have theirs");
+    // A run that is silent gives way to the agent's next, and what it told is there.
+    store.take(agent(0), &progress(run(5_000), 0, 0), at(START + 50));
+    assert_eq!(store.figures().0, 30 * 64 + 10, "not yet");
+    store.take(agent(0), &progress(run(5_000), 0, 0), at(START + 61));
+    assert_eq!(store.figures().0, 30 * 64 + 11);
+    let all = (START, START + 1_000);
+    let told = |n: u32| store.rows(run(n), Some(&[agent(0)].into()), all, 1).len();
+    assert_eq!(((0..64).map(told).sum::<usize>(), told(5_000), told(64)), (64, 1, 0));
+    // Who is forgotten has all of it again.
+    store.write(at(START + 4_000));
+    tell(0, 100, 4_001);
+    assert_eq!(store.figures().0, 30 * 64 + 11 + 64);
+}
+
+#[test]
 fn clocks_may_jump_and_numbers_be_any() {
     let dir = tempfile::tempdir().expect("a folder");
     let store = open(dir.path(), START);

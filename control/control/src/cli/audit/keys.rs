@@ -1,16 +1,18 @@
 //! Keys of private texts for auditors who may read them: `audit export --keys` writes them, the other tools take them
 //! (`events/AUDIT_FORMAT.md` §7). One JSON object a line: `subject` and `key` (hex).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use data_encoding::HEXLOWER;
-use event_schema::{Record, Subject, SubjectKey};
+use event_audit::export::{Expectation, ExportReader};
+use event_schema::{Event, Record, Subject, SubjectKey};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Client, Failure, Global, output};
+use super::{Client, Failure, Global, open_export, output};
 use crate::api::view::{SubjectKeyView, SubjectKeysView};
 use crate::pki;
 use crate::privacy::{FileKeys, Given};
@@ -97,14 +99,41 @@ fn in_folder(data: &Path) -> Option<Vec<(Subject, SubjectKey)>> {
     Some(wrapped.into_iter().filter_map(key).collect())
 }
 
-/// Writes the keys of a service, running or not, to a file; how many.
-pub(super) fn write(global: Global, path: &Path) -> Result<usize, Failure> {
+/// Without the keys that a history calls erased: the folder may still have them, for the service was stopped before it
+/// destroyed them, or a backup of them was put back.
+fn without_erased(keys: &mut Vec<(Subject, SubjectKey)>, export: &Path) -> Result<(), Failure> {
+    let mut newest: BTreeMap<Subject, [u8; 32]> = BTreeMap::new();
+    let mut erased: Vec<(Subject, [u8; 32])> = Vec::new();
+    let bad = |error| Failure::Failed(format!("{}: {error}", export.display()));
+    let mut reader = ExportReader::open(open_export(export)?, &Expectation::default()).map_err(bad)?;
+    while let Some(entry) = reader.next_entry().map_err(bad)? {
+        // What this program cannot read tells of no key that it knows.
+        let Ok(record) = Record::decode(entry.bytes) else { continue };
+        for event in &record.events {
+            match event {
+                Event::SubjectOpened(e) => drop(newest.insert(e.subject, e.commitment)),
+                Event::SubjectErased(e) => {
+                    erased.extend(newest.get(&e.subject).map(|commitment| (e.subject, *commitment)));
+                }
+                _ => {}
+            }
+        }
+    }
+    keys.retain(|(subject, key)| !erased.contains(&(*subject, key.commitment(*subject))));
+    Ok(())
+}
+
+/// Writes the keys of a service, running or not, to a file, but for those that the export calls erased; how many.
+pub(super) fn write(global: Global, export: &Path, path: &Path) -> Result<usize, Failure> {
     let own = match &global.server {
         Some(_) => None,
         None => in_folder(global.data.as_deref().unwrap_or(Path::new("flotilla-data"))),
     };
     let keys = match own {
-        Some(keys) => keys.into_iter().map(|(subject, key)| shown(subject, &key)).collect(),
+        Some(mut keys) => {
+            without_erased(&mut keys, export)?;
+            keys.into_iter().map(|(subject, key)| shown(subject, &key)).collect()
+        }
         // Kept in NATS, or on another machine: the service has them.
         None => Client::new(global)?.get::<SubjectKeysView>("audit/keys")?.keys,
     };
