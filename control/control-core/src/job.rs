@@ -17,6 +17,15 @@ pub(crate) struct Job {
     pub(crate) spec: JobSpec,
 }
 
+impl Job {
+    /// Whether its name and every folder can be read: else there is nothing to start.
+    pub(crate) fn is_legible(&self) -> bool {
+        let JobSpec::Distribution { source, destinations } = &self.spec;
+        let mut places = std::iter::once(source).chain(destinations);
+        self.name.is_legible() && places.all(|place| place.path.is_legible())
+    }
+}
+
 /// What can be asked about jobs.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -51,7 +60,7 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 };
             }
             text::check_name("a job", &name)?;
-            if state.job_names.contains(&name) {
+            if state.job_names.contains_key(&name) {
                 return Err(Rejection::Conflict(format!(
                     "there is a job {name} already: start it again, or choose another name"
                 )));

@@ -110,7 +110,9 @@ enum Kind {
 
 fn kind(run: &Run, part: &Part) -> Option<Kind> {
     let Some(outcome) = run.outcome else {
-        return (!part.join_issued && !part.state.is_terminal()).then_some(Kind::Join);
+        // Whoever cannot read its folders must not name others.
+        let legible = run.job_name.is_legible() && run.paths.is_legible();
+        return (legible && !part.join_issued && !part.state.is_terminal()).then_some(Kind::Join);
     };
     if !part.join_issued || part.end_issued {
         return None;

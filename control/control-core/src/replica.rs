@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{OFFLINE_AT_ONCE, REPLICAS_MAX};
 use crate::{State, text};
 
+/// The reason of a replica that stops because it is told to. Every other end may be one that nobody meant.
+pub const STOPPED_IN_ORDER: &str = "stopped in order";
+
 /// One life of a replica, and what is bound to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Session {

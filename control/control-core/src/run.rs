@@ -193,7 +193,7 @@ pub enum Command {
 /// Decides about a run.
 ///
 /// # Errors
-/// If the job or run is unknown, another run of the job is active, an agent named by the job is removed
+/// If the job or run is unknown, the job's folders cannot be read, another run of the job is active, an agent named by the job is removed
 /// or not approved, an agent would take part with two paths, nobody is left, or too many would.
 pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> {
     match command {
@@ -205,6 +205,12 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             if let Some(active) = state.active_run(job) {
                 return Err(Rejection::Conflict(format!(
                     "the run {active} of this job is active: wait for its end or stop it"
+                )));
+            }
+            if !known.is_legible() {
+                return Err(Rejection::Conflict(format!(
+                    "its name and folders cannot be read here, as the key of job/{job} is missing: restore the store of \
+                     keys from its backup"
                 )));
             }
             let participants = participants(state, &known.spec)?;

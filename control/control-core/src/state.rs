@@ -32,7 +32,8 @@ pub struct State {
     pub(crate) group_names: BTreeSet<String>,
     pub(crate) jobs: BTreeMap<JobId, Job>,
     #[serde(skip)]
-    pub(crate) job_names: BTreeSet<String>,
+    /// How many jobs have a name: two, if the second was made where the first one's could not be read.
+    pub(crate) job_names: BTreeMap<String, u32>,
     pub(crate) runs: BTreeMap<RunId, Run>,
     pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
     pub(crate) lease: Option<Lease>,
@@ -135,12 +136,20 @@ impl State {
                 }
             }
             Event::JobCreated(e) => {
-                self.job_names.extend(e.name.legible().cloned());
+                if let Some(name) = e.name.legible() {
+                    *self.job_names.entry(name.clone()).or_default() += 1;
+                }
                 self.jobs.insert(e.job, Job { name: e.name.clone(), spec: e.spec.clone() });
             }
             Event::JobDeleted(e) => {
-                if let Some(job) = self.jobs.remove(&e.job) {
-                    self.job_names.remove(&*job.name);
+                if let Some(job) = self.jobs.remove(&e.job)
+                    && let Some(name) = job.name.legible()
+                    && let Some(count) = self.job_names.get_mut(name)
+                {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.job_names.remove(name);
+                    }
                 }
             }
             Event::RunStarted(e) => {
@@ -209,7 +218,10 @@ impl State {
         let agents = self.agents.iter().filter(|(_, agent)| agent.standing != Standing::Removed);
         let named = agents.filter_map(|(id, agent)| Some((agent.name.legible()?.clone(), *id)));
         self.agent_names = named.collect();
-        self.job_names = self.jobs.values().filter_map(|job| job.name.legible().cloned()).collect();
+        self.job_names.clear();
+        for name in self.jobs.values().filter_map(|job| job.name.legible()) {
+            *self.job_names.entry(name.clone()).or_default() += 1;
+        }
     }
 
     fn agent(&mut self, id: AgentId, event: &Event) {

@@ -34,12 +34,26 @@ impl State {
     }
 }
 
-/// Whose a text is; none if only its writer knows.
-pub fn whose(state: &State, owner: Owner) -> Option<Subject> {
+/// Whose a text is that is about to be recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The subject's.
+    Subject(Subject),
+    /// The one's who is named by it: its writer knows.
+    Named,
+    /// Nobody knows any more: it is withheld, as it could be about a job that was erased, and under another key no
+    /// erasure of that job would reach it.
+    Nobody,
+}
+
+/// Whose a text is.
+pub fn whose(state: &State, owner: Owner) -> Whose {
     match owner {
-        Owner::Subject(subject) => Some(subject),
-        Owner::Run(run, agent) => Some(state.job_of(run).map_or(Subject::Agent(agent), Subject::Job)),
-        Owner::Named => None,
+        Owner::Subject(subject) => Whose::Subject(subject),
+        Owner::Run(run, _) => {
+            state.job_of(run).map_or(Whose::Nobody, |job| Whose::Subject(Subject::Job(job)))
+        }
+        Owner::Named => Whose::Named,
     }
 }
 

@@ -330,3 +330,39 @@ fn problems_are_limited() {
     assert_eq!(view.problems[0].text.detail, "two lines");
     assert_eq!(view.agents[&agent_id(2)].state, Waiting);
 }
+
+#[test]
+fn nobody_is_sent_to_folders_that_cannot_be_read() {
+    let mut world = World::with_agents(2);
+    world.create_job(1, distribution(at(1, "out"), &[at(2, "in")])).expect("a job");
+    world.start(1, 1).expect("a run");
+    assert!(plan::is_outstanding(&world.state, RUN));
+    let shut = |state: &mut control_core::State| {
+        let (subject, key) = (Subject::Job(JobId(id(1))), SubjectKey::new([7; 32]));
+        state.private(&mut |field, owner, text| {
+            if owner == Owner::Subject(subject) {
+                text.seal(subject, &key, field, [1; 12]);
+                text.shut(false);
+            }
+        });
+    };
+    shut(&mut world.state);
+    assert!(!plan::is_outstanding(&world.state, RUN) && plan::orders(&world.state, RUN, 9).is_empty());
+    world.stop(1);
+    let Err(Rejection::Conflict(why)) = world.start(2, 1) else { panic!("started") };
+    assert!(why.contains("missing"), "{why}");
+}
+
+#[test]
+fn a_name_is_free_when_the_last_job_of_that_name_is_deleted() {
+    let mut world = World::with_agents(2);
+    let spec = || distribution(at(1, "out"), &[at(2, "in")]);
+    let created =
+        |n: u8, name: &str| JobCreated { job: JobId(id(n)), name: name.into(), spec: spec() }.into();
+    // The second where the first one's name could not be read.
+    world.happen(vec![created(1, "job-9"), created(2, "job-9")]);
+    world.happen(vec![JobDeleted { job: JobId(id(1)) }.into()]);
+    assert!(world.create_job(9, spec()).is_err(), "one has it yet");
+    world.happen(vec![JobDeleted { job: JobId(id(2)) }.into()]);
+    world.create_job(9, spec()).expect("it is free");
+}

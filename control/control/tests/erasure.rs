@@ -95,6 +95,15 @@ fn refusal(result: Result<(), SubmitError>) -> String {
     }
 }
 
+async fn make_group(service: &Service, user: &str, n: u8) -> Result<(), SubmitError> {
+    let group = GroupId([n; 16]);
+    let decided = service.decide(Origin::operator(user, format!("group/{group}")), move |state, _| {
+        let name = format!("group {n}");
+        control_core::group::decide(state, control_core::group::Command::Create { group, name })
+    });
+    decided.await
+}
+
 fn kept(folder: &Path) -> Vec<Subject> {
     let keys = FileKeys::read(&folder.join(FileKeys::NAME)).expect("readable").expect("there");
     keys.into_iter().map(|(subject, _)| subject).collect()
@@ -304,6 +313,97 @@ async fn an_erasure_that_was_interrupted_is_finished_by_the_next_start() {
     drop(store);
 }
 
+/// The key is still there, or again, and the service goes on from a snapshot behind the erasure.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erased_text_stays_so_though_its_key_came_back() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (service, writer) = open_in(dir.path(), sealed_in(dir.path())).await;
+    let mut fleet = agents(&service, 2).await;
+    let job = named_job(&service, fleet[0].id, fleet[1].id).await;
+    let subject = Subject::Job(job);
+    let run = start(&service, job).await;
+    for agent in &mut fleet {
+        agent.obey(&service).await;
+    }
+    let done = RunCompleted { run, state: RunAgentState::Done, stats: TransferStats::default() };
+    fleet[1].report(&service, done).await.expect("taken");
+    for agent in &mut fleet {
+        agent.obey(&service).await;
+    }
+    let backup = std::fs::read(dir.path().join(FileKeys::NAME)).expect("there");
+    erase(&service, subject).await.expect("erased");
+    let erased_at = service.views().position();
+    for n in 0..30 {
+        fleet[0].connect(&service).await;
+        make_group(&service, "officer", n).await.expect("made");
+    }
+    close(service, writer).await;
+    std::fs::write(dir.path().join(FileKeys::NAME), backup).expect("restored");
+    assert!(kept(dir.path()).contains(&subject), "it is back");
+    let (service, writer) = open_in(dir.path(), sealed_in(dir.path())).await;
+    let read = service.metrics().records.value();
+    assert!(read < service.views().position() - erased_at, "from a snapshot behind the erasure");
+    assert_eq!(service.views().runs.runs[&run].job_name.as_str(), ERASED);
+    assert!(!kept(dir.path()).contains(&subject), "and gone again");
+    close(service, writer).await;
+}
+
+/// Both stand in the writer's queue, and would make one commit: what is decided behind the erasure is under another key.
+#[tokio::test]
+async fn a_user_who_is_erased_while_deciding_gets_another_key() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (service, writer) = open_in(dir.path(), sealed_in(dir.path())).await;
+    make_group(&service, "officer", 1).await.expect("made");
+    make_group(&service, "anna", 2).await.expect("made");
+    let anna = Wrapper::new(&MASTER).user("anna");
+    let before = FileKeys::read(&dir.path().join(FileKeys::NAME)).expect("readable").expect("there");
+    let (erased, made, more) =
+        tokio::join!(erase(&service, anna), make_group(&service, "anna", 3), make_group(&service, "anna", 4));
+    erased.expect("erased");
+    made.expect("made");
+    more.expect("made");
+    let told: Vec<Event> = events(&**service.log()).await;
+    let mut keys: Vec<[u8; 32]> = told
+        .iter()
+        .filter_map(|event| match event {
+            Event::SubjectOpened(e) if e.subject == anna => Some(e.commitment),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(keys.len(), 2, "one of before, one of after");
+    keys.dedup();
+    assert_eq!(keys.len(), 2, "and not the same");
+    let after = FileKeys::read(&dir.path().join(FileKeys::NAME)).expect("readable").expect("there");
+    let of_anna = |keys: &[(Subject, Wrapped)]| keys.iter().find(|(subject, _)| *subject == anna).copied();
+    assert!(of_anna(&after).is_some() && of_anna(&after) != of_anna(&before));
+    make_group(&service, "anna", 5).await.expect("made");
+    let told = events(&**service.log()).await;
+    let opened = |event: &&Event| matches!(event, Event::SubjectOpened(e) if e.subject == anna);
+    assert_eq!(told.iter().filter(opened).count(), 2, "it is there, and used");
+    check(&service).await;
+    close(service, writer).await;
+}
+
+/// A report about a run that nobody knows any more could be about a job that was erased: it is a fact without its text,
+/// and not under the agent's key, where an erasure of the job would not reach it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_problem_of_a_forgotten_run_is_recorded_without_its_text() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (service, writer) = open_in(dir.path(), sealed_in(dir.path())).await;
+    let mut fleet = agents(&service, 1).await;
+    let problem =
+        Problem { class: ProblemClass::Io, path: b"quagga.pdf".to_vec(), detail: "cannot be read".into() };
+    fleet[0].report(&service, ProblemReported { run: RunId([5; 16]), problem }).await.expect("taken");
+    let told = events(&**service.log()).await;
+    let received = told.iter().find_map(|event| match event {
+        Event::ReportReceived(e) => Some(e.signed.clone()),
+        _ => None,
+    });
+    let received = received.expect("it is recorded");
+    assert!(received.sealed().is_none() && !received.is_legible());
+    close(service, writer).await;
+}
+
 /// Appends that fail leave keys that no record tells of: they are used by the next record, and no key is made twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_without_a_record_is_used_by_the_next() {
@@ -351,6 +451,7 @@ async fn a_key_that_is_missing_is_no_erasure() {
     let mut fleet = agents(&service, 2).await;
     let job = named_job(&service, fleet[0].id, fleet[1].id).await;
     let run = start(&service, job).await;
+    let other = create_job(&service, fleet[0].id, &[fleet[1].id]).await;
     close(service, writer).await;
     let path = dir.path().join(FileKeys::NAME);
     let backup = std::fs::read(&path).expect("there");
@@ -362,6 +463,12 @@ async fn a_key_that_is_missing_is_no_erasure() {
         let after = views.mailboxes.after(fleet[1].id, 0, 9);
         assert!(after.is_empty(), "a command that cannot be read is not passed over");
     }
+    // Its folders are not known here, so no run of it is started, in which agents would be told of others.
+    let again = Ids(now()).run();
+    let started = service.decide(Origin::operator("x", format!("run/{again}")), move |state, _| {
+        run::decide(state, run::Command::Start { run: again, job: other })
+    });
+    assert!(refusal(started.await).contains("is missing"));
     // What comes gets another key, and is read.
     fleet[0].connect(&service).await;
     assert_eq!(service.views().fleet.agents[&fleet[0].id].addresses.len(), 1);
@@ -423,6 +530,19 @@ async fn two_services_share_keys_and_erasures() {
     caught_up().await;
     assert!(b.views().jobs.jobs.is_empty() && !kept(dir.path()).contains(&Subject::Job(job)));
     assert_eq!(a.views().hash(), b.views().hash());
+    // An agent that was turned away, and erased, is let in at one: its name is read at the other.
+    let stranger = FakeAgent::new(9);
+    let spent = create_token(a, 1).await;
+    FakeAgent::new(8).enrol(a, Some(spent.clone())).await;
+    stranger.enrol(a, Some(spent)).await;
+    erase(a, Subject::Agent(stranger.id)).await.expect("erased");
+    caught_up().await;
+    let token = create_token(a, 1).await;
+    stranger.enrol(a, Some(token)).await;
+    caught_up().await;
+    let named = |service: &Service| service.views().fleet.agents[&stranger.id].name.to_string();
+    assert!(![SEALED, ERASED].contains(&named(a).as_str()));
+    assert_eq!(named(b), named(a));
     for (service, writer) in services {
         close(service, writer).await;
     }

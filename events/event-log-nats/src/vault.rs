@@ -150,10 +150,14 @@ impl NatsVault {
 
     /// A key's secret and the message that holds it, as the leader has it.
     async fn find(&self, key: &str) -> Result<Option<(u64, Vec<u8>)>, VaultError> {
+        // Another tool may have left a marker in the place of what it deleted.
+        Ok(self.last(key).await?.filter(|(_, secret)| !secret.is_empty()))
+    }
+
+    /// A key's message: its secret, or the empty marker of another tool.
+    async fn last(&self, key: &str) -> Result<Option<(u64, Vec<u8>)>, VaultError> {
         let asked = self.stream.get_last_raw_message_by_subject(&format!("{}{key}", self.prefix)).await;
         match asked {
-            // Another tool may have left a marker in the place of what it deleted.
-            Ok(message) if message.payload.is_empty() => Ok(None),
             Ok(message) => Ok(Some((message.sequence, message.payload.to_vec()))),
             Err(error) if error.kind() == jetstream::stream::LastRawMessageErrorKind::NoMessageFound => {
                 Ok(None)
@@ -203,9 +207,10 @@ impl NatsVault {
             return Err(self.failed(format!("a secret of {} bytes", secret.len())));
         }
         let (mut reason, deadline, mut attempt) = (String::new(), Instant::now() + PATIENCE, 0);
+        let mut marker = 0;
         while attempt == 0 || Instant::now() < deadline {
             let mut headers = HeaderMap::new();
-            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, marker.to_string());
             let publish = PublishMessage::build().headers(headers).payload(secret.clone().into());
             let context = &self.shared.servers.context;
             let answer = match context.send_publish(format!("{}{key}", self.prefix), publish).await {
@@ -217,10 +222,11 @@ impl NatsVault {
                 Err(error) => reason = with_source(&error),
             }
             // Refused because one is there, or not answered: what is there now decides.
-            match self.find(&key).await {
+            match self.last(&key).await {
+                Ok(Some((sequence, found))) if found.is_empty() => marker = sequence,
                 Ok(Some((_, found))) if found == secret => return Ok(None),
                 Ok(Some((_, found))) => return Ok(Some((key, found))),
-                Ok(None) => {}
+                Ok(None) => marker = 0,
                 Err(error) => reason = error.reason,
             }
             rest(&mut attempt, deadline).await;

@@ -34,6 +34,14 @@ async fn secrets_are_written_once_and_overwritten_when_they_go() {
     other.destroy(&many[3].0, &secret(3)).await.expect("once more is nothing");
     assert_eq!(other.get(&many[3].0).await.expect("read"), None);
     assert!(vault.create(vec![(many[3].0.clone(), secret(901))]).await.expect("written").is_empty());
+    // Another tool deleted one, which leaves a marker: it can be written again.
+    let client = async_nats::connect(server.url()).await.expect("connects");
+    let subject = format!("$KV.{}-keys.job.marked", NatsLogOptions::new("").stream);
+    client.publish(subject, Vec::new().into()).await.expect("sent");
+    client.flush().await.expect("sent");
+    let marked = || vec![("job.marked".to_owned(), secret(8000))];
+    assert!(vault.create(marked()).await.expect("written").is_empty());
+    assert_eq!(other.get("job.marked").await.expect("read"), Some(secret(8000)));
     log.close().await;
     server.kill();
     // Nowhere in the server's files, and the others are.

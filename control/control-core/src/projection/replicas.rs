@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use event_schema::{Event, ReplicaId, Timestamp};
+use event_schema::{Event, ReplicaId, Timestamp, level};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::REPLICAS_MAX;
-use crate::replica::{Lease, Session};
+use crate::replica::{Lease, STOPPED_IN_ORDER, Session};
 
 /// All replicas; none on a log that one service has to itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -58,6 +58,16 @@ impl Replicas {
         }
     }
 
+    /// Whether a replica whose program reads less than `level` may only be away: it lives, or was given up, without
+    /// having stopped in order, within `grace` milliseconds before `now`.
+    pub fn may_come_back_older(&self, level: u8, now: Timestamp, grace: u64) -> bool {
+        self.replicas.values().any(|known| {
+            let away = !known.live && known.ended.as_deref() != Some(STOPPED_IN_ORDER);
+            level::of_version(&known.version) < level
+                && (known.live || (away && now.0 < known.since.0.saturating_add(grace)))
+        })
+    }
+
     /// Whether a life goes on.
     pub fn is_live(&self, session: Session) -> bool {
         self.replicas.get(&session.replica).is_some_and(|known| known.live && known.epoch == session.epoch)
@@ -72,5 +82,29 @@ impl Replicas {
     /// The lease, if its holder lives.
     pub fn lease(&self) -> Option<Lease> {
         self.lease.filter(|lease| self.is_live(lease.holder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_schema::{ReplicaStarted, ReplicaStopped};
+
+    #[test]
+    fn an_older_replica_that_only_died_may_come_back_for_a_while() {
+        let mut known = Replicas::default();
+        let replica = ReplicaId([1; 16]);
+        let happen = |known: &mut Replicas, time, event: Event| known.apply(Timestamp(time), &event);
+        let started = |epoch| ReplicaStarted { replica, epoch, version: "0.1.0".into() }.into();
+        let stopped = |epoch, reason: &str| ReplicaStopped { replica, epoch, reason: reason.into() }.into();
+        happen(&mut known, 1_000, started(1));
+        assert!(known.may_come_back_older(2, Timestamp(9_000), 500));
+        assert!(!known.may_come_back_older(1, Timestamp(9_000), 500), "it reads that");
+        happen(&mut known, 10_000, stopped(1, "not heard of for too long"));
+        assert!(known.may_come_back_older(2, Timestamp(10_499), 500));
+        assert!(!known.may_come_back_older(2, Timestamp(10_500), 500));
+        happen(&mut known, 11_000, started(2));
+        happen(&mut known, 12_000, stopped(2, STOPPED_IN_ORDER));
+        assert!(!known.may_come_back_older(2, Timestamp(12_001), 500), "nobody waits for it");
     }
 }

@@ -10,6 +10,8 @@ mod file;
 mod moving;
 mod nats;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use control_core::State;
 use control_core::snapshot::Snapshot;
-use control_core::subject::{Known, begins_anew, whose};
+use control_core::subject::{Known, Whose, begins_anew, whose};
 use event_schema::{
     Actor, Confidential, Event, Field, Owner, Record, Subject, SubjectErased, SubjectKey, SubjectOpened,
     Visit,
@@ -68,14 +70,88 @@ struct Inner {
     absent: HashSet<Subject>,
     fresh: BTreeSet<Subject>,
     doomed: BTreeMap<Subject, [u8; 32]>,
-    /// Everybody who was erased once: what does not open of theirs is gone for good.
-    erased: HashSet<Subject>,
+    /// Commitments of keys that were erased: what does not open of these subjects is gone for good, and none of these
+    /// keys is taken in again, wherever it may still lie.
+    erased: HashMap<Subject, BTreeSet<[u8; 32]>>,
+    /// The commitment to the key that the log names, as far as it was read, of everybody who has one.
+    live: HashMap<Subject, [u8; 32]>,
+    /// Whose kept key cannot be unwrapped: damaged, or wrapped with another fleet's secret.
+    damaged: BTreeSet<Subject>,
+    /// Whether keys may be destroyed: not before it is known that the log is this fleet's.
+    may_destroy: bool,
     /// Whose key should be there and is not.
     missing: BTreeSet<Subject>,
     /// Whose key could not be asked for when a record of theirs was folded: their texts are shut until it can.
     unresolved: BTreeSet<Subject>,
     /// The store did not answer a moment ago: until then it is not asked by those who must not wait.
     down_until: Option<Instant>,
+}
+
+impl Inner {
+    /// Takes a kept key in; not one that was erased, and not in place of one that a record is being sealed with.
+    fn take(&mut self, subject: Subject, key: SubjectKey) -> bool {
+        let commitment = key.commitment(subject);
+        if self.erased.get(&subject).is_some_and(|erased| erased.contains(&commitment)) {
+            return false;
+        }
+        if !self.fresh.contains(&subject) {
+            self.keys.insert(subject, key);
+        }
+        true
+    }
+
+    /// Whether the key at hand is the one that the log names, as far as it names one.
+    fn is_at_hand(&self, subject: Subject) -> bool {
+        self.keys.get(&subject).is_some_and(|key| {
+            self.live.get(&subject).is_none_or(|commitment| key.commitment(subject) == *commitment)
+        })
+    }
+
+    /// Takes in what the store has of a subject, and says what of it is a key.
+    fn unwrap(
+        &mut self,
+        subject: Subject,
+        wrapped: Option<Wrapped>,
+        wrapper: &Wrapper,
+    ) -> Option<SubjectKey> {
+        let key = wrapped.as_ref().and_then(|wrapped| wrapper.unwrap(subject, wrapped));
+        if wrapped.is_some() && key.is_none() {
+            if self.damaged.insert(subject) {
+                tracing::error!(%subject, "its key is damaged, or of another fleet: it is left as it is");
+            }
+        } else {
+            self.damaged.remove(&subject);
+        }
+        key
+    }
+
+    /// Takes in what the store answered one who wants to read: it is not asked again before the log names another key.
+    fn answered(&mut self, subject: Subject, wrapped: Option<Wrapped>, wrapper: &Wrapper) {
+        if let Some(key) = self.unwrap(subject, wrapped, wrapper) {
+            self.take(subject, key);
+        }
+        if !self.is_at_hand(subject) {
+            self.absent.insert(subject);
+        }
+    }
+
+    /// The log says that this key was erased.
+    fn erase(&mut self, subject: Subject, commitment: [u8; 32]) {
+        self.erased.entry(subject).or_default().insert(commitment);
+        if self.keys.get(&subject).is_some_and(|key| key.commitment(subject) == commitment) {
+            self.keys.remove(&subject);
+            self.fresh.remove(&subject);
+        }
+        if self.live.get(&subject) == Some(&commitment) {
+            self.live.remove(&subject);
+        }
+    }
+}
+
+fn damaged(subject: Subject) -> KeyStoreError {
+    KeyStoreError::Unfit(format!(
+        "the key of {subject} cannot be unwrapped: it is damaged, or this service has another fleet's secret"
+    ))
 }
 
 /// What becomes of a subject's texts in a record.
@@ -89,16 +165,17 @@ impl Ring {
     pub(crate) async fn open(keys: Option<SubjectKeys>) -> Result<Self, KeyStoreError> {
         let ring = Self { keys, inner: Mutex::default() };
         if let Some(SubjectKeys { store, wrapper }) = &ring.keys {
-            let mut unusable = 0;
-            for (subject, wrapped) in store.list().await? {
+            let listed = store.list().await?;
+            let mut inner = ring.inner();
+            for (subject, wrapped) in listed {
                 match wrapper.unwrap(subject, &wrapped) {
-                    Some(key) => drop(ring.inner().keys.insert(subject, key)),
-                    None => unusable += 1,
+                    Some(key) => drop(inner.keys.insert(subject, key)),
+                    None => drop(inner.damaged.insert(subject)),
                 }
             }
-            if unusable > 0 {
+            if !inner.damaged.is_empty() {
                 tracing::error!(
-                    keys = unusable,
+                    keys = inner.damaged.len(),
                     "subjects' keys are damaged, or of another fleet: what is under them cannot be read"
                 );
             }
@@ -131,14 +208,15 @@ impl Ring {
         self.open_texts(&mut |visit| record.private(visit)).await
     }
 
-    /// The same for a snapshot.
+    /// The same for a snapshot, of whatever age. What was erased by then stays shut, also if the key is still kept: it
+    /// could not be destroyed yet, or came back with a backup.
     ///
     /// # Errors
     /// As [`Ring::open_record`].
     pub(crate) async fn open_snapshot(&self, snapshot: &mut Snapshot) -> Result<(), KeyStoreError> {
         for (subject, known) in snapshot.state.subjects() {
             if known.erased {
-                self.inner().erased.insert(subject);
+                self.inner().erase(subject, known.commitment);
             }
         }
         self.open_texts(&mut |visit| snapshot.private(visit)).await?;
@@ -152,15 +230,31 @@ impl Ring {
             return Ok(());
         };
         for subject in unknown {
-            let key = store.get(subject).await?.and_then(|wrapped| wrapper.unwrap(subject, &wrapped));
-            let mut inner = self.inner();
-            match key {
-                Some(key) => drop(inner.keys.insert(subject, key)),
-                None => drop(inner.absent.insert(subject)),
-            }
+            let wrapped = store.get(subject).await?;
+            self.inner().answered(subject, wrapped, wrapper);
         }
         self.open_known(each, false);
         Ok(())
+    }
+
+    /// The log is read on from this state.
+    pub(crate) fn begin_at(&self, state: &State) {
+        let live = state.subjects().filter(|(_, known)| !known.erased);
+        self.inner().live.extend(live.map(|(subject, known)| (subject, known.commitment)));
+    }
+
+    /// Takes in what the next record of the log says of new keys, before its texts are opened: some are under them.
+    pub(crate) fn expect(&self, record: &Record) {
+        for event in &record.events {
+            let Event::SubjectOpened(SubjectOpened { subject, commitment }) = event else { continue };
+            let mut inner = self.inner();
+            inner.absent.remove(subject);
+            inner.live.insert(*subject, *commitment);
+            // Another replica was first: nothing that this one was sealed with is on the log.
+            if !inner.is_at_hand(*subject) && inner.fresh.remove(subject) {
+                inner.keys.remove(subject);
+            }
+        }
     }
 
     /// As [`Ring::open_record`], for the writer: a store that does not answer at once must not stop it. Texts whose key
@@ -181,13 +275,10 @@ impl Ring {
         let Some(SubjectKeys { store, wrapper }) = &self.keys else { return false };
         let answer = self.ask(store.get(subject)).await;
         let mut inner = self.inner();
-        match answer.map(|wrapped| wrapped.and_then(|wrapped| wrapper.unwrap(subject, &wrapped))) {
-            Ok(key) => {
+        match answer {
+            Ok(wrapped) => {
                 inner.unresolved.remove(&subject);
-                match key {
-                    Some(key) => drop(inner.keys.insert(subject, key)),
-                    None => drop(inner.absent.insert(subject)),
-                }
+                inner.answered(subject, wrapped, wrapper);
                 true
             }
             Err(_) => {
@@ -249,14 +340,27 @@ impl Ring {
         }
         let key = SubjectKey::new(random_id::<32>());
         let there = store.create(vec![(subject, wrapper.wrap(subject, &key))]).await?;
+        let mut inner = self.inner();
         let key = match there.first() {
             None => key,
-            Some((_, wrapped)) => wrapper
-                .unwrap(subject, wrapped)
-                .ok_or_else(|| KeyStoreError::Unfit(format!("the key of {subject} is damaged")))?,
+            Some((_, wrapped)) => {
+                inner.unwrap(subject, Some(*wrapped), wrapper).ok_or_else(|| damaged(subject))?
+            }
         };
-        self.inner().keys.entry(subject).or_insert(key);
+        if !inner.keys.contains_key(&subject) {
+            self.take_or_doom(&mut inner, subject, key);
+        }
         Ok(())
+    }
+
+    /// Takes a kept key in; one that was erased and is still there is destroyed first by whoever needs another.
+    fn take_or_doom(&self, inner: &mut Inner, subject: Subject, key: SubjectKey) -> bool {
+        let commitment = key.commitment(subject);
+        let taken = inner.take(subject, key);
+        if !taken {
+            inner.doomed.insert(subject, commitment);
+        }
+        taken
     }
 
     /// Opens what can be opened at once; subjects whose key is to be asked for.
@@ -265,14 +369,17 @@ impl Ring {
         let mut unknown = BTreeSet::new();
         each(&mut |field: Field, _, text: &mut dyn Confidential| {
             let Some(subject) = text.subject().filter(|_| !text.is_legible()) else { return };
-            let opened = inner.keys.get(&subject).map(|key| text.open(key, field));
-            match opened {
-                Some(true) => {}
-                _ if inner.erased.contains(&subject) => text.shut(true),
-                Some(false) => {}
-                None if inner.absent.contains(&subject) => {}
-                None if later && inner.unresolved.contains(&subject) => {}
-                None => drop(unknown.insert(subject)),
+            if inner.keys.get(&subject).is_some_and(|key| text.open(key, field)) {
+                return;
+            }
+            let (at_hand, has_one) = (inner.is_at_hand(subject), inner.live.contains_key(&subject));
+            if at_hand || (!has_one && inner.erased.contains_key(&subject)) {
+                // It is under none of the keys that there are.
+                if inner.erased.contains_key(&subject) {
+                    text.shut(true);
+                }
+            } else if !inner.absent.contains(&subject) && !(later && inner.unresolved.contains(&subject)) {
+                unknown.insert(subject);
             }
         });
         unknown
@@ -290,7 +397,11 @@ impl Ring {
             Actor::Operator(name) => self.user(name),
             Actor::Service | Actor::Agent(_) => None,
         };
-        let of = |owner: Owner| whose(state, owner).or(user);
+        let of = |owner: Owner| match whose(state, owner) {
+            Whose::Subject(subject) => Some(subject),
+            Whose::Named => user,
+            Whose::Nobody => None,
+        };
         let mut subjects: Vec<Subject> = Vec::new();
         record.private(&mut |_, owner, text| {
             if let Some(subject) = of(owner).filter(|subject| text.is_clear() && !subjects.contains(subject))
@@ -308,15 +419,20 @@ impl Ring {
                         Some(key) => Plan::Seal(key),
                         None => {
                             tracing::error!(%subject, "its key is missing, what is under it cannot be read: it gets another");
-                            Plan::Seal(self.begin(subject, &mut opened).await?)
+                            Plan::Seal(self.begin(subject, None, &mut opened).await?)
                         }
                     }
                 }
-                _ => Plan::Seal(self.begin(subject, &mut opened).await?),
+                known => {
+                    Plan::Seal(self.begin(subject, known.map(|known| known.commitment), &mut opened).await?)
+                }
             };
             plans.insert(subject, plan);
         }
         record.private(&mut |field, owner, text| {
+            if text.is_clear() && whose(state, owner) == Whose::Nobody {
+                text.withhold();
+            }
             let Some(subject) = of(owner).filter(|_| text.is_clear()) else { return };
             match plans.get(&subject) {
                 Some(Plan::Seal(key)) => text.seal(subject, key, field, random_id::<12>()),
@@ -339,11 +455,13 @@ impl Ring {
         let at_hand = self.inner().keys.get(&subject).filter(|key| is(key)).cloned();
         let (None, Some(SubjectKeys { store, wrapper })) = (&at_hand, &self.keys) else { return Ok(at_hand) };
         let wrapped = if soon { self.ask(store.get(subject)).await? } else { store.get(subject).await? };
-        let key = wrapped.and_then(|wrapped| wrapper.unwrap(subject, &wrapped));
         let mut inner = self.inner();
-        match &key {
-            Some(key) => drop(inner.keys.insert(subject, key.clone())),
-            None => drop(inner.keys.remove(&subject)),
+        let key = inner.unwrap(subject, wrapped, wrapper);
+        // What a record was to be sealed with, if another replica's record came first.
+        inner.fresh.remove(&subject);
+        inner.keys.remove(&subject);
+        if let Some(key) = &key {
+            inner.take(subject, key.clone());
         }
         let key = key.filter(is);
         if key.is_none() {
@@ -352,14 +470,36 @@ impl Ring {
         Ok(key)
     }
 
-    /// A key for a subject that has none on the log, and the event that tells of it.
-    async fn begin(&self, subject: Subject, opened: &mut Vec<Event>) -> Result<SubjectKey, KeyStoreError> {
+    /// A key for a subject that has none on the log, or had one that was `erased`, and the event that tells of it.
+    async fn begin(
+        &self,
+        subject: Subject,
+        erased: Option<[u8; 32]>,
+        opened: &mut Vec<Event>,
+    ) -> Result<SubjectKey, KeyStoreError> {
         // An erased key must not come to life again.
         if self.inner().doomed.contains_key(&subject) {
             self.destroy_doomed().await?;
         }
+        let is_damaged = self.inner().damaged.contains(&subject);
+        if let Some(SubjectKeys { store, wrapper }) = self.keys.as_ref().filter(|_| is_damaged) {
+            // Somebody may have seen to it meanwhile.
+            let wrapped = self.ask(store.get(subject)).await?;
+            let mut inner = self.inner();
+            if let Some(key) = inner.unwrap(subject, wrapped, wrapper) {
+                self.take_or_doom(&mut inner, subject, key);
+            } else if wrapped.is_some() {
+                return Err(damaged(subject));
+            }
+        }
         let key = {
             let mut inner = self.inner();
+            let at_hand = inner.keys.get(&subject).map(|key| key.commitment(subject));
+            if inner.doomed.contains_key(&subject) || (at_hand.is_some() && at_hand == erased) {
+                return Err(KeyStoreError::Unavailable(format!(
+                    "the erased key of {subject} is still there"
+                )));
+            }
             // One that was kept, and its record not appended, is as good as another.
             inner.keys.get(&subject).cloned().unwrap_or_else(|| {
                 let key = SubjectKey::new(random_id::<32>());
@@ -373,8 +513,8 @@ impl Ring {
     }
 
     /// Keeps the fresh keys of these subjects: to be done before a record that is sealed with one is appended. Says
-    /// whether they are the ones that are kept now; if not, another replica was first, and the record has to be sealed
-    /// again.
+    /// whether they are the ones that are kept now; if not, another replica was first, or one is damaged, and the records
+    /// have to be sealed again.
     ///
     /// # Errors
     /// If the store does not answer; it is not known then what it keeps.
@@ -400,18 +540,17 @@ impl Ring {
         }
         let there = kept?;
         let mut ours = true;
+        // All of them, whatever there is: what others of this commit are sealed with has to be what is kept.
         for (subject, wrapped) in there {
-            match wrapper.unwrap(subject, &wrapped) {
-                Some(key) if inner.keys.get(&subject) == Some(&key) => {}
-                Some(key) => {
-                    inner.keys.insert(subject, key);
-                    ours = false;
-                }
-                None => {
-                    inner.keys.remove(&subject);
-                    return Err(KeyStoreError::Unfit(format!("the key of {subject} is damaged")));
-                }
+            let key = inner.unwrap(subject, Some(wrapped), wrapper);
+            if key.is_some() && key == inner.keys.get(&subject).cloned() {
+                continue;
             }
+            inner.keys.remove(&subject);
+            if let Some(key) = key {
+                self.take_or_doom(&mut inner, subject, key);
+            }
+            ours = false;
         }
         Ok(ours)
     }
@@ -422,13 +561,8 @@ impl Ring {
             match event {
                 Event::SubjectOpened(e) => {
                     let mut inner = self.inner();
-                    inner.absent.remove(&e.subject);
-                    let other =
-                        inner.keys.get(&e.subject).is_some_and(|k| k.commitment(e.subject) != e.commitment);
-                    if other && !inner.fresh.contains(&e.subject) {
-                        inner.keys.remove(&e.subject);
-                    }
-                    if !other {
+                    inner.live.insert(e.subject, e.commitment);
+                    if inner.is_at_hand(e.subject) {
                         inner.missing.remove(&e.subject);
                     }
                 }
@@ -444,28 +578,28 @@ impl Ring {
 
     fn doom(&self, subject: Subject, commitment: [u8; 32]) {
         let mut inner = self.inner();
-        inner.erased.insert(subject);
-        if inner.keys.get(&subject).is_some_and(|key| key.commitment(subject) == commitment) {
-            inner.keys.remove(&subject);
-            inner.fresh.remove(&subject);
-        }
+        inner.erase(subject, commitment);
         if self.keys.is_some() {
             inner.doomed.insert(subject, commitment);
         }
     }
 
-    /// Destroys the keys of those whom the log calls erased.
+    /// Destroys the keys of those whom the log calls erased; none before [`Ring::reconcile`]. What cannot be unwrapped is
+    /// left alone: with another fleet's secret that would be everything, the newer keys of those who were erased too.
     ///
     /// # Errors
     /// If the store does not answer: it is tried again with the next record, and at the next start.
     pub(crate) async fn destroy_doomed(&self) -> Result<(), KeyStoreError> {
         let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(()) };
-        let doomed: Vec<_> = self.inner().doomed.iter().map(|(s, commitment)| (*s, *commitment)).collect();
+        let doomed: Vec<_> = {
+            let inner = self.inner();
+            let doomed = inner.doomed.iter().filter(|_| inner.may_destroy);
+            doomed.map(|(subject, commitment)| (*subject, *commitment)).collect()
+        };
         for (subject, commitment) in doomed {
             if let Some(wrapped) = self.ask(store.get(subject)).await? {
-                let key = wrapper.unwrap(subject, &wrapped);
-                // One that nobody can unwrap is of no use to anybody.
-                if key.is_none_or(|key| key.commitment(subject) == commitment) {
+                let key = self.inner().unwrap(subject, Some(wrapped), wrapper);
+                if key.is_some_and(|key| key.commitment(subject) == commitment) {
                     self.ask(store.destroy(subject, wrapped)).await?;
                     tracing::info!(%subject, "its key is destroyed");
                 }
@@ -478,12 +612,13 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether a key is still to be destroyed.
+    /// Whether a key is still to be destroyed, or may be one that should be.
     pub(crate) fn is_doomed(&self, subject: Subject) -> bool {
-        self.inner().doomed.contains_key(&subject)
+        let inner = self.inner();
+        inner.doomed.contains_key(&subject) || inner.damaged.contains(&subject)
     }
 
-    /// Holds the keys against what the log says, when it was read to its end: finishes erasures that were interrupted,
+    /// Holds the keys against what the log says, when it was read to its end and is known to be this fleet's: finishes erasures that were interrupted,
     /// and warns of keys that are missing.
     ///
     /// # Errors
@@ -492,6 +627,7 @@ impl Ring {
         if self.keys.is_none() {
             return Ok(());
         }
+        self.inner().may_destroy = true;
         for (subject, known) in state.subjects() {
             if known.erased {
                 self.doom(subject, known.commitment);

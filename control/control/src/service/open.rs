@@ -147,6 +147,10 @@ impl Service {
         let pace = Pace::new(options.attest_every, options.snapshot_every);
         let mut writer = Writer::new(Arc::clone(&shared), issuer, COMMIT_MAX, options.shared_log, pace);
         writer.catch_up().await?;
+        // Before anything of the keys is touched: a log of another fleet says nothing about them.
+        if writer.state().root_key().is_some_and(|known| known != keys.root_key) {
+            return Err(OpenError::OtherFleet);
+        }
         shared.ring.reconcile(writer.state()).await?;
 
         let (root_key, ca_fingerprint) = (keys.root_key, keys.ca_fingerprint);

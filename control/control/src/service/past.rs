@@ -1,7 +1,7 @@
 //! The fleet as it was: projections folded to any place of the log, from the nearest snapshot before it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use control_core::projection::Views;
 use event_log::{Position, ReadError, ReadLimit};
@@ -16,6 +16,9 @@ const REMEMBERED_MAX: usize = 4;
 
 /// Folds at once; more wait. Each holds a whole state.
 const FOLDS_MAX: usize = 2;
+
+/// Folds of one place while texts are erased.
+const TRIES: u32 = 5;
 
 /// Why there is no state of that place.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +51,16 @@ pub(crate) enum PastError {
 /// Places that were folded.
 #[derive(Debug)]
 pub(super) struct Past {
-    /// Newest use last; each the last state at or before any place up to the next record's.
-    remembered: Mutex<VecDeque<Folded>>,
+    remembered: Mutex<Remembered>,
     folds: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    /// Newest use last; each the last state at or before any place up to the next record's.
+    folded: VecDeque<Folded>,
+    /// How often everything was forgotten: what was folded before holds texts that were erased since.
+    forgotten: u64,
 }
 
 /// A state, and the record that ends its time.
@@ -84,7 +94,7 @@ impl Default for Past {
 impl Past {
     /// What is remembered of a place, or the nearest before it.
     fn recall(&self, at: At) -> (Option<Folded>, Option<Arc<Views>>) {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = &mut self.remembered().folded;
         if let Some(nth) = remembered.iter().position(|folded| folded.is_at(at)) {
             let found = remembered.remove(nth);
             remembered.extend(found.clone());
@@ -94,17 +104,37 @@ impl Past {
         (None, before.max_by_key(|folded| folded.views.position()).map(|folded| Arc::clone(&folded.views)))
     }
 
-    /// Forgets everything.
-    pub(super) fn forget(&self) {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        // A list of what can be folded again.
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, folded: Folded) {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        while remembered.len() >= REMEMBERED_MAX {
-            remembered.pop_front();
+    /// Forgets everything, also what is being folded.
+    pub(super) fn forget(&self) {
+        let mut remembered = self.remembered();
+        remembered.folded.clear();
+        remembered.forgotten += 1;
+    }
+
+    /// How often everything was forgotten: to be taken before a fold begins.
+    fn forgotten(&self) -> u64 {
+        self.remembered().forgotten
+    }
+
+    /// Keeps what was folded, unless everything was forgotten since the fold began; says whether it does.
+    fn remember(&self, folded: Folded, forgotten: u64) -> bool {
+        let mut remembered = self.remembered();
+        if remembered.forgotten != forgotten {
+            return false;
         }
-        remembered.push_back(folded);
+        if remembered.folded.iter().any(|known| known.next.0 == folded.next.0) {
+            return true;
+        }
+        while remembered.folded.len() >= REMEMBERED_MAX {
+            remembered.folded.pop_front();
+        }
+        remembered.folded.push_back(folded);
+        true
     }
 }
 
@@ -132,9 +162,22 @@ impl Service {
             return folded.seen_at(at).map(Some);
         }
         let _fold = self.shared.past.folds.acquire().await.map_err(unavailable)?;
+        for _ in 0..TRIES {
+            let forgotten = self.shared.past.forgotten();
+            let folded = self.fold_to(at).await?;
+            // What was erased meanwhile may have been opened before: it is folded again without.
+            if self.shared.past.remember(folded.clone(), forgotten) {
+                return folded.seen_at(at).map(Some);
+            }
+        }
+        Err(PastError::Unavailable("texts are being erased, ask again".into()))
+    }
+
+    /// Folds to a place, from the nearest state before it.
+    async fn fold_to(&self, at: At) -> Result<Folded, PastError> {
         // Whoever waited may find what the one before has folded.
         let base = match self.shared.past.recall(at) {
-            (Some(folded), _) => return folded.seen_at(at).map(Some),
+            (Some(folded), _) => return Ok(folded),
             (None, base) => base,
         };
         let beyond = base.as_ref().map_or(0, |views| views.position());
@@ -168,12 +211,28 @@ impl Service {
             // A long way is folded in one go, and others have to live on this thread too.
             tokio::task::yield_now().await;
         };
-        let folded = Folded { views: Arc::new(views), next };
-        self.shared.past.remember(folded.clone());
-        folded.seen_at(at).map(Some)
+        Ok(Folded { views: Arc::new(views), next })
     }
 }
 
 fn unavailable(error: impl std::fmt::Display) -> PastError {
     PastError::Unavailable(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was being folded while something was erased holds its texts: it must not be remembered.
+    #[test]
+    fn a_fold_that_an_erasure_overtook_is_not_remembered() {
+        let past = Past::default();
+        let folded = Folded { views: Arc::default(), next: (1, Timestamp(10)) };
+        let forgotten = past.forgotten();
+        past.forget();
+        assert!(!past.remember(folded.clone(), forgotten));
+        assert!(past.recall(At::Position(0)).0.is_none());
+        assert!(past.remember(folded, past.forgotten()));
+        assert!(past.recall(At::Position(0)).0.is_some());
+    }
 }

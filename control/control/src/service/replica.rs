@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::writer::Ask;
-use super::{Origin, Ousted, Service, SubmitError};
+use super::{Origin, Ousted, Service, SubmitError, now};
 
 /// How often a replica says that it lives.
 const BEAT: Duration = Duration::from_secs(1);
@@ -46,6 +46,10 @@ const LISTEN_FIRST: Duration = Duration::from_millis(2_500);
 
 /// How long a replica keeps still after it heard another process that has its name and a newer life.
 const NAMESAKE_KEPT: Duration = Duration::from_secs(15);
+
+/// A replica of an older program that was given up, and did not stop in order, has so long to come back before the
+/// log's schema level is raised to what it does not read.
+const LEVEL_GRACE: Duration = Duration::from_secs(600);
 
 /// A gateway not heard of for so long is not told to agents any more.
 const GATEWAY_KEPT: Duration = Duration::from_secs(3_600);
@@ -414,9 +418,12 @@ impl Service {
         let origin = Origin::service("fleet".into());
         let own = self.shared.schema;
         let version = level::in_version(env!("CARGO_PKG_VERSION"), own);
+        let wait = self.may_come_back_older();
         let begun = self.submit(origin, move |state, now| {
             let (mut events, session) = replica::started(state, replica, &version, now);
-            events.extend(schema::raise_at_start(state, replica, own));
+            if !wait {
+                events.extend(schema::raise_at_start(state, replica, own));
+            }
             Ok((events, session))
         });
         let session = begun.await?;
@@ -431,7 +438,8 @@ impl Service {
     pub async fn end_life(&self) -> Result<(), SubmitError> {
         let session = self.session();
         let origin = Origin::service("fleet".into());
-        self.decide(origin, move |state, _| Ok(replica::stopped(state, session, "stopped in order"))).await
+        self.decide(origin, move |state, _| Ok(replica::stopped(state, session, replica::STOPPED_IN_ORDER)))
+            .await
     }
 
     /// Puts agents of lives that are over offline, our own (`own`) or everybody's.
@@ -449,10 +457,22 @@ impl Service {
         }
     }
 
-    /// Raises the log's schema level if every living replica reads a higher one.
+    /// Whether another replica, of an older program, may only be away for a moment. Once the level is raised there is no
+    /// way back for it.
+    fn may_come_back_older(&self) -> bool {
+        let now = now();
+        let grace = u64::try_from(LEVEL_GRACE.as_millis()).unwrap_or(u64::MAX);
+        let me = self.session().replica;
+        let mut replicas = self.views().replicas.clone();
+        replicas.replicas.remove(&me);
+        replicas.may_come_back_older(self.shared.schema, now, grace)
+    }
+
+    /// Raises the log's schema level if every living replica reads a higher one, and none of an older program was given
+    /// up a short while ago.
     async fn raise_schema(&self, holder: Session) -> Result<(), SubmitError> {
         let own = self.shared.schema;
-        if self.views().level() >= own {
+        if self.views().level() >= own || self.may_come_back_older() {
             return Ok(());
         }
         let origin = Origin::service("fleet".into());

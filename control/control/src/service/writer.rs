@@ -400,6 +400,7 @@ impl Writer {
                 let own = self.shared.schema;
                 let unreadable = |source| FoldError::Record { position, source };
                 let mut record = Record::decode_up_to(own, &entry.bytes).map_err(unreadable)?;
+                self.shared.ring.expect(&record);
                 self.shared.ring.open_record_soon(&mut record).await;
                 check(&record).map_err(unreadable)?;
                 if let Some(level) = raised_to(&record.events).filter(|level| *level > own) {
@@ -433,6 +434,7 @@ impl Writer {
         let Some(snapshot) = found else { return Ok(()) };
         self.last = Position(snapshot.views.position());
         (self.state, self.correlations) = (snapshot.state, snapshot.correlations);
+        self.shared.ring.begin_at(&self.state);
         self.shared.restore(snapshot.views, snapshot.attested);
         Ok(())
     }
@@ -743,8 +745,10 @@ impl Writer {
                     followers.extend(orders.map(Waiting::from));
                 }
             }
+            // Behind an erasure nothing is sealed before it is folded: until then the erased key is at hand.
+            let erases = record.events.iter().any(|event| matches!(event, Event::SubjectErased(_)));
             decided.push(Decided { waiting, rejected: None, record: Some(record), follows });
-            if alone || state.is_none() {
+            if alone || erases || state.is_none() {
                 break;
             }
         }
