@@ -116,6 +116,11 @@ async fn try_connect(service: &Service, agent: &FakeAgent) -> Result<(), Refusal
     service.connected(agent.id, hello, address).await.map(drop).map_err(|refused| refused.reason)
 }
 
+/// Lets time pass, of which there is as much as one wants: it is paused.
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dead_replica_is_given_up_and_its_agents_with_it() {
     let log = FaultyLog::new(Arc::new(MemoryLog::new()));
@@ -266,14 +271,14 @@ async fn a_hello_that_nobody_waits_for_any_more_is_not_carried_out() {
         let (service, agent) = (a.service.clone(), fleet[0].clone());
         tokio::spawn(async move { try_connect(&service, &agent).await })
     };
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    pass(Duration::from_secs(1)).await;
     // The agent gives up, and is well where it was.
     hello.abort();
     let mut ousted = b.service.ousted();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    pass(Duration::from_secs(1)).await;
     log.release();
     hangs.await.expect("no panic").expect("recorded after all");
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    pass(Duration::from_secs(5)).await;
     assert_eq!(opened().await, before);
     assert!(ousted.try_recv().is_err());
 }
@@ -309,7 +314,7 @@ async fn a_copy_of_a_replica_does_not_fight_with_it() {
     let other = replica(&log, &all, 2).await;
     let first = replica(&log, &all, 1).await;
     let copy = replica(&log, &all, 1).await;
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    pass(Duration::from_secs(60)).await;
     let told = events(&**other.service.log()).await;
     let lives =
         told.iter().filter(|e| matches!(e, Event::ReplicaStarted(e) if e.replica == ReplicaId([1; 16])));
@@ -380,7 +385,7 @@ async fn replicas_are_upgraded_one_by_one() {
         agent.connect(&old_b.service).await;
     }
     work(&old_b, &mut fleet).await;
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    pass(Duration::from_secs(30)).await;
     assert_eq!((level(&new_a), level(&old_b)), (1, 1));
     assert_eq!(old_b.service.metrics().attestations_differing.value(), 0);
 
@@ -440,7 +445,7 @@ async fn replicas_are_upgraded_one_by_one() {
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_hears_only_itself_looks_for_another_way() {
     let (a, _, b, _) = pair().await;
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    pass(Duration::from_secs(30)).await;
     assert_eq!(a.bus.renewed.load(Ordering::Relaxed), 0, "both are heard");
     // Before the other is given up, which needs the log: perhaps this one's server is the one that is cut off.
     b.bus.connected.send_replace(false);
@@ -448,7 +453,7 @@ async fn a_replica_that_hears_only_itself_looks_for_another_way() {
     until("it looks", || a.bus.renewed.load(Ordering::Relaxed) == 1).await;
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     until("the other is given up", || !a.service.views().replicas.is_live(b.session)).await;
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    pass(Duration::from_secs(30)).await;
     assert!(a.bus.renewed.load(Ordering::Relaxed) <= 2, "who is dead is not waited for");
 }
 

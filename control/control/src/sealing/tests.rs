@@ -98,6 +98,11 @@ async fn service(log: Arc<dyn EventLog>) -> Service {
     Service::open(log, keys(), options).await.expect("opens").0
 }
 
+/// Lets time pass, of which there is as much as one wants where it is paused.
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
 async fn make_groups(service: &Service, names: std::ops::Range<u8>) {
     for n in names {
         let (group, name) = (GroupId([n; 16]), format!("group-{n}"));
@@ -157,7 +162,7 @@ async fn stopping_does_not_wait_for_a_tree_that_is_busy() {
     service.set_sealing(sealing.clone());
     // It reads the log with the tree in its hands, until long after the service has stopped.
     let waits = tokio::spawn(async move { sealing.seal_now().await });
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    pass(Duration::from_secs(1)).await;
     task.abort();
     drop(service);
     timeout(FINISH_WITHIN * 3, writer).await.expect("in time").expect("no panic");

@@ -17,7 +17,8 @@ use event_log::ReadLimit;
 use event_schema::{Event, Record, StateAttested, Timestamp};
 
 use super::snapshots::Snapshots;
-use super::writer::{Wish, Writer};
+use super::wish::Wish;
+use super::writer::Writer;
 use super::{Origin, Shared, SubmitError};
 
 /// Records after which the state is attested again, if nothing else is said.

@@ -8,6 +8,7 @@
 mod attest;
 mod base;
 mod clock;
+mod fold;
 mod ids;
 mod issue;
 mod link;
@@ -19,6 +20,7 @@ mod snapshots;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+mod wish;
 mod writer;
 
 use std::collections::HashMap;
@@ -38,6 +40,7 @@ use crate::sealing::Sealing;
 use crate::telemetry::Store;
 pub use attest::{ATTEST_EVERY, SNAPSHOT_EVERY};
 pub use clock::now;
+pub use fold::FoldError;
 pub use ids::Ids;
 pub(crate) use ids::{random as random_id, random_secret};
 pub(crate) use link::token_hash;
@@ -47,7 +50,6 @@ pub(crate) use past::PastError;
 pub use replica::{Bus, KEEP_ALIVE_S, Keeper};
 pub(crate) use snapshots::Snapshots;
 pub use telemetry::{Live, Telemetry};
-pub use writer::FoldError;
 #[cfg(test)]
 pub(crate) use writer::log_stream;
 pub(crate) use writer::run_of;
@@ -306,7 +308,7 @@ impl Service {
         {
             tracing::warn!(%error, "no key for a user");
         }
-        let (wish, answer) = writer::wish(origin, only_if_awaited, decide);
+        let (wish, answer) = wish::wish(origin, only_if_awaited, decide);
         let stopping = || SubmitError::Unavailable("the service is stopping".into());
         self.wishes.send(writer::Ask::Wish(wish)).await.map_err(|_| stopping())?;
         answer.await.unwrap_or_else(|_| Err(stopping()))

@@ -19,9 +19,11 @@ use tokio::task::JoinHandle;
 use crate::archive::BaseNote;
 
 use super::attest::{ATTEST_EVERY, Pace, SNAPSHOT_EVERY};
+use super::fold::FoldError;
 use super::issue::Issuer;
 use super::snapshots::Snapshots;
-use super::writer::{Ask, FoldError, Writer, wish};
+use super::wish::wish;
+use super::writer::{Ask, Writer};
 use super::{Origin, QUEUE_MAX, Service, Shared, SubmitError};
 use crate::privacy::{KeyStoreError, Ring, SubjectKeys};
 

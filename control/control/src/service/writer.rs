@@ -15,15 +15,17 @@ use std::time::Duration;
 use control_core::{Rejection, State, plan};
 use event_log::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_RECORDS, MAX_RECORD_BYTES};
 use event_log::{AppendError, EventLog, Position, ReadError, ReadLimit, StreamName};
-use event_schema::{Actor, Command, DecodeError, Event, Record, RecordId, Report, RunId, Subject, Timestamp};
-use tokio::sync::{mpsc, oneshot};
+use event_schema::{Actor, Event, Record, RecordId, RunId, Subject, Timestamp};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::sealing::floor_of;
 
 use super::attest::Pace;
+use super::fold::{FoldError, check};
 use super::ids::Ids;
 use super::issue::Issuer;
+use super::wish::{Orders, Waiting, Wish};
 use super::{Origin, Shared, SubmitError, now};
 use crate::privacy::KeyStoreError;
 
@@ -64,118 +66,6 @@ pub(crate) fn log_stream() -> StreamName {
     StreamName::new("fleet").expect("a good name")
 }
 
-/// A wish on its way through the writer.
-pub(crate) trait Wish: Send {
-    /// Decides; keeps what the answer needs.
-    fn decide(&mut self, state: &State, now: Timestamp) -> Result<Vec<Event>, Rejection>;
-    /// Who asks.
-    fn origin(&self) -> &Origin;
-    /// Whether it has to be decided on what is durable, first in a commit of its own.
-    fn is_alone(&self) -> bool {
-        false
-    }
-    /// The run whose commands it orders: nobody asks for them again, so they are owed until they are recorded.
-    fn orders(&self) -> Option<RunId> {
-        None
-    }
-    /// Whether it is not wanted any more, because who asked has gone.
-    fn is_given_up(&self) -> bool {
-        false
-    }
-    /// Tells the one who asked.
-    fn answer(self: Box<Self>, result: Result<(), SubmitError>);
-}
-
-/// A wish in the writer's hands.
-struct Waiting {
-    wish: Box<dyn Wish>,
-    /// Records made of it of which it is not known whether they were stored, each with the position before it.
-    tried: Vec<(RecordId, Position)>,
-}
-
-impl From<Box<dyn Wish>> for Waiting {
-    fn from(wish: Box<dyn Wish>) -> Self {
-        Self { wish, tried: Vec::new() }
-    }
-}
-
-struct Asked<T, F> {
-    origin: Origin,
-    /// It means nothing to anybody else, and is dropped with who asked.
-    only_if_awaited: bool,
-    decide: F,
-    value: Option<T>,
-    reply: oneshot::Sender<Result<T, SubmitError>>,
-}
-
-/// Puts a decision function into the writer's terms.
-pub(crate) fn wish<T, F>(
-    origin: Origin,
-    only_if_awaited: bool,
-    decide: F,
-) -> (Box<dyn Wish>, oneshot::Receiver<Result<T, SubmitError>>)
-where
-    T: Send + 'static,
-    F: FnMut(&State, Timestamp) -> Result<(Vec<Event>, T), Rejection> + Send + 'static,
-{
-    let (reply, answer) = oneshot::channel();
-    (Box::new(Asked { origin, only_if_awaited, decide, value: None, reply }), answer)
-}
-
-impl<T, F> Wish for Asked<T, F>
-where
-    T: Send,
-    F: FnMut(&State, Timestamp) -> Result<(Vec<Event>, T), Rejection> + Send,
-{
-    fn decide(&mut self, state: &State, now: Timestamp) -> Result<Vec<Event>, Rejection> {
-        let (events, value) = (self.decide)(state, now)?;
-        self.value = Some(value);
-        Ok(events)
-    }
-
-    fn origin(&self) -> &Origin {
-        &self.origin
-    }
-
-    fn is_given_up(&self) -> bool {
-        self.only_if_awaited && self.reply.is_closed()
-    }
-
-    fn answer(self: Box<Self>, result: Result<(), SubmitError>) {
-        let Self { value, reply, .. } = *self;
-        let answer = result.map(|()| value.expect("a wish is granted after it was decided"));
-        // Whoever does not wait any more does not need the answer.
-        let _ = reply.send(answer);
-    }
-}
-
-/// The commands that a run still needs.
-struct Orders {
-    run: RunId,
-    origin: Origin,
-    issuer: Arc<Issuer>,
-}
-
-impl Wish for Orders {
-    fn decide(&mut self, state: &State, now: Timestamp) -> Result<Vec<Event>, Rejection> {
-        Ok(self.issuer.issue(state, self.run, now))
-    }
-
-    fn origin(&self) -> &Origin {
-        &self.origin
-    }
-
-    fn orders(&self) -> Option<RunId> {
-        Some(self.run)
-    }
-
-    fn answer(self: Box<Self>, result: Result<(), SubmitError>) {
-        if let Err(error) = result {
-            tracing::error!(run = %self.run, %error, "commands wait to be issued until the log works again");
-        }
-    }
-}
-
 /// Keeps the first record of a run that begins.
 pub(super) fn remember(correlations: &mut BTreeMap<RunId, RecordId>, event: &Event, record: RecordId) {
     if let Event::RunStarted(e) = event {
@@ -183,82 +73,6 @@ pub(super) fn remember(correlations: &mut BTreeMap<RunId, RecordId>, event: &Eve
             correlations.pop_first();
         }
         correlations.insert(e.run, record);
-    }
-}
-
-/// Why the log cannot be folded.
-#[derive(Debug, thiserror::Error)]
-pub enum FoldError {
-    /// The log cannot be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// A record is missing or out of order.
-    #[error("the log goes from position {after} to {found}: a record is missing")]
-    Gap {
-        /// The last good position.
-        after: Position,
-        /// What came instead of the next one.
-        found: Position,
-    },
-    /// The log is not one of this program.
-    #[error(
-        "position {position} of the log belongs to a stream {stream:?}: this is not a control service's log"
-    )]
-    Foreign {
-        /// Where.
-        position: Position,
-        /// What.
-        stream: String,
-    },
-    /// The log begins later, and the state there is not known.
-    #[error(
-        "the log begins with position {first} here, and no snapshot of the state before it holds: restore the folder          `snapshots` from a backup; or copy the archives' segments back into the folder of the log, remove its file          `base`, and start again"
-    )]
-    NoState {
-        /// Its first position.
-        first: Position,
-    },
-    /// A record cannot be understood.
-    #[error(
-        "position {position} of the log cannot be read: {source}. If a newer version wrote it, run that version; \
-         nothing was changed"
-    )]
-    Record {
-        /// Where.
-        position: Position,
-        /// Why.
-        source: DecodeError,
-    },
-    /// The log is written at a schema level that this program does not read.
-    #[error(
-        "the log is written at schema level {level} since position {position}, and this program reads levels up to \
-         {own}: run a newer version; nothing was changed"
-    )]
-    Level {
-        /// Where it was raised.
-        position: Position,
-        /// To what.
-        level: u8,
-        /// What is read here.
-        own: u8,
-    },
-    /// The keys of private texts cannot be asked for.
-    #[error(transparent)]
-    Keys(#[from] KeyStoreError),
-}
-
-impl FoldError {
-    /// Whether waiting does not help: somebody has to see to the log, or run another version.
-    fn stays(&self) -> bool {
-        match self {
-            Self::Read(error) => matches!(error, ReadError::Damaged(_)),
-            Self::Gap { .. }
-            | Self::Foreign { .. }
-            | Self::NoState { .. }
-            | Self::Record { .. }
-            | Self::Level { .. } => true,
-            Self::Keys(error) => matches!(error, KeyStoreError::Unfit(_)),
-        }
     }
 }
 
@@ -996,16 +810,4 @@ fn raised_to(events: &[Event]) -> Option<u8> {
         _ => None,
     };
     events.iter().filter_map(raised).max()
-}
-
-/// Looks at what agents and commands say inside a record, as far as it can be read: nothing of it may be unknown.
-fn check(record: &Record) -> Result<(), DecodeError> {
-    for event in &record.events {
-        match event {
-            Event::CommandIssued(e) if e.signed.is_legible() => drop(Command::decode(&e.signed.bytes)?),
-            Event::ReportReceived(e) if e.signed.is_legible() => drop(Report::decode(&e.signed.bytes)?),
-            _ => {}
-        }
-    }
-    Ok(())
 }
