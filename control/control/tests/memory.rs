@@ -472,7 +472,7 @@ fn a_million_records_and_ten_thousand_agents() {
         links
     });
     let took = start.elapsed();
-    std::thread::sleep(Duration::from_secs(3));
+    serve.settle(&data);
     let (with, most) = serve.memory();
     let each = (with.saturating_sub(before)) * 1_000_000 / count;
     println!(
