@@ -118,7 +118,7 @@ fn the_fleet_as_it_was() {
     assert_eq!(json(&["audit", "verify", &new_proof, "--origin", &origin])["position"].to_string(), newest);
     // Not what lies here instead of what was named.
     for line in [vec!["state"], vec!["diff", "--from", "1"], vec!["prove", "1"]] {
-        let line = [&["audit"][..], &line, &["--server", "http://127.0.0.1:1"]].concat();
+        let line = [&["audit"][..], &line, &["--server", "http://127.0.0.1:1", "--token", "t"]].concat();
         assert!(failure(2, &line).contains("not a server"), "{line:?}");
     }
     assert!(failure(2, &["audit", "prove", "0", &export]).contains('0'));

@@ -378,7 +378,7 @@ impl Ring {
                 if inner.erased.contains_key(&subject) {
                     text.shut(true);
                 }
-            } else if !inner.absent.contains(&subject) && !(later && inner.unresolved.contains(&subject)) {
+            } else if !(inner.absent.contains(&subject) || later && inner.unresolved.contains(&subject)) {
                 unknown.insert(subject);
             }
         });
