@@ -381,6 +381,8 @@ impl Controller {
             // Half of it went elsewhere, or was overtaken by what took a shorter way: says nothing of any path.
             if !interval.withdrawn && interval.began >= self.shared.path_since {
                 self.judge(now, &interval, next);
+                // One acknowledgement may settle several: each is judged by a rate that there is.
+                self.shared.rate = self.shared.rate.max(self.shared.floor().min(MAX_RATE));
             }
         }
         self.clamp(now);
