@@ -15,6 +15,8 @@ pub mod config;
 mod exports;
 pub mod gateway;
 pub mod log_copy;
+#[cfg(test)]
+mod million;
 pub mod pki;
 pub mod privacy;
 mod private_file;

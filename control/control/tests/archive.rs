@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use event_log::file::{FileLog, FileLogOptions};
-use event_log::{EventLog as _, StreamName};
 use event_schema::*;
 use serde_json::Value;
+use support::history::{append, record};
 use support::program::{FLOTILLA, Serve, error_of, failure, flotilla, json, said};
 
 /// Records of one group each, from the year 2023 on, an hour apart.
@@ -23,36 +23,6 @@ fn group(n: u64) -> Vec<u8> {
     id[..8].copy_from_slice(&n.to_be_bytes());
     let event = GroupCreated { group: GroupId(id), name: format!("group {n:060}") };
     record(Timestamp(BEGIN + n * HOUR), event)
-}
-
-fn record(time: Timestamp, event: impl Into<Event>) -> Vec<u8> {
-    Record {
-        id: RecordId([7; 16]),
-        stream: "fleet".into(),
-        time,
-        actor: Actor::Service,
-        causation: None,
-        correlation: RecordId([7; 16]),
-        events: vec![event.into()],
-    }
-    .encode()
-}
-
-/// Puts records at the end of a log, as a service would, in segments as small as can be.
-fn append(data: &Path, records: impl IntoIterator<Item = Vec<u8>>) -> u64 {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(async {
-        let options = FileLogOptions { segment_bytes: 4096, ..FileLogOptions::default() };
-        let log = FileLog::open(data.join("log"), options).await.expect("opens");
-        let stream = StreamName::new("fleet").expect("a name");
-        for record in records {
-            let last = log.last_of_stream(&stream).await.expect("readable");
-            log.append(&stream, last, record).await.expect("appended");
-        }
-        let end = log.last_position().await.expect("readable");
-        log.close().await;
-        end.0
-    })
 }
 
 /// A data folder whose service founded its fleet and recorded `groups` groups; sealed. Returns its end.

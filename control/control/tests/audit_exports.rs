@@ -1,75 +1,29 @@
 //! The real `flotilla`: history fetched from a running service, verified while it arrives, and turned into lines of JSON
 //! and CloudEvents; and what happens when the connection breaks off.
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use data_encoding::BASE64;
-use event_log::file::{FileLog, FileLogOptions};
-use event_log::{EventLog as _, Position, StreamName};
-use event_schema::{Actor, AgentId, AgentOffline, Record, RecordId, Timestamp};
+use event_schema::{AgentId, AgentOffline, Timestamp};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-
-const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
-
-fn flotilla(line: &[&str]) -> Output {
-    let mut command = Command::new(FLOTILLA);
-    command.args(line).stdin(Stdio::null());
-    for name in ["FLOTILLA_DATA", "FLOTILLA_SERVER", "FLOTILLA_TOKEN"] {
-        command.env_remove(name);
-    }
-    command.output().expect("runs")
-}
-
-fn json(line: &[&str]) -> Value {
-    let output = flotilla(&[line, &["--json"]].concat());
-    assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{line:?}: {e}"))
-}
+use support::history::{append, record};
+use support::program::{Serve, flotilla, json};
 
 fn lines(path: &str) -> Vec<Value> {
     let text = fs::read_to_string(path).expect("readable");
     text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
-/// A running service and how to reach it over the network.
-struct Serve {
-    child: Child,
-    place: String,
-    token: String,
-}
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Serve {
-    fn start(data: &str) -> Self {
-        let mut child = Command::new(FLOTILLA)
-            .args(["serve", "--http", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--json", "--data", data])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let ready: Value = serde_json::from_str(&line).expect("ready");
-        let token = fs::read_to_string(Path::new(data).join("api-token")).expect("a token");
-        Self { child, place: ready["http"].as_str().expect("text").into(), token }
-    }
-
-    fn address(&self) -> &str {
-        self.place.trim_start_matches("http://")
-    }
+fn address(serve: &Serve) -> &str {
+    serve.place().trim_start_matches("http://")
 }
 
 /// Size 2^k trees and what is over, by the definition of RFC 9162 §2.1.1: nothing of `event-audit`.
@@ -94,7 +48,7 @@ fn a_service_gives_the_same_export_and_both_forms() {
     for name in ["a", "b", "c"] {
         json(&["groups", "create", name, "--data", &data]);
     }
-    let place = ["--server", &serve.place, "--token", &serve.token];
+    let place = ["--server", serve.place(), "--token", &serve.token()];
     let [keys, far_keys] =
         ["keys", "far-keys"].map(|name| dir.path().join(name).to_str().expect("text").to_owned());
     let near = json(&["audit", "export", "--data", &data, "--out", &beside, "--keys", &keys]);
@@ -139,7 +93,7 @@ fn a_service_gives_the_same_export_and_both_forms() {
     assert!(refused.status.code() == Some(1) && said.contains(origin), "{said}");
     json(&["audit", "verify", &fetched, "--origin", origin]);
     let wrong =
-        flotilla(&["--server", &serve.place, "--token", "wrong", "audit", "export", "--out", &fetched]);
+        flotilla(&["--server", serve.place(), "--token", "wrong", "audit", "export", "--out", &fetched]);
     assert_eq!(wrong.status.code(), Some(1));
     drop(serve);
 
@@ -211,29 +165,12 @@ fn json_lines(line: &[&str]) -> Vec<Value> {
 
 /// Records of nearly the largest size, beyond what sockets hold.
 fn large_log(data: &Path, records: u64) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let log = FileLog::open(data.join("log"), FileLogOptions::default()).await.expect("opens");
-        for n in 1..=records {
-            let mut id = [0; 16];
-            id[8..].copy_from_slice(&n.to_be_bytes());
-            let event = AgentOffline { agent: AgentId([1; 16]), reason: "x".repeat(900_000) };
-            let id = RecordId(id);
-            let record = Record {
-                id,
-                stream: "fleet".into(),
-                time: Timestamp(1_795_000_000_000),
-                actor: Actor::Service,
-                causation: None,
-                correlation: id,
-                events: vec![event.into()],
-            };
-            let stream: StreamName = "fleet".parse().expect("a name");
-            let last = (n > 1).then(|| Position(n - 1));
-            log.append(&stream, last, record.encode()).await.expect("stored");
-        }
-        log.close().await;
-    });
+    let time = Timestamp(1_795_000_000_000);
+    append(
+        data,
+        (0..records)
+            .map(|_| record(time, AgentOffline { agent: AgentId([1; 16]), reason: "x".repeat(900_000) })),
+    );
 }
 
 #[test]
@@ -246,10 +183,10 @@ fn a_connection_that_breaks_off_and_too_many_readers() {
     let out = dir.path().join("history");
     let export = |place: &str| {
         let out = out.to_str().expect("text");
-        flotilla(&["--server", place, "--token", &serve.token, "audit", "export", "--out", out, "--json"])
+        flotilla(&["--server", place, "--token", &serve.token(), "audit", "export", "--out", out, "--json"])
     };
     // Cut off twice after some megabytes, then whole.
-    let (place, cut) = cutting(serve.address().to_owned(), 2);
+    let (place, cut) = cutting(address(&serve).to_owned(), 2);
     let got = export(&place);
     let said = String::from_utf8_lossy(&got.stderr).into_owned();
     assert!(got.status.success(), "{said}");
@@ -257,7 +194,7 @@ fn a_connection_that_breaks_off_and_too_many_readers() {
     json(&["audit", "verify", out.to_str().expect("text")]);
     let before = fs::read(&out).expect("there");
     // Cut off every time: nothing is left, and the former one stays.
-    let (place, _) = cutting(serve.address().to_owned(), usize::MAX);
+    let (place, _) = cutting(address(&serve).to_owned(), usize::MAX);
     let got = export(&place);
     let said = String::from_utf8_lossy(&got.stderr).into_owned();
     assert!(got.status.code() == Some(1) && said.contains("broke off"), "{said}");
@@ -266,10 +203,10 @@ fn a_connection_that_breaks_off_and_too_many_readers() {
 
     // Two that read nothing: the third is told to come again, and may once one of them is gone.
     let ask = || {
-        let mut stream = TcpStream::connect(serve.address()).expect("connects");
+        let mut stream = TcpStream::connect(address(&serve)).expect("connects");
         let head = format!(
             "GET /api/v1/audit/export HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n",
-            serve.token
+            serve.token()
         );
         stream.write_all(head.as_bytes()).expect("asked");
         let mut first = [0; 12];
@@ -278,13 +215,13 @@ fn a_connection_that_breaks_off_and_too_many_readers() {
         stream
     };
     let (one, two) = (ask(), ask());
-    let third = export(&serve.place);
+    let third = export(serve.place());
     let said = String::from_utf8_lossy(&third.stderr).into_owned();
     assert!(third.status.code() == Some(1) && said.contains("two exports"), "{said}");
     drop((one, two));
     // That they are gone is noticed at the next write to them.
     let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !export(&serve.place).status.success() {
+    while !export(serve.place()).status.success() {
         assert!(std::time::Instant::now() < until, "the places are free again");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }

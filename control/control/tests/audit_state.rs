@@ -6,40 +6,10 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use event_log::file::{FileLog, FileLogOptions};
-use event_log::{EventLog as _, StreamName};
 use event_schema::*;
 use serde_json::Value;
+use support::history::{append, record};
 use support::program::{Serve, failure, flotilla, json, said};
-
-/// Puts records at the end of a log, as a service would.
-fn append(data: &Path, records: Vec<Vec<u8>>) -> u64 {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(async {
-        let log = FileLog::open(data.join("log"), FileLogOptions::default()).await.expect("opens");
-        let stream = StreamName::new("fleet").expect("a name");
-        for record in records {
-            let last = log.last_of_stream(&stream).await.expect("readable");
-            log.append(&stream, last, record).await.expect("appended");
-        }
-        let end = log.last_position().await.expect("readable");
-        log.close().await;
-        end.0
-    })
-}
-
-fn record(time: Timestamp, event: impl Into<Event>) -> Vec<u8> {
-    Record {
-        id: RecordId([7; 16]),
-        stream: "fleet".into(),
-        time,
-        actor: Actor::Service,
-        causation: None,
-        correlation: RecordId([7; 16]),
-        events: vec![event.into()],
-    }
-    .encode()
-}
 
 #[test]
 fn the_fleet_as_it_was() {
@@ -204,7 +174,7 @@ fn a_clock_that_goes_back() {
     let day = 86_400_000;
     let late = Timestamp(4_000_000_000_000);
     let times = [late, Timestamp(late.0 - day), Timestamp(late.0 - day + 1), Timestamp(late.0 + day)];
-    let end = append(Path::new(&data), (1..).zip(times).map(|(n, time)| record(time, group(n))).collect());
+    let end = append(Path::new(&data), (1..).zip(times).map(|(n, time)| record(time, group(n))));
     let mut last = 0;
     for ms in (0..).map(|n| late.0 - 2 * day + n * day / 2).take_while(|ms| *ms <= late.0 + 2 * day) {
         let output =

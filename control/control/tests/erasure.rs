@@ -81,6 +81,16 @@ async fn named_job(service: &Service, source: AgentId, destination: AgentId) -> 
     id
 }
 
+/// Wants the private name for another job.
+async fn take_the_name(service: &Service) -> Result<(), SubmitError> {
+    let decided = service.decide(Origin::operator("x", "job/x".into()), move |state, _| {
+        let source = Place { party: Party::Agent(AgentId([0; 16])), path: "x".into() };
+        let spec = JobSpec::Distribution { source, destinations: vec![] };
+        job::decide(state, job::Command::Create { job: JobId([9; 16]), name: WORD.into(), spec })
+    });
+    decided.await
+}
+
 async fn erase(service: &Service, subject: Subject) -> Result<(), SubmitError> {
     let decided = service.decide(Origin::operator("officer", subject.to_string()), move |state, _| {
         subject::erase(state, subject, "asked for")
@@ -153,14 +163,10 @@ async fn a_job_is_erased_and_its_history_stays_provable() {
     let (service, writer) = open_in(dir.path(), sealed_in(dir.path())).await;
     assert!(service.metrics().records.value() < service.views().position(), "from a snapshot");
     assert_eq!(service.views().jobs.jobs[&job].name.as_str(), WORD);
-    let taken = service.decide(Origin::operator("x", "job/x".into()), move |state, _| {
-        let spec = JobSpec::Distribution {
-            source: Place { party: Party::Agent(AgentId([0; 16])), path: "x".into() },
-            destinations: vec![],
-        };
-        job::decide(state, job::Command::Create { job: JobId([9; 16]), name: WORD.into(), spec })
-    });
-    assert!(refusal(taken.await).contains("already"), "the name is taken, though it is sealed");
+    assert!(
+        refusal(take_the_name(&service).await).contains("already"),
+        "the name is taken, though it is sealed"
+    );
 
     erase(&service, subject).await.expect("erased");
     erase(&service, subject).await.expect("once more is nothing");
@@ -600,14 +606,7 @@ async fn a_store_that_does_not_answer_stops_nobody() {
     told.await.expect("in time").expect("it lives");
     assert!(matches!(fleet[1].obey(&b).await.body, CommandBody::JoinRun(join) if join.run == run));
     assert_eq!(b.views().jobs.jobs[&job].name.as_str(), WORD);
-    let taken = b.decide(Origin::operator("test", "job".into()), move |state, _| {
-        let spec = JobSpec::Distribution {
-            source: Place { party: Party::Agent(AgentId([0; 16])), path: "x".into() },
-            destinations: vec![],
-        };
-        job::decide(state, job::Command::Create { job: JobId([9; 16]), name: WORD.into(), spec })
-    });
-    assert!(refusal(taken.await).contains("already"), "the name counts again");
+    assert!(refusal(take_the_name(&b).await).contains("already"), "the name counts again");
     group(&b, "stranger", 2).await.expect("made");
     for (service, writer) in [(a, writer_a), (b, writer_b)] {
         close(service, writer).await;

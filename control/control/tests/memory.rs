@@ -3,11 +3,11 @@
 //! figures.
 #![cfg(target_os = "linux")]
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command as Program, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,14 +21,12 @@ use event_log::file::{FileLog, FileLogOptions};
 use event_log::{EventLog as _, Position, ReadLimit, StreamName};
 use event_schema::*;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
-use serde_json::Value;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use support::program::{Serve, json, text};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-
-const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
 
 const RECORDS: u64 = 1_000_000;
 const AGENTS: u64 = 10_000;
@@ -45,70 +43,15 @@ const CONNECTED_MB: u64 = 450;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 
-/// The service's process; killed with the test.
-struct Serve {
-    child: Child,
-    ready: Value,
-    started: Instant,
-}
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Serve {
-    fn start(data: &Path) -> Self {
-        let started = Instant::now();
-        let mut child = Program::new(FLOTILLA)
-            .args(["serve", "--http", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--json", "--data"])
-            .arg(data)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        Self { child, ready: serde_json::from_str(&line).expect("ready"), started }
-    }
-
-    /// Resident now and at most so far, MB.
-    fn memory(&self) -> (u64, u64) {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a process");
-        let of = |name: &str| -> u64 {
-            let line = status.lines().find(|line| line.starts_with(name)).expect("a line");
-            line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
-                / 1_000_000
-        };
-        (of("VmRSS:"), of("VmHWM:"))
-    }
-
-    fn get(&self, path: &str, data: &Path) -> Value {
-        let token = fs::read_to_string(data.join("api-token")).expect("a token");
-        let url = format!("{}/api/v1/{path}", self.ready["http"].as_str().expect("text"));
-        let mut answer =
-            ureq::get(&url).header("Authorization", &format!("Bearer {token}")).call().expect("an answer");
-        answer.body_mut().read_json().expect("JSON")
-    }
-
-    /// Waits until the tree over the whole log is there, or 60 s: the log is read once for it.
-    fn settle(&self, data: &Path) {
-        let until = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < until {
-            let view = self.get("audit/witnesses?limit=1", data);
-            if view["sealed"]["size"].as_u64() >= Some(RECORDS) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(200));
+/// Waits until the tree over the whole log is there, or 60 s: the log is read once for it.
+fn settle(serve: &Serve) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < until {
+        let view = serve.get("audit/witnesses?limit=1");
+        if view["sealed"]["size"].as_u64() >= Some(RECORDS) {
+            break;
         }
-    }
-
-    fn stop(mut self) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("signalled");
-        self.child.wait().expect("ended");
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -409,7 +352,7 @@ fn a_million_records_and_ten_thousand_agents() {
     let data = dir.path().join("data");
     let empty = Serve::start(&data);
     println!("an empty fleet: {} MB", empty.memory().0);
-    empty.stop();
+    empty.terminate();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let start = Instant::now();
     runtime.block_on(generate(&data));
@@ -422,10 +365,11 @@ fn a_million_records_and_ten_thousand_agents() {
     println!("{RECORDS} records, {} MB, written in {:.0?}", log / 1_000_000, start.elapsed());
     runtime.block_on(profile(&data));
     for what in ["from zero", "from a snapshot"] {
+        let start = Instant::now();
         let serve = Serve::start(&data);
-        let ready = serve.started.elapsed();
+        let ready = start.elapsed();
         let first = serve.memory();
-        serve.settle(&data);
+        settle(&serve);
         let (rest, most) = serve.memory();
         println!(
             "{what}: ready in {ready:.1?} with {} MB; {rest} MB once the tree is there, at most {most} MB",
@@ -434,26 +378,19 @@ fn a_million_records_and_ten_thousand_agents() {
         assert!(rest <= AT_REST_MB, "{what}: {rest} MB at rest");
         assert!(most <= BUSY_MB, "{what}: {most} MB at most");
         for at in (1..=4).map(|n| RECORDS / 5 * n) {
-            serve.get(&format!("agents?at={at}&limit=1"), &data);
+            serve.get(&format!("agents?at={at}&limit=1"));
         }
         let out = dir.path().join("history");
-        let place = serve.ready["http"].as_str().expect("text");
-        let token = fs::read_to_string(data.join("api-token")).expect("a token");
-        let exported = Program::new(FLOTILLA)
-            .args(["--server", place, "--token", &token, "audit", "export", "--json", "--out"])
-            .arg(&out)
-            .stdout(Stdio::null())
-            .status();
-        assert!(exported.expect("runs").success());
+        json(&["--server", serve.place(), "--token", &serve.token(), "audit", "export", "--out", text(&out)]);
         let (rest, most) = serve.memory();
         println!("  after four moments of the past and an export over the API: {rest} MB, at most {most} MB");
         assert!(most <= BUSY_MB, "{what}: {most} MB");
-        serve.stop();
+        serve.terminate();
     }
 
     let count = std::env::var("AGENTS").ok().and_then(|text| text.parse().ok()).unwrap_or(AGENTS);
     let serve = Serve::start(&data);
-    serve.settle(&data);
+    settle(&serve);
     let before = serve.memory().0;
     let gateway: SocketAddr = serve.ready["gateway"].as_str().expect("text").parse().expect("an address");
     let pki = Arc::new(Pki::open(&data, &["localhost".into()], now()).expect("the keys"));
@@ -472,7 +409,7 @@ fn a_million_records_and_ten_thousand_agents() {
         links
     });
     let took = start.elapsed();
-    serve.settle(&data);
+    settle(&serve);
     let (with, most) = serve.memory();
     let each = (with.saturating_sub(before)) * 1_000_000 / count;
     println!(

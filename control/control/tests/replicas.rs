@@ -473,3 +473,26 @@ async fn a_service_that_has_the_log_to_itself_sends_nobody_to_replicas_that_were
     assert_eq!(service.must_leave(fleet[0].id), None);
     close(service, writer).await;
 }
+
+/// An older program that dies is not shut out by the newer one that goes on: it may be back in a moment.
+#[tokio::test(start_paused = true)]
+async fn the_level_waits_for_an_older_replica_that_only_died() {
+    let log = FaultyLog::new(Arc::new(MemoryLog::new()));
+    let all = broadcast::Sender::new(64);
+    let options = |schema| Options { schema, ..Options::default() };
+    let old = replica_of(&log, &all, 1, options(1)).await.expect("opens");
+    let new = replica_of(&log, &all, 2, options(2)).await.expect("opens");
+    until("a holder of the lease", || holder(&old.service).is_some() && holder(&new.service).is_some()).await;
+    old.keeper.stop().await;
+    drop(old.service);
+    until("it is given up", || new.service.views().replicas.live().count() == 1).await;
+    until("the lease", || holder(&new.service) == Some(new.service.session())).await;
+    pass(Duration::from_secs(60)).await;
+    assert_eq!(new.service.views().level(), 1);
+    // So it can come back, and stop in order.
+    let old = replica_of(&log, &all, 1, options(1)).await.expect("opens");
+    until("its news", || new.service.views().replicas.live().count() == 2).await;
+    old.keeper.stop().await;
+    old.service.end_life().await.expect("told");
+    until("the new level", || new.service.views().level() == 2).await;
+}

@@ -582,57 +582,13 @@ fn copy_tree_into(from: &Path, to: &Path) {
 #[ignore = "measures"]
 async fn a_million_archived() {
     use std::time::Instant;
-    const TOTAL: u64 = 1_000_000;
-    const AGENTS: u64 = 10_000;
     let data = Data::new(1, 0).await;
     let _ = fs::remove_dir_all(data.path("snapshots"));
     fs::remove_dir_all(data.path("log")).expect("removed");
     fs::remove_dir_all(data.path("audit")).expect("removed");
     let options = FileLogOptions { segment_bytes: 8 << 20, sync: false, ..FileLogOptions::default() };
     let log = FileLog::open(data.path("log"), options).await.expect("opens");
-    let agent = |n: u64| {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&n.to_be_bytes());
-        event_schema::AgentId(id)
-    };
-    let mut batch = Vec::new();
-    for at in 0..TOTAL {
-        let event: event_schema::Event = match at {
-            0 => event_schema::FleetFounded { root_key: [0xa1; 32], ca_fingerprint: [0xb2; 32] }.into(),
-            at if at <= AGENTS => event_schema::AgentEnrolled {
-                agent: agent(at),
-                public_key: [1; 32],
-                name: format!("agent-{at}").into(),
-                tags: vec![("SITE".into(), "north".into())].into(),
-                token: None,
-                version: "0.1.0".into(),
-            }
-            .into(),
-            at if at % 2 == 0 => event_schema::AgentOnline {
-                agent: agent(at % AGENTS + 1),
-                addresses: vec!["192.0.2.1:5000".into()].into(),
-                version: "0.1.0".into(),
-            }
-            .into(),
-            at => {
-                let (agent, reason) = (agent((at - 1) % AGENTS + 1), "gone".into());
-                event_schema::AgentOffline { agent, reason }.into()
-            }
-        };
-        let record = Record {
-            id: event_schema::RecordId([7; 16]),
-            stream: "fleet".into(),
-            time: event_schema::Timestamp(1_700_000_000_000 + at),
-            actor: event_schema::Actor::Service,
-            causation: None,
-            correlation: event_schema::RecordId([7; 16]),
-            events: vec![event],
-        };
-        batch.push((crate::service::log_stream(), record.encode()));
-        if batch.len() == 2_000 || at + 1 == TOTAL {
-            log.append_all(std::mem::take(&mut batch)).await.expect("stored");
-        }
-    }
+    crate::million::fill(&log).await;
     log.close().await;
     drop(log);
     data.seal().await;
@@ -646,7 +602,7 @@ async fn a_million_archived() {
     opened("whole").await;
     let to = data.archive("archive");
     let start = Instant::now();
-    let report = data.archive_before(TOTAL * 9 / 10, &to).await.expect("archived");
+    let report = data.archive_before(crate::million::RECORDS * 9 / 10, &to).await.expect("archived");
     let took = start.elapsed();
     let manifest = report.manifest.expect("an archive");
     println!(

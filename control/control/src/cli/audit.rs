@@ -581,13 +581,7 @@ fn good(as_json: bool, line: &Verify, export: &Path, read: &Read, states: &State
             "seen": line.seen.len(),
             "witnesses": line.witness.len(),
             "checkpoint": checkpoint.note(),
-            "states": {
-                "folded": fold.views().position(),
-                "state_hash": state_hash,
-                "checked": fold.checked,
-                "unknown": fold.unknown,
-                "unread_from": states.unread.as_ref().map(|(position, _)| *position),
-            },
+            "states": states.json(),
         }))?;
         return if differing.is_some() { Err(Failure::Quiet) } else { Ok(()) };
     }

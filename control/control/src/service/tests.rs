@@ -297,45 +297,7 @@ async fn a_million_records() {
         FileLog::open(dir.path().join("log"), FileLogOptions { sync: false, ..FileLogOptions::default() })
             .await
             .expect("opens");
-    let total: u64 = 1_000_000;
-    let agents: u64 = 10_000;
-    let mut n = 0;
-    let mut batch = Vec::new();
-    let mut add = |event: Event| {
-        n += 1;
-        batch.push((log_stream(), record(n, Timestamp(1_700_000_000_000 + n), event).encode()));
-        if batch.len() == 2_000 || n == total { Some(std::mem::take(&mut batch)) } else { None }
-    };
-    let agent = |n: u64| {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&n.to_be_bytes());
-        event_schema::AgentId(id)
-    };
-    for at in 0..total {
-        let event: Event = match at {
-            0 => event_schema::FleetFounded { root_key: [0xa1; 32], ca_fingerprint: [0xb2; 32] }.into(),
-            at if at <= agents => event_schema::AgentEnrolled {
-                agent: agent(at),
-                public_key: [1; 32],
-                name: format!("agent-{at}").into(),
-                tags: vec![("SITE".into(), "north".into())].into(),
-                token: None,
-                version: "0.1.0".into(),
-            }
-            .into(),
-            at if at % 2 == 0 => event_schema::AgentOnline {
-                agent: agent(at % agents + 1),
-                addresses: vec!["192.0.2.1:5000".into()].into(),
-                version: "0.1.0".into(),
-            }
-            .into(),
-            at => event_schema::AgentOffline { agent: agent((at - 1) % agents + 1), reason: "gone".into() }
-                .into(),
-        };
-        if let Some(records) = add(event) {
-            log.append_all(records).await.expect("stored");
-        }
-    }
+    crate::million::fill(&log).await;
     log.close().await;
     drop(log);
     let options = || Options { snapshots: Some(dir.path().join("snapshots")), ..Options::default() };
@@ -357,7 +319,7 @@ async fn a_million_records() {
         let mut worst = Duration::ZERO;
         for _ in 0..10 {
             let start = Instant::now();
-            service.past(At::Position(numbers.below(total))).await.expect("a past");
+            service.past(At::Position(numbers.below(crate::million::RECORDS))).await.expect("a past");
             worst = worst.max(start.elapsed());
         }
         println!("  slowest of ten random moments: {worst:?}");

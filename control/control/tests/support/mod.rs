@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
+pub(crate) mod history;
 pub(crate) mod program;
 
 use std::collections::VecDeque;

@@ -97,6 +97,38 @@ impl Serve {
         Self { child, data: data.into(), ready }
     }
 
+    /// Where its API is: `http://…`.
+    pub(crate) fn place(&self) -> &str {
+        self.ready["http"].as_str().expect("text")
+    }
+
+    /// What its API asks for.
+    pub(crate) fn token(&self) -> String {
+        std::fs::read_to_string(self.data.join("api-token")).expect("a token")
+    }
+
+    /// Resident memory now and at most so far, MB of 10⁶ bytes.
+    pub(crate) fn memory(&self) -> (u64, u64) {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("a process");
+        let of = |name: &str| -> u64 {
+            let line = status.lines().find(|line| line.starts_with(name)).expect("a line");
+            line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
+                / 1_000_000
+        };
+        (of("VmRSS:"), of("VmHWM:"))
+    }
+
+    /// What its API tells.
+    pub(crate) fn get(&self, path: &str) -> Value {
+        let url = format!("{}/api/v1/{path}", self.place());
+        let mut answer = ureq::get(&url)
+            .header("Authorization", &format!("Bearer {}", self.token()))
+            .call()
+            .expect("an answer");
+        answer.body_mut().read_json().expect("JSON")
+    }
+
     /// Runs a command line on the service's folder.
     pub(crate) fn run(&self, line: &[&str]) -> Output {
         run(&self.data, line)

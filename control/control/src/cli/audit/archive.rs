@@ -85,6 +85,18 @@ fn check_all<'l>(
 }
 
 impl States {
+    /// What is told of it to scripts.
+    pub(super) fn json(&self) -> Value {
+        let fold = &self.fold;
+        json!({
+            "folded": fold.views().position(),
+            "state_hash": data_encoding::HEXLOWER.encode(&fold.views().hash()),
+            "checked": fold.checked,
+            "unknown": fold.unknown,
+            "unread_from": self.unread.as_ref().map(|(position, _)| *position),
+        })
+    }
+
     /// Folds an entry that follows what was folded; what does not is left out.
     fn take(&mut self, position: u64, bytes: &[u8]) {
         if self.unread.is_some() || position != self.fold.views().position() + 1 {
@@ -139,13 +151,7 @@ fn good(
             "root": newest.checkpoint.head().root.to_string(),
             "checkpoint": newest.checkpoint.note(),
             "seen": line.seen.len(),
-            "states": {
-                "folded": fold.views().position(),
-                "state_hash": state_hash,
-                "checked": fold.checked,
-                "unknown": fold.unknown,
-                "unread_from": states.unread.as_ref().map(|(position, _)| *position),
-            },
+            "states": states.json(),
         }))?;
         return if differing.is_some() { Err(Failure::Quiet) } else { Ok(()) };
     }
