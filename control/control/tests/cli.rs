@@ -2,8 +2,11 @@
 
 mod support;
 
+use std::sync::Arc;
+
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde_json::Value;
-use support::program::{Serve, error_of, run};
+use support::program::{FLOTILLA, Serve, error_of, failure, json, run, text};
 
 #[test]
 fn started_operated_killed_and_started_again() {
@@ -127,4 +130,88 @@ fn mistakes_are_told_apart_from_failures() {
     let help = serve.run(&["--help"]);
     assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Example"));
     assert_eq!(serve.terminate(), 0);
+}
+
+/// A TLS proxy in front of a service, as docs/operations.md asks for. Returns its port and its authority's certificate.
+fn tls_proxy(to: String) -> (u16, String) {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let authority = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new([]).expect("no names");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = params.self_signed(&authority).expect("a certificate").pem();
+    let key = KeyPair::generate().expect("a key");
+    let certificate = CertificateParams::new(["localhost".to_owned()])
+        .expect("a name")
+        .signed_by(&key, &Issuer::new(params, authority))
+        .expect("a certificate");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .expect("fits");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    listener.set_nonblocking(true).expect("set");
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("taken");
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            while let Ok((near, _)) = listener.accept().await {
+                let (acceptor, to) = (acceptor.clone(), to.clone());
+                tokio::spawn(async move {
+                    let Ok(mut near) = acceptor.accept(near).await else { return };
+                    let mut far = tokio::net::TcpStream::connect(to).await.expect("the service");
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+    });
+    (port, root)
+}
+
+#[test]
+fn over_tls_and_with_the_place_from_the_environment() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let serve = Serve::start(dir.path().join("data"));
+    serve.json(&["groups", "create", "seen"]);
+    let (port, root) = tls_proxy(serve.place().trim_start_matches("http://").into());
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, root).expect("written");
+    let (server, token) = (format!("https://localhost:{port}"), serve.token());
+    let place = ["--server", &server, "--token", &token, "--ca", text(&ca)];
+    let groups = json(&[&place[..], &["groups", "list"]].concat());
+    assert_eq!(groups["groups"][0]["name"], "seen");
+    let out = dir.path().join("history");
+    json(&[&place[..], &["audit", "export", "--out", text(&out)]].concat());
+
+    // Somebody else's certificate, a file that is none, and no token.
+    let (_, other) = tls_proxy("127.0.0.1:1".into());
+    std::fs::write(&ca, other).expect("written");
+    assert!(failure(1, &[&place[..], &["status"]].concat()).contains("does not answer"));
+    std::fs::write(&ca, "none").expect("written");
+    assert!(failure(2, &[&place[..], &["status"]].concat()).contains("no certificate"));
+    assert!(failure(2, &["--server", &server, "status"]).contains("--token"));
+    assert!(failure(2, &["--server", "localhost:1", "--token", "t", "status"]).contains("https://"));
+
+    // From the environment: a folder that was typed counts more, and what works on files needs no token.
+    let with = |line: &[&str]| {
+        let mut command = std::process::Command::new(FLOTILLA);
+        command.env("FLOTILLA_SERVER", "http://127.0.0.1:1").env_remove("FLOTILLA_TOKEN").args(line);
+        command.output().expect("runs")
+    };
+    for line in [
+        &["groups", "list", "--data", text(serve.data())][..],
+        &["audit", "verify", text(&out)],
+        &["log", "check", "--data", text(serve.data())],
+    ] {
+        let output = with(line);
+        assert!(output.status.success(), "{line:?}: {}", error_of(&output));
+    }
+    assert_eq!(with(&["groups", "list"]).status.code(), Some(2));
 }

@@ -44,7 +44,7 @@ pub(super) enum Audit {
     /// Seal the log in the data folder, sign it, and write all of it to one file
     #[command(
         after_help = "Example: flotilla audit export --data ./flotilla-data --out history.flotilla-audit\n\
-                  flotilla audit export --server http://10.0.0.1:7700 --token T --out history.flotilla-audit\n\n\
+                  flotilla audit export --server https://fleet.example --token T --out history.flotilla-audit\n\n\
         With --data it works beside a running service and without one; with --server the service makes the export, which \
         is verified while it arrives. Tell the auditor the log's name, which is printed, by a way \
         that you both trust: it stands for the fleet's root key."

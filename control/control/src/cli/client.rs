@@ -1,12 +1,15 @@
 //! Requests to the API, and where it is.
 
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
-use super::{Failure, Global};
+use super::{Failure, Global, output};
 use crate::api::view::ErrorView;
 use crate::serve::ApiFile;
 
@@ -56,21 +59,28 @@ impl From<RequestError> for Failure {
 
 impl Client {
     pub(super) fn new(global: Global) -> Result<Self, Failure> {
+        let mut tls = TlsConfig::default();
         let place = match (global.server, global.token) {
             (Some(url), Some(token)) => {
-                if !url.starts_with("http://") {
-                    return Err(Failure::Usage(format!(
-                        "--server {url}: the address must begin with http:// (the API speaks plain HTTP)"
-                    )));
+                if url.starts_with("https://") {
+                    tls = trusting(global.ca.as_deref())?;
+                } else {
+                    check_plain(&url)?;
                 }
                 Place::Named(ApiFile { url: url.trim_end_matches('/').into(), token })
             }
-            _ => Place::Folder(global.data.unwrap_or_else(|| "flotilla-data".into())),
+            (Some(url), None) => {
+                return Err(Failure::Usage(format!(
+                    "--server {url} needs the service's token: --token TOKEN, or FLOTILLA_TOKEN"
+                )));
+            }
+            (None, _) => Place::Folder(global.data.unwrap_or_else(|| "flotilla-data".into())),
         };
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(REQUEST))
             .timeout_connect(Some(CONNECT))
             .http_status_as_error(false)
+            .tls_config(tls)
             .proxy(None)
             .max_redirects(0)
             .build();
@@ -187,6 +197,63 @@ impl Client {
         }
         Ok(all)
     }
+}
+
+/// Plain HTTP is for this machine; elsewhere everybody on the way reads the token.
+fn check_plain(url: &str) -> Result<(), Failure> {
+    let Some(rest) = url.strip_prefix("http://") else {
+        return Err(Failure::Usage(format!(
+            "--server {url}: the address must begin with https:// or http://"
+        )));
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    if !local {
+        output::complain(&format!(
+            "warning: the token goes to {host} in the clear; put a TLS proxy in front of the service and use https://, \
+             or a tunnel (ssh -L 7700:127.0.0.1:7700 {host})"
+        ));
+    }
+    Ok(())
+}
+
+/// Whom to believe: the certificates of a file, or those of this machine.
+fn trusting(ca: Option<&Path>) -> Result<TlsConfig, Failure> {
+    let roots: Vec<Certificate<'static>> = match ca {
+        Some(path) => {
+            let told =
+                |error: &dyn std::fmt::Display| Failure::Usage(format!("--ca {}: {error}", path.display()));
+            let text = std::fs::read(path).map_err(|error| told(&error))?;
+            let mut roots = Vec::new();
+            for item in parse_pem(&text) {
+                if let PemItem::Certificate(certificate) = item.map_err(|error| told(&error))? {
+                    roots.push(certificate);
+                }
+            }
+            if roots.is_empty() {
+                return Err(told(&"there is no certificate in it (PEM is expected)"));
+            }
+            roots
+        }
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            if found.certs.is_empty() {
+                return Err(Failure::Failed(
+                    "this machine has no trusted certificates (Debian: apt-get install ca-certificates); or name those \
+                     of the service with --ca FILE"
+                        .into(),
+                ));
+            }
+            found.certs.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect()
+        }
+    };
+    Ok(TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .root_certs(RootCerts::new_with_certs(&roots))
+        .build())
 }
 
 fn answer<T: DeserializeOwned>(

@@ -97,6 +97,11 @@ impl Serve {
         Self { child, data: data.into(), ready }
     }
 
+    /// Its folder.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// Where its API is: `http://…`.
     pub(crate) fn place(&self) -> &str {
         self.ready["http"].as_str().expect("text")
