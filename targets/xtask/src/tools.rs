@@ -93,7 +93,7 @@ pub(crate) const CARGO_NEXTEST: Pinned = Pinned {
 const DEBIAN: &[(&str, &str)] = &[
     // The second opinion on every copy: `demo` and the end-to-end tests compare with it.
     ("rsync", "rsync"),
-    // Addresses and routes of the emulated network (`tests/wan`).
+    // Addresses and routes of the emulated networks (`tests/wan`, `tests/engine`).
     ("iproute2", "/sbin/ip"),
     // A compiler whose library sources are shipped, so that the no_std crates can be checked for Cortex-M where
     // no precompiled library for it can be fetched.

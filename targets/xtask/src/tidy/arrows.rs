@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["utp2-tokio", "utp2-sim", "event-log", "event-log-nats"],
     PROGRAMS,
     &["e2e", "wan"],
-    &["replicas"],
+    &["replicas", "engine"],
 ];
 
 /// Programs talk over the network, not through each other's types.
@@ -23,7 +23,7 @@ const PROGRAMS: &[&str] = &["agent", "tracker", "control", "utp2-tool"];
 
 /// Crates for tests only: any crate may have them under `[dev-dependencies]`, only tests may ship them. The `utp2`
 /// tool may too: simulating is one of the things it does.
-const FOR_TESTS: &[&str] = &["utp2-sim", "utp2-tool", "e2e", "wan", "replicas"];
+const FOR_TESTS: &[&str] = &["utp2-sim", "utp2-tool", "e2e", "wan", "replicas", "engine"];
 
 /// Outside the layers: it drives the binaries from outside.
 const OUTSIDE: &[&str] = &["xtask"];
