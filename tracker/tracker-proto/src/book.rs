@@ -7,7 +7,7 @@ use core::net::SocketAddr;
 
 use timebase::Instant;
 
-use crate::entry::{Entry, legal};
+use crate::entry::{Entry, dialable};
 use crate::key::{PeerId, SwarmKey};
 use crate::limits::{REMEMBER, REMEMBERED_PEERS};
 
@@ -20,6 +20,8 @@ pub struct Peer {
     pub sequence: u64,
     /// Addresses to try, best first, each once. May be empty.
     pub addrs: Vec<SocketAddr>,
+    /// It says that it is a relay.
+    pub relay: bool,
 }
 
 /// Why an entry was not believed.
@@ -37,6 +39,8 @@ pub(crate) enum Refusal {
 struct Known {
     sequence: u64,
     heard: Instant,
+    /// Sequence of its last ring.
+    rung: u64,
 }
 
 #[derive(Debug, Default)]
@@ -68,17 +72,41 @@ impl PeerBook {
             }
             // Hearing the same entry again from a tracker's table is no news of its author.
             Some(k) if k.sequence == entry.sequence() => {}
-            Some(k) => *k = Known { sequence: entry.sequence(), heard: now },
+            Some(k) => {
+                // Its clock was set back: its rings begin anew as well.
+                k.rung = if entry.sequence() < k.sequence { 0 } else { k.rung };
+                (k.sequence, k.heard) = (entry.sequence(), now);
+            }
             None => {
                 self.make_room();
-                self.known.insert(entry.peer(), Known { sequence: entry.sequence(), heard: now });
+                self.known.insert(entry.peer(), Known { sequence: entry.sequence(), heard: now, rung: 0 });
             }
         }
         Ok(Peer {
             id: entry.peer(),
             sequence: entry.sequence(),
-            addrs: dialable(entry, observed, on_loopback),
+            addrs: addresses(entry, observed, on_loopback),
+            relay: entry.flags().relay,
         })
+    }
+
+    /// As [`PeerBook::accept`] for an entry that came with a ring: each rings once, however often it is repeated
+    /// (`PROTOCOL.md` §6.4).
+    pub(crate) fn accept_ring(
+        &mut self,
+        now: Instant,
+        key: &SwarmKey,
+        me: PeerId,
+        entry: &Entry,
+        observed: SocketAddr,
+    ) -> Result<Peer, Refusal> {
+        let peer = self.accept(now, key, me, entry, observed, observed.ip().is_loopback())?;
+        let known = self.known.get_mut(&peer.id).ok_or(Refusal::Stale)?;
+        if entry.sequence() <= known.rung {
+            return Err(Refusal::Stale);
+        }
+        known.rung = entry.sequence();
+        Ok(peer)
     }
 
     fn make_room(&mut self) {
@@ -89,11 +117,11 @@ impl PeerBook {
     }
 }
 
-fn dialable(entry: &Entry, observed: SocketAddr, on_loopback: bool) -> Vec<SocketAddr> {
-    let stated = entry.addresses().iter().map(|a| a.resolve(observed.ip()));
+fn addresses(entry: &Entry, observed: SocketAddr, on_loopback: bool) -> Vec<SocketAddr> {
+    let stated = entry.addresses().iter().map(|a| a.resolve(observed));
     let seen = entry.flags().observed_usable.then_some(observed);
     let mut addrs: Vec<SocketAddr> = Vec::new();
-    for addr in stated.chain(seen).filter_map(legal) {
+    for addr in stated.chain(seen).filter_map(dialable) {
         if (on_loopback || !addr.ip().is_loopback()) && !addrs.contains(&addr) {
             addrs.push(addr);
         }
@@ -133,6 +161,20 @@ mod tests {
         assert!(accept(&mut book, 1, &entry(1, 10, &[])).is_ok(), "the same again");
         assert_eq!(accept(&mut book, 89, &entry(1, 9, &[])), Err(Refusal::Stale));
         assert!(accept(&mut book, 90, &entry(1, 9, &[])).is_ok(), "a clock in the past heals");
+    }
+
+    #[test]
+    fn a_ring_rings_once() {
+        let mut book = PeerBook::default();
+        let at = |s| Instant::ZERO + Duration::from_secs(s);
+        let mut ring =
+            |s, e: &Entry| book.accept_ring(at(s), &key(), PeerId([0xff; 16]), e, OBSERVED.parse().unwrap());
+        assert!(ring(0, &entry(1, 10, &[])).is_ok());
+        assert_eq!(ring(1, &entry(1, 10, &[])), Err(Refusal::Stale), "replayed");
+        assert_eq!(ring(89, &entry(1, 9, &[])), Err(Refusal::Stale), "older");
+        assert!(ring(200, &entry(1, 9, &[])).is_ok(), "a clock in the past heals");
+        assert_eq!(ring(201, &entry(1, 9, &[])), Err(Refusal::Stale), "once");
+        assert!(ring(201, &entry(1, 11, &[])).is_ok());
     }
 
     #[test]

@@ -14,14 +14,14 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use rand_chacha::ChaCha8Rng;
-use rand_core::SeedableRng;
+use rand_core::{Rng, SeedableRng};
 use timebase::Instant;
 
 use crate::book::{Peer, PeerBook, Refusal};
 use crate::entry::{Address, Entry, EntryFlags};
 use crate::key::{AgentId, PeerId, SwarmId, SwarmKey};
-use crate::limits::{DATAGRAM_MAX, EVENTS, SWARMS, TRACKERS};
-use crate::message::{Announce, FromTracker, PeersReply};
+use crate::limits::{CALLS_WAITING, DATAGRAM_MAX, EVENTS, SWARMS, TRACKERS};
+use crate::message::{Announce, Call, FromTracker, PeersReply, Ring};
 use tracker::{Answer, Tracker};
 
 /// How a [`Client`] behaves.
@@ -54,6 +54,15 @@ pub enum Event {
         tracker: SocketAddr,
         /// Verified to come from members; at least one.
         peers: Vec<Peer>,
+    },
+    /// A member calls: it wants us to send to its addresses, so that its packets get through to us.
+    Ring {
+        /// The swarm of both.
+        swarm: SwarmId,
+        /// Who passed it on.
+        tracker: SocketAddr,
+        /// Verified to come from a member, and for the first time.
+        peer: Peer,
     },
     /// Where a tracker sees us; comes when it changes.
     Observed {
@@ -89,6 +98,10 @@ pub struct ClientStats {
     pub forged: u64,
     /// Entries older than what was known.
     pub stale: u64,
+    /// Calls sent, one per tracker.
+    pub calls: u64,
+    /// Rings taken.
+    pub rings: u64,
     /// Events dropped as nobody polled.
     pub events_dropped: u64,
 }
@@ -100,11 +113,32 @@ pub struct Client {
     rng: ChaCha8Rng,
     sequence: u64,
     addresses: Vec<Address>,
-    observed_usable: bool,
+    observed_usable: Usable,
+    relay: bool,
     swarms: BTreeMap<SwarmId, Swarm>,
     trackers: Vec<Tracker>,
+    calls: VecDeque<(SwarmId, PeerId, SocketAddr)>,
     events: VecDeque<Event>,
     stats: ClientStats,
+}
+
+/// With trackers of which IP version the µTP2 socket itself speaks, so that what they observe is a µTP2 address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usable {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+impl Usable {
+    /// Neither.
+    pub const NONE: Self = Self { v4: false, v6: false };
+
+    /// Whether it holds for this tracker.
+    pub fn at(self, tracker: SocketAddr) -> bool {
+        if tracker.ip().to_canonical().is_ipv4() { self.v4 } else { self.v6 }
+    }
 }
 
 #[derive(Debug)]
@@ -123,17 +157,18 @@ impl Client {
             sequence: config.first_sequence,
             config,
             addresses: Vec::new(),
-            observed_usable: false,
+            observed_usable: Usable::NONE,
+            relay: false,
             swarms: BTreeMap::new(),
             trackers: Vec::new(),
+            calls: VecDeque::new(),
             events: VecDeque::new(),
             stats: ClientStats::default(),
         }
     }
 
     /// Sets where the agent can be reached, best first, and announces the change at once.
-    /// `observed_usable`: announcements leave from the µTP2 socket itself.
-    pub fn set_addresses(&mut self, now: Instant, addresses: Vec<Address>, observed_usable: bool) {
+    pub fn set_addresses(&mut self, now: Instant, addresses: Vec<Address>, observed_usable: Usable) {
         if self.addresses == addresses && self.observed_usable == observed_usable {
             return;
         }
@@ -142,6 +177,24 @@ impl Client {
         for tracker in &mut self.trackers {
             tracker.announce_all(now);
         }
+    }
+
+    /// Says that we are a relay, or not, from the next announcement on.
+    pub fn set_relay(&mut self, relay: bool) {
+        self.relay = relay;
+    }
+
+    /// Asks every tracker that is up and knows us to tell a member that we are calling it. Returns how many are asked.
+    /// At most [`CALLS_WAITING`] calls wait to be sent; more are dropped.
+    pub fn call(&mut self, swarm: SwarmId, peer: PeerId) -> usize {
+        if !self.swarms.get(&swarm).is_some_and(|s| !s.leaving && s.me != peer) {
+            return 0;
+        }
+        let able = self.trackers.iter().filter(|t| t.cookie_for_calls(swarm).is_some());
+        let room = CALLS_WAITING.saturating_sub(self.calls.len());
+        let before = self.calls.len();
+        self.calls.extend(able.take(room).map(|t| (swarm, peer, t.addr())));
+        self.calls.len() - before
     }
 
     /// Sets the trackers; those that were there before keep their state. Past [`TRACKERS`] the rest is
@@ -197,6 +250,9 @@ impl Client {
             self.stats.ignored += 1;
             return;
         };
+        if let Ok(FromTracker::Ring(ring)) = FromTracker::parse(bytes) {
+            return self.handle_ring(now, from, &ring);
+        }
         let was_down = tracker.is_down();
         let answer = match FromTracker::parse(bytes) {
             Ok(message) => tracker.handle_answer(now, &message, &mut self.rng).map(|a| (a, message)),
@@ -238,13 +294,17 @@ impl Client {
 
     /// The next datagram to send, and the tracker to send it to.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
+        if let Some(call) = self.poll_call() {
+            return Some(call);
+        }
         for tracker in &mut self.trackers {
             let Some(request) = tracker.poll_request(now, &mut self.rng) else { continue };
             let swarm = self.swarms.get(&request.swarm).expect("trackers hold joined swarms only");
             let flags = EntryFlags {
                 leaving: swarm.leaving,
                 answer_me: false,
-                observed_usable: self.observed_usable,
+                observed_usable: self.observed_usable.at(tracker.addr()),
+                relay: self.relay,
             };
             self.sequence = self.sequence.saturating_add(1);
             let announce = Announce {
@@ -264,7 +324,7 @@ impl Client {
     }
 
     /// When to call [`Client::handle_timeout`] and [`Client::poll_transmit`] again; `None`: only after
-    /// other input.
+    /// other input, calls included.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.trackers.iter().filter_map(Tracker::poll_timeout).min()
     }
@@ -282,6 +342,45 @@ impl Client {
     /// The trackers, and whether each is up: answered, and not down since.
     pub fn trackers(&self) -> impl Iterator<Item = (SocketAddr, bool)> {
         self.trackers.iter().map(|t| (t.addr(), t.is_up()))
+    }
+
+    fn poll_call(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        while let Some((id, callee, to)) = self.calls.pop_front() {
+            let Some(swarm) = self.swarms.get(&id).filter(|s| !s.leaving) else { continue };
+            let tracker = self.trackers.iter().find(|t| t.addr() == to);
+            let Some(cookie) = tracker.and_then(|t| t.cookie_for_calls(id)) else { continue };
+            let flags = EntryFlags {
+                observed_usable: self.observed_usable.at(to),
+                relay: self.relay,
+                ..EntryFlags::default()
+            };
+            self.sequence = self.sequence.saturating_add(1);
+            let entry = Entry::sign(&swarm.key, swarm.me, self.sequence, flags, &self.addresses);
+            let mut transaction = [0; 8];
+            self.rng.fill_bytes(&mut transaction);
+            let mut bytes = Vec::new();
+            Call { transaction, cookie, swarm: id, callee, entry }.emit(&mut bytes, self.config.answer_room);
+            self.stats.calls += 1;
+            return Some((to, bytes));
+        }
+        None
+    }
+
+    fn handle_ring(&mut self, now: Instant, from: SocketAddr, ring: &Ring) {
+        let swarm = self.swarms.get_mut(&ring.swarm).filter(|s| !s.leaving && !ring.entry.flags().leaving);
+        let Some(swarm) = swarm else {
+            self.stats.ignored += 1;
+            return;
+        };
+        match swarm.book.accept_ring(now, &swarm.key, swarm.me, &ring.entry, ring.observed) {
+            Ok(peer) => {
+                self.stats.rings += 1;
+                self.emit(Event::Ring { swarm: ring.swarm, tracker: from, peer });
+            }
+            Err(Refusal::Forged) => self.stats.forged += 1,
+            Err(Refusal::Stale) => self.stats.stale += 1,
+            Err(Refusal::Own) => {}
+        }
     }
 
     fn handle_peers(&mut self, now: Instant, from: SocketAddr, answer: &Answer, reply: &PeersReply) {

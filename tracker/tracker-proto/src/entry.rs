@@ -36,10 +36,11 @@ impl Address {
         (port != 0).then_some(Self(Kind::Reflexive(port)))
     }
 
-    /// The address to dial, given under which address the announcement came in.
-    pub fn resolve(self, observed: IpAddr) -> SocketAddr {
+    /// The address to dial, given under which address the announcement came in. A reflexive one keeps the interface
+    /// of a link-local `observed`.
+    pub fn resolve(self, observed: SocketAddr) -> SocketAddr {
         match self.0 {
-            Kind::Reflexive(port) => SocketAddr::new(observed, port),
+            Kind::Reflexive(port) => with_port(observed, port),
             Kind::Socket(addr) => addr,
         }
     }
@@ -66,6 +67,26 @@ impl Address {
             FAMILY_REFLEXIVE => Self::reflexive(r.u16()?).ok_or(ParseError::Address),
             family => parse_ip_port(family, r).map(|a| Self(Kind::Socket(a))),
         }
+    }
+}
+
+/// The same host at another port, without a flow label.
+fn with_port(mut addr: SocketAddr, port: u16) -> SocketAddr {
+    addr.set_port(port);
+    if let SocketAddr::V6(v6) = &mut addr {
+        v6.set_flowinfo(0);
+    }
+    addr
+}
+
+/// As [`legal`], and a link-local address keeps its interface: for what this host saw itself.
+pub(crate) fn dialable(addr: SocketAddr) -> Option<SocketAddr> {
+    match addr {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => {
+            // Without an interface nobody knows where that is.
+            (v6.scope_id() != 0 && v6.port() != 0).then(|| with_port(addr, v6.port()))
+        }
+        other => legal(other),
     }
 }
 
@@ -122,18 +143,24 @@ pub struct EntryFlags {
     pub answer_me: bool,
     /// The announcement left from the µTP2 socket, so its observed address with its port is a µTP2 one.
     pub observed_usable: bool,
+    /// The agent forwards between members of the fleet.
+    pub relay: bool,
 }
 
 impl EntryFlags {
     fn bits(self) -> u8 {
-        u8::from(self.leaving) | u8::from(self.answer_me) << 1 | u8::from(self.observed_usable) << 2
+        u8::from(self.leaving)
+            | u8::from(self.answer_me) << 1
+            | u8::from(self.observed_usable) << 2
+            | u8::from(self.relay) << 3
     }
 
     fn from_bits(bits: u8) -> Result<Self, ParseError> {
-        if bits & !0b111 != 0 {
+        if bits & !0b1111 != 0 {
             return Err(ParseError::Flags(bits));
         }
-        Ok(Self { leaving: bits & 1 != 0, answer_me: bits & 2 != 0, observed_usable: bits & 4 != 0 })
+        let has = |bit: u8| bits & bit != 0;
+        Ok(Self { leaving: has(1), answer_me: has(2), observed_usable: has(4), relay: has(8) })
     }
 }
 
@@ -249,7 +276,19 @@ mod tests {
     #[test]
     fn reflexive_takes_the_observed_ip() {
         let a = Address::reflexive(7).unwrap();
-        assert_eq!(a.resolve("192.0.2.9".parse().unwrap()), addr("192.0.2.9:7"));
+        assert_eq!(a.resolve(addr("192.0.2.9:99")), addr("192.0.2.9:7"));
+    }
+
+    #[test]
+    fn link_local_addresses_need_their_interface() {
+        let SocketAddr::V6(mut seen) = addr("[fe80::1]:99") else { panic!("IPv6") };
+        assert_eq!(dialable(seen.into()), None, "on which link?");
+        seen.set_scope_id(3);
+        let Some(SocketAddr::V6(v6)) = dialable(Address::reflexive(7).unwrap().resolve(seen.into())) else {
+            panic!("dialable")
+        };
+        assert_eq!((v6.port(), v6.scope_id()), (7, 3));
+        assert_eq!(dialable(addr("[ff02::1]:9")), None);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub struct SwarmKey {
     id: SwarmId,
     mac_key: [u8; 32],
     pseudonym_key: [u8; 32],
+    probe_key: [u8; 32],
 }
 
 impl SwarmKey {
@@ -34,6 +35,7 @@ impl SwarmKey {
             id: SwarmId(hmac(secret, &[b"flotilla tracker v1"])),
             mac_key: hmac(secret, &[b"flotilla tracker entry mac v1"]),
             pseudonym_key: hmac(secret, &[b"flotilla tracker peer id v1"]),
+            probe_key: hmac(secret, &[b"flotilla tracker probe v1"]),
         }
     }
 
@@ -51,12 +53,25 @@ impl SwarmKey {
     pub(crate) fn entry_mac(&self, body: &[u8]) -> [u8; 16] {
         truncated(hmac(&self.mac_key, &[&self.id.0, body]))
     }
+
+    /// MAC over a probe's bytes between header and MAC.
+    pub(crate) fn probe_mac(&self, body: &[u8]) -> [u8; 16] {
+        truncated(hmac(&self.probe_key, &[body]))
+    }
+
+    /// What both of two members come up with, in whichever order they are given, and nobody else: the name under
+    /// which they meet at a relay (`edge-agent/PROTOCOL.md` §4.2).
+    pub fn meeting(&self, one: PeerId, other: PeerId) -> [u8; 16] {
+        let (first, second) = (one.min(other), one.max(other));
+        truncated(hmac(&self.pseudonym_key, &[b"meeting", &first.0, &second.0]))
+    }
 }
 
 impl Drop for SwarmKey {
     fn drop(&mut self) {
         self.mac_key.zeroize();
         self.pseudonym_key.zeroize();
+        self.probe_key.zeroize();
     }
 }
 
@@ -84,7 +99,7 @@ fn short_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     bytes.iter().take(4).try_for_each(|b| write!(f, "{b:02x}"))
 }
 
-fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+pub(crate) fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     parts.iter().for_each(|p| mac.update(p));
     mac.finalize().into_bytes().into()

@@ -43,6 +43,7 @@ pub struct LanAnnouncer {
     rng: ChaCha8Rng,
     sequence: u64,
     addresses: Vec<Address>,
+    relay: bool,
     swarms: BTreeMap<SwarmId, Swarm>,
     farewells: VecDeque<Vec<u8>>,
     found: VecDeque<(SwarmId, Peer)>,
@@ -71,6 +72,7 @@ impl LanAnnouncer {
             rng: ChaCha8Rng::from_seed(seed),
             sequence: first_sequence,
             addresses: Vec::new(),
+            relay: false,
             swarms: BTreeMap::new(),
             farewells: VecDeque::new(),
             found: VecDeque::new(),
@@ -84,6 +86,11 @@ impl LanAnnouncer {
             self.addresses = addresses;
             self.announce_all(now);
         }
+    }
+
+    /// Says that we are a relay, or not, from the next announcement on.
+    pub fn set_relay(&mut self, relay: bool) {
+        self.relay = relay;
     }
 
     /// Starts over with quick announcements that ask for answers: the network has changed.
@@ -176,6 +183,7 @@ impl LanAnnouncer {
 
     fn datagram(&mut self, id: SwarmId, swarm: &Swarm, flags: EntryFlags) -> Vec<u8> {
         self.sequence = self.sequence.saturating_add(1);
+        let flags = EntryFlags { relay: self.relay, ..flags };
         let entry = Entry::sign(&swarm.key, swarm.me, self.sequence, flags, &self.addresses);
         let mut bytes = Vec::new();
         LanAnnounce { swarm: id, entry }.emit(&mut bytes);

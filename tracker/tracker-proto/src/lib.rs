@@ -1,5 +1,6 @@
 //! How agents of one run find each other, without IO: the messages of `tracker/PROTOCOL.md`, the
-//! [`Client`] that keeps an agent listed at its trackers, and the [`LanAnnouncer`] for multicast.
+//! [`Client`] that keeps an agent listed at its trackers, the [`LanAnnouncer`] for multicast, and the [`Prober`] that
+//! finds out which addresses work and opens NATs.
 //!
 //! Left out: sockets and clocks (the agent's `discovery` module), the server's table (the `tracker`
 //! crate). Addresses found here are hints; the µTP2 handshake decides who a peer is.
@@ -19,12 +20,16 @@ pub mod key;
 pub mod lan;
 pub mod limits;
 pub mod message;
+pub mod probe;
 mod wire;
 
 pub use book::Peer;
-pub use client::{Client, ClientConfig, Event};
+pub use client::{Client, ClientConfig, Event, Usable};
 pub use entry::{Address, Entry, EntryFlags};
 pub use key::{AgentId, PeerId, SwarmId, SwarmKey};
 pub use lan::LanAnnouncer;
-pub use message::{Announce, CookieReply, FromTracker, LanAnnounce, ListedPeer, PeersReply};
-pub use wire::ParseError;
+pub use message::{
+    Announce, Call, CookieReply, FromTracker, LanAnnounce, ListedPeer, PeersReply, Probe, Ring, ToTracker,
+};
+pub use probe::Prober;
+pub use wire::{PREFIX, ParseError, RELAYED_PREFIX};

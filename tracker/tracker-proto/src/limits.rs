@@ -79,3 +79,35 @@ pub const LAN_ANSWER_PAUSE: Duration = Duration::from_secs(1);
 /// Range of the random delay before a LAN answer, so that a crowd does not answer in the same instant.
 pub const LAN_ANSWER_DELAY: core::ops::Range<Duration> =
     Duration::from_millis(10)..Duration::from_millis(100);
+
+/// Calls that wait to be sent: a swarm's worth of peers that cannot be reached, at two trackers. The caller calls again.
+pub const CALLS_WAITING: usize = 64;
+
+/// When the questions to one address leave, counted from the first (`PROTOCOL.md` §6.1): both sides' NATs are open
+/// within half a second of the ring, and a path that loses every second packet passes one all the same.
+pub const PROBES_AT: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_millis(700),
+    Duration::from_millis(1500),
+    Duration::from_millis(3000),
+];
+
+/// How long an answer to the last question is waited for.
+pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Addresses probed for one peer at a time: those of an entry, the observed one, and some from gossip.
+pub const PROBED_PER_PEER: usize = 12;
+
+/// Addresses probed at a time: some twenty peers.
+pub const PROBED: usize = 256;
+
+/// Least time between the beginnings of two series of questions to one address.
+pub const PROBE_PAUSE: Duration = Duration::from_secs(2);
+
+/// Questions per second, and at once after a quiet time: 20 KB/s whoever wants us to send where.
+pub const QUESTIONS: (u32, u32) = (200, 400);
+
+/// Answers per second, and at once after a quiet time.
+pub const ANSWERS: (u32, u32) = (100, 200);

@@ -1,12 +1,14 @@
-//! The datagrams (`PROTOCOL.md` §3.4 to §3.7). Parsing is total and strict: any bytes give a message or a
+//! The datagrams (`PROTOCOL.md` §3.4 to §3.10). Parsing is total and strict: any bytes give a message or a
 //! [`ParseError`], and what parses is encoded to the same bytes again.
 
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 use core::time::Duration;
 
+use subtle::ConstantTimeEq;
+
 use crate::entry::{Entry, emit_socket, parse_socket, socket_len};
-use crate::key::SwarmId;
+use crate::key::{PeerId, SwarmId, SwarmKey};
 use crate::limits::{DATAGRAM_MAX, INTERVAL_MAX, INTERVAL_MIN, PEERS_PER_REPLY};
 use crate::wire::{HEADER_LEN, ParseError, Reader, emit_header, kind};
 
@@ -161,6 +163,96 @@ impl PeersReply {
     }
 }
 
+/// Agent → tracker: tell this member that I am calling it (§3.8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Random; never answered.
+    pub transaction: Transaction,
+    /// As given by the tracker.
+    pub cookie: Cookie,
+    /// The swarm of both.
+    pub swarm: SwarmId,
+    /// Who is called.
+    pub callee: PeerId,
+    /// What the caller says about itself.
+    pub entry: Entry,
+}
+
+impl Call {
+    /// Appends the message, padded with zeros to `pad_to` bytes (at most [`DATAGRAM_MAX`]): the room that the tracker
+    /// has for rings.
+    pub fn emit(&self, out: &mut Vec<u8>, pad_to: usize) {
+        let start = out.len();
+        emit_header(out, kind::CALL);
+        out.extend_from_slice(&self.transaction);
+        out.extend_from_slice(&self.cookie);
+        out.extend_from_slice(&self.swarm.0);
+        out.extend_from_slice(&self.callee.0);
+        self.entry.emit(out);
+        let len = (out.len() - start).max(pad_to.min(DATAGRAM_MAX));
+        out.resize(start + len, 0);
+    }
+
+    /// Parses a whole datagram.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let mut r = Reader::message_of(bytes, kind::CALL)?;
+        let message = Self {
+            transaction: r.array()?,
+            cookie: r.array()?,
+            swarm: SwarmId(r.array()?),
+            callee: PeerId(r.array()?),
+            entry: Entry::parse(&mut r)?,
+        };
+        r.padding()?;
+        Ok(message)
+    }
+}
+
+/// Tracker → agent: this member is calling you (§3.9).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ring {
+    /// The swarm of both.
+    pub swarm: SwarmId,
+    /// Where the tracker saw the call come from; not covered by the entry's MAC.
+    pub observed: SocketAddr,
+    /// What the caller says about itself.
+    pub entry: Entry,
+}
+
+impl Ring {
+    /// Bytes of the message.
+    pub fn encoded_len(&self) -> usize {
+        HEADER_LEN + 32 + socket_len(self.observed) + self.entry.encoded_len()
+    }
+
+    /// Appends the message. The observed address is to be canonical and real, as a socket gives it.
+    pub fn emit(&self, out: &mut Vec<u8>) {
+        emit_header(out, kind::RING);
+        out.extend_from_slice(&self.swarm.0);
+        emit_socket(self.observed, out);
+        self.entry.emit(out);
+    }
+}
+
+/// What a tracker takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToTracker {
+    /// List me.
+    Announce(Announce),
+    /// Ring somebody.
+    Call(Call),
+}
+
+impl ToTracker {
+    /// Parses a whole datagram.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        match Reader::message(bytes)?.0 {
+            kind::CALL => Call::parse(bytes).map(Self::Call),
+            _ => Announce::parse(bytes).map(Self::Announce),
+        }
+    }
+}
+
 /// What a tracker may send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromTracker {
@@ -168,6 +260,8 @@ pub enum FromTracker {
     Cookie(CookieReply),
     /// Others in the swarm.
     Peers(PeersReply),
+    /// Somebody calls.
+    Ring(Ring),
 }
 
 impl FromTracker {
@@ -177,18 +271,94 @@ impl FromTracker {
         let message = match kind {
             kind::COOKIE => Self::Cookie(CookieReply { transaction: r.array()?, cookie: r.array()? }),
             kind::PEERS => Self::Peers(PeersReply::parse_body(&mut r)?),
+            kind::RING => Self::Ring(Ring {
+                swarm: SwarmId(r.array()?),
+                observed: parse_socket(&mut r)?,
+                entry: Entry::parse(&mut r)?,
+            }),
             other => return Err(ParseError::Kind(other)),
         };
         r.end()?;
         Ok(message)
     }
 
-    /// The transaction of the request that this answers.
-    pub fn transaction(&self) -> Transaction {
+    /// The transaction of the request that this answers, if it is an answer.
+    pub fn transaction(&self) -> Option<Transaction> {
         match self {
-            Self::Cookie(m) => m.transaction,
-            Self::Peers(m) => m.transaction,
+            Self::Cookie(m) => Some(m.transaction),
+            Self::Peers(m) => Some(m.transaction),
+            Self::Ring(_) => None,
         }
+    }
+}
+
+/// Agent ↔ agent: does the way between us work? (§3.10)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The swarm of both.
+    pub swarm: SwarmId,
+    /// Who sends it.
+    pub from: PeerId,
+    /// For whom it is.
+    pub to: PeerId,
+    /// A value of the sender's.
+    pub mine: [u8; 8],
+    /// The receiver's value that this answers; zeros: a question.
+    pub yours: [u8; 8],
+    /// Made by [`Probe::sign`].
+    pub mac: [u8; 16],
+}
+
+/// Bytes of a [`Probe`].
+pub const PROBE_LEN: usize = HEADER_LEN + 32 + 16 + 16 + 8 + 8 + 16;
+
+impl Probe {
+    /// Makes a probe.
+    pub fn sign(key: &SwarmKey, from: PeerId, to: PeerId, mine: [u8; 8], yours: [u8; 8]) -> Self {
+        let mut probe = Self { swarm: key.swarm(), from, to, mine, yours, mac: [0; 16] };
+        probe.mac = probe.expected_mac(key);
+        probe
+    }
+
+    /// Whether a member of the swarm made it, in constant time.
+    pub fn verify(&self, key: &SwarmKey) -> bool {
+        self.expected_mac(key).ct_eq(&self.mac).into()
+    }
+
+    fn expected_mac(&self, key: &SwarmKey) -> [u8; 16] {
+        let mut body = Vec::with_capacity(PROBE_LEN);
+        self.emit_body(&mut body);
+        key.probe_mac(&body)
+    }
+
+    fn emit_body(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.swarm.0);
+        out.extend_from_slice(&self.from.0);
+        out.extend_from_slice(&self.to.0);
+        out.extend_from_slice(&self.mine);
+        out.extend_from_slice(&self.yours);
+    }
+
+    /// Appends the message.
+    pub fn emit(&self, out: &mut Vec<u8>) {
+        emit_header(out, kind::PROBE);
+        self.emit_body(out);
+        out.extend_from_slice(&self.mac);
+    }
+
+    /// Parses a whole datagram.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let mut r = Reader::message_of(bytes, kind::PROBE)?;
+        let message = Self {
+            swarm: SwarmId(r.array()?),
+            from: PeerId(r.array()?),
+            to: PeerId(r.array()?),
+            mine: r.array()?,
+            yours: r.array()?,
+            mac: r.array()?,
+        };
+        r.end()?;
+        Ok(message)
     }
 }
 

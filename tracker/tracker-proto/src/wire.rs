@@ -8,6 +8,12 @@ use crate::limits::DATAGRAM_MAX;
 
 const MAGIC: [u8; 2] = *b"FT";
 const VERSION: u8 = 1;
+
+/// What every message begins with and no µTP2 packet does (`PROTOCOL.md` §3.1).
+pub const PREFIX: [u8; 3] = [MAGIC[0], MAGIC[1], VERSION];
+
+/// What a relayed datagram begins with, before its channel (`edge-agent/PROTOCOL.md` §4.4).
+pub const RELAYED_PREFIX: [u8; 4] = [MAGIC[0], MAGIC[1], VERSION, kind::RELAYED];
 pub(crate) const HEADER_LEN: usize = 4;
 
 /// Kind bytes of the header (`PROTOCOL.md` §3.1).
@@ -15,7 +21,11 @@ pub(crate) mod kind {
     pub(crate) const ANNOUNCE: u8 = 1;
     pub(crate) const COOKIE: u8 = 2;
     pub(crate) const PEERS: u8 = 3;
+    pub(crate) const CALL: u8 = 4;
+    pub(crate) const RING: u8 = 5;
     pub(crate) const LAN_ANNOUNCE: u8 = 16;
+    pub(crate) const PROBE: u8 = 17;
+    pub(crate) const RELAYED: u8 = 32;
 }
 
 /// Why a datagram is not a message of this protocol.

@@ -11,7 +11,7 @@ use tracker_proto::limits::{DATAGRAM_MAX, IN_FLIGHT, TRACKERS};
 use tracker_proto::message::{COOKIE_REPLY_LEN, Cookie};
 use tracker_proto::{
     Address, Announce, Client, ClientConfig, CookieReply, Entry, EntryFlags, Event, ListedPeer, PeersReply,
-    SwarmId, SwarmKey,
+    Ring, SwarmId, SwarmKey, ToTracker, Usable,
 };
 
 const RTT: Duration = Duration::from_millis(50);
@@ -55,12 +55,34 @@ impl FakeTracker {
         self.alive = true;
     }
 
-    fn handle(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) -> Option<Vec<u8>> {
-        let announce = Announce::parse(bytes).expect("clients send announces");
+    fn handle(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) -> Option<(SocketAddr, Vec<u8>)> {
+        let message = ToTracker::parse(bytes).expect("clients send announces and calls");
         if !self.alive {
             return None;
         }
-        self.announces.push((now, announce.clone(), bytes.len()));
+        match message {
+            ToTracker::Announce(announce) => {
+                self.announced(now, from, announce, bytes.len()).map(|b| (from, b))
+            }
+            ToTracker::Call(call) => {
+                assert_eq!(call.cookie, self.cookie, "clients call with a cookie");
+                let named = |e: &Entry| e.peer() == call.callee;
+                let (_, to) = *self.listed.iter().find(|((s, _), e)| *s == call.swarm && named(e))?.0;
+                let mut out = Vec::new();
+                Ring { swarm: call.swarm, observed: from, entry: call.entry }.emit(&mut out);
+                Some((to, out))
+            }
+        }
+    }
+
+    fn announced(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        announce: Announce,
+        len: usize,
+    ) -> Option<Vec<u8>> {
+        self.announces.push((now, announce.clone(), len));
         let mut out = Vec::new();
         let (transaction, cookie) = (announce.transaction, self.cookie);
         if announce.cookie != cookie || self.fresh_cookie_each_time {
@@ -102,7 +124,7 @@ impl World {
         };
         for (i, client) in world.clients.iter_mut().enumerate() {
             client.set_trackers(world.now, &addrs);
-            client.set_addresses(world.now, vec![Address::reflexive(4000 + i as u16).unwrap()], false);
+            client.set_addresses(world.now, vec![Address::reflexive(4000 + i as u16).unwrap()], Usable::NONE);
         }
         world
     }
@@ -145,9 +167,9 @@ impl World {
     fn arrive(&mut self, to_tracker: bool, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         if to_tracker {
             let tracker = (0..self.trackers.len()).find(|i| tracker_addr(*i) == to).expect("known");
-            if let Some(reply) = self.trackers[tracker].handle(self.now, from, bytes) {
+            if let Some((dest, reply)) = self.trackers[tracker].handle(self.now, from, bytes) {
                 assert!(reply.len() <= bytes.len() || bytes.len() < DATAGRAM_MAX);
-                self.in_air.push((self.now + RTT / 2, false, to, from, reply));
+                self.in_air.push((self.now + RTT / 2, false, to, dest, reply));
             }
         } else {
             let client = (0..self.clients.len()).find(|i| Self::client_addr(*i) == to).expect("known");
@@ -311,8 +333,8 @@ fn a_changed_address_is_announced_at_once() {
     w.run_for(secs(100));
     let (now, before) = (w.now, w.trackers[0].announces.len());
     let new = Address::socket(addr("203.0.113.5:4444")).unwrap();
-    w.clients[0].set_addresses(now, vec![new], true);
-    w.clients[0].set_addresses(now, vec![new], true);
+    w.clients[0].set_addresses(now, vec![new], Usable { v4: true, v6: true });
+    w.clients[0].set_addresses(now, vec![new], Usable { v4: true, v6: true });
     w.run_for(secs(1));
     assert_eq!(w.trackers[0].announces.len(), before + 1);
     let entry = &w.trackers[0].announces[before].1.entry;
@@ -413,7 +435,7 @@ fn any_order_of_events_ends_well() {
                 _ => {
                     let port = rng.next_u32() as u16 | 1;
                     let addresses = vec![Address::reflexive(port).unwrap()];
-                    w.clients[client].set_addresses(now, addresses, port > 9);
+                    w.clients[client].set_addresses(now, addresses, Usable { v4: port > 9, v6: false });
                 }
             }
             w.run_for(Duration::from_millis(u64::from(rng.next_u32() % 5000)));
@@ -428,5 +450,88 @@ fn any_order_of_events_ends_well() {
         assert!((0..3).all(|c| w.found(c, quiet).len() >= 2), "seed {seed}");
         let sent: u64 = w.clients.iter().map(|c| c.stats().sent).sum();
         assert!(sent < 20_000, "seed {seed}: {sent} requests");
+    }
+}
+
+fn rings(w: &World, client: usize) -> Vec<(SocketAddr, Vec<SocketAddr>)> {
+    let ring = |e: &Event| match e {
+        Event::Ring { tracker, peer, .. } => Some((*tracker, peer.addrs.clone())),
+        _ => None,
+    };
+    w.events[client].iter().filter_map(|(_, e)| ring(e)).collect()
+}
+
+#[test]
+fn a_call_rings_through_every_tracker_that_is_up_and_each_once() {
+    let mut w = World::new(3, 2);
+    let (caller, callee) = (key(1).peer_id(&[0; 16]), key(1).peer_id(&[1; 16]));
+    w.trackers[2].alive = false;
+    w.join(0, 1);
+    assert_eq!(w.clients[0].call(key(1).swarm(), callee), 0, "no tracker knows us yet");
+    w.join(1, 1);
+    w.clients[0].set_addresses(w.now, vec![], Usable { v4: true, v6: false });
+    w.run_for(secs(30));
+    assert_eq!(w.clients[0].call(key(1).swarm(), caller), 0, "nobody calls himself");
+    assert_eq!(w.clients[0].call(key(9).swarm(), callee), 0, "nor in another swarm");
+    assert_eq!(w.clients[0].call(key(1).swarm(), callee), 2);
+    w.run_for(secs(1));
+    let rung = rings(&w, 1);
+    assert_eq!(rung.len(), 2, "each call has a sequence of its own: {rung:?}");
+    assert!(rung.iter().all(|(_, addrs)| *addrs == [World::client_addr(0)]), "{rung:?}");
+    assert!(rings(&w, 0).is_empty());
+}
+
+#[test]
+fn rings_that_are_repeated_forged_or_not_from_a_tracker_do_nothing() {
+    let mut w = World::new(1, 1);
+    w.join(0, 1);
+    w.run_for(secs(5));
+    let me = World::client_addr(0);
+    let ring = |run: u8, sequence: u64, flags: EntryFlags| {
+        let entry = Entry::sign(&key(run), key(run).peer_id(&[9; 16]), sequence, flags, &[]);
+        let mut out = Vec::new();
+        Ring { swarm: key(1).swarm(), observed: addr("203.0.113.5:7"), entry }.emit(&mut out);
+        out
+    };
+    let flags = EntryFlags { observed_usable: true, ..EntryFlags::default() };
+    let leaving = EntryFlags { leaving: true, ..flags };
+    let good = ring(1, 50, flags);
+    let (tracker, now) = (tracker_addr(0), w.now);
+    w.clients[0].handle_datagram(now, me, &good);
+    w.clients[0].handle_datagram(now, tracker, &ring(2, 60, flags));
+    w.clients[0].handle_datagram(now, tracker, &ring(1, 60, leaving));
+    w.clients[0].handle_datagram(now, tracker, &good[..good.len() - 1]);
+    w.run_for(secs(1));
+    assert!(rings(&w, 0).is_empty());
+    for _ in 0..3 {
+        w.clients[0].handle_datagram(now, tracker, &good);
+        w.clients[0].handle_datagram(now, tracker, &ring(1, 49, flags));
+    }
+    w.run_for(secs(1));
+    assert_eq!(rings(&w, 0), [(tracker, vec![addr("203.0.113.5:7")])]);
+    assert!(w.clients[0].trackers().all(|(_, up)| up), "none of it counts against the tracker");
+}
+
+#[test]
+fn of_several_trackers_any_may_be_away_restart_or_expire_and_answers_are_merged() {
+    let mut w = World::new(3, 3);
+    (0..3).for_each(|c| w.join(c, 1));
+    let everybody = |w: &World, client: usize, since: Instant| w.found(client, since).len() == 2;
+    w.run_for(secs(10));
+    assert!((0..3).all(|c| everybody(&w, c, Instant::ZERO)));
+    for round in 0..6 {
+        w.trackers.iter_mut().for_each(|t| t.alive = false);
+        w.trackers[round % 3].restart();
+        let since = w.now;
+        // A minute of backoff at most, then an announcement.
+        w.run_for(secs(150));
+        assert!((0..3).all(|c| everybody(&w, c, since)), "round {round}: one tracker is enough");
+    }
+    w.trackers.iter_mut().for_each(FakeTracker::restart);
+    let since = w.now;
+    w.run_for(secs(150));
+    assert!((0..3).all(|c| everybody(&w, c, since)));
+    for client in &w.clients {
+        assert!(client.trackers().all(|(_, up)| up), "all three are back");
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tracker_proto::message::NO_COOKIE;
 use tracker_proto::{
-    Address, Announce, CookieReply, Entry, EntryFlags, FromTracker, LanAnnounce, ListedPeer, PeersReply,
-    SwarmKey,
+    Address, Announce, Call, CookieReply, Entry, EntryFlags, FromTracker, LanAnnounce, ListedPeer,
+    PeersReply, Probe, Ring, SwarmKey, ToTracker,
 };
 
 const SWARM: &str = "da9cbdf92e82d664b41332a8783d1dbe4a950f9e88faeeb380dcbbc944794726";
@@ -120,4 +120,49 @@ fn lan_announce() {
     message.emit(&mut bytes);
     check(&bytes, &["46540110", SWARM, &golden_entry("02", "50790d4d752873ba3576295c6582de6f")]);
     assert_eq!(LanAnnounce::parse(&bytes), Ok(message));
+}
+
+const OTHER: &str = "c75b8f65d564fec65df3c629fd429f9a";
+
+#[test]
+fn call_and_ring() {
+    let callee = key().peer_id(&[2; 16]);
+    let flags = EntryFlags { observed_usable: true, relay: true, ..EntryFlags::default() };
+    let call = Call {
+        transaction: *b"transact",
+        cookie: *b"0123456789abcdef",
+        swarm: key().swarm(),
+        callee,
+        entry: entry(flags),
+    };
+    let golden = golden_entry("0c", "d9fab41831d528e2fcf604458d075518");
+    let mut bytes = Vec::new();
+    call.emit(&mut bytes, 160);
+    let cookie = "30313233343536373839616263646566";
+    check(&bytes, &["46540104", "7472616e73616374", cookie, SWARM, OTHER, &golden, &"00".repeat(13)]);
+    assert_eq!(ToTracker::parse(&bytes), Ok(ToTracker::Call(call)));
+    let ring =
+        Ring { swarm: key().swarm(), observed: "198.51.100.7:65535".parse().unwrap(), entry: entry(flags) };
+    let mut bytes = Vec::new();
+    ring.emit(&mut bytes);
+    check(&bytes, &["46540105", SWARM, "04c6336407ffff", &golden]);
+    assert_eq!(FromTracker::parse(&bytes), Ok(FromTracker::Ring(ring)));
+}
+
+#[test]
+fn probe() {
+    let probe =
+        Probe::sign(&key(), key().peer_id(&[1; 16]), key().peer_id(&[2; 16]), *b"question", *b"answered");
+    let mut bytes = Vec::new();
+    probe.emit(&mut bytes);
+    let mac = "5d05f14cfd23e30f5ce1cb47f87a7a88";
+    check(&bytes, &["46540111", SWARM, PEER, OTHER, "7175657374696f6e", "616e737765726564", mac]);
+    assert_eq!(Probe::parse(&bytes), Ok(probe));
+}
+
+#[test]
+fn meeting() {
+    let (one, two) = (key().peer_id(&[1; 16]), key().peer_id(&[2; 16]));
+    assert_eq!(hex(&key().meeting(one, two)), "1ffa27b7171cc63ff80618a37ebf8fa1");
+    assert_eq!(key().meeting(one, two), key().meeting(two, one));
 }

@@ -7,8 +7,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use tracker_proto::limits::{ADDRESSES_PER_ENTRY, DATAGRAM_MAX, PEERS_PER_REPLY};
 use tracker_proto::{
-    Address, Announce, CookieReply, Entry, EntryFlags, FromTracker, LanAnnounce, ListedPeer, ParseError,
-    PeersReply, SwarmKey,
+    Address, Announce, Call, CookieReply, Entry, EntryFlags, FromTracker, LanAnnounce, ListedPeer,
+    ParseError, PeersReply, Probe, Ring, SwarmKey, ToTracker,
 };
 
 fn key() -> SwarmKey {
@@ -23,7 +23,7 @@ fn entry(addresses: usize) -> Entry {
 }
 
 fn samples() -> Vec<Vec<u8>> {
-    let mut out = vec![vec![]; 4];
+    let mut out = vec![vec![]; 7];
     let announce = Announce { transaction: [3; 8], cookie: [4; 16], swarm: key().swarm(), entry: entry(2) };
     announce.emit(&mut out[0], 200);
     CookieReply { transaction: [3; 8], cookie: [4; 16] }.emit(&mut out[1]);
@@ -39,6 +39,10 @@ fn samples() -> Vec<Vec<u8>> {
     }
     .emit(&mut out[2]);
     LanAnnounce { swarm: key().swarm(), entry: entry(3) }.emit(&mut out[3]);
+    let (swarm, callee) = (key().swarm(), key().peer_id(&[2; 16]));
+    Call { transaction: [3; 8], cookie: [4; 16], swarm, callee, entry: entry(2) }.emit(&mut out[4], 300);
+    Ring { swarm, observed: "192.0.2.1:1".parse().unwrap(), entry: entry(2) }.emit(&mut out[5]);
+    Probe::sign(&key(), callee, key().peer_id(&[1; 16]), [1; 8], [2; 8]).emit(&mut out[6]);
     out
 }
 
@@ -51,15 +55,24 @@ fn feed(bytes: &[u8]) -> usize {
         emit(&mut out);
         encodings.push(out);
     };
-    if let Ok(m) = Announce::parse(bytes) {
-        again(&|out| m.emit(out, bytes.len()));
+    match ToTracker::parse(bytes) {
+        Ok(ToTracker::Announce(m)) => again(&|out| m.emit(out, bytes.len())),
+        Ok(ToTracker::Call(m)) => again(&|out| m.emit(out, bytes.len())),
+        Err(_) => {}
     }
     match FromTracker::parse(bytes) {
         Ok(FromTracker::Cookie(m)) => again(&|out| m.emit(out)),
         Ok(FromTracker::Peers(m)) => again(&|out| m.emit(out)),
+        Ok(FromTracker::Ring(m)) => {
+            assert_eq!(m.encoded_len(), bytes.len());
+            again(&|out| m.emit(out));
+        }
         Err(_) => {}
     }
     if let Ok(m) = LanAnnounce::parse(bytes) {
+        again(&|out| m.emit(out));
+    }
+    if let Ok(m) = Probe::parse(bytes) {
         again(&|out| m.emit(out));
     }
     encodings.iter().for_each(|e| assert_eq!(e, bytes));
@@ -74,7 +87,7 @@ fn random_bytes() {
         rng.fill_bytes(&mut bytes);
         if round % 2 == 0 && bytes.len() > 4 {
             bytes[..3].copy_from_slice(b"FT\x01");
-            bytes[3] = [1, 2, 3, 16][rng.next_u32() as usize % 4];
+            bytes[3] = [1, 2, 3, 4, 5, 16, 17][rng.next_u32() as usize % 7];
         }
         feed(&bytes);
     }
@@ -103,7 +116,7 @@ fn changed_bytes_cuts_and_growth() {
 
 #[test]
 fn each_rule_has_its_error() {
-    let [announce, cookie, peers, lan] = samples().try_into().unwrap();
+    let [announce, cookie, peers, lan, call, ring, probe] = samples().try_into().unwrap();
     let with = |sample: &Vec<u8>, at: usize, byte: u8| {
         let mut bytes = sample.clone();
         bytes[at] = byte;
@@ -131,6 +144,12 @@ fn each_rule_has_its_error() {
     assert_eq!(tracker_error(&with(&peers, 38, 24)), ParseError::Count(24));
     assert_eq!(tracker_error(&peers[..peers.len() - 1]), ParseError::Truncated);
     assert_eq!(LanAnnounce::parse(&[&lan[..], &[0]].concat()), Err(ParseError::Trailing));
+    assert_eq!(ToTracker::parse(&with(&call, 299, 1)), Err(ParseError::Trailing));
+    assert_eq!(ToTracker::parse(&ring), Err(ParseError::Kind(5)));
+    assert_eq!(tracker_error(&[&ring[..], &[0]].concat()), ParseError::Trailing);
+    assert_eq!(tracker_error(&with(&ring, 36, 0)), ParseError::Family(0), "reflexive");
+    assert_eq!(Probe::parse(&[&probe[..], &[0]].concat()), Err(ParseError::Trailing));
+    assert_eq!(Probe::parse(&probe[..99]), Err(ParseError::Truncated));
 }
 
 #[test]

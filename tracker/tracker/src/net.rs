@@ -1,7 +1,7 @@
 //! The shell around [`Server`]: one UDP socket, timers, signals, lines on stdout.
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::json;
@@ -106,6 +106,14 @@ async fn next(
     }
 }
 
+/// The form that the socket wants: an IPv4 address on an IPv6 socket is a mapped one.
+fn outgoing(to: SocketAddr, is_v6: bool) -> SocketAddr {
+    match to.ip() {
+        IpAddr::V4(ip) if is_v6 => SocketAddr::new(ip.to_ipv6_mapped().into(), to.port()),
+        _ => to,
+    }
+}
+
 /// Handles what has come in meanwhile, up to a limit.
 fn drain(socket: &UdpSocket, server: &mut Server, now: &impl Fn() -> Instant, buffer: &mut [u8]) {
     for _ in 0..DATAGRAMS_PER_TURN {
@@ -115,10 +123,11 @@ fn drain(socket: &UdpSocket, server: &mut Server, now: &impl Fn() -> Instant, bu
 }
 
 fn answer(socket: &UdpSocket, server: &mut Server, now: Instant, from: SocketAddr, bytes: &[u8]) {
-    if let Some(reply) = server.handle_datagram(now, from, bytes) {
-        // A full send buffer loses the answer, as the network might; the agent asks again.
-        if let Err(error) = socket.try_send_to(&reply, from) {
-            tracing::debug!(%from, %error, "answer not sent");
+    let is_v6 = socket.local_addr().is_ok_and(|a| a.is_ipv6());
+    for (to, bytes) in server.handle_datagram(now, from, bytes) {
+        // A full send buffer loses it, as the network might; the agent asks again.
+        if let Err(error) = socket.try_send_to(&bytes, outgoing(to, is_v6)) {
+            tracing::debug!(%to, %error, "not sent");
         }
     }
 }
@@ -138,7 +147,7 @@ fn print_stats(s: &Stats, uptime: Duration, json: bool) {
     } else {
         print_line(&format!(
             "up {uptime_s} s: {} swarms, {} entries; {} received, {} announces ({} left, {} found no room), \
-             {} cookies, {} invalid, {} over the rate limit, {} expired",
+             {} cookies, {} calls ({} rings), {} invalid, {} over the rate limit, {} expired",
             s.swarms,
             s.entries,
             s.received,
@@ -146,6 +155,8 @@ fn print_stats(s: &Stats, uptime: Duration, json: bool) {
             s.leaves,
             s.full,
             s.cookies,
+            s.calls,
+            s.rings,
             s.invalid,
             s.limited,
             s.expired

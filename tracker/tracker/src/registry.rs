@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use rand_core::Rng;
 use timebase::Instant;
 use tracker_proto::limits::PEERS_PER_REPLY;
-use tracker_proto::{Entry, ListedPeer, SwarmId};
+use tracker_proto::{Entry, ListedPeer, PeerId, SwarmId};
 
 use crate::limits::Limits;
 
@@ -128,6 +128,23 @@ impl Registry {
             }
         }
         picked
+    }
+
+    /// Where an agent is listed, at most `most` places that are not `caller`: looked for from a random one on, so that
+    /// those who list themselves under its name do not always come first.
+    pub(crate) fn places_of(
+        &self,
+        swarm: SwarmId,
+        peer: PeerId,
+        caller: SocketAddr,
+        most: usize,
+        rng: &mut impl Rng,
+    ) -> Vec<SocketAddr> {
+        let Some(state) = self.swarms.get(&swarm).filter(|s| !s.peers.is_empty()) else { return Vec::new() };
+        let (before, after) = state.peers.split_at(rng.next_u64() as usize % state.peers.len());
+        let listed = after.iter().chain(before).map(|s| &s.listed);
+        let places = listed.filter(|l| l.entry.peer() == peer && l.observed != caller).map(|l| l.observed);
+        places.take(most).collect()
     }
 
     pub(crate) fn swarms(&self) -> usize {

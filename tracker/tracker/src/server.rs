@@ -1,4 +1,4 @@
-//! The tracker as a state machine: datagrams and time in, answers out (`PROTOCOL.md` §4).
+//! The tracker as a state machine: datagrams and time in, answers and rings out (`PROTOCOL.md` §4).
 //!
 //! Left out: the socket ([`crate::net`]) and the table ([`crate::registry`]).
 
@@ -13,9 +13,9 @@ use subtle::ConstantTimeEq;
 use timebase::Instant;
 use tracker_proto::limits::DATAGRAM_MAX;
 use tracker_proto::message::Cookie;
-use tracker_proto::{Announce, CookieReply, PeersReply};
+use tracker_proto::{Announce, Call, CookieReply, PeersReply, Ring, ToTracker};
 
-use crate::limits::{COOKIE_BUCKET, Limits};
+use crate::limits::{COOKIE_BUCKET, Limits, RINGS_PER_CALL, RINGS_PER_SECOND};
 use crate::rate::RateLimiter;
 use crate::registry::{Registry, source_of};
 
@@ -38,6 +38,10 @@ pub(crate) struct Stats {
     pub(crate) invalid: u64,
     /// Announcements over the rate limit.
     pub(crate) limited: u64,
+    /// Calls with a valid cookie.
+    pub(crate) calls: u64,
+    /// Rings sent because of them.
+    pub(crate) rings: u64,
     /// Entries whose time was over.
     pub(crate) expired: u64,
 }
@@ -52,6 +56,8 @@ pub(crate) struct Server {
     /// Sources that may be made up. Apart from the others, so that requests in somebody's name can't use
     /// up what he may ask himself.
     cookies: RateLimiter,
+    /// Sources that are rung, so that nobody drowns in calls.
+    rung: RateLimiter,
     stats: Stats,
 }
 
@@ -65,6 +71,7 @@ impl Server {
         Self {
             requests: limiter(),
             cookies: limiter(),
+            rung: RateLimiter::new(RINGS_PER_SECOND.0, RINGS_PER_SECOND.1),
             registry: Registry::new(limits.clone()),
             stats: Stats::default(),
             limits,
@@ -73,36 +80,84 @@ impl Server {
         }
     }
 
-    /// Takes a datagram; returns the answer to its sender, never longer than the datagram.
+    /// Takes a datagram; returns what to send where: an answer to its sender, or rings to others. Together never longer
+    /// than the datagram.
     pub(crate) fn handle_datagram(
         &mut self,
         now: Instant,
         from: SocketAddr,
         bytes: &[u8],
-    ) -> Option<Vec<u8>> {
+    ) -> Vec<(SocketAddr, Vec<u8>)> {
         self.handle_timeout(now);
         self.stats.received += 1;
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        let Ok(announce) = Announce::parse(bytes) else {
-            self.stats.invalid += 1;
-            return None;
+        let out = match ToTracker::parse(bytes) {
+            Ok(ToTracker::Announce(announce)) => self.announced(now, from, announce, bytes.len()),
+            Ok(ToTracker::Call(call)) => self.called(now, from, call, bytes.len()),
+            Err(_) => {
+                self.stats.invalid += 1;
+                Vec::new()
+            }
         };
+        debug_assert!(out.iter().map(|(_, b)| b.len()).sum::<usize>() <= bytes.len(), "never longer");
+        out
+    }
+
+    fn announced(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        announce: Announce,
+        len: usize,
+    ) -> Vec<(SocketAddr, Vec<u8>)> {
         let known = self.is_valid_cookie(now, from, &announce.cookie);
         let limiter = if known { &mut self.requests } else { &mut self.cookies };
         if !limiter.allows(now, source_of(from)) {
             self.stats.limited += 1;
-            return None;
+            return Vec::new();
         }
         let mut out = Vec::new();
         if known {
-            self.listed(now, from, announce, bytes.len()).emit(&mut out);
+            self.listed(now, from, announce, len).emit(&mut out);
         } else {
             self.stats.cookies += 1;
             let cookie = self.cookie(bucket(now), from);
             CookieReply { transaction: announce.transaction, cookie }.emit(&mut out);
         }
-        debug_assert!(out.len() <= bytes.len(), "an answer is never longer than its request");
-        Some(out)
+        vec![(from, out)]
+    }
+
+    /// Rings whoever is listed under the id called (§4.8).
+    fn called(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        call: Call,
+        len: usize,
+    ) -> Vec<(SocketAddr, Vec<u8>)> {
+        if !self.is_valid_cookie(now, from, &call.cookie) || call.entry.flags().leaving {
+            self.stats.invalid += 1;
+            return Vec::new();
+        }
+        if !self.requests.allows(now, source_of(from)) {
+            self.stats.limited += 1;
+            return Vec::new();
+        }
+        self.stats.calls += 1;
+        let ring = Ring { swarm: call.swarm, observed: from, entry: call.entry };
+        let most = (len / ring.encoded_len()).min(RINGS_PER_CALL);
+        let mut bytes = Vec::new();
+        ring.emit(&mut bytes);
+        let mut out = Vec::new();
+        for to in self.registry.places_of(call.swarm, call.callee, from, most, &mut self.rng) {
+            if self.rung.allows(now, source_of(to)) {
+                out.push((to, bytes.clone()));
+            } else {
+                self.stats.limited += 1;
+            }
+        }
+        self.stats.rings += out.len() as u64;
+        out
     }
 
     /// Forgets entries whose time is over.

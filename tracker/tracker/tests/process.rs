@@ -10,7 +10,7 @@ use std::time::{Duration, Instant as Clock};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use timebase::Instant;
-use tracker_proto::{Address, Client, ClientConfig, Event, SwarmKey};
+use tracker_proto::{Address, Client, ClientConfig, Event, SwarmKey, Usable};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -80,7 +80,11 @@ impl Agent {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut client = Client::new(ClientConfig::new([id; 32], 1));
         client.set_trackers(Instant::ZERO, &[tracker]);
-        client.set_addresses(Instant::ZERO, vec![Address::reflexive(4000 + u16::from(id)).unwrap()], false);
+        client.set_addresses(
+            Instant::ZERO,
+            vec![Address::reflexive(4000 + u16::from(id)).unwrap()],
+            Usable::NONE,
+        );
         assert!(client.join(Instant::ZERO, SwarmKey::from_run_secret(&[7; 32]), &[id; 16]));
         Self { client, socket, started: Clock::now(), found: vec![] }
     }

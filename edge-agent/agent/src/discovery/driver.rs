@@ -8,6 +8,7 @@ use std::time::Duration;
 use timebase::Instant;
 use tokio::net::UdpSocket;
 use tokio::time::{self, Interval, MissedTickBehavior};
+use tracker_proto::Usable;
 use tracker_proto::limits::DATAGRAM_MAX;
 
 use super::lan::{self, LanSockets};
@@ -165,7 +166,7 @@ impl Driver {
         state.status.lan_interfaces = self.lan.as_ref().map_or(0, LanSockets::interfaces);
         let DiscoveryConfig { listen, advertise, .. } = &self.config;
         let trackers: Vec<_> = state.client.trackers().map(|t| t.0).collect();
-        state.client.set_addresses(now, addresses::for_trackers(*listen, advertise, &trackers), false);
+        state.client.set_addresses(now, addresses::for_trackers(*listen, advertise, &trackers), Usable::NONE);
         state.lan.set_addresses(now, addresses::for_lan(*listen, advertise));
         state.leave_abandoned(now);
     }

@@ -262,6 +262,7 @@ impl State {
                 Event::Observed { tracker, addr } => {
                     self.status.observed.insert(tracker, addr);
                 }
+                Event::Ring { swarm, peer, .. } => self.hint(swarm, &peer, Via::Tracker),
                 // Shown by the client's own list.
                 Event::TrackerUp { .. } | Event::TrackerDown { .. } => {}
             }

@@ -161,7 +161,8 @@ impl Tracker {
         message: &FromTracker,
         rng: &mut impl Rng,
     ) -> Option<Answer> {
-        let i = self.flights.iter().position(|f| f.transaction == message.transaction())?;
+        let transaction = message.transaction()?;
+        let i = self.flights.iter().position(|f| f.transaction == transaction)?;
         let flight = self.flights.swap_remove(i);
         self.rtt = now - flight.sent;
         match message {
@@ -170,7 +171,14 @@ impl Tracker {
                 Some(Answer { swarm: flight.swarm, came_up: false, observed_changed: false })
             }
             FromTracker::Peers(reply) => Some(self.handle_peers(now, flight.swarm, reply, rng)),
+            // Has no transaction.
+            FromTracker::Ring(_) => None,
         }
+    }
+
+    /// The cookie, if this tracker can be asked to ring somebody now.
+    pub(super) fn cookie_for_calls(&self, swarm: SwarmId) -> Option<Cookie> {
+        self.cookie.filter(|_| self.is_up() && self.knows(swarm))
     }
 
     /// Gives up requests whose time is over; returns how many.

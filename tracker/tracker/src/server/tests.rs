@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use tracker_proto::message::{COOKIE_REPLY_LEN, NO_COOKIE};
-use tracker_proto::{Address, Client, ClientConfig, Entry, EntryFlags, Event, FromTracker, PeerId, SwarmKey};
+use tracker_proto::{
+    Address, Call, Client, ClientConfig, Entry, EntryFlags, Event, FromTracker, PeerId, SwarmKey, Usable,
+};
 
 use super::*;
 
@@ -31,24 +33,94 @@ fn announce(cookie: Cookie, peer: u8, flags: EntryFlags, pad_to: usize) -> Vec<u
 
 fn cookie_for(s: &mut Server, now: Instant, from: SocketAddr) -> Cookie {
     let bytes = announce(NO_COOKIE, 1, EntryFlags::default(), 0);
-    match FromTracker::parse(&s.handle_datagram(now, from, &bytes).unwrap()).unwrap() {
+    match FromTracker::parse(&answer(s, now, from, &bytes).unwrap()).unwrap() {
         FromTracker::Cookie(reply) => reply.cookie,
         other => panic!("{other:?}"),
     }
 }
 
 fn peers(s: &mut Server, now: Instant, from: SocketAddr, bytes: &[u8]) -> Option<PeersReply> {
-    match FromTracker::parse(&s.handle_datagram(now, from, bytes)?).unwrap() {
+    match FromTracker::parse(&answer(s, now, from, bytes)?).unwrap() {
         FromTracker::Peers(reply) => Some(reply),
-        FromTracker::Cookie(_) => None,
+        FromTracker::Cookie(_) | FromTracker::Ring(_) => None,
     }
+}
+
+/// The answer to the sender.
+fn answer(s: &mut Server, now: Instant, from: SocketAddr, bytes: &[u8]) -> Option<Vec<u8>> {
+    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+    s.handle_datagram(now, from, bytes).into_iter().find(|(to, _)| *to == from).map(|(_, b)| b)
+}
+
+fn call(cookie: Cookie, caller: u8, callee: u8, sequence: u64, pad_to: usize) -> Vec<u8> {
+    let addresses = [Address::reflexive(4000).unwrap()];
+    let flags = EntryFlags { observed_usable: true, ..EntryFlags::default() };
+    let entry = Entry::sign(&key(), PeerId([caller; 16]), sequence, flags, &addresses);
+    let mut out = Vec::new();
+    let (swarm, callee) = (key().swarm(), PeerId([callee; 16]));
+    Call { transaction: [1; 8], cookie, swarm, callee, entry }.emit(&mut out, pad_to);
+    out
+}
+
+fn enter(s: &mut Server, now: Instant, from: SocketAddr, peer: u8) -> Cookie {
+    let cookie = cookie_for(s, now, from);
+    peers(s, now, from, &announce(cookie, peer, EntryFlags::default(), 0)).unwrap();
+    cookie
+}
+
+#[test]
+fn a_call_rings_whoever_is_listed_under_that_name_and_nobody_else() {
+    let mut s = server();
+    let [a, b, c] = ["192.0.2.1:1", "192.0.2.2:2", "192.0.2.3:3"].map(addr);
+    let cookie = enter(&mut s, at(0), a, 1);
+    enter(&mut s, at(0), b, 2);
+    enter(&mut s, at(0), c, 3);
+    let bytes = call(cookie, 1, 2, 5, DATAGRAM_MAX);
+    let rung = s.handle_datagram(at(1), a, &bytes);
+    assert_eq!(rung.len(), 1);
+    assert_eq!(rung[0].0, b);
+    let FromTracker::Ring(ring) = FromTracker::parse(&rung[0].1).unwrap() else { panic!("a ring") };
+    assert_eq!((ring.observed, ring.entry.peer(), ring.entry.verify(&key())), (a, PeerId([1; 16]), true));
+    assert!(s.handle_datagram(at(1), b, &bytes).is_empty(), "another's cookie");
+    assert!(s.handle_datagram(at(1), a, &call(NO_COOKIE, 1, 2, 5, 300)).is_empty(), "none");
+    assert!(s.handle_datagram(at(1), a, &call(cookie, 1, 9, 5, 300)).is_empty(), "nobody of that name");
+    assert!(s.handle_datagram(at(1), a, &call(cookie, 1, 1, 5, 300)).is_empty(), "oneself");
+    assert_eq!(s.stats().rings, 1);
+    let cookie = cookie_for(&mut s, at(91), a);
+    assert!(s.handle_datagram(at(91), a, &call(cookie, 1, 2, 6, 300)).is_empty(), "expired");
+}
+
+#[test]
+fn rings_are_few_and_together_no_longer_than_the_call() {
+    let mut s = server();
+    let a = addr("198.51.100.1:1");
+    let cookie = enter(&mut s, at(0), a, 1);
+    for port in 1..=50 {
+        enter(&mut s, at(0), addr(&format!("192.0.2.{port}:1")), 2);
+    }
+    for pad_to in [0, 200, 400, DATAGRAM_MAX] {
+        let bytes = call(cookie, 1, 2, 5, pad_to);
+        let rung = s.handle_datagram(at(1), a, &bytes);
+        assert!((1..=4).contains(&rung.len()), "{}", rung.len());
+        assert!(rung.iter().map(|(_, b)| b.len()).sum::<usize>() <= bytes.len());
+    }
+    // One that is called by many.
+    let victim = addr("203.0.113.1:1");
+    enter(&mut s, at(0), victim, 7);
+    let mut rung = 0;
+    for host in 1..=200 {
+        let from = addr(&format!("198.51.100.{host}:5"));
+        let cookie = cookie_for(&mut s, at(2), from);
+        rung += s.handle_datagram(at(2), from, &call(cookie, 3, 7, host, 0)).len();
+    }
+    assert!(rung <= 17, "{rung}");
 }
 
 #[test]
 fn without_a_cookie_nothing_is_stored_and_the_answer_is_small() {
     let mut s = server();
     let bytes = announce(NO_COOKIE, 1, EntryFlags::default(), 0);
-    let answer = s.handle_datagram(at(0), addr("192.0.2.1:1"), &bytes).unwrap();
+    let answer = answer(&mut s, at(0), addr("192.0.2.1:1"), &bytes).unwrap();
     assert_eq!((answer.len(), s.stats().entries, s.stats().cookies), (COOKIE_REPLY_LEN, 0, 1));
 }
 
@@ -83,13 +155,13 @@ fn answers_are_never_longer_than_requests() {
         let from = addr(&format!("192.0.2.{host}:1"));
         let cookie = cookie_for(&mut s, at(0), from);
         let bytes = announce(cookie, host, EntryFlags::default(), 0);
-        assert!(s.handle_datagram(at(0), from, &bytes).unwrap().len() <= bytes.len());
+        assert!(answer(&mut s, at(0), from, &bytes).unwrap().len() <= bytes.len());
     }
     let from = addr("198.51.100.1:1");
     let cookie = cookie_for(&mut s, at(0), from);
     for pad_to in 0..=DATAGRAM_MAX {
         let bytes = announce(cookie, 200, EntryFlags::default(), pad_to);
-        if let Some(answer) = s.handle_datagram(at(10 * pad_to as u64 / 1000), from, &bytes) {
+        if let Some(answer) = answer(&mut s, at(10 * pad_to as u64 / 1000), from, &bytes) {
             assert!(answer.len() <= bytes.len(), "{} for {}", answer.len(), bytes.len());
         }
     }
@@ -129,7 +201,7 @@ fn a_flood_in_someone_elses_name_does_not_silence_him() {
     let victim = addr("192.0.2.1:1");
     let cookie = cookie_for(&mut s, at(0), victim);
     let spoofed = announce(NO_COOKIE, 66, EntryFlags::default(), 0);
-    let answered = (0..10_000).filter(|_| s.handle_datagram(at(0), victim, &spoofed).is_some()).count();
+    let answered = (0..10_000).filter(|_| answer(&mut s, at(0), victim, &spoofed).is_some()).count();
     assert!(answered < 400, "the victim gets little of it: {answered}");
     assert!(peers(&mut s, at(0), victim, &announce(cookie, 1, EntryFlags::default(), 0)).is_some());
 }
@@ -156,7 +228,7 @@ fn junk_is_counted_and_unanswered() {
     for _ in 0..20_000 {
         let mut bytes = vec![0; rng.next_u32() as usize % 1500];
         rng.fill_bytes(&mut bytes);
-        assert_eq!(s.handle_datagram(at(0), addr("192.0.2.1:1"), &bytes), None);
+        assert_eq!(answer(&mut s, at(0), addr("192.0.2.1:1"), &bytes), None);
     }
     assert_eq!((s.stats().invalid, s.stats().entries), (20_000, 0));
 }
@@ -174,7 +246,7 @@ fn five_hundred_clients_find_each_other_and_survive_a_restart() {
             let seed = [agent, agent].concat().try_into().unwrap();
             let mut c = Client::new(ClientConfig::new(seed, 1));
             c.set_trackers(at(0), &[tracker]);
-            c.set_addresses(at(0), vec![Address::reflexive(4000).unwrap()], false);
+            c.set_addresses(at(0), vec![Address::reflexive(4000).unwrap()], Usable::NONE);
             assert!(c.join(at(0), key(), &agent));
             c
         })
@@ -191,7 +263,7 @@ fn five_hundred_clients_find_each_other_and_survive_a_restart() {
         for (i, c) in clients.iter_mut().enumerate() {
             c.handle_timeout(now);
             while let Some((_, bytes)) = c.poll_transmit(now) {
-                if let Some(answer) = s.handle_datagram(now, from(i), &bytes) {
+                if let Some(answer) = answer(&mut s, now, from(i), &bytes) {
                     c.handle_datagram(now, tracker, &answer);
                 }
             }
