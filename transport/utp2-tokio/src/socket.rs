@@ -17,7 +17,7 @@ use crate::gate::Gate;
 /// Bytes asked for the kernel's receive buffer, so that a driver that is not scheduled for a while loses nothing:
 /// 10 ms at 5 Gbit/s are wanted at least, and four times as much is asked for, because on a machine that has more to
 /// do than its cores can, others run for several slices. Only what waits takes memory. Linux grants at most
-/// `net.core.rmem_max`.
+/// `net.core.rmem_max`, often 208 KiB, unless the program may administer the network (`CAP_NET_ADMIN`, root).
 const RECEIVE_ROOM: usize = 32 << 20;
 const RECEIVE_ROOM_MIN: usize = 8 << 20;
 
@@ -234,6 +234,13 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
 fn enlarge_buffers(socket: &socket2::Socket) {
     let _ = socket.set_recv_buffer_size(RECEIVE_ROOM);
     let _ = socket.set_send_buffer_size(SEND_ROOM);
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
+        // Refused to most users, who keep what was granted above.
+        let _ = set_socket_recv_buffer_size_force(socket, RECEIVE_ROOM);
+        let _ = set_socket_send_buffer_size_force(socket, SEND_ROOM);
+    }
     for (what, wanted, granted) in [
         ("receive (rmem_max)", RECEIVE_ROOM_MIN, socket.recv_buffer_size()),
         ("send (wmem_max)", SEND_ROOM, socket.send_buffer_size()),
@@ -289,6 +296,19 @@ mod tests {
             got.extend(run.data.chunks(run.stride).map(|d| (run.remote, d.to_vec())));
         }
         got
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn who_may_have_large_buffers_has_them_whatever_the_machine_grants_others() {
+        use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+        let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let may = set_socket_recv_buffer_size_force(&other, RECEIVE_ROOM).is_ok();
+        let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+        let before = socket.recv_buffer_size().unwrap();
+        enlarge_buffers(&socket);
+        let granted = socket.recv_buffer_size().unwrap();
+        assert!(granted >= before && (!may || granted >= RECEIVE_ROOM), "{before} before, {granted} granted");
     }
 
     #[tokio::test]

@@ -40,6 +40,9 @@ fn bind(server: Option<ServerConfig>) -> anyhow::Result<Endpoint> {
     let options = socket2::SockRef::from(&socket);
     options.set_recv_buffer_size(SOCKET_BUFFER)?;
     options.set_send_buffer_size(SOCKET_BUFFER)?;
+    // As µTP2 asks for it; refused to ordinary users.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER);
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER);
     let runtime = Arc::new(quinn::TokioRuntime);
     Ok(Endpoint::new(EndpointConfig::default(), server, socket, runtime)?)
 }

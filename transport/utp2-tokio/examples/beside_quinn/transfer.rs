@@ -13,7 +13,7 @@ pub(crate) const DATAGRAM: u16 = 1452;
 pub(crate) const WINDOW: u32 = 64 << 20;
 
 /// Bytes asked for each socket's buffers, for both.
-pub(crate) const SOCKET_BUFFER: usize = 8 << 20;
+pub(crate) const SOCKET_BUFFER: usize = 32 << 20;
 
 pub(crate) struct Settings {
     pub(crate) pairs: usize,
