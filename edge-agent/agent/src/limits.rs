@@ -29,8 +29,8 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(2);
 
 /// How long the welcome of one of several gateways may take: one that cannot reach its log does not answer, and the
-/// others may.
-pub(crate) const WELCOME_OF_SEVERAL: Duration = Duration::from_secs(8);
+/// others may. Once all have failed, twice as long and so on, up to four times: it may be the log that is slow.
+pub(crate) const WELCOME_OF_SEVERAL: Duration = Duration::from_secs(4);
 
 /// First and longest bound of the random pause before a new attempt.
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(500);

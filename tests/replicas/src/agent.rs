@@ -30,8 +30,8 @@ use crate::world::SOURCES;
 /// How long an agent that knows several gateways tries one of them.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// How long its welcome may take.
-const WELCOME: Duration = Duration::from_secs(8);
+/// How long its welcome may take; longer once all have failed (`edge-agent/PROTOCOL.md` §2.5).
+const WELCOME: Duration = Duration::from_secs(4);
 
 /// Longest pause before the next gateway is tried.
 const PAUSE_MS: u64 = 500;
@@ -39,6 +39,8 @@ const PAUSE_MS: u64 = 500;
 /// What an agent keeps, and what the checker asks.
 #[derive(Debug, Default)]
 pub struct Kept {
+    /// Gateways tried in vain since one welcomed it.
+    pub failed: u32,
     /// Sequence of the last command taken.
     pub cursor: u64,
     /// Commands obeyed, by sequence, in the order they came.
@@ -164,8 +166,17 @@ impl Agent {
         }
     }
 
+    fn patience(&self) -> Duration {
+        let kept = self.kept();
+        WELCOME * (kept.failed / kept.gateways.len() as u32 + 1).min(4)
+    }
+
     async fn next_gateway(&self) {
-        self.kept().gateways.rotate_left(1);
+        {
+            let mut kept = self.kept();
+            kept.failed += 1;
+            kept.gateways.rotate_left(1);
+        }
         tokio::time::sleep(Duration::from_millis(random(PAUSE_MS))).await;
     }
 
@@ -204,7 +215,7 @@ impl Agent {
         let tls = self.connect(gateway, ca, None).await?;
         let (mut read, mut write) = tokio::io::split(tls);
         let mut buffer = FrameBuffer::default();
-        let ToAgent::Challenge(challenge) = receive(&mut read, &mut buffer, WELCOME).await? else {
+        let ToAgent::Challenge(challenge) = receive(&mut read, &mut buffer, self.patience()).await? else {
             bail!("no challenge")
         };
         let enrol = Enrol {
@@ -216,7 +227,7 @@ impl Agent {
             version: "trial".into(),
         };
         send(&mut write, enrol).await?;
-        match receive(&mut read, &mut buffer, WELCOME).await? {
+        match receive(&mut read, &mut buffer, self.patience()).await? {
             ToAgent::Enrolled(enrolled) => {
                 let root: TrustBundle = event_schema::decode_exact("TrustBundle", &enrolled.trust.bytes)
                     .map_err(|error| Wrong(format!("trust bundle: {error}")))?;
@@ -231,7 +242,7 @@ impl Agent {
         let tls = self.connect(gateway, ca, Some(identity)).await?;
         let (mut read, mut write) = tokio::io::split(tls);
         let mut buffer = FrameBuffer::default();
-        let ToAgent::Challenge(_) = receive(&mut read, &mut buffer, WELCOME).await? else {
+        let ToAgent::Challenge(_) = receive(&mut read, &mut buffer, self.patience()).await? else {
             bail!(Wrong("no challenge".into()))
         };
         let hello = Hello {
@@ -242,12 +253,15 @@ impl Agent {
             features: FEATURE_GATEWAYS,
         };
         send(&mut write, hello).await?;
-        match receive(&mut read, &mut buffer, WELCOME).await? {
+        match receive(&mut read, &mut buffer, self.patience()).await? {
             ToAgent::Welcome(welcome) => self.acknowledge(welcome.reports_stored)?,
             ToAgent::Refused(refused) => bail!("refused: {}", refused.detail),
             _ => bail!(Wrong("no welcome".into())),
         }
-        self.kept().link = Link::Up(gateway.to_owned(), std::time::Instant::now());
+        {
+            let mut kept = self.kept();
+            (kept.link, kept.failed) = (Link::Up(gateway.to_owned(), std::time::Instant::now()), 0);
+        }
         let (home, at_home) = watch::channel(self.kept().acknowledged);
         tokio::select! {
             ended = self.speak(&mut write, at_home) => ended,

@@ -171,7 +171,7 @@ impl Link {
             stream.writer.send(holds).await?;
         }
         if several {
-            stream.reader.patience = WELCOME_OF_SEVERAL;
+            stream.reader.patience = WELCOME_OF_SEVERAL * self.places.rounds().saturating_add(1).min(4);
         }
         let welcome = match stream.reader.next().await? {
             ToAgent::Welcome(welcome) => welcome,

@@ -68,6 +68,11 @@ impl Places {
         self.failed.is_multiple_of(self.known.len())
     }
 
+    /// How often all have failed since one worked.
+    pub(crate) fn rounds(&self) -> u32 {
+        u32::try_from(self.failed / self.known.len()).unwrap_or(u32::MAX)
+    }
+
     /// The service told its gateways: those it did not name are forgotten, save the one in use and `kept`, which the
     /// owner named. Returns whether that is news.
     pub(crate) fn learn(&mut self, told: &[String], kept: &[String]) -> bool {
@@ -110,7 +115,9 @@ mod tests {
         seen.push(places.current().text.clone());
         assert!(!places.fails());
         seen.push(places.current().text.clone());
+        assert_eq!(places.rounds(), 0);
         assert!(places.fails(), "all have failed");
+        assert_eq!(places.rounds(), 1);
         seen.sort();
         assert_eq!(seen, ["a:1", "b:1", "c:1"]);
         assert!(!places.fails());
