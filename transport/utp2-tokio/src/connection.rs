@@ -112,6 +112,18 @@ impl Connection {
         live.or(self.0.state.mailbox().last_remote).expect("known since the handshake")
     }
 
+    /// Tries to reach the peer at another address; see [`utp2::Connection::seek`]. [`Connection::remote`] tells it at
+    /// once, and the one before again if nobody answered there.
+    pub fn seek(&self, remote: SocketAddr) -> bool {
+        let sought = {
+            let mut core = self.0.shared.core();
+            let now = core.advance_to(self.0.shared.now());
+            core.endpoint.connection_mut(self.handle()).is_some_and(|conn| conn.seek(now, remote))
+        };
+        self.0.shared.wake();
+        sought
+    }
+
     /// Messages that came with the peer's first packet; the first call takes them. They are authentic, and no copy
     /// of them was taken before, but until [`Connection::confirmed`] they may be a copy that an attacker held back:
     /// what is done then must do no harm. None unless [`utp2::Config::accept_early`] is set.

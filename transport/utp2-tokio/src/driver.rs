@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use timebase::Instant;
-use utp2::{Arrival, Ecn};
+use utp2::{Arrival, Ecn, Transmit};
 
 use crate::arrival::Ages;
+use crate::beside::{DETOUR_HEADER, is_detour, wrapped};
 use crate::fault::{BadPath, LossInjector};
 use crate::shared::{BadPaths, Shared, code};
-use crate::socket::{NotSent, ReceiveBatch};
+use crate::socket::{NotSent, ReceiveBatch, SEND_MAX};
 use crate::talk::Talk;
 use crate::timer::Timer;
 
@@ -58,11 +59,22 @@ enum Wakeup {
     Shutdown,
 }
 
-/// A transmission the socket had no room for.
-struct Refused {
+/// How what is in the buffer is to be sent; kept for what the socket had no room for.
+#[derive(Clone, Copy)]
+struct Parcel {
+    /// Where the core sends to.
     remote: SocketAddr,
+    /// Where that is: elsewhere on a detour.
+    to: SocketAddr,
     ecn: Ecn,
     segment_size: Option<usize>,
+}
+
+impl Parcel {
+    /// Bytes of each datagram that are not the core's.
+    fn overhead(&self) -> usize {
+        if self.remote == self.to { 0 } else { DETOUR_HEADER }
+    }
 }
 
 pub(crate) struct Driver {
@@ -74,7 +86,7 @@ pub(crate) struct Driver {
     ages: Ages,
     /// The transmission under way, kept while the socket refuses it.
     buf: Vec<u8>,
-    refused: Option<Refused>,
+    refused: Option<Parcel>,
     /// Datagrams or transmissions were left for the next turn.
     more: bool,
     /// Datagrams gather meanwhile: the timer ends it, not the socket.
@@ -261,7 +273,7 @@ impl Driver {
                 let arrival = Arrival { remote: run.remote, at, ecn: run.ecn };
                 for datagram in run.data.chunks_mut(run.stride) {
                     self.talk.came(run.remote, datagram);
-                    core.handle_datagram(*now, arrival, datagram);
+                    self.shared.deliver(core, *now, arrival, datagram);
                     core.dispatch_events(&self.shared);
                 }
             }
@@ -287,7 +299,7 @@ impl Driver {
                 while let Some((remote, mut datagram)) = bad.inward.pop(now) {
                     let arrival = Arrival { remote, at: now, ecn: Ecn::NotEct };
                     self.talk.came(remote, &datagram);
-                    core.handle_datagram(now, arrival, &mut datagram);
+                    self.shared.deliver(&mut core, now, arrival, &mut datagram);
                     core.dispatch_events(&self.shared);
                 }
             }
@@ -312,7 +324,7 @@ impl Driver {
 
     fn transmit(&mut self) {
         if let Some(refused) = self.refused.take()
-            && !self.send(refused.remote, refused.ecn, refused.segment_size)
+            && !self.send(refused)
         {
             return;
         }
@@ -328,34 +340,63 @@ impl Driver {
             };
             let Some(t) = transmit else { return };
             self.buf.truncate(t.len);
-            let segment = t.segment_size.unwrap_or(t.len);
+            let Some(parcel) = self.addressed(&t) else { continue };
+            let segment = parcel.segment_size.unwrap_or(self.buf.len());
             self.talk.goes(now, t.remote, &self.buf, segment);
             if let Some(bad) = &mut self.bad {
-                self.buf.chunks(segment.max(1)).for_each(|datagram| bad.out.push(now, t.remote, datagram));
+                self.buf.chunks(segment.max(1)).for_each(|datagram| bad.out.push(now, parcel.to, datagram));
                 if !self.send_delayed() {
                     return;
                 }
-            } else if !self.send(t.remote, t.ecn, t.segment_size) {
+            } else if !self.send(parcel) {
                 return;
             }
         }
         self.more = true;
     }
 
+    /// Where the buffer goes; puts the headers of a detour before its packets. `None` if the detour is gone.
+    fn addressed(&mut self, t: &Transmit) -> Option<Parcel> {
+        let (remote, ecn, segment_size) = (t.remote, t.ecn, t.segment_size);
+        if !is_detour(remote) {
+            return Some(Parcel { remote, to: remote, ecn, segment_size });
+        }
+        let detour = self.shared.beside.find(remote)?;
+        let segment = segment_size.unwrap_or(t.len);
+        self.buf = wrapped(&self.buf, segment, &detour.header);
+        let segment = segment + DETOUR_HEADER;
+        let parcel = Parcel {
+            remote,
+            to: detour.via,
+            ecn,
+            segment_size: (self.buf.len() > segment).then_some(segment),
+        };
+        // The headers may make more of it than one send takes. Should the socket be full just here, the first part is
+        // lost.
+        let most = SEND_MAX / segment * segment;
+        if self.buf.len() > SEND_MAX && most > 0 {
+            let rest = self.buf.split_off(most);
+            let _ = self.shared.socket.try_send(parcel.to, ecn, &self.buf, Some(segment));
+            self.buf = rest;
+        }
+        Some(parcel)
+    }
+
     /// Sends the buffer; false if the socket has no room, and then it is kept.
-    fn send(&mut self, remote: SocketAddr, ecn: Ecn, segment_size: Option<usize>) -> bool {
-        match self.shared.socket.try_send(remote, ecn, &self.buf, segment_size) {
+    fn send(&mut self, parcel: Parcel) -> bool {
+        let Parcel { remote, to, ecn, segment_size } = parcel;
+        match self.shared.socket.try_send(to, ecn, &self.buf, segment_size) {
             Ok(()) => true,
             Err(NotSent::TooLarge(size)) => {
                 // What was in it is lost, which the core finds by itself.
                 tracing::debug!(%remote, size, "the host's way there does not take datagrams of this size");
                 let mut core = self.shared.core();
                 let now = core.advance_to(self.shared.now());
-                core.endpoint.on_too_large(now, remote, size);
+                core.endpoint.on_too_large(now, remote, size.saturating_sub(parcel.overhead()));
                 true
             }
             Err(NotSent::WouldBlock) => {
-                self.refused = Some(Refused { remote, ecn, segment_size });
+                self.refused = Some(parcel);
                 false
             }
         }
@@ -370,7 +411,7 @@ impl Driver {
             let Some((remote, size)) = bad.out.pop_run(self.shared.now(), segments, &mut self.buf) else {
                 return true;
             };
-            if !self.send(remote, Ecn::NotEct, Some(size)) {
+            if !self.send(Parcel { remote, to: remote, ecn: Ecn::NotEct, segment_size: Some(size) }) {
                 return false;
             }
         }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot};
-use utp2::{Authorizer, CloseReason, Config, ContextId, Identity, PeerIdentity, Resumption};
+use utp2::{Authorizer, CloseReason, Config, ContextId, Ecn, Identity, PeerIdentity, Resumption};
 
+use crate::beside::{Beside, DETOUR_HEADER, is_detour};
 use crate::connection::Connection;
 use crate::driver::Driver;
 use crate::fault::LossInjector;
 use crate::shared::{Blocks, INCOMING_MAX, Shared};
-use crate::socket::Socket;
+use crate::socket::{NotSent, Socket};
 use crate::{BlockSink, BlockSource};
 
 /// What an endpoint needs to know.
@@ -225,6 +226,47 @@ impl Endpoint {
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = self.shared.now();
         self.shared.core().endpoint.set_lasting_secret(secret, now, unix);
+    }
+
+    /// Takes what comes to the socket and is not µTP2's: datagrams that begin with [`utp2::BESIDE`]. Who took it before
+    /// gets no more. 1024 wait; more are lost.
+    #[must_use]
+    pub fn beside(&self) -> mpsc::Receiver<Beside> {
+        self.shared.beside.take()
+    }
+
+    /// Sends a datagram of the protocol beside µTP2 from the socket.
+    ///
+    /// # Errors
+    /// It does not begin with [`utp2::BESIDE`], so that the peer would take it for µTP2; or the socket has no room.
+    /// What the system or the network does to it afterwards is not told.
+    pub fn send_beside(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        if !datagram.starts_with(&utp2::BESIDE) || is_detour(to) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.shared.socket.try_send(to, Ecn::NotEct, datagram, None).map_err(|not_sent| match not_sent {
+            NotSent::WouldBlock => io::ErrorKind::WouldBlock.into(),
+            NotSent::TooLarge(_) => io::ErrorKind::InvalidInput.into(),
+        })
+    }
+
+    /// Makes an address for a peer that is reached by way of `via`: packets to it go there behind `header`, and what
+    /// comes from there behind `header` counts as come from it. `None` if there are 1024 already, or `header` does not
+    /// begin with [`utp2::BESIDE`].
+    #[must_use]
+    pub fn add_detour(&self, via: SocketAddr, header: [u8; DETOUR_HEADER]) -> Option<SocketAddr> {
+        self.shared.beside.add(via, header)
+    }
+
+    /// Forgets a detour. Connections over it that find no other way end of silence.
+    pub fn remove_detour(&self, place: SocketAddr) {
+        self.shared.beside.remove(place);
+    }
+
+    /// Whether an address was made by [`Endpoint::add_detour`], here or elsewhere.
+    #[must_use]
+    pub fn is_detour(addr: SocketAddr) -> bool {
+        is_detour(addr)
     }
 
     /// What the socket says about itself. Reads a file of the kernel: not for every packet.

@@ -28,6 +28,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Another protocol may share the socket ([`Endpoint::beside`]), and µTP2 may travel inside its datagrams
+//! ([`Endpoint::add_detour`]): that is how agents talk to trackers, open NATs and use relays.
+//!
 //! # How it is built, and why
 //! The core sits behind one mutex; a task per endpoint (the *driver*) moves datagrams and time through it,
 //! and the calls of [`Connection`] take the same mutex for a moment. Against a channel of commands this
@@ -51,6 +54,7 @@
 //! Nothing here decides protocol matters; see `utp2` and `transport/PROTOCOL.md` for those.
 
 mod arrival;
+mod beside;
 mod connection;
 mod driver;
 mod endpoint;
@@ -64,6 +68,7 @@ mod timer;
 
 use std::io;
 
+pub use beside::{Beside, DETOUR_HEADER};
 pub use connection::{BlockEvent, Closed, Connection, SendMessageError};
 pub use endpoint::{ConnectError, Endpoint, EndpointConfig, Incoming, SocketStats};
 pub use fault::LossInjector;

@@ -1,6 +1,6 @@
 //! What the driver and the handles share: the core behind its mutex, and a mailbox per connection.
 //!
-//! Lock order: the core, then a mailbox. The list of orphans stands alone, so that a handle may be dropped
+//! Lock order: the core, then a mailbox or the table of what is beside. The list of orphans stands alone, so that a handle may be dropped
 //! anywhere, even inside a block source.
 
 use std::cell::Cell;
@@ -16,6 +16,7 @@ use utp2::{
     Arrival, CloseReason, ContextId, Event, Handle, HandshakeFailure, PeerIdentity, SourceError, Stats,
 };
 
+use crate::beside::{BesideTable, DETOUR_HEADER, is_detour};
 use crate::connection::{BlockEvent, Connection};
 use crate::fault::BadPath;
 use crate::socket::Socket;
@@ -407,6 +408,7 @@ impl Core {
 pub(crate) struct Shared {
     core: Mutex<Core>,
     pub(crate) socket: Socket,
+    pub(crate) beside: BesideTable,
     /// Wakes the driver.
     wake: Notify,
     /// Connections whose last handle was dropped.
@@ -461,6 +463,7 @@ impl Shared {
         Arc::new(Self {
             core: Mutex::new(core),
             socket,
+            beside: BesideTable::default(),
             wake: Notify::new(),
             orphans: Mutex::default(),
             ending: AtomicBool::new(false),
@@ -504,6 +507,20 @@ impl Shared {
 
     pub(crate) fn take_orphans(&self) -> Vec<Handle> {
         std::mem::take(&mut *self.orphans.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Hands a datagram to whom it is for: the core, or the protocol beside it.
+    pub(crate) fn deliver(&self, core: &mut Core, now: Instant, arrival: Arrival, datagram: &mut [u8]) {
+        if is_detour(arrival.remote) {
+            // Nobody has such an address.
+            return;
+        }
+        if !datagram.starts_with(&utp2::BESIDE) {
+            return core.handle_datagram(now, arrival, datagram);
+        }
+        if let Some(remote) = self.beside.arrived(arrival.remote, datagram) {
+            core.handle_datagram(now, Arrival { remote, ..arrival }, &mut datagram[DETOUR_HEADER..]);
+        }
     }
 
     /// Asks the driver to end.

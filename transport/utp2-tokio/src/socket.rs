@@ -32,7 +32,7 @@ const RECEIVE_BATCH: usize = 32;
 const RECEIVE_BUFFER: usize = 65_535;
 
 /// The largest UDP payload over IPv4, and so the most bytes of one send with GSO.
-const SEND_MAX: usize = 65_507;
+pub(crate) const SEND_MAX: usize = 65_507;
 
 /// The kernel's limit of datagrams in one send with GSO (`UDP_MAX_SEGMENTS` of older kernels).
 const SEGMENTS_MAX: usize = 64;

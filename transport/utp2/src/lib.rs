@@ -36,6 +36,10 @@ mod source;
 mod tests;
 mod wire;
 
+/// No packet to an endpoint of ours begins with this, so that its socket can be shared with another protocol whose
+/// datagrams do (PROTOCOL.md §3.8).
+pub const BESIDE: [u8; 3] = [0x46, 0x54, 0x01];
+
 pub use config::{Config, ConfigError, Mode};
 pub use congestion::PathMemory;
 pub use connection::{Connection, RangeSet, State, Stats};

@@ -281,6 +281,13 @@ impl Connection {
         self.session().map_or(self.remote, |s| s.path.remote())
     }
 
+    /// Tries to reach the peer at another address, which somebody has found to be its own: packets go there from now
+    /// on, a few at first, and go on going there if the peer answers within a second (§10.8). If not, everything is as
+    /// before. False if there is no session, the address is the present one, or another one is on trial.
+    pub fn seek(&mut self, now: Instant, remote: SocketAddr) -> bool {
+        self.session_mut().is_some_and(|s| s.seek(now, remote))
+    }
+
     /// Whether we connected, rather than accepted.
     pub fn is_initiator(&self) -> bool {
         self.initiator

@@ -32,6 +32,9 @@ struct Trial {
     trigger: u64,
     /// The address of a resumed handshake, before the peer showed that it got our answer: nothing to go back to.
     initial: bool,
+    /// The application wants to reach the peer there; the peer need not know it yet and goes on sending from where it
+    /// was.
+    sought: bool,
 }
 
 /// What a proven address tells.
@@ -47,6 +50,9 @@ pub(crate) struct Proven {
 const DISTRUST: Duration = Duration::from_secs(1);
 /// Bytes that may be sent per byte received before the address is proven.
 const AMPLIFICATION: u64 = 3;
+/// What an address that the application names counts for, as if so many bytes had come from there: some challenges, and
+/// the answer to the peer's own.
+const SOUGHT: u64 = 1200;
 /// Challenges of one trial are apart by half a round trip within these bounds.
 const CHALLENGE_EVERY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(200)];
 
@@ -68,6 +74,7 @@ impl Path {
             first_number: 0,
             trigger: u64::MAX,
             initial: true,
+            sought: false,
         };
         Self { trial: Some(trial), ..Self::new(remote) }
     }
@@ -107,7 +114,29 @@ impl Path {
             first_number: next_number,
             trigger,
             initial: false,
+            sought: false,
         });
+    }
+
+    /// The application says that the peer can be reached there as well. Not while another address is on trial; returns
+    /// whether the trial began.
+    pub(crate) fn seek(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        challenge: [u8; 8],
+        rtt: Duration,
+        until: Instant,
+        next_number: u64,
+    ) -> bool {
+        if self.trial.is_some() || to == self.remote {
+            return false;
+        }
+        self.moved(now, to, challenge, rtt, until, next_number, u64::MAX);
+        if let Some(t) = &mut self.trial {
+            (t.sought, t.received) = (true, SOUGHT);
+        }
+        true
     }
 
     /// Packets with smaller numbers went to where the peer no longer is, or may not be: their loss says nothing of
@@ -160,9 +189,10 @@ impl Path {
         self.trial.as_ref().is_some_and(|t| t.previous == from && t.trigger == number)
     }
 
-    /// Whether a packet from another address is to be followed.
-    pub(crate) fn may_move(&self, now: Instant) -> bool {
-        self.settled_until.is_none_or(|t| t <= now)
+    /// Whether a packet from another address, `from`, is to be followed.
+    pub(crate) fn may_move(&self, now: Instant, from: SocketAddr) -> bool {
+        let is_left = self.trial.as_ref().is_some_and(|t| t.sought && t.previous == from);
+        !is_left && self.settled_until.is_none_or(|t| t <= now)
     }
 
     /// Tells what is proven if this answers the challenge.
@@ -196,6 +226,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_address_that_is_sought_is_left_again_unless_it_answers() {
+        let (a, b) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
+        let (t, ms) = (Instant::from_micros, Duration::from_millis);
+        let mut p = Path::new(a);
+        assert!(!p.seek(t(0), a, [1; 8], ms(100), t(100), 7), "there already");
+        assert!(p.seek(t(0), b, [1; 8], ms(100), t(100), 7));
+        assert!(!p.seek(t(0), b, [1; 8], ms(100), t(100), 7), "one at a time");
+        assert_eq!((p.remote(), p.allowance()), (b, 3600));
+        assert!(!p.may_move(t(1), a), "the peer does not know yet, and sends from where it was");
+        assert!(p.give_up(t(100)) && p.remote() == a && p.may_move(t(101), b));
+        assert!(p.seek(t(200), b, [2; 8], ms(100), t(900), 9));
+        assert_eq!(p.on_response([2; 8]), Some(Proven { same_host: true, first_number: 9 }));
+        assert_eq!((p.remote(), p.allowance()), (b, usize::MAX));
+    }
+
+    #[test]
     fn a_new_address_gets_thrice_what_it_sent_until_it_answers() {
         let (a, b) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
         let t = Instant::from_micros;
@@ -221,8 +267,8 @@ mod tests {
         p.moved(t(300_001), b, [4; 8], ms(100), t(400_000), 21, 4);
         assert_eq!(p.deadline(), None, "back where it was proven");
         p.moved(t(500_000), a, [3; 8], ms(100), t(600_000), 20, 5);
-        assert!(!p.on_copy(t(500_100), b, 4) && !p.on_copy(t(500_100), a, 5) && p.may_move(t(500_100)));
+        assert!(!p.on_copy(t(500_100), b, 4) && !p.on_copy(t(500_100), a, 5) && p.may_move(t(500_100), b));
         assert!(p.is_copy_of_interest(b, 5) && p.on_copy(t(500_100), b, 5));
-        assert_eq!((p.remote(), p.may_move(t(1_500_099)), p.may_move(t(1_500_100))), (b, false, true));
+        assert_eq!((p.remote(), p.may_move(t(1_500_099), a), p.may_move(t(1_500_100), a)), (b, false, true));
     }
 }

@@ -62,7 +62,7 @@ impl Session {
         self.stats.received_packets += 1;
         self.stats.received_bytes += size as u64;
         self.last_received = now;
-        if from != self.path.remote() && largest.is_none_or(|l| number > l) && self.path.may_move(now) {
+        if from != self.path.remote() && largest.is_none_or(|l| number > l) && self.path.may_move(now, from) {
             self.on_moved(now, from, number);
         }
         self.path.on_received(from, size);
@@ -155,6 +155,15 @@ impl Session {
         let until = now + (self.probe_timeout() * 3).max(TRIAL);
         let (rtt, next) = (self.rtt.smoothed(), self.sent.next_number());
         self.path.moved(now, to, challenge, rtt, until, next, trigger);
+    }
+
+    /// The application says that the peer can be reached there as well (§10.8).
+    pub(super) fn seek(&mut self, now: Instant, to: SocketAddr) -> bool {
+        let mut challenge = [0; 8];
+        self.random.fill_bytes(&mut challenge);
+        let until = now + (self.probe_timeout() * 3).max(TRIAL);
+        let (rtt, next) = (self.rtt.smoothed(), self.sent.next_number());
+        self.path.seek(now, to, challenge, rtt, until, next)
     }
 
     /// Only now, and not when a packet merely came from elsewhere: who can replay packets could halve our rate.

@@ -311,8 +311,8 @@ impl Endpoint {
         loop {
             let mut cid = [0; 8];
             self.random.fill_bytes(&mut cid);
-            // Zero stands for "none yet" in INIT.
-            if cid != [0; 8] && !self.cids.contains_key(&cid) {
+            // Zero stands for "none yet" in INIT; what begins as other protocols on the socket do is theirs (§3.8).
+            if cid != [0; 8] && !cid.starts_with(&crate::BESIDE[1..]) && !self.cids.contains_key(&cid) {
                 return cid;
             }
         }
