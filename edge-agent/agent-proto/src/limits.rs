@@ -19,6 +19,40 @@ pub const HASHES_MAX: usize = 16 * 1024;
 /// Bytes of an encoded manifest: 4 GiB, so that its block hashes (4 MiB) fit in memory anywhere.
 pub const MANIFEST_LEN_MAX: u64 = 4 << 30;
 
+/// Entries of a manifest: a bit for each fits in 12 MiB.
+pub const ENTRIES_MAX: u64 = 100_000_000;
+
+/// A page of a manifest ends with the entry that brings it to so many bytes: some 130 entries, and 24 bytes of page
+/// table for them.
+pub const PAGE_LEN: usize = 4096;
+
+/// Bytes of one encoded entry, beyond all that the limits below allow together.
+pub const ENTRY_LEN_MAX: usize = 512 * 1024;
+
+/// Stretches of data in a sparse file. Every one may take 20 bytes; where there are more, short holes are sent as data.
+pub const EXTENTS_MAX: usize = 16 * 1024;
+
+/// Bytes of a file: what `off_t` can say.
+pub const FILE_LEN_MAX: u64 = i64::MAX as u64;
+
+/// Extended attributes of one entry.
+pub const XATTRS_MAX: usize = 256;
+
+/// Bytes of the name of an extended attribute: XATTR_NAME_MAX of Linux.
+pub const XATTR_NAME_LEN_MAX: usize = 255;
+
+/// Bytes of the names and values of an entry's extended attributes together: two of the largest that Linux takes.
+pub const XATTRS_LEN_MAX: usize = 128 * 1024;
+
+/// Bytes of the name of a user or group: what `useradd` takes is 32, directories of people have longer ones.
+pub const OWNER_NAME_LEN_MAX: usize = 255;
+
+/// `..` behind a name in one symlink's target: each costs a look whether a folder is there.
+pub const LINK_TURNS_MAX: usize = 16;
+
+/// Symlinks of one manifest with such a `..`: looking up all of them takes seconds.
+pub const TURNING_LINKS_MAX: u64 = 65_536;
+
 /// Bytes of a path inside a run's folder: PATH_MAX of Linux.
 pub const PATH_LEN_MAX: usize = 4096;
 

@@ -62,4 +62,6 @@ pub enum Misbehaviour {
     BadHead,
     /// A head, properly signed, of another manifest than the one we know: the source signed two.
     OtherHead,
+    /// A head, properly signed, of a manifest of this version, which we cannot read: the source runs another release.
+    OtherVersion(u8),
 }

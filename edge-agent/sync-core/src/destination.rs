@@ -24,7 +24,7 @@ use timebase::Instant;
 use crate::action::{Action, Misbehaviour};
 use crate::block_map::BlockMap;
 use crate::config::{BLOCKS_MAX, FetchConfig, REQUEST_MAX, UploadConfig};
-use crate::manifest::{ManifestHead, blocks_of, manifest_block_hashes};
+use crate::manifest::{HeadError, ManifestHead, blocks_of};
 use crate::merkle::{Hash, block_hash, tree_root};
 use crate::ranges::{Space, of_space};
 use crate::swarm::{Arrival, Swarm};
@@ -133,17 +133,16 @@ impl Destination {
         }
     }
 
-    /// Puts in a head and an encoded manifest kept from before a restart. False, and nothing changed, if they
-    /// do not belong together or to this run.
-    pub fn restore_manifest(&mut self, now: Instant, signed: Signed, encoded: &[u8]) -> bool {
+    /// Puts in a head kept from before a restart and the hashes of the blocks of the manifest that was kept with
+    /// it. False, and nothing changed, if they do not belong together or to this run.
+    pub fn restore_manifest(&mut self, now: Instant, signed: Signed, hashes: Vec<Hash>) -> bool {
         let Ok(head) = ManifestHead::open(&signed, self.info.run, &self.info.source_key) else {
             return false;
         };
-        let hashes = manifest_block_hashes(encoded);
-        if head.len != encoded.len() as u64 || head.blocks > BLOCKS_MAX || tree_root(&hashes) != head.root {
+        let count = hashes.len() as u64;
+        if head.manifest_blocks() != count || head.blocks > BLOCKS_MAX || tree_root(&hashes) != head.root {
             return false;
         }
-        let count = hashes.len() as u64;
         self.learn_head(now, head, signed);
         if let Some(known) = &mut self.known {
             known.hashes = hashes;
@@ -459,9 +458,13 @@ impl Destination {
             None => false,
         };
         if !same {
-            let head = ManifestHead::open(&signed, self.info.run, &self.info.source_key);
-            let Some(head) = head.ok().filter(|h| h.blocks <= BLOCKS_MAX) else {
-                return self.misbehaved(peer, Misbehaviour::BadHead, true);
+            let head = match ManifestHead::open(&signed, self.info.run, &self.info.source_key) {
+                Ok(head) if head.blocks <= BLOCKS_MAX => head,
+                // Whoever passes it on did nothing wrong.
+                Err(HeadError::Version(version)) => {
+                    return self.misbehaved(peer, Misbehaviour::OtherVersion(version), false);
+                }
+                Ok(_) | Err(HeadError::Bad) => return self.misbehaved(peer, Misbehaviour::BadHead, true),
             };
             if self.known.is_some() {
                 return self.misbehaved(peer, Misbehaviour::OtherHead, false);

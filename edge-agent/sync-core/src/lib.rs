@@ -21,6 +21,7 @@ mod pace;
 mod ranges;
 mod swarm;
 mod upload;
+pub mod weak;
 
 pub use action::{Action, Misbehaviour};
 pub use block_map::BlockMap;

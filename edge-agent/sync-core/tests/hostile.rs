@@ -11,7 +11,9 @@ use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, RunId, Signed};
 use proptest::prelude::*;
 use sync_core::config::{BLOCKS_MAX, FetchConfig, OriginConfig, UploadConfig};
-use sync_core::manifest::{Entry, Kind, Manifest, ManifestHead, Mtime};
+use sync_core::manifest::{
+    BlockHash, Entry, Kind, Manifest, ManifestHead, Mtime, encode, manifest_block_hashes,
+};
 use sync_core::{Action, Arrival, BlockMap, Destination, Misbehaviour, Origin, Phase, RunInfo};
 use timebase::Instant;
 
@@ -23,19 +25,13 @@ fn source() -> SigningKey {
 }
 
 fn manifest() -> (Signed, Vec<[u8; 32]>, Vec<u8>) {
-    let entry = Entry {
-        path: b"big".to_vec(),
-        mode: 0o644,
-        mtime: Mtime { seconds: 0, nanos: 0 },
-        kind: Kind::File {
-            size: BLOCKS * u64::from(BLOCK_LEN),
-            blocks: (0..BLOCKS).map(|i| [i as u8; 32]).collect(),
-        },
-    };
-    let manifest = Manifest::from_entries(vec![entry]).expect("a good manifest");
-    let encoded = manifest.encode();
+    let size = BLOCKS * u64::from(BLOCK_LEN);
+    let entry = Entry::new(b"big", 0o644, Mtime::default(), Kind::file(size));
+    let blocks: Vec<_> = (0..BLOCKS).map(|i| BlockHash { strong: [i as u8; 32], weak: 0 }).collect();
+    let encoded = encode([(entry, blocks)]).expect("a good manifest");
+    let hashes = manifest_block_hashes(&encoded);
     let id = AgentId::of_key(&source().verifying_key().to_bytes());
-    let (head, hashes) = ManifestHead::of(RUN, id, &manifest, &encoded).expect("small");
+    let head = ManifestHead::of(RUN, id, &Manifest::open(&encoded).expect("good"), &hashes);
     (head.sign(&source()), hashes, encoded)
 }
 
@@ -118,7 +114,7 @@ fn heads_of_others_are_refused() {
     let (signed, hashes, encoded) = manifest();
     let id = AgentId::of_key(&source().verifying_key().to_bytes());
     let head = ManifestHead {
-        version: 1,
+        version: 2,
         run: RUN,
         source: id,
         len: encoded.len() as u64,
@@ -140,9 +136,21 @@ fn heads_of_others_are_refused() {
         assert!(d.is_avoided(peer(1)));
         assert_eq!(d.phase(), Phase::FindingPeers);
     }
+    // What the source did say, of a manifest that we cannot read.
+    let other = ManifestHead { version: 3, ..head.clone() }.sign(&source());
     let mut d = destination();
-    assert!(!d.restore_manifest(at(0), signed.clone(), &encoded[1..]));
-    assert!(d.restore_manifest(at(0), signed, &encoded));
+    d.handle_connected(at(0), peer(1));
+    d.handle_message(at(0), peer(1), hello());
+    d.handle_message(at(0), peer(1), Head { signed: other }.into());
+    let what = Misbehaviour::OtherVersion(3);
+    assert!(actions(&mut d, at(0)).contains(&Action::Misbehaved { peer: peer(1), what }));
+    assert!(!d.is_avoided(peer(1)));
+    let mut d = destination();
+    assert!(!d.restore_manifest(at(0), signed.clone(), hashes[1..].to_vec()));
+    let mut others = hashes.clone();
+    others[0][0] ^= 1;
+    assert!(!d.restore_manifest(at(0), signed.clone(), others));
+    assert!(d.restore_manifest(at(0), signed, hashes));
     assert_eq!(d.phase(), Phase::Preparing);
     let second = ManifestHead { bytes: 1, ..head };
     d.handle_connected(at(0), peer(1));
@@ -174,9 +182,9 @@ fn a_request_for_everything_is_bounded() {
 
 #[test]
 fn asking_for_what_is_not_here_fills_no_memory() {
-    let (signed, _, encoded) = manifest();
+    let (signed, hashes, _) = manifest();
     let mut d = destination();
-    assert!(d.restore_manifest(at(0), signed, &encoded));
+    assert!(d.restore_manifest(at(0), signed, hashes));
     d.handle_connected(at(0), peer(1));
     d.handle_message(at(0), peer(1), hello());
     let all = BlockRange { first: BlockAddress::content(0), count: u32::MAX };
@@ -194,10 +202,10 @@ fn having_everything_many_times_costs_no_more_than_once() {
     let (signed, hashes, _) = manifest();
     let id = AgentId::of_key(&source().verifying_key().to_bytes());
     let head = ManifestHead {
-        version: 1,
+        version: 2,
         run: RUN,
         source: id,
-        len: blocks * 32,
+        len: blocks * 36,
         root: [0; 32],
         entries: 1,
         bytes: blocks * u64::from(BLOCK_LEN),

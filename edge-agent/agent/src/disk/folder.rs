@@ -13,17 +13,28 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestam
 use rustix::io::{Errno, Result};
 use sync_core::manifest::Mtime;
 
-/// An opened folder with the folder walked to last, since entries come sorted.
+/// Folders on the way to the one walked to last that are kept open: entries come sorted, so the next one is near.
+const LEVELS_KEPT: usize = 32;
+
+/// An opened folder with the folders on the way that was walked last.
 pub(crate) struct Folder {
     root: Arc<OwnedFd>,
-    last: Mutex<Option<(Vec<u8>, Arc<OwnedFd>)>>,
+    walked: Mutex<Walked>,
+}
+
+/// A way that was walked: folders that are open, from the top down, each with the length of its path. Where the way is
+/// long, some above the last one are left out.
+#[derive(Default)]
+struct Walked {
+    path: Vec<u8>,
+    open: Vec<(usize, Arc<OwnedFd>)>,
 }
 
 impl Folder {
     /// Opens a folder that the agent's owner named; symlinks in this path are the owner's business.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let root = fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { root: Arc::new(root), last: Mutex::new(None) })
+        Ok(Self { root: Arc::new(root), walked: Mutex::default() })
     }
 
     /// The folder itself.
@@ -36,27 +47,35 @@ impl Folder {
         if path.is_empty() {
             return Ok(self.root.clone());
         }
-        let mut last = self.last.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some((walked, fd)) = &*last
-            && walked == path
-        {
-            return Ok(fd.clone());
-        }
-        let mut at = self.root.clone();
-        for name in path.split(|&b| b == b'/') {
+        let mut walked = self.walked.lock().unwrap_or_else(|e| e.into_inner());
+        let Walked { path: before, open } = &mut *walked;
+        let is_on_way =
+            |len: usize| path.get(..len) == before.get(..len) && path.get(len).is_none_or(|&b| b == b'/');
+        open.truncate(open.iter().take_while(|(len, _)| is_on_way(*len)).count());
+        let (mut len, mut at) = open.last().map_or((0, self.root.clone()), |(len, fd)| (*len, fd.clone()));
+        before.truncate(len);
+        while len < path.len() {
+            let start = if len == 0 { 0 } else { len + 1 };
+            let name = path[start..].split(|&b| b == b'/').next().unwrap_or_default();
             if name.is_empty() || name == b"." || name == b".." {
                 return Err(Errno::INVAL);
             }
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
             at = Arc::new(fs::openat(&at, name, flags, Mode::empty())?);
+            len = start + name.len();
+            if open.len() == LEVELS_KEPT {
+                open.pop();
+            }
+            open.push((len, at.clone()));
+            before.clear();
+            before.extend_from_slice(&path[..len]);
         }
-        *last = Some((path.to_vec(), at.clone()));
         Ok(at)
     }
 
-    /// Forgets the folder walked to last; after folders were replaced or removed.
+    /// Forgets the folders that are open; after some were replaced or removed.
     pub(crate) fn forget(&self) {
-        *self.last.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        *self.walked.lock().unwrap_or_else(|e| e.into_inner()) = Walked::default();
     }
 
     /// The folder that holds `path`, and the last name of it.

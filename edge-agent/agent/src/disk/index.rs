@@ -4,16 +4,19 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass};
 use rustix::fs::{self, Dir, FileType, Stat};
 use rustix::io::Errno;
-use sync_core::manifest::{Entry, Kind, Manifest, ManifestError, check_path, link_stays_inside};
-use sync_core::merkle::{Hash, block_hash};
+use sync_core::manifest::{
+    BlockHash, Entry, EntryRule, Kind, ManifestError, STAGING_FOLDER, check_path, link_stays_inside,
+};
 
 use super::folder::{Folder, file_type, mtime};
-use super::problem;
+use super::manifest::{ManifestFile, ManifestWriter};
+use super::{Problems, problem};
 
 /// How often a file that changes under the reader is read again before it is left out.
 const READ_TRIES: u32 = 3;
@@ -27,109 +30,208 @@ pub(crate) struct IndexProgress {
     pub(crate) bytes: u64,
 }
 
-/// Reads everything below `path` (or the one file it names). `progress` is called now and then and
-/// stops the work by returning `false`.
+/// Reads everything below `path` (or the one file it names) and writes the manifest to [`super::PART`] in the folder
+/// `state`. `progress` is called now and then and stops the work by returning `false`.
+///
+/// In memory are the names of the folders that are open, one on each level.
 ///
 /// # Errors
-/// If `path` itself cannot be read. What is wrong with single entries is in the list of problems, and
-/// those entries are not in the manifest.
+/// If `path` itself cannot be read, or the manifest cannot be written. What is wrong with single entries is in the
+/// list of problems, and those entries are not in the manifest.
 pub(crate) fn index_path(
     path: &Path,
+    state: &Path,
     progress: &mut dyn FnMut(IndexProgress) -> bool,
-) -> Result<(Manifest, Vec<Problem>), Problem> {
+) -> Result<(ManifestFile, Vec<Problem>), Problem> {
     let shown = path.as_os_str().as_encoded_bytes();
     let stat = fs::stat(path).map_err(|e| problem(e, shown, "reading the source"))?;
+    let out = ManifestWriter::create(state).map_err(not_written)?;
+    let whole = file_type(&stat) == FileType::Directory;
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let parent = match path.parent() {
+        _ if whole => path,
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let folder = Folder::open(parent).map_err(|e| problem(e, shown, "opening the source folder"))?;
     let mut index =
-        Index { entries: Vec::new(), problems: Vec::new(), done: IndexProgress::default(), progress };
-    let folder;
-    if file_type(&stat) == FileType::Directory {
-        folder = Folder::open(path).map_err(|e| problem(e, shown, "opening the source folder"))?;
-        index.entries.push(entry(Vec::new(), &stat, Kind::Folder));
-        index.folder(&folder, Vec::new())?;
+        Index { folder, out, problems: Problems::default(), done: IndexProgress::default(), progress };
+    if whole {
+        index.write(&entry(b"", &stat, Kind::Folder))?;
+        index.walk()?;
     } else {
-        let (parent, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        folder = Folder::open(parent).map_err(|e| problem(e, shown, "opening the source's folder"))?;
-        index.take(&folder, name.as_encoded_bytes().to_vec())?;
+        index.take(name)?;
     }
     index.finish()
 }
 
 struct Index<'a> {
-    entries: Vec<Entry>,
-    problems: Vec<Problem>,
+    folder: Folder,
+    out: ManifestWriter,
+    problems: Problems,
     done: IndexProgress,
     progress: &'a mut dyn FnMut(IndexProgress) -> bool,
 }
 
+/// A folder that is being read: its names, from the last to the first.
+struct Level {
+    path_len: usize,
+    names: Names,
+}
+
+/// Many names in little room.
+#[derive(Default)]
+struct Names {
+    bytes: Vec<u8>,
+    /// Where each begins and ends.
+    places: Vec<(u32, u32)>,
+}
+
+impl Names {
+    fn push(&mut self, name: &[u8]) -> rustix::io::Result<()> {
+        let start = u32::try_from(self.bytes.len()).map_err(|_| Errno::OVERFLOW)?;
+        let end = u32::try_from(self.bytes.len() + name.len()).map_err(|_| Errno::OVERFLOW)?;
+        self.bytes.extend_from_slice(name);
+        self.places.push((start, end));
+        Ok(())
+    }
+
+    /// Sorts them so that [`Self::pop`] gives the first one first.
+    fn sort(&mut self) {
+        let bytes = &self.bytes;
+        let name = |(start, end): (u32, u32)| &bytes[start as usize..end as usize];
+        self.places.sort_unstable_by(|a, b| name(*b).cmp(name(*a)));
+    }
+
+    fn pop(&mut self) -> Option<&[u8]> {
+        let (start, end) = self.places.pop()?;
+        Some(&self.bytes[start as usize..end as usize])
+    }
+}
+
 impl Index<'_> {
-    fn folder(&mut self, folder: &Folder, path: Vec<u8>) -> Result<(), Problem> {
-        let names = match names(folder, &path) {
-            Ok(names) => names,
-            Err(e) => {
-                self.problems.push(problem(e, &path, "reading the folder"));
-                return Ok(());
+    /// Takes in all that is below the folder, in the order of the manifest.
+    fn walk(&mut self) -> Result<(), Problem> {
+        let mut path = Vec::new();
+        let mut levels: Vec<Level> = self.names(&path).into_iter().collect();
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                levels.pop();
+                continue;
+            };
+            path.truncate(level.path_len);
+            if !path.is_empty() {
+                path.push(b'/');
             }
-        };
-        for name in names {
-            let mut child = path.clone();
-            if !child.is_empty() {
-                child.push(b'/');
-            }
-            child.extend_from_slice(&name);
+            path.extend_from_slice(name);
             // Our own staging folder is no content, should the source be a destination elsewhere.
-            if child != sync_core::manifest::STAGING_FOLDER {
-                self.take(folder, child)?;
+            if path != STAGING_FOLDER && self.take(&path)? {
+                levels.extend(self.names(&path));
             }
         }
         Ok(())
     }
 
-    /// Takes in one entry and, if it is a folder, all below it.
-    fn take(&mut self, folder: &Folder, path: Vec<u8>) -> Result<(), Problem> {
+    /// The names in a folder.
+    fn names(&mut self, path: &[u8]) -> Option<Level> {
+        match names(&self.folder, path) {
+            Ok(names) => Some(Level { path_len: path.len(), names }),
+            Err(e) => {
+                self.problems.push(problem(e, path, "reading the folder"));
+                None
+            }
+        }
+    }
+
+    /// Takes in one entry; true if it is a folder and those in it are to follow.
+    fn take(&mut self, path: &[u8]) -> Result<bool, Problem> {
         self.done.entries += 1;
         self.check_in()?;
-        if let Err(rule) = check_path(&path) {
-            let detail = format!("{rule}; not sent");
-            self.problems.push(Problem { class: ProblemClass::UnsafeName, path, detail });
-            return Ok(());
+        if let Err(rule) = check_path(path) {
+            self.refuse(path, rule);
+            return Ok(false);
         }
-        let stat = match folder.stat(&path) {
+        let stat = match self.folder.stat(path) {
             Ok(stat) => stat,
             Err(e) => {
-                self.problems.push(problem(e, &path, "reading the entry"));
-                return Ok(());
+                self.problems.push(problem(e, path, "reading the entry"));
+                return Ok(false);
             }
         };
         match file_type(&stat) {
-            FileType::Directory => {
-                self.entries.push(entry(path.clone(), &stat, Kind::Folder));
-                self.folder(folder, path)?;
-            }
-            FileType::RegularFile => match self.file(folder, &path)? {
-                Ok(entry) => self.entries.push(entry),
-                Err(problem) => self.problems.push(problem),
-            },
-            FileType::Symlink => match read_link(folder, &path) {
-                Ok(target) => {
-                    let kind = Kind::Symlink { target };
-                    self.entries.push(Entry { mode: 0, ..entry(path, &stat, kind) });
+            FileType::Directory => return self.write(&entry(path, &stat, Kind::Folder)),
+            FileType::RegularFile => match self.file(path)? {
+                Ok(entry) => _ = self.write(&entry)?,
+                Err(problem) => {
+                    self.out.drop_hashes().map_err(not_written)?;
+                    self.problems.push(problem);
                 }
-                Err(e) => self.problems.push(problem(e, &path, "reading the symlink")),
+            },
+            FileType::Symlink => match read_link(&self.folder, path) {
+                Ok(target) if self.stays_inside(path, &target) => {
+                    let link = entry(path, &stat, Kind::Symlink { target });
+                    self.write(&Entry { mode: 0, ..link })?;
+                }
+                Ok(target) => self.problems.push(Problem {
+                    class: ProblemClass::UnsafeLink,
+                    path: path.to_vec(),
+                    detail: format!(
+                        "the symlink leads out of the folder, to {}; not sent",
+                        target.escape_ascii()
+                    ),
+                }),
+                Err(e) => self.problems.push(problem(e, path, "reading the symlink")),
             },
             _ => self.problems.push(Problem {
                 class: ProblemClass::UnsupportedKind,
-                path,
+                path: path.to_vec(),
                 detail: "a device, pipe or socket; not sent".into(),
             }),
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// Adds an entry to the manifest; false if it breaks a rule and is left out.
+    fn write(&mut self, entry: &Entry) -> Result<bool, Problem> {
+        match self.out.push(entry).map_err(not_written)? {
+            Ok(()) => Ok(true),
+            Err(ManifestError::Entry { rule, .. }) => {
+                self.refuse(&entry.path, rule);
+                Ok(false)
+            }
+            Err(e) => Err(Problem {
+                class: ProblemClass::LimitExceeded,
+                path: entry.path.clone(),
+                detail: e.to_string(),
+            }),
+        }
+    }
+
+    fn refuse(&mut self, path: &[u8], rule: EntryRule) {
+        let class = match rule {
+            EntryRule::BadName | EntryRule::ReservedName => ProblemClass::UnsafeName,
+            EntryRule::UnsafeLink => ProblemClass::UnsafeLink,
+            _ => ProblemClass::LimitExceeded,
+        };
+        self.problems.push(Problem { class, path: path.to_vec(), detail: format!("{rule}; not sent") });
+    }
+
+    /// Whether a symlink leads out of the folder. Where that depends on what else is there, the disk is asked: what
+    /// is a folder there becomes one in the manifest.
+    fn stays_inside(&self, path: &[u8], target: &[u8]) -> bool {
+        let is_folder = |path: &[u8]| {
+            let there = check_path(path).is_ok()
+                && self.folder.stat(path).is_ok_and(|stat| file_type(&stat) == FileType::Directory);
+            Ok::<_, std::convert::Infallible>(there)
+        };
+        matches!(link_stays_inside(path, target, is_folder), Ok(true))
     }
 
     /// Hashes a file, again if it changes meanwhile.
-    fn file(&mut self, folder: &Folder, path: &[u8]) -> Result<Result<Entry, Problem>, Problem> {
+    fn file(&mut self, path: &[u8]) -> Result<Result<Entry, Problem>, Problem> {
         for _ in 0..READ_TRIES {
-            match self.read_once(folder, path) {
+            self.out.drop_hashes().map_err(not_written)?;
+            match self.read_once(path) {
                 Ok(Some(Ok(entry))) => return Ok(Ok(entry)),
                 Ok(Some(Err(stop))) => return Err(stop),
                 Ok(None) => {}
@@ -144,36 +246,34 @@ impl Index<'_> {
     }
 
     /// One attempt; `None` if the file changed while it was read.
-    fn read_once(
-        &mut self,
-        folder: &Folder,
-        path: &[u8],
-    ) -> rustix::io::Result<Option<Result<Entry, Problem>>> {
-        let mut file = folder.open_file(path)?;
+    fn read_once(&mut self, path: &[u8]) -> rustix::io::Result<Option<Result<Entry, Problem>>> {
+        let mut file = self.folder.open_file(path)?;
         let before = fs::fstat(&file)?;
-        let mut blocks: Vec<Hash> = Vec::new();
         let mut size = 0;
-        let mut block = vec![0; BLOCK_LEN as usize];
+        let mut block = vec![0; (before.st_size as u64).clamp(1, u64::from(BLOCK_LEN)) as usize];
+        let mut blocks = 0u64;
         loop {
             let len = read_full(&mut file, &mut block)?;
             if len == 0 {
                 break;
             }
-            blocks.push(block_hash(&block[..len]));
             size += len as u64;
+            if size > before.st_size as u64 {
+                return Ok(None);
+            }
+            if let Err(e) = self.out.push_hash(&BlockHash::of(&block[..len])) {
+                return Ok(Some(Err(not_written(e))));
+            }
+            blocks += 1;
             self.done.bytes += len as u64;
-            if blocks.len().is_multiple_of(64)
+            if blocks.is_multiple_of(64)
                 && let Err(stop) = self.check_in()
             {
                 return Ok(Some(Err(stop)));
             }
-            if size > before.st_size as u64 {
-                return Ok(None);
-            }
         }
         let same = same_version(&before, &fs::fstat(&file)?) && size == before.st_size as u64;
-        let kind = Kind::File { size, blocks };
-        Ok(same.then(|| Ok(entry(path.to_vec(), &before, kind))))
+        Ok(same.then(|| Ok(entry(path, &before, Kind::file(size)))))
     }
 
     fn check_in(&mut self) -> Result<(), Problem> {
@@ -188,58 +288,36 @@ impl Index<'_> {
         }
     }
 
-    fn finish(mut self) -> Result<(Manifest, Vec<Problem>), Problem> {
-        self.entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        // Links out of the folder are left out; the check needs all folders to be known.
-        let keep: Vec<bool> = self
-            .entries
-            .iter()
-            .map(|e| match &e.kind {
-                Kind::Symlink { target } => link_stays_inside(&self.entries, &e.path, target),
-                _ => true,
-            })
-            .collect();
-        let mut keep = keep.into_iter();
-        let problems = &mut self.problems;
-        self.entries.retain(|e| {
-            let kept = keep.next().unwrap_or(true);
-            if let (false, Kind::Symlink { target }) = (kept, &e.kind) {
-                problems.push(Problem {
-                    class: ProblemClass::UnsafeLink,
-                    path: e.path.clone(),
-                    detail: format!(
-                        "the symlink leads out of the folder, to {}; not sent",
-                        target.escape_ascii()
-                    ),
-                });
-            }
-            kept
-        });
-        match Manifest::from_entries(self.entries) {
-            Ok(manifest) => Ok((manifest, self.problems)),
-            Err(e) => {
-                let path = match &e {
-                    ManifestError::Entry { path, .. } => path.clone(),
-                    _ => Vec::new(),
-                };
-                Err(Problem { class: ProblemClass::LimitExceeded, path, detail: e.to_string() })
-            }
-        }
+    fn finish(self) -> Result<(ManifestFile, Vec<Problem>), Problem> {
+        let whole = |e: ManifestError| match e {
+            ManifestError::Entry { path, rule } => Problem {
+                class: ProblemClass::SourceChanged,
+                path,
+                detail: format!("{rule}: the folder changed while it was read; start the job again"),
+            },
+            e => Problem { class: ProblemClass::LimitExceeded, path: Vec::new(), detail: e.to_string() },
+        };
+        let file = self.out.finish().map_err(not_written)?.map_err(whole)?;
+        let manifest = ManifestFile::open(Arc::new(file)).map_err(whole)?;
+        Ok((manifest, self.problems.into_vec()))
     }
 }
 
-fn names(folder: &Folder, path: &[u8]) -> rustix::io::Result<Vec<Vec<u8>>> {
+fn not_written(error: std::io::Error) -> Problem {
+    problem(Errno::from_io_error(&error).unwrap_or(Errno::IO), b"", "writing the manifest")
+}
+
+fn names(folder: &Folder, path: &[u8]) -> rustix::io::Result<Names> {
     let fd = folder.walk(path)?;
-    let mut names = Vec::new();
+    let mut names = Names::default();
     for item in Dir::read_from(&fd)? {
         let item = item?;
         let name = item.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(name.to_vec());
+            names.push(name)?;
         }
     }
-    // In the order of the manifest, so that files are read as they will be sent.
-    names.sort_unstable();
+    names.sort();
     Ok(names)
 }
 
@@ -248,8 +326,8 @@ fn read_link(folder: &Folder, path: &[u8]) -> rustix::io::Result<Vec<u8>> {
     Ok(fs::readlinkat(&parent, name, Vec::new())?.into_bytes())
 }
 
-fn entry(path: Vec<u8>, stat: &Stat, kind: Kind) -> Entry {
-    Entry { path, mode: stat.st_mode & 0o7777, mtime: mtime(stat), kind }
+fn entry(path: &[u8], stat: &Stat, kind: Kind) -> Entry {
+    Entry::new(path, stat.st_mode & 0o7777, mtime(stat), kind)
 }
 
 /// Whether nobody wrote to the file between two looks at it.

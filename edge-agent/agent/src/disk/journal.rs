@@ -5,7 +5,7 @@
 //! checked against the disk before it is believed, so that power loss can only cost work.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 
 const RECORD_LEN: usize = 8;
@@ -17,17 +17,24 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Opens or makes the journal; gives what it holds.
-    pub(crate) fn open(path: &Path) -> io::Result<(Self, Vec<u64>)> {
+    /// Opens or makes the journal and tells every number that it holds.
+    pub(crate) fn open(path: &Path, mut tell: impl FnMut(u64)) -> io::Result<Self> {
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let records = bytes.chunks_exact(RECORD_LEN);
-        let whole = (bytes.len() - records.remainder().len()) as u64;
-        let numbers = records.map(|r| u64::from_le_bytes(r.try_into().expect("8 bytes"))).collect();
-        file.set_len(whole)?;
-        file.seek(SeekFrom::Start(whole))?;
-        Ok((Self { file, len: whole }, numbers))
+        let mut len = 0;
+        let mut reader = BufReader::with_capacity(64 * 1024, &mut file);
+        loop {
+            let records = reader.fill_buf()?.chunks_exact(RECORD_LEN);
+            let taken = RECORD_LEN * records.len();
+            records.for_each(|r| tell(u64::from_le_bytes(r.try_into().expect("8 bytes"))));
+            if taken == 0 {
+                break;
+            }
+            reader.consume(taken);
+            len += taken as u64;
+        }
+        file.set_len(len)?;
+        file.seek(SeekFrom::Start(len))?;
+        Ok(Self { file, len })
     }
 
     /// Adds a record. One write of 8 bytes: there or not there after a kill.
@@ -61,17 +68,22 @@ mod tests {
     fn survives_a_cut_at_any_byte() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("journal");
-        let (mut journal, _) = Journal::open(&path).expect("new");
+        let open = || {
+            let mut blocks = Vec::new();
+            let journal = Journal::open(&path, |block| blocks.push(block)).expect("any length");
+            (journal, blocks)
+        };
+        let (mut journal, _) = open();
         for block in [3, 1, u64::MAX] {
             journal.push(block).expect("room");
         }
         let bytes = std::fs::read(&path).expect("written");
         for cut in 0..=bytes.len() {
             std::fs::write(&path, &bytes[..cut]).expect("room");
-            let (mut journal, blocks) = Journal::open(&path).expect("any length");
+            let (mut journal, blocks) = open();
             assert_eq!(blocks, [3, 1, u64::MAX][..cut / 8]);
             journal.push(7).expect("room");
-            assert_eq!(Journal::open(&path).expect("again").1.last(), Some(&7));
+            assert_eq!(open().1.last(), Some(&7));
         }
     }
 }

@@ -5,9 +5,11 @@
 //! touched, whatever stands in the way on disk. Read `index.rs` for the source's side and
 //! `staging.rs` for the destination's.
 
+mod cache;
 mod folder;
 mod index;
 mod journal;
+mod manifest;
 mod reader;
 mod staging;
 #[cfg(test)]
@@ -17,8 +19,43 @@ use event_schema::{Problem, ProblemClass};
 use rustix::io::Errno;
 
 pub(crate) use index::index_path;
+pub(crate) use manifest::{ManifestFile, PART, file_block_hashes};
 pub(crate) use reader::{BlockReader, ReadError};
 pub(crate) use staging::{Staging, StoreError};
+
+/// Problems of single entries that are told; the rest is counted. What is reported of a run has the same bound.
+const PROBLEMS_KEPT: usize = 1000;
+
+/// Problems of single entries, as many as anybody will read.
+#[derive(Default)]
+pub(crate) struct Problems {
+    kept: Vec<Problem>,
+    more: u64,
+}
+
+impl Problems {
+    pub(crate) fn push(&mut self, problem: Problem) {
+        if self.kept.len() < PROBLEMS_KEPT {
+            self.kept.push(problem);
+        } else {
+            self.more += 1;
+            // Somebody waits for this one: it goes away by itself.
+            if problem.class == ProblemClass::DiskFull {
+                self.kept[0] = problem;
+            }
+        }
+    }
+
+    /// Those that were kept, and one that says how many more there were.
+    pub(crate) fn into_vec(mut self) -> Vec<Problem> {
+        if self.more > 0
+            && let Some(last) = self.kept.last_mut()
+        {
+            last.detail = format!("{}; and {} more entries have problems", last.detail, self.more);
+        }
+        self.kept
+    }
+}
 
 /// The problem that a system error on an entry amounts to, with what to do about it.
 pub(crate) fn problem(errno: Errno, path: &[u8], doing: &str) -> Problem {

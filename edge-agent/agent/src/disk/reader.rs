@@ -1,17 +1,17 @@
 //! Reading blocks back for others: each is checked against the manifest before a byte of it leaves,
 //! so that a file changed after indexing is noticed here and not blamed on us by the receiver.
 
-use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
-use sync_core::manifest::{BlockInfo, Manifest};
 use sync_core::merkle::block_hash;
 
+use super::cache::Cache;
 use super::folder::Folder;
+use super::manifest::{BlockInfo, ManifestFile};
 
 /// Blocks kept in memory: pieces of a block leave one after the other, and several receivers ask for
 /// the same block at about the same time. 512 blocks are 16 MiB.
@@ -41,48 +41,18 @@ impl std::fmt::Display for ReadError {
     }
 }
 
-/// Least recently used of at most `cap` values.
-struct Cache<K, V> {
-    values: HashMap<K, V>,
-    order: VecDeque<K>,
-    cap: usize,
-}
-
-impl<K: Copy + Eq + std::hash::Hash, V: Clone> Cache<K, V> {
-    fn new(cap: usize) -> Self {
-        Self { values: HashMap::new(), order: VecDeque::new(), cap }
-    }
-
-    fn insert(&mut self, key: K, value: V) {
-        if self.values.insert(key, value).is_none() {
-            self.order.push_back(key);
-        }
-        while self.values.len() > self.cap
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.values.remove(&oldest);
-        }
-    }
-
-    fn remove(&mut self, key: &K) {
-        if self.values.remove(key).is_some() {
-            self.order.retain(|k| k != key);
-        }
-    }
-}
-
 /// Reads verified blocks of a manifest's files below one folder.
 pub(crate) struct BlockReader {
     folder: Folder,
-    manifest: Arc<Manifest>,
+    manifest: Arc<ManifestFile>,
     blocks: Mutex<Cache<u64, Arc<[u8]>>>,
-    files: Mutex<Cache<usize, Arc<File>>>,
+    files: Mutex<Cache<u64, Arc<File>>>,
 }
 
 impl BlockReader {
     /// For a source at `path`: the folder that was indexed, or the single file.
-    pub(crate) fn for_source(path: &Path, manifest: Arc<Manifest>) -> rustix::io::Result<Self> {
-        let whole_folder = manifest.entries().first().is_some_and(|e| e.path.is_empty());
+    pub(crate) fn for_source(path: &Path, manifest: Arc<ManifestFile>) -> rustix::io::Result<Self> {
+        let whole_folder = manifest.entry(0).is_ok_and(|e| e.path.is_empty());
         let folder = match (whole_folder, path.parent()) {
             (false, Some(parent)) if !parent.as_os_str().is_empty() => Folder::open(parent)?,
             (false, _) => Folder::open(Path::new("."))?,
@@ -92,11 +62,11 @@ impl BlockReader {
     }
 
     /// For a destination folder in which everything is in place.
-    pub(crate) fn below(root: &Path, manifest: Arc<Manifest>) -> rustix::io::Result<Self> {
+    pub(crate) fn below(root: &Path, manifest: Arc<ManifestFile>) -> rustix::io::Result<Self> {
         Ok(Self::new(Folder::open(root)?, manifest))
     }
 
-    pub(super) fn new(folder: Folder, manifest: Arc<Manifest>) -> Self {
+    pub(super) fn new(folder: Folder, manifest: Arc<ManifestFile>) -> Self {
         let (blocks, files) = (Mutex::new(Cache::new(BLOCKS_CACHED)), Mutex::new(Cache::new(FILES_OPEN)));
         Self { folder, manifest, blocks, files }
     }
@@ -108,11 +78,11 @@ impl BlockReader {
 
     /// A content block, whole and verified.
     pub(crate) fn read(&self, index: u64) -> Result<Arc<[u8]>, ReadError> {
-        if let Some(block) = lock(&self.blocks).values.get(&index) {
-            return Ok(block.clone());
+        if let Some(block) = lock(&self.blocks).get(&index) {
+            return Ok(block);
         }
-        let info = self.manifest.block(index).ok_or(ReadError::NotHere)?;
-        let cached = lock(&self.files).values.get(&info.entry).cloned();
+        let info = self.manifest.block(index).map_err(ReadError::Io)?.ok_or(ReadError::NotHere)?;
+        let cached = lock(&self.files).get(&info.entry);
         let block = match cached {
             Some(file) => read_block(&file, &info),
             None => self.open(info.entry).and_then(|file| read_block(&file, &info)),
@@ -134,9 +104,9 @@ impl BlockReader {
         lock(&self.blocks).insert(index, block);
     }
 
-    fn open(&self, entry: usize) -> Result<Arc<File>, ReadError> {
-        let path = &self.manifest.entries()[entry].path;
-        let file = match self.folder.open_file(path) {
+    fn open(&self, entry: u64) -> Result<Arc<File>, ReadError> {
+        let e = self.manifest.entry(entry).map_err(ReadError::Io)?;
+        let file = match self.folder.open_file(&e.path) {
             Ok(file) => Arc::new(file),
             Err(Errno::NOENT | Errno::INVAL | Errno::LOOP | Errno::NOTDIR) => return Err(ReadError::Changed),
             Err(e) => return Err(ReadError::Io(e)),

@@ -4,27 +4,39 @@
 //! A block counts only after it matched its hash. After a restart every block that the journal or the
 //! disk claims is read and checked again, so nothing is trusted that power loss could have damaged.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass, RunId};
-use rustix::fs::{self, AtFlags, Dir, DirEntry, FileType, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
-use sync_core::manifest::{Entry, Kind, Manifest, STAGING_FOLDER};
-use sync_core::merkle::block_hash;
+use sync_core::BlockMap;
+use sync_core::manifest::{Entry, Kind, STAGING_FOLDER};
+use sync_core::merkle::{Hash, block_hash};
 
 use super::folder::{Folder, file_type, timestamps};
 use super::journal::Journal;
-use super::problem;
+use super::manifest::{BlockInfo, EntryRef, ManifestFile};
 use super::reader::{BlockReader, ReadError, read_block};
+use super::{Problems, problem};
 
 /// Unfinished files kept open between writes.
 const FILES_OPEN: usize = 128;
+
+/// Names of a folder that is emptied, held at a time.
+const NAMES_HELD: usize = 1024;
+
+/// The name in the staging folder under which links are made before they are renamed into place.
+const LINK_NAME: &[u8] = b"link";
+
+/// Hash of a block of zeros: nobody needs to send one.
+static ZEROS: LazyLock<Hash> = LazyLock::new(|| block_hash(&[0; BLOCK_LEN as usize]));
 
 /// Why a block was not kept.
 #[derive(Clone, Debug)]
@@ -43,19 +55,22 @@ pub(crate) enum StoreError {
 pub(crate) struct Opened {
     /// The store.
     pub(crate) staging: Staging,
-    /// Numbers of the blocks that are here and verified.
-    pub(crate) verified: Vec<u64>,
+    /// The blocks that are here and verified.
+    pub(crate) verified: BlockMap,
+    /// Their bytes.
+    pub(crate) bytes: u64,
     /// How many of them came from the disk as it was before the run, not from peers.
     pub(crate) reused: u64,
     /// What is wrong with single entries, which were given up.
     pub(crate) problems: Vec<Problem>,
     /// Blocks of those entries: not to be fetched.
-    pub(crate) unwanted: Vec<u64>,
+    pub(crate) unwanted: BlockMap,
 }
 
-/// What a destination has of one run.
+/// What a destination has of one run. In memory are a bit for each block and two for each entry, and less where long
+/// stretches are alike.
 pub(crate) struct Staging {
-    manifest: Arc<Manifest>,
+    manifest: Arc<ManifestFile>,
     /// Reads finished files for others.
     placed: BlockReader,
     staging_path: Vec<u8>,
@@ -64,15 +79,14 @@ pub(crate) struct Staging {
 
 struct Inner {
     journal: Journal,
-    /// Blocks still missing, per entry that is not in place yet.
-    missing: HashMap<usize, Missing>,
-    files: HashMap<usize, Arc<File>>,
-    given_up: HashSet<usize>,
-}
-
-struct Missing {
-    blocks: u64,
-    have: Vec<bool>,
+    /// Blocks that are here and verified, in place or not.
+    have: BlockMap,
+    /// Entries that are in place.
+    placed: BlockMap,
+    given_up: BlockMap,
+    /// Bytes of blocks that are wanted and not here.
+    missing: u64,
+    files: HashMap<u64, Arc<File>>,
 }
 
 impl Staging {
@@ -85,7 +99,7 @@ impl Staging {
         root: &Path,
         state: &Path,
         run: RunId,
-        manifest: Arc<Manifest>,
+        manifest: Arc<ManifestFile>,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Opened, Problem> {
         let shown = root.as_os_str().as_encoded_bytes();
@@ -98,60 +112,61 @@ impl Staging {
         for path in [STAGING_FOLDER, &staging_path] {
             folder.make_folder(path).map_err(|e| problem(e, path, "making the staging folder"))?;
         }
-        let (journal, fetched) =
-            Journal::open(&state.join("blocks.journal")).map_err(|e| io(&e, "opening the resume journal"))?;
+        let (entries, blocks) = (manifest.entries(), manifest.blocks());
+        let mut fetched = BlockMap::new(blocks);
+        let journal = Journal::open(&state.join("blocks.journal"), |block| _ = fetched.insert(block))
+            .map_err(|e| io(&e, "opening the resume journal"))?;
         let staging = Self {
             placed: BlockReader::new(folder, manifest.clone()),
             staging_path,
             inner: Mutex::new(Inner {
                 journal,
-                missing: HashMap::new(),
+                have: BlockMap::new(blocks),
+                placed: BlockMap::new(entries),
+                given_up: BlockMap::new(entries),
+                missing: manifest.bytes(),
                 files: HashMap::new(),
-                given_up: HashSet::new(),
             }),
             manifest,
         };
-        let mut claimed = vec![false; usize::try_from(staging.manifest.blocks()).unwrap_or(0)];
-        for block in fetched {
-            if let Some(claimed) = usize::try_from(block).ok().and_then(|b| claimed.get_mut(b)) {
-                *claimed = true;
-            }
-        }
-        let (mut verified, mut reused, mut problems, mut unwanted) = (Vec::new(), 0, Vec::new(), Vec::new());
-        for entry in 0..staging.manifest.entries().len() {
+        let (mut reused, mut problems, mut unwanted) = (0, Problems::default(), BlockMap::new(blocks));
+        for page in 0..staging.manifest.pages() {
             if !go_on() {
                 break;
             }
-            match staging.recover(entry) {
-                Ok(found) => {
-                    reused += found.iter().filter(|&&block| !claimed[block as usize]).count() as u64;
-                    verified.extend(found);
-                }
-                Err(full) if full.class == ProblemClass::DiskFull => return Err(full),
-                Err(problem) => {
-                    problems.push(problem);
-                    unwanted.extend(staging.manifest.blocks_of_entry(entry));
-                    staging.give_up(entry);
+            let page = staging.manifest.page(page).map_err(unreadable)?;
+            for (entry, e) in page.entries() {
+                let range = page.blocks_of_entry(entry);
+                match staging.recover(entry, e, range.clone()) {
+                    Ok(found) => {
+                        reused += found.iter().filter(|&&block| !fetched.contains(block)).count() as u64;
+                    }
+                    Err(full) if full.class == ProblemClass::DiskFull => return Err(full),
+                    Err(problem) => {
+                        problems.push(problem);
+                        unwanted.insert_range(range.clone());
+                        staging.give_up(entry, range);
+                    }
                 }
             }
         }
-        Ok(Opened { staging, verified, reused, problems, unwanted })
+        let inner = staging.lock();
+        let (verified, bytes) = (inner.have.clone(), staging.manifest.bytes() - inner.missing);
+        drop(inner);
+        Ok(Opened { staging, verified, bytes, reused, problems: problems.into_vec(), unwanted })
     }
 
     /// Looks for an entry's blocks on disk: the finished file, else the unfinished one, else an
     /// older file of the same name, whose matching blocks are copied.
-    fn recover(&self, entry: usize) -> Result<Vec<u64>, Problem> {
-        let e = &self.manifest.entries()[entry];
-        let Kind::File { size, blocks } = &e.kind else {
-            if e.kind == Kind::Folder {
+    fn recover(&self, entry: u64, e: &Entry, range: Range<u64>) -> Result<Vec<u64>, Problem> {
+        let Kind::File { size, .. } = e.kind else {
+            if e.is_folder() {
                 self.folder()
                     .make_folder(&e.path)
                     .map_err(|err| problem(err, &e.path, "making the folder"))?;
             }
             return Ok(Vec::new());
         };
-        let range = self.manifest.blocks_of_entry(entry);
-        let mut missing = Missing { blocks: blocks.len() as u64, have: vec![false; blocks.len()] };
         let existing = self.folder().open_file(&e.path).ok();
         let existing_len = existing.as_ref().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len());
         let partial = match self.open_partial(entry, false) {
@@ -164,18 +179,16 @@ impl Staging {
             }
         };
         let mut found = Vec::new();
-        let mut only_existing = existing.is_some() && existing_len == *size;
-        for (nth, block) in range.clone().enumerate() {
-            let info = self.manifest.block(block).expect("a block of the entry");
+        let mut only_existing = existing_len == size && existing.as_ref().is_some_and(|f| holes_fit(f, e));
+        for block in range.clone() {
+            let info = self.block(block)?;
             let staged = partial.as_ref().is_some_and(|f| read_block(f, &info).is_ok());
             let here = match &existing {
-                Some(file) if info.offset < existing_len => read_block(file, &info).ok(),
-                _ => None,
+                Some(file) if info.offset < existing_len => read_block(file, &info).is_ok(),
+                _ => false,
             };
-            only_existing &= here.is_some();
-            if staged || here.is_some() {
-                missing.have[nth] = true;
-                missing.blocks -= 1;
+            only_existing &= here;
+            if staged || here || is_zeros(&info) {
                 found.push(block);
             }
         }
@@ -183,23 +196,42 @@ impl Staging {
             // Whole already: only mode and time are set again.
             self.restore_file(e).map_err(|err| problem(err, &e.path, "restoring mode and time"))?;
             self.remove_partial(entry);
+            self.found(entry, &found, true)?;
             return Ok(found);
         }
         for &block in &found {
-            let info = self.manifest.block(block).expect("a block of the entry");
-            let staged = partial.as_ref().is_some_and(|f| read_block(f, &info).is_ok());
-            if !staged && let Some(file) = &existing {
-                let data = read_block(file, &info).map_err(|_| changed(e))?;
-                self.write_at(entry, info.offset, &data)
-                    .map_err(|err| problem(err, &e.path, "copying what is here already"))?;
+            let info = self.block(block)?;
+            if partial.as_ref().is_some_and(|f| read_block(f, &info).is_ok()) {
+                continue;
             }
+            let data = match &existing {
+                _ if is_zeros(&info) => vec![0; info.len as usize].into(),
+                Some(file) => read_block(file, &info).map_err(|_| changed(e))?,
+                None => return Err(changed(e)),
+            };
+            self.write_at(entry, e, info.offset, &data)
+                .map_err(|err| problem(err, &e.path, "copying what is here already"))?;
         }
-        let whole = missing.blocks == 0;
-        self.lock().missing.insert(entry, missing);
-        if whole {
-            self.place(entry).map_err(|err| problem(err, &e.path, "putting the file in place"))?;
+        self.found(entry, &found, false)?;
+        if found.len() as u64 == range.end - range.start {
+            self.place(entry, e).map_err(|err| problem(err, &e.path, "putting the file in place"))?;
         }
         Ok(found)
+    }
+
+    /// Notes that blocks of an entry are here.
+    fn found(&self, entry: u64, blocks: &[u64], in_place: bool) -> Result<(), Problem> {
+        for &block in blocks {
+            let len = self.block(block)?.len;
+            let mut inner = self.lock();
+            if inner.have.insert(block) {
+                inner.missing -= u64::from(len);
+            }
+        }
+        if in_place {
+            self.lock().placed.insert(entry);
+        }
+        Ok(())
     }
 
     /// Keeps a content block that arrived, if it matches its hash. Puts its file in place when that
@@ -208,56 +240,63 @@ impl Staging {
     /// # Errors
     /// Why the block does not count.
     pub(crate) fn write(&self, index: u64, data: Arc<[u8]>) -> Result<(), StoreError> {
-        let info = self.manifest.block(index).ok_or(StoreError::Corrupt)?;
+        let own = |e: Errno| StoreError::Full(unreadable(e));
+        let info = self.manifest.block(index).map_err(own)?.ok_or(StoreError::Corrupt)?;
         if data.len() != info.len as usize || block_hash(&data) != info.hash {
             return Err(StoreError::Corrupt);
         }
-        let nth = (info.offset / u64::from(BLOCK_LEN)) as usize;
         {
             let inner = self.lock();
-            if inner.given_up.contains(&info.entry) {
+            if inner.given_up.contains(info.entry) {
                 return Err(StoreError::GivenUp);
             }
-            if inner.missing.get(&info.entry).is_none_or(|m| m.have[nth]) {
+            if inner.have.contains(index) {
                 return Ok(());
             }
         }
-        let path = &self.manifest.entries()[info.entry].path;
-        self.write_at(info.entry, info.offset, &data)
-            .map_err(|e| self.refused(info.entry, problem(e, path, "writing a block")))?;
+        let e = self.manifest.entry(info.entry).map_err(own)?;
+        self.write_at(info.entry, &e, info.offset, &data)
+            .map_err(|err| self.refused(info.entry, &e, problem(err, &e.path, "writing a block")))?;
         let mut inner = self.lock();
-        if let Err(e) = inner.journal.push(index) {
+        if let Err(err) = inner.journal.push(index) {
             // The journal is the agent's own file: its trouble is not this entry's.
-            let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
-            return Err(StoreError::Full(problem(errno, path, "writing the resume journal")));
+            let errno = Errno::from_io_error(&err).unwrap_or(Errno::IO);
+            return Err(StoreError::Full(problem(errno, &e.path, "writing the resume journal")));
         }
-        let missing =
-            inner.missing.get_mut(&info.entry).expect("looked up above, never removed while missing");
-        missing.have[nth] = true;
-        missing.blocks -= 1;
-        let whole = missing.blocks == 0;
+        if !inner.have.insert(index) {
+            return Ok(());
+        }
+        inner.missing -= u64::from(info.len);
+        let whole = inner.has_all(e.blocks());
         drop(inner);
         self.placed.keep(index, data);
         // A file that is whole but cannot be put in place now is tried again by `finalize`.
-        if whole && let Err(e) = self.place(info.entry) {
-            tracing::warn!(path = %path.escape_ascii(), error = %e, "cannot put the file in place yet");
+        if whole && let Err(error) = self.place(info.entry, &e) {
+            tracing::warn!(path = %e.path.escape_ascii(), %error, "cannot put the file in place yet");
         }
         Ok(())
     }
 
-    fn refused(&self, entry: usize, problem: Problem) -> StoreError {
+    fn refused(&self, entry: u64, e: &EntryRef, problem: Problem) -> StoreError {
         if problem.class == ProblemClass::DiskFull {
             return StoreError::Full(problem);
         }
-        self.give_up(entry);
+        self.give_up(entry, e.blocks());
         StoreError::Entry(problem)
     }
 
-    fn give_up(&self, entry: usize) {
+    fn give_up(&self, entry: u64, blocks: Range<u64>) {
+        let wanted = |inner: &Inner, block| !inner.have.contains(block);
+        let lens: u64 = blocks
+            .filter(|&block| wanted(&self.lock(), block))
+            .filter_map(|block| self.manifest.place(block).ok().flatten())
+            .map(|place| u64::from(place.len))
+            .sum();
         let mut inner = self.lock();
-        inner.missing.remove(&entry);
+        if inner.given_up.insert(entry) {
+            inner.missing = inner.missing.saturating_sub(lens);
+        }
         inner.files.remove(&entry);
-        inner.given_up.insert(entry);
     }
 
     /// A verified content block, for others.
@@ -265,12 +304,13 @@ impl Staging {
     /// # Errors
     /// If it is not here, was changed on disk, or cannot be read.
     pub(crate) fn read(&self, index: u64) -> Result<Arc<[u8]>, ReadError> {
-        let info = self.manifest.block(index).ok_or(ReadError::NotHere)?;
-        let nth = (info.offset / u64::from(BLOCK_LEN)) as usize;
-        let staged = match self.lock().missing.get(&info.entry) {
-            Some(missing) if !missing.have[nth] => return Err(ReadError::NotHere),
-            Some(_) => true,
-            None => false,
+        let info = self.manifest.block(index).map_err(ReadError::Io)?.ok_or(ReadError::NotHere)?;
+        let staged = {
+            let inner = self.lock();
+            if !inner.have.contains(index) {
+                return Err(ReadError::NotHere);
+            }
+            !inner.placed.contains(info.entry)
         };
         if staged {
             let file = self.open_partial(info.entry, false).map_err(ReadError::Io);
@@ -289,46 +329,67 @@ impl Staging {
 
     /// How many bytes the file system lacks for what is still missing; `None` if there is room.
     pub(crate) fn shortfall(&self) -> Option<u64> {
-        let inner = self.lock();
-        let mut needed = 0u64;
-        for (&entry, missing) in &inner.missing {
-            needed += missing.blocks * u64::from(BLOCK_LEN).min(entry_size(&self.manifest.entries()[entry]));
-        }
-        drop(inner);
+        let needed = self.lock().missing;
         let room = fs::fstatvfs(self.folder().root()).map_or(u64::MAX, |v| v.f_bavail * v.f_frsize);
         needed.checked_sub(room).filter(|&short| short > 0)
     }
 
-    /// Puts everything in place that is whole: files left over, symlinks, then modes and times of
+    /// Puts everything in place that is whole: files left over, links, then modes and times of
     /// folders from the deepest up, and removes the staging folder. Then everything is on the disk
     /// for good (`syncfs`).
     ///
     /// Gives the problems of single entries; files of which blocks are missing are not touched and
     /// are not among them.
     pub(crate) fn finalize(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let entries = self.manifest.entries();
-        for (i, e) in entries.iter().enumerate() {
-            let done = match &e.kind {
-                Kind::File { .. } if self.is_whole_but_not_placed(i) => self.place(i),
-                Kind::File { .. } => Ok(()),
-                Kind::Symlink { target } => self.place_link(e, target),
-                Kind::Folder => Ok(()),
-            };
-            if let Err(err) = done {
-                problems.push(problem(err, &e.path, "putting the entry in place"));
-            }
-        }
+        let mut problems = Problems::default();
+        let doing = "putting the entry in place";
+        self.each_entry(false, &mut problems, doing, |entry, e, blocks| match &e.kind {
+            Kind::File { .. } if self.is_whole_but_not_placed(entry, blocks) => self.place(entry, e),
+            Kind::File { .. } | Kind::Folder => Ok(()),
+            Kind::Symlink { target } => self.place_link(e, target),
+            Kind::HardLink { to } => self.place_hard_link(e, *to),
+        });
         self.remove_staging();
-        for e in entries.iter().rev().filter(|e| e.kind == Kind::Folder) {
-            if let Err(err) = self.restore_folder(e) {
-                problems.push(problem(err, &e.path, "restoring the folder's mode and time"));
-            }
-        }
+        let doing = "restoring the folder's mode and time";
+        self.each_entry(true, &mut problems, doing, |_, e, _| match e.kind {
+            Kind::Folder => self.restore_folder(e),
+            _ => Ok(()),
+        });
         if let Err(err) = fs::syncfs(self.folder().root()) {
             problems.push(problem(err, b"", "writing everything to the disk"));
         }
-        problems
+        problems.into_vec()
+    }
+
+    /// Does something with every entry, from the first to the last or backwards.
+    fn each_entry(
+        &self,
+        backwards: bool,
+        problems: &mut Problems,
+        doing: &str,
+        act: impl Fn(u64, &Entry, Range<u64>) -> rustix::io::Result<()>,
+    ) {
+        let pages = self.manifest.pages();
+        for nth in 0..pages {
+            let index = if backwards { pages - 1 - nth } else { nth };
+            let page = match self.manifest.page(index) {
+                Ok(page) => page,
+                Err(err) => {
+                    problems.push(unreadable(err));
+                    continue;
+                }
+            };
+            let mut one = |(entry, e): (u64, &Entry)| {
+                if let Err(err) = act(entry, e, page.blocks_of_entry(entry)) {
+                    problems.push(problem(err, &e.path, doing));
+                }
+            };
+            if backwards {
+                page.entries().rev().for_each(&mut one)
+            } else {
+                page.entries().for_each(&mut one)
+            }
+        }
     }
 
     /// Removes unfinished files: after the run was stopped for good.
@@ -348,23 +409,37 @@ impl Staging {
     /// have us remove something elsewhere by laying a symlink.
     fn try_remove_staging(&self) -> rustix::io::Result<()> {
         let staging = self.staging_folder()?;
-        let names: Vec<_> = Dir::read_from(&staging)?.collect::<rustix::io::Result<_>>()?;
-        for name in names.iter().map(DirEntry::file_name).filter(|name| *name != c"." && *name != c"..") {
-            fs::unlinkat(&staging, name, AtFlags::empty())?;
+        loop {
+            let mut names = Vec::new();
+            for item in Dir::read_from(&staging)? {
+                let item = item?;
+                if item.file_name() != c"." && item.file_name() != c".." {
+                    names.push(item.file_name().to_owned());
+                }
+                if names.len() >= NAMES_HELD {
+                    break;
+                }
+            }
+            if names.is_empty() {
+                break;
+            }
+            for name in names {
+                fs::unlinkat(&staging, name, AtFlags::empty())?;
+            }
         }
         let (parent, name) = self.folder().parent(&self.staging_path)?;
         fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)
     }
 
-    fn is_whole_but_not_placed(&self, entry: usize) -> bool {
-        self.lock().missing.get(&entry).is_some_and(|missing| missing.blocks == 0)
+    fn is_whole_but_not_placed(&self, entry: u64, blocks: Range<u64>) -> bool {
+        let inner = self.lock();
+        !inner.placed.contains(entry) && !inner.given_up.contains(entry) && inner.has_all(blocks)
     }
 
     /// Sets mode and time of an unfinished file and renames it to its name.
-    fn place(&self, entry: usize) -> rustix::io::Result<()> {
-        let e = &self.manifest.entries()[entry];
+    fn place(&self, entry: u64, e: &Entry) -> rustix::io::Result<()> {
         let file = self.open_partial(entry, true)?;
-        fs::ftruncate(&file, entry_size(e))?;
+        fs::ftruncate(&file, e.kind.size())?;
         fs::fchmod(&file, Mode::from_raw_mode(e.mode))?;
         fs::futimens(&file, &timestamps(e.mtime))?;
         self.folder().clear_folder_at(&e.path)?;
@@ -373,7 +448,7 @@ impl Staging {
         fs::renameat(&staging, partial.as_bytes(), &parent, name)?;
         let mut inner = self.lock();
         inner.files.remove(&entry);
-        inner.missing.remove(&entry);
+        inner.placed.insert(entry);
         Ok(())
     }
 
@@ -383,15 +458,43 @@ impl Staging {
         if !same {
             self.folder().clear_folder_at(&e.path)?;
             // Made under another name and renamed, so that the old entry is there until the new one is.
-            let staging = self.staging_folder()?;
-            match fs::unlinkat(&staging, b"link".as_slice(), AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(e) => return Err(e),
-            }
-            fs::symlinkat(target, &staging, b"link".as_slice())?;
-            fs::renameat(&staging, b"link".as_slice(), &parent, name)?;
+            let staging = self.free_link_name()?;
+            fs::symlinkat(target, &staging, LINK_NAME)?;
+            fs::renameat(&staging, LINK_NAME, &parent, name)?;
         }
         fs::utimensat(&parent, name, &timestamps(e.mtime), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Makes an entry another name of a file, if that is in place. If not, that was told.
+    fn place_hard_link(&self, e: &Entry, to: u64) -> rustix::io::Result<()> {
+        if !self.lock().placed.contains(to) {
+            return Ok(());
+        }
+        let file = self.manifest.entry(to)?;
+        let is_same = |a: &Stat, b: &Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
+        let stat = self.folder().stat(&file.path)?;
+        if file_type(&stat) != FileType::RegularFile {
+            return Err(Errno::INVAL);
+        }
+        // Renaming one name of a file to another one does nothing at all.
+        if self.folder().stat(&e.path).is_ok_and(|there| is_same(&there, &stat)) {
+            return Ok(());
+        }
+        self.folder().clear_folder_at(&e.path)?;
+        let staging = self.free_link_name()?;
+        let (parent, name) = self.folder().parent(&file.path)?;
+        fs::linkat(&parent, name, &staging, LINK_NAME, AtFlags::empty())?;
+        let (parent, name) = self.folder().parent(&e.path)?;
+        fs::renameat(&staging, LINK_NAME, &parent, name)
+    }
+
+    /// The staging folder, with nothing under [`LINK_NAME`].
+    fn free_link_name(&self) -> rustix::io::Result<Arc<OwnedFd>> {
+        let staging = self.staging_folder()?;
+        match fs::unlinkat(&staging, LINK_NAME, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(staging),
+            Err(e) => Err(e),
+        }
     }
 
     /// Mode and time of a file that was whole before.
@@ -410,13 +513,23 @@ impl Staging {
         fs::futimens(&folder, &timestamps(e.mtime))
     }
 
-    fn write_at(&self, entry: usize, offset: u64, data: &[u8]) -> rustix::io::Result<()> {
+    /// Writes what is data of a block, and leaves its holes.
+    fn write_at(&self, entry: u64, e: &Entry, offset: u64, data: &[u8]) -> rustix::io::Result<()> {
         let file = self.open_partial(entry, true)?;
-        file.write_all_at(data, offset).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+        for part in e.kind.data_in(offset..offset + data.len() as u64) {
+            let bytes = &data[(part.start - offset) as usize..(part.end - offset) as usize];
+            file.write_all_at(bytes, part.start)
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        }
+        Ok(())
+    }
+
+    fn block(&self, block: u64) -> Result<BlockInfo, Problem> {
+        self.manifest.block(block).and_then(|info| info.ok_or(Errno::NOENT)).map_err(unreadable)
     }
 
     /// The unfinished file of an entry.
-    fn open_partial(&self, entry: usize, create: bool) -> rustix::io::Result<Arc<File>> {
+    fn open_partial(&self, entry: u64, create: bool) -> rustix::io::Result<Arc<File>> {
         if let Some(file) = self.lock().files.get(&entry) {
             return Ok(file.clone());
         }
@@ -443,14 +556,14 @@ impl Staging {
         Ok(file)
     }
 
-    fn remove_partial(&self, entry: usize) {
+    fn remove_partial(&self, entry: u64) {
         self.lock().files.remove(&entry);
         if let Ok(staging) = self.staging_folder() {
             let _ = fs::unlinkat(&staging, partial_name(entry).as_bytes(), AtFlags::empty());
         }
     }
 
-    fn staging_folder(&self) -> rustix::io::Result<Arc<std::os::fd::OwnedFd>> {
+    fn staging_folder(&self) -> rustix::io::Result<Arc<OwnedFd>> {
         self.folder().walk(&self.staging_path)
     }
 
@@ -463,17 +576,44 @@ impl Staging {
     }
 }
 
-fn partial_name(entry: usize) -> String {
+impl Inner {
+    fn has_all(&self, blocks: Range<u64>) -> bool {
+        self.have.next_clear(blocks.start).is_none_or(|missing| missing >= blocks.end)
+    }
+}
+
+fn partial_name(entry: u64) -> String {
     entry.to_string()
 }
 
-fn entry_size(e: &Entry) -> u64 {
-    match e.kind {
-        Kind::File { size, .. } => size,
-        _ => 0,
+fn is_zeros(info: &BlockInfo) -> bool {
+    info.len == BLOCK_LEN && info.hash == *ZEROS
+}
+
+/// Whether a file has no data where the entry has holes. What is in them is no block, and so is not compared.
+fn holes_fit(file: &File, e: &Entry) -> bool {
+    let Kind::File { size, data: Some(_) } = e.kind else { return true };
+    let mut at = 0;
+    while at < size {
+        let start = match fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return true,
+            Err(_) => return false,
+        };
+        let Ok(end) = fs::seek(file, SeekFrom::Hole(start)) else { return false };
+        if start < size && !e.kind.data_in(start..end.min(size)).eq(std::iter::once(start..end.min(size))) {
+            return false;
+        }
+        at = end;
     }
+    true
 }
 
 fn changed(e: &Entry) -> Problem {
     problem(Errno::IO, &e.path, "the file changed while it was compared")
+}
+
+/// The manifest is in the agent's own folder: if it cannot be read, that is not the fault of an entry.
+fn unreadable(error: Errno) -> Problem {
+    problem(error, b"", "reading the manifest that was kept")
 }

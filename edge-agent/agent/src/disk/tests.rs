@@ -2,13 +2,15 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
 use event_schema::{ProblemClass, RunId};
-use sync_core::manifest::{Entry, Kind, Manifest, Mtime};
+use sync_core::BlockMap;
+use sync_core::manifest::{BlockHash, Entry, Kind, Mtime, encode};
 use tempfile::{TempDir, tempdir};
 
 use super::staging::Opened;
@@ -16,12 +18,34 @@ use super::*;
 
 const RUN: RunId = RunId([7; 16]);
 
-fn indexed(path: &Path) -> (Arc<Manifest>, Vec<Problem>) {
-    let (manifest, problems) = index_path(path, &mut |_| true).expect("a readable source");
+fn indexed(path: &Path) -> (Arc<ManifestFile>, Vec<Problem>) {
+    let state = tempdir().expect("room");
+    let (manifest, problems) = index_path(path, state.path(), &mut |_| true).expect("a readable source");
     (Arc::new(manifest), problems)
 }
 
-fn open(dst: &Path, state: &Path, manifest: &Arc<Manifest>) -> Opened {
+fn entries(manifest: &ManifestFile) -> Vec<Entry> {
+    (0..manifest.entries()).map(|i| manifest.entry(i).expect("readable").clone()).collect()
+}
+
+/// The index of the entry with this path, and its blocks.
+fn find(manifest: &ManifestFile, path: &[u8]) -> (u64, std::ops::Range<u64>) {
+    let (index, _) = manifest.known().find(path).expect("readable").expect("there");
+    (index, manifest.entry(index).expect("there").blocks())
+}
+
+/// A manifest of the caller's making.
+fn made(entries: Vec<(Entry, Vec<BlockHash>)>) -> Arc<ManifestFile> {
+    let mut file = tempfile::tempfile().expect("room");
+    file.write_all(&encode(entries).expect("good entries")).expect("room");
+    Arc::new(ManifestFile::open(Arc::new(file)).expect("good"))
+}
+
+fn blocks(map: &BlockMap) -> Vec<u64> {
+    map.ranges().flatten().collect()
+}
+
+fn open(dst: &Path, state: &Path, manifest: &Arc<ManifestFile>) -> Opened {
     Staging::open(dst, state, RUN, manifest.clone(), &|| true).expect("a usable destination")
 }
 
@@ -91,7 +115,7 @@ fn a_tree_arrives_as_it_was() {
     assert_eq!(problems, []);
     let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
     let opened = open(dst.path(), state.path(), &manifest);
-    assert_eq!((opened.verified.len(), opened.problems.len()), (0, 0));
+    assert_eq!((opened.verified.count(), opened.problems.len()), (0, 0));
     carry(&source, &opened.staging, (0..manifest.blocks()).rev());
     assert_eq!(opened.staging.read(0).expect("served at once"), source.read(0).expect("unchanged"));
     assert_eq!(opened.staging.finalize(), []);
@@ -99,7 +123,7 @@ fn a_tree_arrives_as_it_was() {
 
     // Once more over what is there: nothing to fetch, nothing changed.
     let again = open(dst.path(), &state.path().join("second run"), &manifest);
-    assert_eq!(again.verified.len() as u64, manifest.blocks());
+    assert_eq!(again.verified.count(), manifest.blocks());
     assert_eq!(again.reused, manifest.blocks());
     assert_eq!(again.staging.finalize(), []);
     assert_eq!(listing(src.path()), listing(dst.path()));
@@ -127,22 +151,22 @@ fn a_restart_keeps_every_verified_block_and_believes_no_damaged_one() {
     carry(&source, &opened.staging, half.iter().copied());
     drop(opened);
     let opened = open(dst.path(), state.path(), &manifest);
-    assert_eq!(opened.verified, half);
+    assert_eq!(blocks(&opened.verified), half);
     assert_eq!((opened.reused, opened.staging.blocks_fetched()), (0, half.len() as u64));
     drop(opened);
 
     // Damage one staged block, as power loss may: it alone is missing then.
-    let big = manifest.entries().iter().position(|e| e.path == b"big").expect("there");
+    let (big, range) = find(&manifest, b"big");
     let staged = dst.path().join(format!(".flotilla/{RUN}/{big}"));
     let mut bytes = fs::read(&staged).expect("staged");
-    let first = manifest.blocks_of_entry(big).start;
+    let first = range.start;
     let lost = half.iter().copied().find(|&block| block > first).expect("more than one block");
     bytes[(lost - first) as usize * 32 * 1024] ^= 1;
     fs::write(&staged, &bytes).expect("room");
     let opened = open(dst.path(), state.path(), &manifest);
-    assert!(half.contains(&lost) && !opened.verified.contains(&lost));
-    assert_eq!(opened.verified.len(), half.len() - 1);
-    let missing: Vec<u64> = (0..manifest.blocks()).filter(|b| !opened.verified.contains(b)).collect();
+    assert!(half.contains(&lost) && !opened.verified.contains(lost));
+    assert_eq!(opened.verified.count(), half.len() as u64 - 1);
+    let missing: Vec<u64> = (0..manifest.blocks()).filter(|b| !opened.verified.contains(*b)).collect();
     carry(&source, &opened.staging, missing);
     assert_eq!(opened.staging.finalize(), []);
     assert_eq!(listing(src.path()), listing(dst.path()));
@@ -159,7 +183,7 @@ fn blocks_of_an_older_version_are_not_fetched_again() {
     let opened = open(dst.path(), state.path(), &manifest);
     assert_eq!(opened.reused, 500_000 / 32_768 - 1, "whole blocks but the changed one");
     let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
-    carry(&source, &opened.staging, (0..manifest.blocks()).filter(|b| !opened.verified.contains(b)));
+    carry(&source, &opened.staging, (0..manifest.blocks()).filter(|b| !opened.verified.contains(*b)));
     assert_eq!(opened.staging.finalize(), []);
     assert_eq!(listing(src.path()), listing(dst.path()));
 }
@@ -184,8 +208,7 @@ fn a_corrupt_block_does_not_count() {
 fn a_source_that_changes_after_indexing_is_noticed() {
     let src = sample_tree();
     let (manifest, _) = indexed(src.path());
-    let big = manifest.entries().iter().position(|e| e.path == b"big").expect("there");
-    let first = manifest.blocks_of_entry(big).start;
+    let first = find(&manifest, b"big").1.start;
     let mut bytes = fs::read(src.path().join("big")).expect("there");
     bytes[40_000] ^= 1;
     fs::write(src.path().join("big"), &bytes).expect("room");
@@ -212,9 +235,10 @@ fn what_cannot_be_sent_is_named() {
         (ProblemClass::UnsupportedKind, b"pipe"),
     ];
     assert_eq!(found, expected);
-    assert!(manifest.entries().iter().all(|e| e.path != b"absolute" && e.path != b"pipe"));
-    assert!(index_path(&src.path().join("not there"), &mut |_| true).is_err());
-    assert!(index_path(src.path(), &mut |_| false).is_err(), "stopped by the caller");
+    assert!(entries(&manifest).iter().all(|e| e.path != b"absolute" && e.path != b"pipe"));
+    let state = tempdir().expect("room");
+    assert!(index_path(&src.path().join("not there"), state.path(), &mut |_| true).is_err());
+    assert!(index_path(src.path(), state.path(), &mut |_| false).is_err(), "stopped by the caller");
 }
 
 #[test]
@@ -227,16 +251,11 @@ fn nothing_outside_the_folder_is_touched() {
     symlink(outside.path().join("victim"), dst.path().join("b")).expect("room");
     let mtime = Mtime { seconds: 1, nanos: 0 };
     let data: Arc<[u8]> = b"hostile".to_vec().into();
-    let blocks = vec![sync_core::merkle::block_hash(&data)];
-    let file = |path: &[u8]| Entry {
-        path: path.to_vec(),
-        mode: 0o600,
-        mtime,
-        kind: Kind::File { size: data.len() as u64, blocks: blocks.clone() },
+    let file = |path: &[u8]| {
+        (Entry::new(path, 0o600, mtime, Kind::file(data.len() as u64)), vec![BlockHash::of(&data)])
     };
-    let folder = Entry { path: b"a".to_vec(), mode: 0o700, mtime, kind: Kind::Folder };
-    let manifest =
-        Arc::new(Manifest::from_entries(vec![folder, file(b"a/victim"), file(b"b")]).expect("good"));
+    let folder = Entry::new(b"a", 0o700, mtime, Kind::Folder);
+    let manifest = made(vec![(folder, Vec::new()), file(b"a/victim"), file(b"b")]);
     let staging = open(dst.path(), state.path(), &manifest).staging;
     for block in 0..2 {
         staging.write(block, data.clone()).expect("good");
@@ -256,7 +275,7 @@ fn links_laid_in_the_staging_folder_lead_nowhere() {
     let staged = hidden.join(RUN.to_string());
     fs::write(&victim, b"precious").expect("room");
     fs::create_dir_all(&staged).expect("room");
-    for entry in 0..manifest.entries().len() {
+    for entry in 0..manifest.entries() {
         let place = staged.join(entry.to_string());
         if entry % 2 == 0 { fs::hard_link(&victim, place) } else { symlink(&victim, place) }.expect("room");
     }

@@ -6,40 +6,42 @@
 //! [`BLOCKS_HELD`] buffers at most.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use agent_proto::limits::BLOCK_LEN;
 use agent_proto::peer::BlockAddress;
-use sync_core::manifest::Manifest;
-use sync_core::manifest_block_len;
+use sync_core::{BlockMap, manifest_block_len};
 use tokio::sync::mpsc;
 use utp2_tokio::{BlockSink, BlockSource, Handle};
 
 use super::limits::{BLOCKS_BEGUN, BLOCKS_HELD, PIECES_APART, PIECES_PATIENCE, REPEATS};
-use crate::disk::{BlockReader, ReadError, Staging};
+use crate::disk::{BlockReader, ManifestFile, ReadError, Staging};
 
 /// Where the content is.
 pub(super) enum Content {
     /// All in its place: at the source, or where the run was completed before.
     Placed {
         /// What it is.
-        manifest: Arc<Manifest>,
+        manifest: Arc<ManifestFile>,
         /// Reads it.
         reader: Box<BlockReader>,
     },
     /// Coming in.
     Staged {
         /// What it will be.
-        manifest: Arc<Manifest>,
+        manifest: Arc<ManifestFile>,
         /// What is there of it.
         staging: Arc<Staging>,
     },
 }
 
 impl Content {
-    pub(super) fn manifest(&self) -> &Arc<Manifest> {
+    pub(super) fn manifest(&self) -> &Arc<ManifestFile> {
         match self {
             Self::Placed { manifest, .. } | Self::Staged { manifest, .. } => manifest,
         }
@@ -62,10 +64,10 @@ impl Content {
 }
 
 /// The encoded manifest as far as it is here.
-#[derive(Default)]
-struct ManifestBytes {
+struct ManifestPart {
+    file: Arc<File>,
     len: u64,
-    blocks: HashMap<u64, Arc<[u8]>>,
+    have: BlockMap,
 }
 
 /// A buffer that counts until it is dropped.
@@ -108,7 +110,7 @@ struct Inbox {
 /// One run's blocks.
 pub(super) struct Blocks {
     corrupt: bool,
-    manifest: Mutex<ManifestBytes>,
+    manifest: Mutex<Option<ManifestPart>>,
     content: OnceLock<Content>,
     inboxes: Mutex<HashMap<Handle, Inbox>>,
     arrivals: mpsc::UnboundedSender<Arrived>,
@@ -157,32 +159,36 @@ impl Blocks {
         }
     }
 
-    /// The manifest will have so many bytes.
-    pub(super) fn set_manifest_len(&self, len: u64) {
-        lock(&self.manifest).len = len;
+    /// Whether it is known how long the manifest will be.
+    pub(super) fn expects_manifest(&self) -> bool {
+        lock(&self.manifest).is_some()
+    }
+
+    /// The manifest will have so many bytes and come together in this file.
+    pub(super) fn expect_manifest(&self, len: u64, file: File) {
+        let have = BlockMap::new(sync_core::manifest::blocks_of(len));
+        *lock(&self.manifest) = Some(ManifestPart { file: Arc::new(file), len, have });
     }
 
     /// Keeps a verified block of the manifest.
-    pub(super) fn keep_manifest_block(&self, block: u64, data: Arc<[u8]>) {
-        lock(&self.manifest).blocks.insert(block, data);
-    }
-
-    /// Keeps a whole manifest.
-    pub(super) fn set_manifest(&self, encoded: &[u8]) {
+    pub(super) fn keep_manifest_block(&self, block: u64, data: &[u8]) -> io::Result<()> {
         let mut manifest = lock(&self.manifest);
-        manifest.len = encoded.len() as u64;
-        let blocks = encoded.chunks(agent_proto::limits::BLOCK_LEN as usize);
-        manifest.blocks = (0..).zip(blocks.map(Arc::from)).collect();
+        let Some(part) = manifest.as_mut() else { return Ok(()) };
+        part.file.write_all_at(data, block * u64::from(BLOCK_LEN))?;
+        part.have.insert(block);
+        Ok(())
     }
 
-    /// The encoded manifest, if every block of it is here.
-    pub(super) fn manifest_bytes(&self) -> Option<Vec<u8>> {
+    /// This file holds the whole manifest.
+    pub(super) fn set_manifest(&self, len: u64, file: Arc<File>) {
+        let have = BlockMap::full(sync_core::manifest::blocks_of(len));
+        *lock(&self.manifest) = Some(ManifestPart { file, len, have });
+    }
+
+    /// The file with the encoded manifest, if every block of it is here.
+    pub(super) fn manifest_file(&self) -> Option<Arc<File>> {
         let manifest = lock(&self.manifest);
-        let mut bytes = Vec::with_capacity(usize::try_from(manifest.len).ok()?);
-        for block in 0..sync_core::manifest::blocks_of(manifest.len) {
-            bytes.extend_from_slice(manifest.blocks.get(&block)?);
-        }
-        Some(bytes)
+        manifest.as_ref().filter(|part| part.have.is_complete()).map(|part| part.file.clone())
     }
 
     /// The content is known from now on; once.
@@ -197,9 +203,10 @@ impl Blocks {
     /// Bytes of a block; `None` if there is no such block.
     pub(super) fn len_of(&self, address: BlockAddress) -> Option<u32> {
         if address.is_manifest() {
-            Some(manifest_block_len(lock(&self.manifest).len, address.index())).filter(|&len| len > 0)
+            let len = lock(&self.manifest).as_ref()?.len;
+            Some(manifest_block_len(len, address.index())).filter(|&len| len > 0)
         } else {
-            Some(self.content()?.manifest().block(address.index())?.len)
+            Some(self.content()?.manifest().place(address.index()).ok()??.len)
         }
     }
 
@@ -245,16 +252,20 @@ impl Blocks {
 impl BlockSource for Blocks {
     fn read(&self, _: Handle, tag: u64, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         let address = BlockAddress(tag);
-        let block = if address.is_manifest() {
-            lock(&self.manifest).blocks.get(&address.index()).cloned()
-        } else {
-            let read = self.content().map(|c| c.read(address.index()));
-            read.transpose().map_err(|e| io::Error::other(e.to_string()))?
-        };
-        let block = block.ok_or(io::ErrorKind::NotFound)?;
+        if address.is_manifest() {
+            let (file, block) = {
+                let manifest = lock(&self.manifest);
+                let part = manifest.as_ref().filter(|part| part.have.contains(address.index()));
+                (part.ok_or(io::ErrorKind::NotFound)?.file.clone(), address.index())
+            };
+            return file.read_exact_at(buf, block * u64::from(BLOCK_LEN) + u64::from(offset));
+        }
+        let read = self.content().map(|c| c.read(address.index()));
+        let read = read.transpose().map_err(|e| io::Error::other(e.to_string()))?;
+        let block = read.ok_or(io::ErrorKind::NotFound)?;
         let start = offset as usize;
         buf.copy_from_slice(block.get(start..start + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
-        if self.corrupt && !address.is_manifest() && offset == 0 {
+        if self.corrupt && offset == 0 {
             buf[0] ^= 0xff;
         }
         Ok(())
@@ -353,8 +364,8 @@ mod tests {
     #[test]
     fn one_peer_does_not_take_the_room_of_all() {
         let (blocks, _arrivals) = Blocks::new(false);
-        let len = 4000 * agent_proto::limits::BLOCK_LEN as u64;
-        blocks.set_manifest_len(len);
+        let file = tempfile::tempfile().expect("room");
+        blocks.expect_manifest(4000 * u64::from(BLOCK_LEN), file);
         let (mut liar, mut honest) = (Inbox::default(), Inbox::default());
         let begin = |inbox: &mut Inbox, block| {
             assert!(blocks.put(inbox, BlockAddress::manifest(block), 0, &[1]).is_none());

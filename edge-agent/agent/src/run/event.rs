@@ -5,13 +5,12 @@ use std::sync::Arc;
 use agent_proto::peer::{BlockAddress, PeerMessage};
 use event_schema::{AgentId, Problem, Signed};
 use sync_core::BlockMap;
-use sync_core::manifest::Manifest;
 use sync_core::merkle::Hash;
 use tokio::sync::oneshot;
 use utp2_tokio::{Connection, Handle};
 
 use super::blocks::{Arrived, Content};
-use crate::disk::{BlockReader, ReadError, StoreError};
+use crate::disk::{BlockReader, ManifestFile, ReadError, StoreError};
 
 /// How a run is to end here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +51,7 @@ pub(super) enum Wakeup {
 
 /// A source that is ready.
 pub(super) struct Indexed {
-    pub(super) manifest: Arc<Manifest>,
-    pub(super) encoded: Vec<u8>,
+    pub(super) manifest: Arc<ManifestFile>,
     pub(super) signed: Signed,
     pub(super) root: Hash,
     pub(super) hashes: Vec<Hash>,
@@ -70,7 +68,7 @@ pub(super) struct Prepared {
     pub(super) bytes: u64,
     pub(super) reused: u64,
     pub(super) problems: Vec<Problem>,
-    pub(super) unwanted: Vec<u64>,
+    pub(super) unwanted: BlockMap,
 }
 
 /// A whole block on its way to the disk.

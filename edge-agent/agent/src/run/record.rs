@@ -1,6 +1,6 @@
 //! What an agent keeps of one run besides its content: `runs/<run>/` in the data folder.
 //!
-//! `manifest` and `head` are written once and make a restart cheap; `record` holds what must not be said
+//! `manifest` (until it is whole, `manifest.part`) and `head` are written once and make a restart cheap; `record` holds what must not be said
 //! or counted twice. The destination's resume journal lies beside them (`disk/journal.rs`).
 
 use std::fs::{self, File};
@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use event_schema::{RunAgentState, RunId, Signed, TransferStats, decode_exact, encode};
 use serde::{Deserialize, Serialize};
+
+use crate::disk::PART;
 
 /// Version of the record's shape.
 const VERSION: u8 = 1;
@@ -55,14 +57,22 @@ impl RunFolder {
     }
 
     /// The manifest and its signed head, if both were kept.
-    pub(super) fn manifest(&self) -> Option<(Signed, Vec<u8>)> {
+    pub(super) fn manifest(&self) -> Option<(Signed, File)> {
         let head = fs::read(self.0.join("head")).ok()?;
-        Some((decode_exact("Signed", &head).ok()?, fs::read(self.0.join("manifest")).ok()?))
+        Some((decode_exact("Signed", &head).ok()?, File::open(self.0.join("manifest")).ok()?))
     }
 
-    /// Keeps the manifest, then its head: with the head there the manifest is whole.
-    pub(super) fn set_manifest(&self, head: &Signed, encoded: &[u8]) -> io::Result<()> {
-        self.replace("manifest", encoded, true)?;
+    /// The file in which a manifest comes together, empty.
+    pub(super) fn manifest_part(&self) -> io::Result<File> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true).open(self.0.join(PART))
+    }
+
+    /// Keeps the manifest that came together, then its head: with the head there the manifest is whole.
+    pub(super) fn keep_manifest(&self, head: &Signed) -> io::Result<()> {
+        let part = self.0.join(PART);
+        File::open(&part)?.sync_all()?;
+        fs::rename(&part, self.0.join("manifest"))?;
         self.replace("head", &encode(head), true)
     }
 
@@ -94,21 +104,27 @@ impl RunFolder {
 mod tests {
     use super::*;
     use event_schema::Domain;
+    use std::io::Read;
 
     #[test]
     fn what_is_kept_is_found_again_and_damage_is_seen() {
         let data = tempfile::tempdir().expect("a folder");
         let folder = RunFolder::open(data.path(), RunId([1; 16])).expect("made");
-        assert_eq!(folder.manifest(), None);
+        assert!(folder.manifest().is_none());
         let mut record = folder.record();
         record.stats.bytes_sent = 7;
         record.ended = Some(RunAgentState::Done);
         folder.set_record(&record, true).expect("written");
         let head = Signed::sign(Domain::Manifest, vec![1], &ed25519_dalek::SigningKey::from_bytes(&[1; 32]));
-        folder.set_manifest(&head, b"manifest").expect("written");
+        folder.manifest_part().expect("made").write_all(b"manifest").expect("written");
+        assert!(folder.manifest().is_none(), "it may not be whole");
+        folder.keep_manifest(&head).expect("kept");
         let again = RunFolder::open(data.path(), RunId([1; 16])).expect("there");
         assert_eq!(again.record(), record);
-        assert_eq!(again.manifest(), Some((head, b"manifest".to_vec())));
+        let (kept, mut file) = again.manifest().expect("kept");
+        let mut manifest = Vec::new();
+        file.read_to_end(&mut manifest).expect("readable");
+        assert_eq!((kept, manifest), (head, b"manifest".to_vec()));
         fs::write(again.path().join("record"), b"x").expect("written");
         assert_eq!(again.record().ended, None);
         again.remove();

@@ -1,5 +1,6 @@
 //! What blocks: indexing, looking at the disk, checking and writing blocks, reading those to be sent.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -8,13 +9,13 @@ use std::thread::JoinHandle;
 use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, Problem, ProblemClass, RunId, Signed};
 use sync_core::BlockMap;
-use sync_core::manifest::{Manifest, ManifestHead};
+use sync_core::manifest::{HeadError, MANIFEST_VERSION, ManifestHead};
 
 use super::blocks::{Blocks, Content};
 use super::event::{Indexed, Prepared, ReadJob, Wakeup, WriteJob};
 use super::limits::WRITERS;
 use super::record::RunFolder;
-use crate::disk::{BlockReader, Staging, index_path};
+use crate::disk::{BlockReader, ManifestFile, Staging, file_block_hashes, index_path};
 
 /// A problem of the run as a whole.
 pub(super) fn problem(class: ProblemClass, detail: impl std::fmt::Display) -> Problem {
@@ -29,6 +30,14 @@ pub(super) struct Indexing {
     pub(super) bytes: AtomicU64,
 }
 
+/// A manifest kept by an agent of another release, for a run that was under way when it was replaced.
+pub(super) fn other_release(version: u8) -> Problem {
+    let detail = format_args!(
+        "the run's manifest has version {version}, this release reads {MANIFEST_VERSION}: start the job again"
+    );
+    problem(ProblemClass::BadManifest, detail)
+}
+
 /// Indexes a source, or takes up what was indexed before.
 pub(super) fn index(
     path: &Path,
@@ -37,80 +46,71 @@ pub(super) fn index(
     key: &SigningKey,
     progress: &Indexing,
 ) -> Result<Indexed, Problem> {
-    let source = AgentId::of_key(&key.verifying_key().to_bytes());
-    let open = |manifest: &Arc<Manifest>| {
+    let public = key.verifying_key().to_bytes();
+    let source = AgentId::of_key(&public);
+    let open = |manifest: &Arc<ManifestFile>| {
         BlockReader::for_source(path, manifest.clone())
             .map_err(|e| crate::disk::problem(e, b"", "opening the source"))
     };
-    if let Some((signed, encoded)) = folder.manifest()
-        && let Ok(head) = ManifestHead::open(&signed, run, &key.verifying_key().to_bytes())
-        && let Ok(manifest) = Manifest::decode(&encoded)
-        && head.counts(&manifest)
-        && let Ok((again, hashes)) = ManifestHead::of(run, source, &manifest, &encoded)
-        && again == head
-    {
-        let manifest = Arc::new(manifest);
-        let (reader, root) = (open(&manifest)?, head.root);
-        return Ok(Indexed {
-            reader,
-            manifest,
-            encoded,
-            signed,
-            root,
-            hashes,
-            problems: Vec::new(),
-            again: true,
-        });
+    let unreadable = |e: std::io::Error| problem(disk_class(&e), format_args!("reading the manifest: {e}"));
+    if let Some((signed, file)) = folder.manifest() {
+        match ManifestHead::open(&signed, run, &public) {
+            Ok(head) => {
+                let hashes = file_block_hashes(&file).map_err(unreadable)?;
+                if let Ok(manifest) = ManifestFile::open(Arc::new(file))
+                    && ManifestHead::of(run, source, manifest.known(), &hashes) == head
+                {
+                    let manifest = Arc::new(manifest);
+                    let (reader, root, problems) = (open(&manifest)?, head.root, Vec::new());
+                    return Ok(Indexed { reader, manifest, signed, root, hashes, problems, again: true });
+                }
+            }
+            // Another one for the same run would contradict what others hold.
+            Err(HeadError::Version(version)) => return Err(other_release(version)),
+            Err(HeadError::Bad) => {}
+        }
     }
-    let (manifest, problems) = index_path(path, &mut |at| {
+    let (manifest, problems) = index_path(path, folder.path(), &mut |at| {
         progress.entries.store(at.entries, Ordering::Relaxed);
         progress.bytes.store(at.bytes, Ordering::Relaxed);
         !progress.stop.load(Ordering::Relaxed)
     })?;
-    let encoded = manifest.encode();
-    let (head, hashes) = ManifestHead::of(run, source, &manifest, &encoded)
-        .map_err(|e| problem(ProblemClass::LimitExceeded, e))?;
+    let hashes = file_block_hashes(manifest.known().source().file()).map_err(unreadable)?;
+    let head = ManifestHead::of(run, source, manifest.known(), &hashes);
     let signed = head.sign(key);
     folder
-        .set_manifest(&signed, &encoded)
-        .map_err(|e| problem(ProblemClass::Io, format_args!("keeping the manifest: {e}")))?;
+        .keep_manifest(&signed)
+        .map_err(|e| problem(disk_class(&e), format_args!("keeping the manifest: {e}")))?;
     let manifest = Arc::new(manifest);
     let (reader, root) = (open(&manifest)?, head.root);
-    Ok(Indexed { reader, manifest, encoded, signed, root, hashes, problems, again: false })
+    Ok(Indexed { reader, manifest, signed, root, hashes, problems, again: false })
 }
 
-/// Decodes a verified manifest and finds what is on the disk already.
+/// Checks a verified manifest, keeps it, and finds what is on the disk already.
 pub(super) fn prepare(
     path: &Path,
     folder: &RunFolder,
     head: &ManifestHead,
     signed: &Signed,
-    encoded: &[u8],
+    file: Arc<File>,
     stop: &AtomicBool,
 ) -> Result<Prepared, Problem> {
-    let manifest = Manifest::decode(encoded).map_err(|e| problem(ProblemClass::BadManifest, e))?;
-    if !head.counts(&manifest) {
+    let manifest = ManifestFile::open(file).map_err(|e| problem(ProblemClass::BadManifest, e))?;
+    if !head.counts(manifest.known()) {
         return Err(problem(ProblemClass::BadManifest, "the manifest is not what its head says"));
     }
     if folder.manifest().is_none_or(|(kept, _)| kept != *signed) {
         folder
-            .set_manifest(signed, encoded)
+            .keep_manifest(signed)
             .map_err(|e| problem(disk_class(&e), format_args!("keeping the manifest: {e}")))?;
     }
     let manifest = Arc::new(manifest);
     let go_on = || !stop.load(Ordering::Relaxed);
     let opened = Staging::open(path, folder.path(), head.run, manifest.clone(), &go_on)?;
-    let mut have = BlockMap::new(manifest.blocks());
-    let mut bytes = 0;
-    for block in opened.verified {
-        if have.insert(block) {
-            bytes += manifest.block(block).map_or(0, |info| u64::from(info.len));
-        }
-    }
     Ok(Prepared {
         content: Content::Staged { manifest, staging: Arc::new(opened.staging) },
-        have,
-        bytes,
+        have: opened.verified,
+        bytes: opened.bytes,
         reused: opened.reused,
         problems: opened.problems,
         unwanted: opened.unwanted,
@@ -118,22 +118,22 @@ pub(super) fn prepare(
 }
 
 /// Takes up a run that was completed before: what is in place is served, and left as it is.
-pub(super) fn reopen(path: &Path, encoded: &[u8]) -> Result<Prepared, Problem> {
-    let manifest = Manifest::decode(encoded).map_err(|e| problem(ProblemClass::BadManifest, e))?;
+pub(super) fn reopen(path: &Path, file: Arc<File>) -> Result<Prepared, Problem> {
+    let manifest = ManifestFile::open(file).map_err(|e| problem(ProblemClass::BadManifest, e))?;
     let manifest = Arc::new(manifest);
     let reader = BlockReader::below(path, manifest.clone())
         .map_err(|e| crate::disk::problem(e, b"", "opening the destination folder"))?;
     Ok(Prepared {
         have: BlockMap::full(manifest.blocks()),
         bytes: manifest.bytes(),
+        unwanted: BlockMap::new(manifest.blocks()),
         content: Content::Placed { manifest, reader: Box::new(reader) },
         reused: 0,
         problems: Vec::new(),
-        unwanted: Vec::new(),
     })
 }
 
-fn disk_class(error: &std::io::Error) -> ProblemClass {
+pub(super) fn disk_class(error: &std::io::Error) -> ProblemClass {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ProblemClass::DiskFull,
         std::io::ErrorKind::PermissionDenied => ProblemClass::PermissionDenied,

@@ -11,7 +11,9 @@ use agent_proto::peer::{BlockAddress, PeerMessage, UnavailableReason};
 use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, RunId, Signed};
 use sync_core::config::{FetchConfig, OriginConfig, UploadConfig};
-use sync_core::manifest::{Entry, Kind, Manifest, ManifestHead, Mtime};
+use sync_core::manifest::{
+    BlockHash, Entry, Kind, Manifest, ManifestHead, Mtime, encode, manifest_block_hashes,
+};
 use sync_core::{Action, Arrival, BlockMap, Destination, Misbehaviour, Origin, Phase, RunInfo};
 use timebase::Instant;
 
@@ -135,22 +137,17 @@ impl World {
         let key = SigningKey::from_bytes(&[7; 32]);
         let file = |i: u64| {
             let count = (blocks - i * 100).min(100);
-            Entry {
-                path: format!("file {i:06}").into_bytes(),
-                mode: 0o644,
-                mtime: Mtime { seconds: 0, nanos: 0 },
-                kind: Kind::File {
-                    size: count * BLOCK,
-                    // Nothing of the content is hashed in this world, but the manifest has its usual size.
-                    blocks: (0..count).map(|b| [(i + b) as u8; 32]).collect(),
-                },
-            }
+            let path = format!("file {i:06}").into_bytes();
+            // Nothing of the content is hashed in this world, but the manifest has its usual size.
+            let hashes: Vec<_> =
+                (0..count).map(|b| BlockHash { strong: [(i + b) as u8; 32], weak: 0 }).collect();
+            (Entry::new(&path, 0o644, Mtime::default(), Kind::file(count * BLOCK)), hashes)
         };
-        let manifest =
-            Manifest::from_entries((0..blocks.div_ceil(100)).map(file).collect()).expect("a good manifest");
-        let encoded = manifest.encode();
+        let encoded = encode((0..blocks.div_ceil(100)).map(file)).expect("a good manifest");
+        let hashes = manifest_block_hashes(&encoded);
         let source = AgentId::of_key(&key.verifying_key().to_bytes());
-        let (head, hashes) = ManifestHead::of(RunId([1; 16]), source, &manifest, &encoded).expect("small");
+        let manifest = Manifest::open(&encoded).expect("a good manifest");
+        let head = ManifestHead::of(RunId([1; 16]), source, &manifest, &hashes);
         let node = |link: &Link| Node {
             link: *link,
             generation: 0,
@@ -429,7 +426,7 @@ impl World {
             let seed = self.seed.wrapping_mul(1000) + n as u64;
             let mut d = Destination::new(info, self.fetch.clone(), UploadConfig::default(), seed);
             if let Some((signed, encoded)) = &self.nodes[n].manifest {
-                assert!(d.restore_manifest(self.now, signed.clone(), encoded));
+                assert!(d.restore_manifest(self.now, signed.clone(), manifest_block_hashes(encoded)));
             }
             Machine::Destination(Box::new(d))
         };

@@ -1,16 +1,18 @@
 //! How a run begins, stalls and completes: at the source and at a destination.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use event_schema::{
     ManifestSigned, Problem, ProblemClass, Role, RunAgentState, RunCompleted, RunStateReported,
 };
 use sync_core::config::{FetchConfig, OriginConfig};
+use sync_core::manifest::{HeadError, ManifestHead, Source};
 use sync_core::{Destination, Origin, Phase, RunInfo};
 use tokio::time::{Duration, Instant};
 
 use super::{Machine, Task};
-use crate::disk::ReadError;
+use crate::disk::{ReadError, file_block_hashes};
 use crate::run::blocks::Content;
 use crate::run::event::{Indexed, Prepared, Wakeup};
 use crate::run::limits::DISK_RETRY;
@@ -48,12 +50,26 @@ impl Task {
                 };
                 // Without randomness ties are broken alike everywhere, which only costs some speed.
                 let seed = getrandom::u64().unwrap_or(0);
+                let source_key = self.source_key;
                 let mut destination = Destination::new(info, FetchConfig::default(), Self::uploads(), seed);
                 self.set_state(RunAgentState::FindingPeers);
-                if let Some((signed, encoded)) = self.folder.manifest()
-                    && destination.restore_manifest(self.now(), signed, &encoded)
-                {
-                    self.blocks.set_manifest(&encoded);
+                if let Some((signed, file)) = self.folder.manifest() {
+                    if let Err(HeadError::Version(version)) =
+                        ManifestHead::open(&signed, self.join.run, &source_key)
+                    {
+                        return match self.record.ended {
+                            // What is in place stays; it is not served any more.
+                            Some(_) => {
+                                tracing::warn!(run = %self.join.run, version, "kept by another release")
+                            }
+                            None => self.fail(work::other_release(version)),
+                        };
+                    }
+                    if let (Ok(hashes), Ok(meta)) = (file_block_hashes(&file), file.metadata())
+                        && destination.restore_manifest(self.now(), signed, hashes)
+                    {
+                        self.blocks.set_manifest(meta.len(), Arc::new(file));
+                    }
                 }
                 self.machine = Machine::Destination(Box::new(destination));
             }
@@ -93,13 +109,14 @@ impl Task {
 
     pub(super) fn indexed(&mut self, result: Result<Box<Indexed>, Problem>) {
         self.busy = false;
-        let Indexed { manifest, encoded, signed, root, hashes, reader, problems, again } = match result {
+        let Indexed { manifest, signed, root, hashes, reader, problems, again } = match result {
             Ok(indexed) => *indexed,
             Err(problem) => return self.fail(problem),
         };
         problems.into_iter().for_each(|problem| self.reports.problem(problem));
-        self.blocks.set_manifest(&encoded);
-        let (run, entries) = (self.join.run, manifest.entries().len() as u64);
+        let encoded = manifest.known().source();
+        self.blocks.set_manifest(encoded.len(), encoded.shared_file());
+        let (run, entries) = (self.join.run, manifest.entries());
         let (bytes, blocks) = (manifest.bytes(), manifest.blocks());
         self.blocks.set_content(Content::Placed { manifest, reader: Box::new(reader) });
         if !self.start_workers() {
@@ -145,8 +162,8 @@ impl Task {
 
     fn entry_problem(&mut self, block: u64, class: ProblemClass, detail: String) {
         let Some(manifest) = self.blocks.content().map(|c| c.manifest().clone()) else { return };
-        let Some(info) = manifest.block(block) else { return };
-        let path = manifest.entries()[info.entry].path.clone();
+        let Ok(Some(place)) = manifest.place(block) else { return };
+        let Ok(path) = manifest.entry(place.entry).map(|e| e.path.clone()) else { return };
         self.reports.problem(Problem { class, path, detail });
     }
 
@@ -155,8 +172,13 @@ impl Task {
     /// Shows where the machine stands.
     pub(super) fn follow_phase(&mut self) {
         if let Machine::Destination(d) = &self.machine {
-            if let Some((head, _)) = d.head() {
-                self.blocks.set_manifest_len(head.len);
+            if !self.blocks.expects_manifest()
+                && let Some((head, _)) = d.head()
+            {
+                match self.folder.manifest_part() {
+                    Ok(file) => self.blocks.expect_manifest(head.len, file),
+                    Err(error) => return self.manifest_not_kept(&error),
+                }
             }
             if d.phase() == Phase::FetchingManifest {
                 self.set_state(RunAgentState::FetchingManifest);
@@ -164,20 +186,25 @@ impl Task {
         }
     }
 
+    /// The agent's own folder does not take the manifest: without it nothing can go on.
+    pub(super) fn manifest_not_kept(&mut self, error: &std::io::Error) {
+        self.fail(problem(work::disk_class(error), format_args!("keeping the manifest: {error}")));
+    }
+
     /// The manifest is here: looks at the disk.
     pub(super) fn prepare(&mut self) {
         let Machine::Destination(d) = &self.machine else { return };
-        let (Some((head, signed)), Some(encoded)) = (d.head(), self.blocks.manifest_bytes()) else { return };
+        let (Some((head, signed)), Some(file)) = (d.head(), self.blocks.manifest_file()) else { return };
         let (head, signed) = (head.clone(), signed.clone());
         let Some(path) = self.place() else { return self.fail(bad_path()) };
         let (folder, indexing) = (self.folder.clone(), self.indexing.clone());
         self.full = None;
         if self.record.ended.is_some() {
-            return self.work(move || Wakeup::Prepared(work::reopen(&path, &encoded).map(Box::new)));
+            return self.work(move || Wakeup::Prepared(work::reopen(&path, file).map(Box::new)));
         }
         self.set_state(RunAgentState::Transferring);
         self.work(move || {
-            let prepared = work::prepare(&path, &folder, &head, &signed, &encoded, &indexing.stop);
+            let prepared = work::prepare(&path, &folder, &head, &signed, file, &indexing.stop);
             Wakeup::Prepared(prepared.map(Box::new))
         });
     }
@@ -200,7 +227,7 @@ impl Task {
         if !self.start_workers() {
             return;
         }
-        self.set_totals(manifest.entries().len() as u64, manifest.bytes(), manifest.blocks());
+        self.set_totals(manifest.entries(), manifest.bytes(), manifest.blocks());
         self.board.lock().bytes_done = bytes;
         if self.record.ended.is_none() {
             self.record.stats.blocks_reused = reused;
@@ -210,7 +237,7 @@ impl Task {
         let now = self.now();
         if let Machine::Destination(d) = &mut self.machine {
             d.begin_content(now, have);
-            d.forgo(unwanted);
+            d.forgo(unwanted.ranges().flatten());
         }
         if let Some(short) = self.shortfall() {
             self.disk_full(short);
@@ -250,10 +277,11 @@ impl Task {
     pub(super) fn forgo_entry_of(&mut self, block: u64) {
         self.incomplete = true;
         let Some(manifest) = self.blocks.content().map(|c| c.manifest().clone()) else { return };
-        let Some(info) = manifest.block(block) else { return };
+        let Ok(Some(place)) = manifest.place(block) else { return };
+        let Ok(entry) = manifest.entry(place.entry) else { return };
         if let Machine::Destination(d) = &mut self.machine {
             d.handle_not_kept(block);
-            d.forgo(manifest.blocks_of_entry(info.entry));
+            d.forgo(entry.blocks());
         }
     }
 

@@ -91,8 +91,10 @@ impl Task {
         let (now, block) = (self.now(), arrived.address.index());
         let Machine::Destination(d) = &mut self.machine else { return };
         if arrived.address.is_manifest() {
-            if d.handle_manifest_block(now, agent, block, &arrived.data) {
-                self.blocks.keep_manifest_block(block, arrived.data.clone());
+            if d.handle_manifest_block(now, agent, block, &arrived.data)
+                && let Err(error) = self.blocks.keep_manifest_block(block, &arrived.data)
+            {
+                self.manifest_not_kept(&error);
             }
             return;
         }
@@ -168,6 +170,12 @@ impl Task {
                 ProblemClass::BadManifest,
                 "showed a manifest that the source did not sign; it is not believed",
             ),
+            Misbehaviour::OtherVersion(version) => {
+                return self.fail(problem(
+                    ProblemClass::BadManifest,
+                    sync_core::manifest::ManifestError::Version(version),
+                ));
+            }
             Misbehaviour::OtherHead => {
                 (ProblemClass::BadManifest, "has another manifest of this run than we; start the job again")
             }
