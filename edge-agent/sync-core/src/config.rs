@@ -11,11 +11,13 @@ pub(crate) const REQUEST_MAX: usize = 8192;
 /// How a destination fetches.
 #[derive(Clone, Debug)]
 pub struct FetchConfig {
-    /// Blocks asked of one peer at first and at least: enough to keep it busy while it is being measured.
-    /// Default 4: 128 KiB.
+    /// Blocks asked of one peer at first and at least, where there are few: enough to keep it busy while it is
+    /// being measured. Default 4: 128 KiB.
     pub pipeline_min: u32,
     /// Blocks asked of one peer at most. Default 1024: 32 MiB, 1 Gbit/s at 250 ms.
     pub pipeline_max: u32,
+    /// Blocks asked of all peers together at first and at least. Default 64: 2 MiB.
+    pub pipeline_all: u32,
     /// How far ahead of a peer's measured rate to ask, beside two round trips: covers the peer's other work
     /// and our own scheduling. Default 150 ms.
     pub lookahead: Duration,
@@ -59,6 +61,7 @@ impl Default for FetchConfig {
         Self {
             pipeline_min: 4,
             pipeline_max: 1024,
+            pipeline_all: 64,
             lookahead: Duration::from_millis(150),
             outstanding_max: 1024,
             want_max: 512,

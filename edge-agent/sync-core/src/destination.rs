@@ -273,7 +273,7 @@ impl Destination {
                     known.swarm(Space::of(block)).handle_unavailable(now, peer, block.index(), reason);
                 }
             }
-            PeerMessage::Request(request) => self.handle_request(peer, &request.ranges),
+            PeerMessage::Request(request) => self.handle_request(now, peer, &request.ranges),
             PeerMessage::Cancel(cancel) => {
                 for block in self.blocks(&cancel.ranges) {
                     if self.uploads.cancel(peer, block) == Cancelled::Sending {
@@ -401,7 +401,9 @@ impl Destination {
                 return Some(Action::ContentComplete);
             }
         }
-        let (peer, block, priority) = self.uploads.next()?;
+        let known = &self.known;
+        let supply = |block: BlockAddress| known.as_ref().map_or(0, |k| k.content.supply(block.index()));
+        let (peer, block, priority) = self.uploads.next(now, supply)?;
         Some(Action::Upload { peer, block, priority })
     }
 
@@ -563,12 +565,12 @@ impl Destination {
         }
     }
 
-    fn handle_request(&mut self, peer: AgentId, ranges: &[agent_proto::peer::BlockRange]) {
+    fn handle_request(&mut self, now: Instant, peer: AgentId, ranges: &[agent_proto::peer::BlockRange]) {
         for block in self.blocks(ranges) {
             let here =
                 self.known.as_mut().is_some_and(|k| k.swarm(Space::of(block)).have().contains(block.index()));
             if here {
-                self.uploads.push(peer, block);
+                self.uploads.push(now, peer, block);
             } else if self.out.len() < WAITING_MAX {
                 self.send(peer, Unavailable { block, reason: UnavailableReason::NotHere });
             }

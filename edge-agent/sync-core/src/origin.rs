@@ -186,7 +186,7 @@ impl Origin {
     fn handle_request(&mut self, now: Instant, id: AgentId, ranges: &[BlockRange]) {
         for address in self.blocks_of(ranges) {
             if address.is_manifest() {
-                self.uploads.push(id, address);
+                self.uploads.push(now, id, address);
                 continue;
             }
             let block = address.index();
@@ -206,14 +206,14 @@ impl Origin {
                     }
                 }
                 _ if elsewhere => self.defer(now, id, block),
-                _ => self.serve(id, block),
+                _ => self.serve(now, id, block),
             }
         }
         self.tick_at.get_or_insert(now + TICK);
     }
 
-    fn serve(&mut self, id: AgentId, block: u64) {
-        if self.uploads.push(id, BlockAddress::content(block)) {
+    fn serve(&mut self, now: Instant, id: AgentId, block: u64) {
+        if self.uploads.push(now, id, BlockAddress::content(block)) {
             self.promise(id, block, false);
         }
     }
@@ -304,7 +304,9 @@ impl Origin {
         if let Some(action) = self.out.pop_front() {
             return Some(action);
         }
-        if let Some((peer, block, priority)) = self.uploads.next() {
+        let spread = &self.spread;
+        let next = self.uploads.next(now, |block| spread.claims(block.index()));
+        if let Some((peer, block, priority)) = next {
             return Some(Action::Upload { peer, block, priority });
         }
         if core::mem::take(&mut self.credit_due) {
@@ -340,7 +342,7 @@ impl Origin {
             });
         }
         for (id, block) in due {
-            self.serve(id, block);
+            self.serve(now, id, block);
         }
         self.tick_at = open.then_some(now + TICK);
         self.credit_due = true;

@@ -52,10 +52,14 @@ impl Pace {
 
     /// How many blocks to keep asked: what arrives in two round trips and the lookahead, so that the
     /// number can double every round trip while the peer keeps up.
-    pub(crate) fn target(&self, config: &FetchConfig, max: u32) -> u32 {
-        let ahead = (2 * self.rtt + config.lookahead).as_micros() as u64;
-        let blocks = self.rate.saturating_mul(ahead) / 1_000_000_000;
-        u32::try_from(blocks + 2).unwrap_or(u32::MAX).clamp(config.pipeline_min.min(max), max)
+    pub(crate) fn target(&self, config: &FetchConfig, min: u32, max: u32) -> u32 {
+        let blocks = self.within(2 * self.rtt + config.lookahead);
+        u32::try_from(blocks + 1).unwrap_or(u32::MAX).clamp(min.min(max), max)
+    }
+
+    /// Blocks that come in such a time.
+    pub(crate) fn within(&self, time: Duration) -> u64 {
+        self.rate.saturating_mul(time.as_micros() as u64) / 1_000_000_000
     }
 
     /// The usual time between two blocks; zero while unknown.
@@ -72,20 +76,20 @@ mod tests {
     fn follows_the_rate() {
         let config = FetchConfig::default();
         let mut pace = Pace::new();
-        assert_eq!(pace.target(&config, 1024), 4);
+        assert_eq!(pace.target(&config, 4, 1024), 4);
         let mut now = Instant::ZERO;
         for _ in 0..1000 {
             now += Duration::from_millis(1);
             pace.arrived(now);
         }
         // 1000 blocks a second, 250 ms ahead.
-        assert!((245..=260).contains(&pace.target(&config, 1024)), "{}", pace.target(&config, 1024));
-        assert_eq!(pace.target(&config, 100), 100);
+        assert!((245..=260).contains(&pace.target(&config, 4, 1024)), "{}", pace.target(&config, 4, 1024));
+        assert_eq!(pace.target(&config, 4, 100), 100);
         assert_eq!(pace.interval(), Duration::from_millis(1));
         for _ in 0..100 {
             now += Duration::from_millis(500);
             pace.arrived(now);
         }
-        assert_eq!(pace.target(&config, 1024), 4);
+        assert_eq!(pace.target(&config, 4, 1024), 4);
     }
 }

@@ -28,6 +28,8 @@ use patience::Patience;
 
 /// How often timeouts are looked at while something is missing.
 const TICK: Duration = Duration::from_millis(250);
+/// The same once everything missing is asked of somebody.
+const ENDGAME_TICK: Duration = Duration::from_millis(50);
 /// Blocks declared lost in one tick: keeps a tick short when a large source file changed.
 const LOST_PER_TICK: usize = 4096;
 
@@ -54,8 +56,8 @@ struct Peer {
     pace: Pace,
     /// Last arrival, or the first request after a rest.
     active: Instant,
-    /// There was nothing to ask it for, and nothing changed since.
-    dry: bool,
+    /// To be looked at when requests are planned next.
+    ready: bool,
     /// Left alone until then, because it delivered nothing.
     snubbed: Option<Instant>,
     snubs: u32,
@@ -72,6 +74,16 @@ impl Peer {
     }
 }
 
+/// Who was asked for a block: one peer, two in the endgame.
+#[derive(Clone, Copy)]
+struct Askers(AgentId, Option<AgentId>);
+
+impl Askers {
+    fn iter(self) -> impl Iterator<Item = AgentId> {
+        core::iter::once(self.0).chain(self.1)
+    }
+}
+
 /// The swarm of one run, seen from one destination, for one space of blocks.
 pub(crate) struct Swarm {
     space: Space,
@@ -81,14 +93,24 @@ pub(crate) struct Swarm {
     taken: BlockMap,
     lost: BlockMap,
     checking: BTreeSet<u64>,
-    /// Who was asked for a block: one peer, two in the endgame.
-    asked: BTreeMap<u64, Vec<AgentId>>,
+    asked: BTreeMap<u64, Askers>,
+    /// How many of `asked` peers owe us that have been silent too long to be counted on.
+    late: usize,
+    /// What arrives from all peers together.
+    pace: Pace,
+    /// Blocks asked at least of each peer that has some.
+    depth: u32,
     /// How many usable peers, origins left out, have a block.
     supply: BlockCounts,
     peers: BTreeMap<AgentId, Peer>,
+    /// The origin, if it is connected.
+    origin: Option<AgentId>,
+    /// Peers to be looked at, those with `ready` set.
+    ready: Vec<AgentId>,
+    /// Such as wait until less is asked of all together.
+    held: Vec<AgentId>,
     begun: bool,
     paused: bool,
-    dirty: bool,
     patience: Patience,
     announce: Vec<u64>,
     announce_at: Option<Instant>,
@@ -111,11 +133,16 @@ impl Swarm {
             lost: BlockMap::new(len),
             checking: BTreeSet::new(),
             asked: BTreeMap::new(),
+            late: 0,
+            pace: Pace::new(),
+            depth: config.pipeline_min,
             supply: BlockCounts::new(len),
             peers: BTreeMap::new(),
+            origin: None,
+            ready: Vec::new(),
+            held: Vec::new(),
             begun: false,
             paused: true,
-            dirty: false,
             patience: Patience::new(now, &config),
             announce: Vec::new(),
             announce_at: None,
@@ -165,6 +192,11 @@ impl Swarm {
         &self.have
     }
 
+    /// How many peers have a block: those that count.
+    pub(crate) fn supply(&self, block: u64) -> u16 {
+        self.supply.at(block)
+    }
+
     pub(crate) fn lost(&self) -> &BlockMap {
         &self.lost
     }
@@ -194,7 +226,7 @@ impl Swarm {
             credit: 0,
             pace: Pace::new(),
             active: now,
-            dry: false,
+            ready: false,
             snubbed: None,
             snubs: 0,
             strikes: 0,
@@ -202,22 +234,26 @@ impl Swarm {
             joined: now,
         };
         if peer.origin {
+            self.origin = Some(id);
             // It has to find out what everybody has before it can choose.
             self.patience.start(now, &self.config);
         }
         self.peers.insert(id, peer);
+        self.sound();
         self.tell_all(id);
-        self.dirty = true;
+        self.wake(id);
     }
 
     pub(crate) fn remove_peer(&mut self, id: AgentId) {
         self.take_back(id, |_, _| true);
         let Some(peer) = self.peers.remove(&id) else { return };
+        self.ready.retain(|ready| *ready != id);
+        self.held.retain(|held| *held != id);
         if peer.counts() {
             self.supply.sub_map(&peer.have);
         }
+        self.origin.take_if(|origin| *origin == id);
         self.out.retain(|(to, _)| *to != id);
-        self.wake_all();
     }
 
     pub(crate) fn set_rtt(&mut self, id: AgentId, rtt: Duration) {
@@ -230,20 +266,24 @@ impl Swarm {
     pub(crate) fn handle_have(&mut self, now: Instant, id: AgentId, ranges: &[BlockRange]) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let counted = peer.counts();
-        let (mut news, mut spared) = (false, Vec::new());
+        let (mut first, mut useful, mut spared) = (false, false, Vec::new());
         // What comes in long ranges is counted at once: chunks that are all alike stay so.
         let mut added: Option<BlockMap> = None;
         for range in disjoint(ranges, self.space, self.have.len()) {
             let gaps: Vec<_> = peer.have.gaps_in(range.clone()).collect();
             peer.have.insert_range(range);
-            for gap in gaps.into_iter().filter(|_| counted) {
+            for gap in gaps {
+                useful |= self.taken.next_clear(gap.start).is_some_and(|open| open < gap.end);
+                if !counted {
+                    continue;
+                }
                 if gap.end - gap.start > 256 {
                     added.get_or_insert_with(|| BlockMap::new(self.have.len())).insert_range(gap);
                     continue;
                 }
                 for block in gap {
                     if self.supply.add(block) == 1 {
-                        news |= !self.taken.contains(block);
+                        first |= !self.taken.contains(block);
                         spared.push(block);
                     }
                 }
@@ -251,19 +291,21 @@ impl Swarm {
         }
         if let Some(added) = added {
             self.supply.add_map(&added);
-            news |= added.next_not_in(&self.taken, 0).is_some();
+            first |= added.next_not_in(&self.taken, 0).is_some();
         }
-        peer.dry = false;
-        if news {
+        if first {
             self.patience.progress(now);
         }
         self.spare_origin(&spared);
-        self.dirty = true;
+        if useful {
+            self.wake(id);
+        }
     }
 
     /// What the origin was asked for and somebody else now has is taken back.
     fn spare_origin(&mut self, blocks: &[u64]) {
-        let Some((&origin, peer)) = self.peers.iter().find(|(_, p)| p.origin) else { return };
+        let Some(origin) = self.origin.filter(|_| !blocks.is_empty()) else { return };
+        let peer = &self.peers[&origin];
         let asked: Vec<u64> = blocks.iter().filter(|b| peer.asked.contains_key(b)).copied().collect();
         if !asked.is_empty() {
             self.take_back(origin, |block, _| asked.contains(&block));
@@ -307,6 +349,7 @@ impl Swarm {
         }
         let Some(peer) = self.peers.get_mut(&id).filter(|p| !p.shunned) else { return Arrival::Unwanted };
         peer.pace.arrived(now);
+        self.pace.arrived(now);
         peer.active = now;
         peer.snubs = 0;
         if peer.snubbed.take().is_some() && !peer.origin {
@@ -321,8 +364,9 @@ impl Swarm {
         if peer.asked.is_empty() && peer.credit == 0 {
             peer.pace.rest();
         }
-        self.dirty = true;
-        for other in self.asked.remove(&block).unwrap_or_default() {
+        self.ready.append(&mut self.held);
+        self.wake(id);
+        for other in self.asked.remove(&block).into_iter().flat_map(Askers::iter) {
             if other != id && self.peers.get_mut(&other).is_some_and(|p| p.asked.remove(&block).is_some()) {
                 self.send_cancel(other, alloc::vec![block]);
             }
@@ -351,7 +395,6 @@ impl Swarm {
         } else {
             self.announce_at.get_or_insert(now + self.config.have_delay);
         }
-        self.dirty = true;
     }
 
     /// An arrived block could not be kept: it is missing again.
@@ -368,13 +411,12 @@ impl Swarm {
             if self.have.contains(block) || !self.lost.insert(block) {
                 continue;
             }
-            for asker in self.asked.get(&block).cloned().unwrap_or_default() {
+            for asker in self.asked.get(&block).copied().into_iter().flat_map(Askers::iter) {
                 self.take_back(asker, |asked, _| asked == block);
             }
             self.taken.insert(block);
             self.failing.remove(&block);
         }
-        self.dirty = true;
     }
 
     /// An arrived block did not match its hash. True if its peer is to be shunned from now on.
@@ -398,8 +440,7 @@ impl Swarm {
 
     /// What to send next.
     pub(crate) fn poll_message(&mut self, now: Instant) -> Option<(AgentId, PeerMessage)> {
-        if self.dirty {
-            self.dirty = false;
+        if !self.ready.is_empty() {
             self.schedule(now);
         }
         self.out.pop_front()
@@ -425,7 +466,7 @@ impl Swarm {
         if self.paused || self.is_settled() || now < self.tick_at {
             return;
         }
-        self.tick_at = now + TICK;
+        self.tick_at = now + if self.open() > 0 { TICK } else { ENDGAME_TICK };
         for id in self.peers.keys().copied().collect::<Vec<_>>() {
             self.check_peer(now, id);
         }
@@ -433,18 +474,21 @@ impl Swarm {
         if self.patience.is_over(now, &self.config, self.origin_rtt()) {
             self.patience.ask_origin();
         }
-        self.dirty = true;
+        self.count_late(now);
+        self.sound();
+        self.endgame(now);
+        self.wake_all();
     }
 
     fn origin_rtt(&self) -> Option<Duration> {
-        self.peers.values().find(|p| p.origin && !p.shunned).map(|p| p.pace.rtt)
+        self.origin.map(|id| &self.peers[&id]).filter(|p| !p.shunned).map(|p| p.pace.rtt)
     }
 
     /// Takes requests back from a peer that does not deliver, and gives one that did not a new chance.
     fn check_peer(&mut self, now: Instant, id: AgentId) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if peer.snubbed.is_some_and(|until| until <= now) {
-            (peer.snubbed, peer.dry) = (None, false);
+            peer.snubbed = None;
             if peer.counts() {
                 self.supply.add_map(&peer.have);
             }
@@ -469,7 +513,7 @@ impl Swarm {
 
     /// Finds blocks that the origin does not have and nobody else announces.
     fn look_for_lost(&mut self, now: Instant) {
-        let Some(origin) = self.peers.values().find(|p| p.origin) else {
+        let Some(origin) = self.origin.map(|id| &self.peers[&id]) else {
             // Nobody can tell what the source has: nothing is lost.
             self.failing.values_mut().for_each(|f| f.1 = now);
             return;
@@ -549,9 +593,10 @@ impl Swarm {
         if peer.asked.is_empty() && peer.credit == 0 {
             peer.pace.rest();
         }
-        if let Some(askers) = self.asked.get_mut(&block) {
-            askers.retain(|a| *a != id);
-            if askers.is_empty() {
+        let Some(askers) = self.asked.get_mut(&block) else { return };
+        match askers.iter().find(|asker| *asker != id) {
+            Some(other) => *askers = Askers(other, None),
+            None => {
                 self.asked.remove(&block);
                 if !self.lost.contains(block) {
                     self.taken.remove(block);
@@ -568,7 +613,20 @@ impl Swarm {
 
     /// Something is missing again, or may be had again.
     fn wake_all(&mut self) {
-        self.peers.values_mut().for_each(|p| p.dry = false);
-        self.dirty = true;
+        self.ready.append(&mut self.held);
+        for (id, peer) in &mut self.peers {
+            if !core::mem::replace(&mut peer.ready, true) {
+                self.ready.push(*id);
+            }
+        }
+    }
+
+    /// There may be more to ask a peer for.
+    fn wake(&mut self, id: AgentId) {
+        if let Some(peer) = self.peers.get_mut(&id)
+            && !core::mem::replace(&mut peer.ready, true)
+        {
+            self.ready.push(id);
+        }
     }
 }

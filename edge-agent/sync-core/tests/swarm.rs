@@ -2,6 +2,7 @@
 //!
 //! Run with `--nocapture` to see the table of copies and times.
 
+mod large;
 mod world;
 
 use std::time::Duration;

@@ -34,6 +34,11 @@ impl Spread {
         }
     }
 
+    /// How many connected peers have a block, or were promised it.
+    pub(super) fn claims(&self, block: u64) -> u16 {
+        self.claims.at(block)
+    }
+
     pub(super) fn claim(&mut self, block: u64) {
         self.claims.add(block);
         self.closed.insert(block);

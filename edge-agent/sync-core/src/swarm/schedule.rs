@@ -1,83 +1,111 @@
 //! What to ask of whom now.
 
+use alloc::collections::btree_map::Entry;
 use alloc::vec::Vec;
 
 use agent_proto::peer::{PeerMessage, Request, Want};
 use event_schema::AgentId;
 use timebase::Instant;
 
-use super::Swarm;
+use super::{Askers, Peer, Swarm};
 use crate::ranges::{merge, messages};
 
 /// Places looked at to find a rare block: a few random probes come close to the rarest of all, at a cost
 /// that does not grow with the run.
 const PROBES: usize = 8;
+/// Blocks behind the mean of all peers that make the pipelines one block deeper.
+const BEHIND: u64 = 16;
 /// Blocks passed over at most in one search for what only the origin has.
 const SEARCH_MAX: usize = 1 << 16;
 
 impl Swarm {
-    /// Tops up what every peer is asked; the source comes last, for what the others do not give.
+    /// Tops up what peers that are ready are asked, the source last, for what the others do not give.
     pub(super) fn schedule(&mut self, now: Instant) {
-        if self.paused || self.is_settled() {
-            return;
-        }
-        let mut ids: Vec<AgentId> = self.peers.keys().copied().collect();
+        let mut ids = core::mem::take(&mut self.ready);
+        let idle = self.paused || self.is_settled();
         let shift = self.chance.below(ids.len() as u64) as usize;
         ids.rotate_left(shift);
-        ids.sort_by_key(|id| self.peers[id].source);
+        let (mut source, mut full) = (None, self.room_of_all() == 0);
         for id in ids {
-            if self.peers[&id].snubbed.is_some() || self.peers[&id].shunned {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            if !idle && full && !peer.origin {
+                // Its turn comes when something has arrived.
+                self.held.push(id);
                 continue;
             }
-            if self.peers[&id].origin {
-                self.want(now, id);
-                if self.patience.is_asking() {
-                    self.ask_origin(now, id);
-                }
-            } else {
-                self.ask(now, id);
+            peer.ready = false;
+            if idle || peer.snubbed.is_some() || peer.shunned {
+                continue;
+            }
+            if peer.origin {
+                source = Some(id);
+                continue;
+            }
+            let room = self.room(id);
+            let picked = self.pick(id, room);
+            if !picked.is_empty() {
+                self.request(now, id, picked);
+                full = self.room_of_all() == 0;
+            }
+        }
+        if let Some(id) = source {
+            self.want(now, id);
+            if self.patience.is_asking() {
+                self.ask_origin(now, id);
             }
         }
     }
 
     /// Blocks that are neither verified nor on their way by a request.
-    fn open(&self) -> u64 {
+    pub(super) fn open(&self) -> u64 {
         self.have.len() - self.taken.count()
     }
 
-    /// How many more blocks to ask of a peer now; 0 while enough are asked, so that requests are few and long.
-    fn room(&self, id: AgentId) -> usize {
-        let peer = &self.peers[&id];
-        let target = peer.pace.target(&self.config, self.config.pipeline_max) as usize;
-        let room = target.saturating_sub(peer.asked.len());
-        if room * 4 < target && !peer.asked.is_empty() {
+    /// How many more blocks to ask of all peers together now. What is asked for waits in the queues of others:
+    /// more than what soon arrives would make every block's way through the swarm longer.
+    fn room_of_all(&self) -> usize {
+        let (least, most) = (self.config.pipeline_all, self.config.outstanding_max as u32);
+        let target = self.pace.target(&self.config, least, most) as usize;
+        let asked = self.asked.len() - self.late.min(self.asked.len());
+        let room = target.saturating_sub(asked);
+        if room * 8 < target && asked > 0 {
             return 0;
         }
         room.min(self.config.outstanding_max.saturating_sub(self.asked.len() + self.checking.len()))
     }
 
-    fn ask(&mut self, now: Instant, id: AgentId) {
-        let room = self.room(id);
-        if room == 0 || self.peers[&id].dry {
-            if self.peers[&id].dry {
-                self.endgame(now, id);
-            }
-            return;
+    /// How many more blocks to ask of a peer now; 0 while enough are asked, so that requests are few and long.
+    fn room(&self, id: AgentId) -> usize {
+        let peer = &self.peers[&id];
+        let target = peer.pace.target(&self.config, self.depth, self.config.pipeline_max) as usize;
+        let room = target.saturating_sub(peer.asked.len());
+        if room * 4 < target && !peer.asked.is_empty() {
+            return 0;
         }
-        let picked = self.pick(id, room);
-        if picked.is_empty() {
-            if let Some(peer) = self.peers.get_mut(&id) {
-                peer.dry = true;
-            }
-            self.endgame(now, id);
-        } else {
-            self.request(now, id, picked);
-        }
+        room.min(self.room_of_all())
+    }
+
+    /// Counts what is asked of peers that have been silent for long.
+    pub(super) fn count_late(&mut self, now: Instant) {
+        let long = |p: &&Peer| now - p.active >= self.config.endgame_after.max(4 * p.pace.rtt);
+        self.late = self.peers.values().filter(long).map(|p| p.asked.len()).sum();
+    }
+
+    /// Decides how deep to ask peers of whose pace little is known. With many peers not deep at all: a block asked
+    /// early waits in one peer's queue while another idles, or gets a rarer one. Who has fallen behind its peers
+    /// asks deeper, and so gets more of their turns.
+    pub(super) fn sound(&mut self) {
+        let usable = || self.peers.values().filter(|p| p.counts());
+        let (count, blocks) = usable().fold((0, 0), |(n, blocks), p| (n + 1, blocks + p.have.count()));
+        let behind = (blocks / count.max(1)).saturating_sub(self.have.count());
+        let most = u64::from(self.config.pipeline_min);
+        let shared = (8 * most / count.max(1)).clamp(1, most);
+        self.depth = (shared + behind / BEHIND).min(most) as u32;
     }
 
     /// Takes up to `room` missing blocks that the peer has, in short runs, rare ones first.
     fn pick(&mut self, id: AgentId, room: usize) -> Vec<u64> {
-        let peer = &self.peers[&id];
+        let Some(peer) = self.peers.get(&id) else { return Vec::new() };
         let mut picked = Vec::new();
         while picked.len() < room {
             let mut best: Option<(u16, u64)> = None;
@@ -106,41 +134,52 @@ impl Swarm {
     }
 
     fn request(&mut self, now: Instant, id: AgentId, blocks: Vec<u64>) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id).filter(|_| !blocks.is_empty()) else { return };
         if peer.asked.is_empty() {
             peer.active = now;
         }
         for &block in &blocks {
             peer.asked.insert(block, now);
-            self.asked.entry(block).or_default().push(id);
+            match self.asked.entry(block) {
+                Entry::Vacant(entry) => _ = entry.insert(Askers(id, None)),
+                Entry::Occupied(mut entry) => entry.get_mut().1 = Some(id),
+            }
         }
         for ranges in messages(self.space, merge(blocks)) {
             self.out.push_back((id, PeerMessage::from(Request { ranges })));
         }
     }
 
-    /// Once everything is asked of somebody, an idle peer is asked for what others owe too long.
-    fn endgame(&mut self, now: Instant, id: AgentId) {
-        let peer = &self.peers[&id];
-        if self.open() > 0 || !peer.asked.is_empty() {
+    /// Once everything is asked of somebody, idle peers are asked for what others owe too long.
+    pub(super) fn endgame(&mut self, now: Instant) {
+        if self.open() > 0 {
             return;
         }
-        let old = self.config.endgame_after.max(3 * peer.pace.rtt);
-        let late: Vec<u64> = self
+        let least = self.config.endgame_after;
+        let mut late: Vec<u64> = self
             .asked
             .iter()
             .filter(|(block, askers)| {
-                let since = |asker: &AgentId| self.peers.get(asker)?.asked.get(block).copied();
-                askers.len() == 1
-                    && askers[0] != id
-                    && peer.have.contains(**block)
-                    && since(&askers[0]).is_some_and(|since| now - since >= old)
+                let peer = self.peers.get(&askers.0).filter(|_| askers.1.is_none());
+                let old = |p: &Peer, since: Instant| now - since >= least.max(3 * p.pace.rtt);
+                peer.is_some_and(|p| p.asked.get(block).is_some_and(|since| old(p, *since)))
             })
             .map(|(block, _)| *block)
-            .take(self.config.pipeline_min as usize)
             .collect();
-        if !late.is_empty() {
-            self.request(now, id, late);
+        let idle = |p: &Peer| !p.origin && !p.shunned && p.snubbed.is_none() && p.asked.is_empty();
+        let mut ids: Vec<AgentId> = self.peers.iter().filter(|(_, p)| idle(p)).map(|(id, _)| *id).collect();
+        let shift = self.chance.below(ids.len() as u64) as usize;
+        ids.rotate_left(shift);
+        for id in ids {
+            let (mut picked, most) = (Vec::new(), self.config.pipeline_min as usize);
+            late.retain(|block| {
+                let take = picked.len() < most && self.peers[&id].have.contains(*block);
+                if take {
+                    picked.push(*block);
+                }
+                !take
+            });
+            self.request(now, id, picked);
         }
     }
 
@@ -148,7 +187,7 @@ impl Swarm {
     fn want(&mut self, now: Instant, id: AgentId) {
         let open = self.open();
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let target = peer.pace.target(&self.config, self.config.want_max);
+        let target = peer.pace.target(&self.config, self.config.pipeline_min, self.config.want_max);
         let wanted = u64::from(target).saturating_sub(peer.asked.len() as u64).min(open) as u32;
         let more = wanted.saturating_sub(peer.credit);
         if more > 0 && (more * 4 >= target || peer.credit == 0) {

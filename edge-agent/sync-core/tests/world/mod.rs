@@ -1,10 +1,15 @@
 //! A world in virtual time for swarms: nodes with bandwidths, paths with delays, everything from one seed.
 //!
 //! The transport is modelled as far as it matters to a swarm: an uplink that serves its connections in turns,
-//! a downlink that queues, a bound on what a connection has in flight, messages that stay in order.
+//! a downlink that queues, a bound on what a connection has in flight, messages that stay in order and take
+//! their share of the uplink. A site is a local network behind a wide-area link that its nodes share.
+//!
+//! Nodes are connected each with each at once, or, in a large world, as their [`Neighbours`] decide.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+mod net;
+mod queue;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use agent_proto::peer::{BlockAddress, PeerMessage, UnavailableReason};
@@ -14,14 +19,23 @@ use sync_core::config::{FetchConfig, OriginConfig, UploadConfig};
 use sync_core::manifest::{
     BlockHash, Entry, Kind, Manifest, ManifestHead, Mtime, encode, manifest_block_hashes,
 };
-use sync_core::{Action, Arrival, BlockMap, Destination, Misbehaviour, Origin, Phase, RunInfo};
+use sync_core::{
+    Action, Arrival, BlockMap, Destination, Misbehaviour, NeighbourConfig, Neighbours, Origin, Phase, RunInfo,
+};
 use timebase::Instant;
+
+use net::Site;
+use queue::Queue;
 
 pub(crate) const BLOCK: u64 = 32 * 1024;
 /// Blocks a connection may have in flight.
 const WINDOW: usize = 64;
 /// Time to check and write a block.
 const CHECK: Duration = Duration::from_millis(1);
+/// What a message costs on a wire beside its bytes: a share of a datagram's headers.
+const MESSAGE_COST: u64 = 40;
+/// In worlds up to this size every message is decoded again, and the scenario's end looked for after every event.
+const SMALL: usize = 64;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Link {
@@ -39,38 +53,69 @@ enum Machine {
 
 struct Node {
     link: Link,
-    /// Bumped when it dies or comes back: what was on its way to or from it is void.
+    /// Index of its site, if it has one.
+    site: Option<usize>,
+    /// Bumped when it dies or comes back: what was going on in it is void.
     generation: u32,
     machine: Option<Machine>,
-    /// What survives a restart.
+    neighbours: Option<Neighbours>,
+    /// What survives a restart: content, and whether the manifest is there.
     disk: BlockMap,
-    manifest: Option<(Signed, Vec<u8>)>,
+    has_manifest: bool,
     manifest_blocks: BTreeMap<u64, Vec<u8>>,
     lies: bool,
     unreadable: Vec<u64>,
     lanes: BTreeMap<usize, Lane>,
-    turn: usize,
+    /// Lanes with something to send, in turns: those within the site, and those beyond.
+    ready: [VecDeque<usize>; 2],
+    far_next: bool,
+    /// In the queue of its site's link.
+    waits: bool,
     sending: bool,
+    /// Bytes of messages that the uplink carries before the next block.
+    debt: u64,
     down_free: Instant,
     timer: Option<Instant>,
     done_at: Option<Instant>,
 }
 
-#[derive(Default)]
 struct Lane {
+    /// Which connection: what was on its way in another one is void.
+    conn: u32,
+    far: bool,
     queue: [VecDeque<BlockAddress>; 3],
     in_flight: usize,
+    ready: bool,
     last_message: Instant,
 }
 
+impl Lane {
+    fn may_send(&self) -> bool {
+        self.in_flight < WINDOW && self.queue.iter().any(|q| !q.is_empty())
+    }
+}
+
+/// What travels between two nodes, in one connection.
+#[derive(Clone, Copy)]
+struct Way {
+    from: usize,
+    to: usize,
+    conn: u32,
+}
+
 enum Event {
-    Message { from: usize, to: usize, message: PeerMessage },
-    AtDownlink { from: usize, to: usize, block: BlockAddress, corrupt: bool },
-    Delivered { from: usize, to: usize, block: BlockAddress, corrupt: bool },
-    Acked { from: usize, to: usize, block: BlockAddress },
-    Checked { node: usize, from: usize, block: u64, corrupt: bool },
-    UplinkFree(usize),
-    Timer(usize),
+    Message(Way, Box<PeerMessage>),
+    AtSite { way: Way, block: BlockAddress, corrupt: bool },
+    AtDownlink { way: Way, block: BlockAddress, corrupt: bool },
+    Delivered { way: Way, block: BlockAddress, corrupt: bool },
+    Acked(Way, BlockAddress),
+    Checked { node: usize, generation: u32, from: usize, block: u64, corrupt: bool },
+    UplinkFree(usize, u32),
+    SiteReady(usize),
+    Timer(usize, u32),
+    Tend(usize, u32),
+    Called { from: usize, to: usize, generation: u32 },
+    NoAnswer { from: usize, to: usize, generation: u32 },
     Script(Step),
 }
 
@@ -86,14 +131,18 @@ pub(crate) enum Step {
 
 pub(crate) struct World {
     pub(crate) now: Instant,
-    events: BinaryHeap<Reverse<Ordered>>,
-    sequence: u64,
+    events: Queue<Event>,
     nodes: Vec<Node>,
+    sites: Vec<Site>,
     unreachable: Vec<(usize, usize)>,
+    /// How nodes choose their neighbours; without it everybody is connected with everybody.
+    pub(crate) neighbours: Option<NeighbourConfig>,
+    connections: u32,
     manifest: Vec<u8>,
     signed: Signed,
     hashes: Vec<[u8; 32]>,
     key: SigningKey,
+    source: AgentId,
     pub(crate) blocks: u64,
     seed: u64,
     /// Content blocks sent by each node.
@@ -101,33 +150,22 @@ pub(crate) struct World {
     /// Content blocks that arrived genuine at each node, repeats included.
     pub(crate) fetched: Vec<u64>,
     pub(crate) duplicates: u64,
+    /// When the source sent its last content block.
+    pub(crate) source_idle: Duration,
+    pub(crate) messages: u64,
     pub(crate) message_bytes: u64,
     pub(crate) misbehaved: Vec<(usize, usize, Misbehaviour)>,
     pub(crate) lost: Vec<(usize, u64)>,
     pub(crate) fetch: FetchConfig,
-}
-
-struct Ordered(Instant, u64, (u32, u32), Event);
-impl PartialEq for Ordered {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Ordered {}
-impl PartialOrd for Ordered {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Ordered {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
+    /// Something of what scenarios wait for has happened.
+    news: bool,
 }
 
 fn id(node: usize) -> AgentId {
     let mut id = [0xee; 16];
-    id[0] = node as u8;
+    id[12..].copy_from_slice(&(node as u32).to_be_bytes());
+    // Neither sorted like the nodes nor the source's.
+    id[..8].copy_from_slice(&(node as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
     AgentId(id)
 }
 
@@ -150,39 +188,50 @@ impl World {
         let head = ManifestHead::of(RunId([1; 16]), source, &manifest, &hashes);
         let node = |link: &Link| Node {
             link: *link,
+            site: None,
             generation: 0,
             machine: None,
+            neighbours: None,
             disk: BlockMap::new(blocks),
-            manifest: None,
+            has_manifest: false,
             manifest_blocks: BTreeMap::new(),
             lies: false,
             unreadable: Vec::new(),
             lanes: BTreeMap::new(),
-            turn: 0,
+            ready: [VecDeque::new(), VecDeque::new()],
+            far_next: false,
+            waits: false,
             sending: false,
+            debt: 0,
             down_free: Instant::ZERO,
             timer: None,
             done_at: None,
         };
         Self {
             now: Instant::ZERO,
-            events: BinaryHeap::new(),
-            sequence: 0,
+            events: Queue::new(),
             nodes: links.iter().map(node).collect(),
+            sites: Vec::new(),
             unreachable: Vec::new(),
+            neighbours: None,
+            connections: 0,
             signed: head.sign(&key),
             manifest: encoded,
             hashes,
             key,
+            source,
             blocks,
             seed,
             sent: vec![0; links.len()],
             fetched: vec![0; links.len()],
             duplicates: 0,
+            source_idle: Duration::ZERO,
+            messages: 0,
             message_bytes: 0,
             misbehaved: Vec::new(),
             lost: Vec::new(),
             fetch: FetchConfig::default(),
+            news: true,
         }
     }
 
@@ -195,16 +244,20 @@ impl World {
     }
 
     pub(crate) fn at(&mut self, time: Duration, step: Step) {
-        self.push(Instant::ZERO + time, (0, 0), Event::Script(step));
+        self.events.push(Instant::ZERO + time, Event::Script(step));
     }
 
     /// The agent id by which others know a node: the source's comes from its key.
     fn agent(&self, node: usize) -> AgentId {
-        if node == 0 { AgentId::of_key(&self.key.verifying_key().to_bytes()) } else { id(node) }
+        if node == 0 { self.source } else { id(node) }
     }
 
     fn node_of(&self, agent: AgentId) -> usize {
-        if agent == self.agent(0) { 0 } else { usize::from(agent.0[0]) }
+        if agent == self.source {
+            return 0;
+        }
+        let last: [u8; 4] = agent.0[12..].try_into().expect("four bytes");
+        u32::from_be_bytes(last) as usize
     }
 
     pub(crate) fn verified(&self, node: usize) -> u64 {
@@ -233,68 +286,80 @@ impl World {
 
     /// Runs until `done`, or fails when the virtual time is over.
     pub(crate) fn run(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) {
-        while !done(self) {
-            let Some(Reverse(Ordered(at, _, generations, event))) = self.events.pop() else {
-                panic!("seed {}: nothing left to do\n{}", self.seed, self.describe());
-            };
-            assert!(at - Instant::ZERO < limit, "seed {}: not done\n{}", self.seed, self.describe());
-            self.now = at;
-            self.handle(generations, event);
+        let small = self.nodes.len() <= SMALL;
+        while !((small || std::mem::take(&mut self.news)) && done(self)) {
+            loop {
+                let Some((at, event)) = self.events.pop() else {
+                    panic!("seed {}: nothing left to do\n{}", self.seed, self.describe());
+                };
+                assert!(at - Instant::ZERO < limit, "seed {}: not done\n{}", self.seed, self.describe());
+                self.now = at;
+                self.handle(event);
+                if small || self.news {
+                    break;
+                }
+            }
         }
     }
 
     fn describe(&self) -> String {
         let line =
             |i: usize| format!("node {i}: {} of {} {:?}\n", self.verified(i), self.blocks, self.phase(i));
-        (1..self.nodes.len()).map(line).collect()
-    }
-
-    fn push(&mut self, at: Instant, generations: (u32, u32), event: Event) {
-        self.sequence += 1;
-        self.events.push(Reverse(Ordered(at, self.sequence, generations, event)));
-    }
-
-    fn push_between(&mut self, at: Instant, from: usize, to: usize, event: Event) {
-        let generations = (self.nodes[from].generation, self.nodes[to].generation);
-        self.push(at, generations, event);
+        (1..self.nodes.len()).filter(|i| self.nodes[*i].done_at.is_none()).take(SMALL).map(line).collect()
     }
 
     fn delay(&self, a: usize, b: usize) -> Duration {
         self.nodes[a].link.delay + self.nodes[b].link.delay
     }
 
-    fn handle(&mut self, generations: (u32, u32), event: Event) {
-        let alive = |w: &Self, from: usize, to: usize| {
-            (w.nodes[from].generation, w.nodes[to].generation) == generations
-                && w.nodes[to].lanes.contains_key(&from)
-        };
+    /// Whether the connection is still the one in which something was sent.
+    fn is_open(&self, way: Way) -> bool {
+        self.nodes[way.to].lanes.get(&way.from).is_some_and(|lane| lane.conn == way.conn)
+    }
+
+    fn handle(&mut self, event: Event) {
         match event {
-            Event::Script(step) => self.step(step),
-            Event::Message { from, to, message } if alive(self, from, to) => {
-                let (now, agent) = (self.now, self.agent(from));
-                match &mut self.nodes[to].machine {
-                    Some(Machine::Origin(o)) => o.handle_message(now, agent, message),
-                    Some(Machine::Destination(d)) => d.handle_message(now, agent, message),
+            Event::Script(step) => {
+                self.news = true;
+                self.step(step);
+            }
+            Event::Message(way, message) if self.is_open(way) => {
+                let (now, agent) = (self.now, self.agent(way.from));
+                let node = &mut self.nodes[way.to];
+                if let (Some(neighbours), PeerMessage::Complete(_)) = (&mut node.neighbours, &*message) {
+                    neighbours.handle_peer_complete(way.from as u32);
+                }
+                match &mut node.machine {
+                    Some(Machine::Origin(o)) => o.handle_message(now, agent, *message),
+                    Some(Machine::Destination(d)) => d.handle_message(now, agent, *message),
                     None => {}
                 }
-                self.drive(to);
+                self.drive(way.to);
             }
-            Event::AtDownlink { from, to, block, corrupt } if alive(self, from, to) => {
-                let node = &mut self.nodes[to];
+            Event::AtSite { way, block, corrupt } if self.is_open(way) => {
+                let at = self.through_site(way.to, block);
+                self.events.push(at, Event::AtDownlink { way, block, corrupt });
+            }
+            Event::AtDownlink { way, block, corrupt } if self.is_open(way) => {
+                let node = &mut self.nodes[way.to];
                 node.down_free =
                     node.down_free.max(self.now) + transmit(self.manifest.len(), block, node.link.down);
-                let at = node.down_free;
-                self.push_between(at, from, to, Event::Delivered { from, to, block, corrupt });
+                self.events.push(node.down_free, Event::Delivered { way, block, corrupt });
             }
-            Event::Delivered { from, to, block, corrupt } if alive(self, from, to) => {
-                let ack = self.now + self.delay(from, to);
-                self.push_between(ack, from, to, Event::Acked { from, to, block });
-                self.deliver(from, to, block, corrupt);
+            Event::Delivered { way, block, corrupt } if self.is_open(way) => {
+                let back = Way { from: way.to, to: way.from, ..way };
+                self.events.push(self.now + self.delay(way.from, way.to), Event::Acked(back, block));
+                self.used(way.to, way.from);
+                self.deliver(way, block, corrupt);
             }
-            Event::Acked { from, to, block } if alive(self, from, to) => {
+            // The other side of a connection hears that a block has come.
+            Event::Acked(back, block) if self.is_open(back) => {
+                let (from, to) = (back.to, back.from);
                 if let Some(lane) = self.nodes[from].lanes.get_mut(&to) {
                     lane.in_flight -= 1;
                 }
+                self.mark_ready(from, to);
+                self.used(from, to);
                 let (now, agent) = (self.now, self.agent(to));
                 match &mut self.nodes[from].machine {
                     Some(Machine::Origin(o)) => o.handle_sent(now, agent, block),
@@ -303,7 +368,9 @@ impl World {
                 }
                 self.drive(from);
             }
-            Event::Checked { node, from, block, corrupt } if self.nodes[node].generation == generations.0 => {
+            Event::Checked { node, generation, from, block, corrupt }
+                if self.nodes[node].generation == generation =>
+            {
                 let (now, agent) = (self.now, self.agent(from));
                 let Some(Machine::Destination(d)) = &mut self.nodes[node].machine else { return };
                 if corrupt {
@@ -314,12 +381,18 @@ impl World {
                 }
                 self.drive(node);
             }
-            Event::UplinkFree(node) if self.nodes[node].generation == generations.0 => {
+            Event::UplinkFree(node, generation) if self.nodes[node].generation == generation => {
                 self.nodes[node].sending = false;
-                self.drive(node);
+                // The machine may have something to say after a failed read.
+                if self.nodes[node].unreadable.is_empty() {
+                    self.transmit(node);
+                } else {
+                    self.drive(node);
+                }
             }
-            Event::Timer(node)
-                if self.nodes[node].generation == generations.0
+            Event::SiteReady(site) => self.site_ready(site),
+            Event::Timer(node, generation)
+                if self.nodes[node].generation == generation
                     && self.nodes[node].timer.is_some_and(|t| t <= self.now) =>
             {
                 self.nodes[node].timer = None;
@@ -330,13 +403,23 @@ impl World {
                 }
                 self.drive(node);
             }
+            Event::Tend(node, generation) if self.nodes[node].generation == generation => {
+                self.tend(node);
+                self.events.push(self.now + net::TEND, Event::Tend(node, generation));
+            }
+            Event::Called { from, to, generation } if self.nodes[from].generation == generation => {
+                self.called(from, to);
+            }
+            Event::NoAnswer { from, to, generation } if self.nodes[from].generation == generation => {
+                self.refused(from, to, false);
+            }
             _ => {}
         }
     }
 
-    fn deliver(&mut self, from: usize, to: usize, block: BlockAddress, corrupt: bool) {
-        let (now, agent) = (self.now, self.agent(from));
-        let node = &mut self.nodes[to];
+    fn deliver(&mut self, way: Way, block: BlockAddress, corrupt: bool) {
+        let (now, agent) = (self.now, self.agent(way.from));
+        let node = &mut self.nodes[way.to];
         let Some(Machine::Destination(d)) = &mut node.machine else { return };
         let index = block.index();
         if block.is_manifest() {
@@ -349,41 +432,31 @@ impl World {
         } else {
             match d.handle_arrived(now, agent, index) {
                 Arrival::Fresh => {
-                    self.fetched[to] += u64::from(!corrupt);
-                    let generations = (node.generation, 0);
-                    self.push(
-                        now + CHECK,
-                        generations,
-                        Event::Checked { node: to, from, block: index, corrupt },
-                    );
+                    self.fetched[way.to] += u64::from(!corrupt);
+                    let (node, generation, from) = (way.to, node.generation, way.from);
+                    self.events
+                        .push(now + CHECK, Event::Checked { node, generation, from, block: index, corrupt });
                 }
                 Arrival::Duplicate => {
-                    self.fetched[to] += 1;
+                    self.fetched[way.to] += 1;
                     self.duplicates += 1;
                 }
                 Arrival::Unwanted => {}
             }
         }
-        self.drive(to);
+        self.drive(way.to);
     }
 
     fn step(&mut self, step: Step) {
         match step {
             Step::Kill(n) => {
                 self.nodes[n].generation += 1;
-                let peers: Vec<_> = std::mem::take(&mut self.nodes[n].lanes).into_keys().collect();
-                let node = &mut self.nodes[n];
-                (node.machine, node.sending, node.timer) = (None, false, None);
-                let agent = self.agent(n);
-                for peer in peers {
-                    self.nodes[peer].lanes.remove(&n);
-                    match &mut self.nodes[peer].machine {
-                        Some(Machine::Origin(o)) => o.handle_disconnected(agent),
-                        Some(Machine::Destination(d)) => d.handle_disconnected(self.now, agent),
-                        None => {}
-                    }
-                    self.drive(peer);
+                for peer in self.nodes[n].lanes.keys().copied().collect::<Vec<_>>() {
+                    self.disconnect(n, peer);
                 }
+                let node = &mut self.nodes[n];
+                (node.machine, node.neighbours, node.sending, node.timer) = (None, None, false, None);
+                node.manifest_blocks.clear();
             }
             Step::Start(n) => self.start(n),
             Step::Unreadable(n, blocks) => self.nodes[n].unreadable = blocks,
@@ -425,30 +498,13 @@ impl World {
             };
             let seed = self.seed.wrapping_mul(1000) + n as u64;
             let mut d = Destination::new(info, self.fetch.clone(), UploadConfig::default(), seed);
-            if let Some((signed, encoded)) = &self.nodes[n].manifest {
-                assert!(d.restore_manifest(self.now, signed.clone(), manifest_block_hashes(encoded)));
+            if self.nodes[n].has_manifest {
+                assert!(d.restore_manifest(self.now, self.signed.clone(), self.hashes.clone()));
             }
             Machine::Destination(Box::new(d))
         };
         self.nodes[n].machine = Some(machine);
-        for peer in 0..self.nodes.len() {
-            if peer == n || self.nodes[peer].machine.is_none() || self.unreachable.contains(&(n, peer)) {
-                continue;
-            }
-            for (a, b) in [(n, peer), (peer, n)] {
-                let (agent, rtt) = (self.agent(b), 2 * self.delay(a, b));
-                self.nodes[a].lanes.insert(b, Lane::default());
-                match &mut self.nodes[a].machine {
-                    Some(Machine::Origin(o)) => o.handle_connected(self.now, agent),
-                    Some(Machine::Destination(d)) => {
-                        d.handle_connected(self.now, agent);
-                        d.handle_rtt(agent, rtt);
-                    }
-                    None => {}
-                }
-            }
-            self.drive(peer);
-        }
+        self.join(n);
         self.drive(n);
     }
 
@@ -476,7 +532,7 @@ impl World {
         {
             let at = at.max(self.now);
             self.nodes[n].timer = Some(at);
-            self.push(at, (self.nodes[n].generation, 0), Event::Timer(n));
+            self.events.push(at, Event::Timer(n, self.nodes[n].generation));
         }
     }
 
@@ -484,23 +540,31 @@ impl World {
         match action {
             Action::Send { peer, message } => {
                 let to = self.node_of(peer);
-                let bytes = message.encode();
-                self.message_bytes += bytes.len() as u64;
-                // What cannot be decoded again must not be sent.
-                let message = PeerMessage::decode(&bytes).expect("our own message");
                 let delay = self.delay(n, to);
-                let up = self.nodes[n].link.up;
-                let Some(lane) = self.nodes[n].lanes.get_mut(&to) else { return };
-                let at = (self.now + delay + Duration::from_micros(bytes.len() as u64 * 1_000_000 / up))
-                    .max(lane.last_message);
+                let small = self.nodes.len() <= SMALL;
+                let node = &mut self.nodes[n];
+                let Some(lane) = node.lanes.get_mut(&to) else { return };
+                let bytes = message.encode();
+                self.messages += 1;
+                self.message_bytes += bytes.len() as u64;
+                node.debt += bytes.len() as u64 + MESSAGE_COST;
+                if small {
+                    // What cannot be decoded again must not be sent.
+                    assert!(PeerMessage::decode(&bytes).as_ref() == Ok(&message), "our own message");
+                }
+                let at =
+                    (self.now + delay + Duration::from_micros(bytes.len() as u64 * 1_000_000 / node.link.up))
+                        .max(lane.last_message);
                 lane.last_message = at;
-                self.push_between(at, n, to, Event::Message { from: n, to, message });
+                let way = Way { from: n, to, conn: lane.conn };
+                self.events.push(at, Event::Message(way, Box::new(message)));
             }
             Action::Upload { peer, block, priority } => {
                 let to = self.node_of(peer);
                 if let Some(lane) = self.nodes[n].lanes.get_mut(&to) {
                     lane.queue[usize::from(priority)].push_back(block);
                 }
+                self.mark_ready(n, to);
             }
             Action::CancelUpload { peer, block } => {
                 let to = self.node_of(peer);
@@ -509,13 +573,12 @@ impl World {
                 }
             }
             Action::ManifestComplete => {
-                let disk = self.nodes[n].disk.clone();
                 let node = &mut self.nodes[n];
-                if node.manifest.is_none() {
-                    let bytes = node.manifest_blocks.values().flatten().copied().collect::<Vec<u8>>();
-                    assert!(bytes == self.manifest);
-                    node.manifest = Some((self.signed.clone(), bytes));
+                if !std::mem::replace(&mut node.has_manifest, true) {
+                    let blocks = std::mem::take(&mut node.manifest_blocks);
+                    assert!(blocks.values().flatten().eq(self.manifest.iter()));
                 }
+                let disk = node.disk.clone();
                 if let Some(Machine::Destination(d)) = &mut node.machine {
                     d.begin_content(self.now, disk);
                 }
@@ -528,41 +591,75 @@ impl World {
                 let other = self.node_of(peer);
                 self.misbehaved.push((n, other, what));
             }
-            Action::ContentComplete => self.nodes[n].done_at = Some(self.now),
+            Action::ContentComplete => {
+                self.nodes[n].done_at = Some(self.now);
+                self.news = true;
+                if let Some(neighbours) = &mut self.nodes[n].neighbours {
+                    neighbours.handle_complete();
+                }
+            }
         }
+    }
+
+    /// Notes that a lane may have something to send.
+    fn mark_ready(&mut self, n: usize, to: usize) {
+        let node = &mut self.nodes[n];
+        if let Some(lane) = node.lanes.get_mut(&to).filter(|l| !l.ready && l.may_send()) {
+            lane.ready = true;
+            node.ready[usize::from(lane.far)].push_back(to);
+        }
+    }
+
+    /// The next lane to serve: those within the site and those beyond in turns, as far as the site's link takes more.
+    fn next_lane(&mut self, n: usize) -> Option<usize> {
+        let beyond = !self.nodes[n].ready[1].is_empty() && self.site_is_open(n);
+        let node = &mut self.nodes[n];
+        let far = beyond && (node.far_next || node.ready[0].is_empty());
+        let to = node.ready[usize::from(far)].pop_front()?;
+        node.far_next = !far;
+        Some(to)
     }
 
     fn transmit(&mut self, n: usize) {
         while !self.nodes[n].sending {
+            let Some(to) = self.next_lane(n) else { return };
             let node = &mut self.nodes[n];
-            let ready: Vec<usize> = node
-                .lanes
-                .iter()
-                .filter(|(_, l)| l.in_flight < WINDOW && l.queue.iter().any(|q| !q.is_empty()))
-                .map(|(to, _)| *to)
-                .collect();
-            let Some(&to) = ready.iter().find(|to| **to > node.turn).or(ready.first()) else { return };
-            node.turn = to;
-            let Some(lane) = node.lanes.get_mut(&to) else { return };
-            let Some(block) = lane.queue.iter_mut().rev().find_map(VecDeque::pop_front) else { return };
+            let Some(lane) = node.lanes.get_mut(&to) else { continue };
+            lane.ready = false;
+            if !lane.may_send() {
+                continue;
+            }
+            let Some(block) = lane.queue.iter_mut().rev().find_map(VecDeque::pop_front) else { continue };
             if !block.is_manifest() && node.unreadable.contains(&block.index()) {
                 if let Some(Machine::Origin(o)) = &mut node.machine {
                     o.handle_read_failed(block.index(), UnavailableReason::Changed);
                 }
                 // The machine may have more to say; it is driven on by the next event at the latest.
-                self.push(self.now, (self.nodes[n].generation, 0), Event::UplinkFree(n));
+                self.events.push(self.now, Event::UplinkFree(n, self.nodes[n].generation));
+                self.mark_ready(n, to);
                 continue;
             }
             lane.in_flight += 1;
             node.sending = true;
-            let corrupt = node.lies;
-            let free = self.now + transmit(self.manifest.len(), block, node.link.up);
+            let (corrupt, far) = (node.lies, lane.far);
+            let way = Way { from: n, to, conn: lane.conn };
+            let debt = Duration::from_nanos(std::mem::take(&mut node.debt) * 1_000_000_000 / node.link.up);
+            let free = self.now + debt + transmit(self.manifest.len(), block, node.link.up);
+            let generation = node.generation;
+            self.mark_ready(n, to);
             if !block.is_manifest() {
                 self.sent[n] += 1;
+                if n == 0 {
+                    self.source_idle = free - Instant::ZERO;
+                }
             }
-            self.push(free, (self.nodes[n].generation, 0), Event::UplinkFree(n));
-            let at = free + self.delay(n, to);
-            self.push_between(at, n, to, Event::AtDownlink { from: n, to, block, corrupt });
+            self.events.push(free, Event::UplinkFree(n, generation));
+            let at = if far { self.leave_site(n, to, block, free) } else { free } + self.delay(n, to);
+            if far && self.nodes[to].site.is_some() {
+                self.events.push(at, Event::AtSite { way, block, corrupt });
+            } else {
+                self.events.push(at, Event::AtDownlink { way, block, corrupt });
+            }
         }
     }
 }
