@@ -62,7 +62,7 @@ impl std::fmt::Display for Suspicion {
 #[derive(Clone, Debug)]
 pub(crate) struct Guard {
     config: GuardConfig,
-    /// When the window began, what was known then, and what went since.
+    /// When the window began, the most that was known since, and what went.
     window: Option<(Instant, u64, u64)>,
 }
 
@@ -91,7 +91,9 @@ impl Guard {
 
     fn at(&self, now: Instant, known: u64) -> (Instant, u64, u64) {
         match self.window {
-            Some(window) if now.duration_since(window.0) < self.config.window => window,
+            Some((began, most, gone)) if now.duration_since(began) < self.config.window => {
+                (began, most.max(known), gone)
+            }
             _ => (now, known, 0),
         }
     }
@@ -120,6 +122,9 @@ mod tests {
     fn small_folders_may_be_emptied() {
         let mut guard = Guard::new(GuardConfig::default());
         assert_eq!(guard.limit(Instant::now(), 10), 19);
+        let mut new = Guard::new(GuardConfig::default());
+        new.gone(Instant::now(), 0, 0);
+        assert_eq!(new.limit(Instant::now(), 1000), 500, "a first scan begins with nothing");
         let mut none = Guard::new(GuardConfig { share_max: 0.0, least: 0, ..GuardConfig::default() });
         assert_eq!(none.limit(Instant::now(), 1_000_000), 0);
     }

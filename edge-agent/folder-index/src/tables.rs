@@ -418,7 +418,6 @@ impl<'t> Tables<'t> {
     }
 
     /// From the leaves up, so that it can end anywhere and be taken up again. Returns whether it is done.
-    #[expect(clippy::too_many_arguments, reason = "the entry and the bounds, from one place")]
     fn remove_tree(
         &mut self,
         how: Gone,

@@ -6,7 +6,7 @@
 use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -136,10 +136,7 @@ impl Hashers {
 
     /// What was told next, within a time.
     pub(super) fn told(&self, wait: Duration) -> Option<Told> {
-        match self.told.as_ref()?.recv_timeout(wait) {
-            Ok(told) => Some(told),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.told.as_ref()?.recv_timeout(wait).ok()
     }
 }
 

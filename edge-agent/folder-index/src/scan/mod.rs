@@ -196,9 +196,9 @@ pub(crate) fn scan_guarded(
     if !outcome.stopped {
         let now = Instant::now();
         remove(index, Gone::Ignored)?;
-        let limit = guard.limit(now, known);
-        let snapshot_limit = limit.saturating_add(1);
-        let (missing, examples) = index.write(|tables| tables.count_gone(snapshot_limit))?;
+        // What was only moved is not missed under the name it had.
+        let limit = guard.limit(now, known).saturating_add(scan.moved_entries);
+        let (missing, examples) = index.write(|tables| tables.count_gone(limit.saturating_add(1)))?;
         if let Some(path) = scan.lost_mount.take().filter(|_| !options.accept && missing > 0) {
             outcome.suspicion = Some(Suspicion::MountGone { path });
         } else if missing > limit && !options.accept {
@@ -210,7 +210,7 @@ pub(crate) fn scan_guarded(
             if options.accept {
                 guard.reset();
             } else {
-                guard.gone(now, known, outcome.gone);
+                guard.gone(now, known, outcome.gone.saturating_sub(scan.moved_entries));
             }
             if *scope == Scope::All {
                 index.write(|tables| {
@@ -274,6 +274,8 @@ struct Scan<'a> {
     lost_mount: Option<Vec<u8>>,
     /// New folders with the inode of one that the index knows elsewhere.
     moved: HashMap<FolderId, FolderId>,
+    /// Entries found to be so, files below included.
+    moved_entries: u64,
     /// Folders on which a file system was mounted that is not there now.
     unmounted: HashSet<FolderId>,
     unsettled: Vec<(FolderId, Vec<u8>)>,
@@ -312,6 +314,7 @@ impl<'a> Scan<'a> {
             more_problems: 0,
             lost_mount: None,
             moved: HashMap::new(),
+            moved_entries: 0,
             unmounted: HashSet::new(),
             unsettled: Vec::new(),
         }

@@ -240,7 +240,7 @@ fn a_renamed_folder_is_not_read_again() {
         fs::create_dir_all(bed.tree.join("z")).expect("a folder");
         fs::rename(bed.tree.join(from), bed.tree.join(to)).expect("renamed");
         let outcome = bed.scan();
-        assert_eq!((outcome.hashed, outcome.gone), (0, 5), "{to}");
+        assert_eq!((outcome.hashed, outcome.suspicion), (0, None), "{to}");
         bed.check();
         assert_eq!(bed.scan().hashed, 0);
     }
@@ -393,6 +393,24 @@ fn much_missing_at_once_is_asked_about() {
     let outcome = bed.scan();
     assert_eq!(outcome.suspicion, None);
     bed.check();
+}
+
+#[test]
+fn what_only_moved_is_not_missed() {
+    let bed = Bed::new();
+    for n in 0..100 {
+        bed.write(&format!("all/{}/{n}", n % 7), &[n]);
+    }
+    bed.scan();
+    for (from, to, scope) in [
+        ("all", "new", Scope::All),
+        ("new", "again", Scope::of_names([b"new".to_vec(), b"again".to_vec()].map(|n| (FolderId::ROOT, n)))),
+    ] {
+        fs::rename(bed.tree.join(from), bed.tree.join(to)).expect("renamed");
+        let outcome = bed.scan_of(&scope);
+        assert_eq!((outcome.suspicion, outcome.hashed), (None, 0), "{to}");
+        bed.check();
+    }
 }
 
 #[test]

@@ -238,6 +238,7 @@ impl Scan<'_> {
         let still_there = disk::walk(&self.root, &path)
             .and_then(|file| fs::fstat(&file))
             .is_ok_and(|stat| stat.st_ino == stamp.ino);
+        self.moved_entries += u64::from(!still_there);
         Ok((!still_there).then_some(other))
     }
 
@@ -397,7 +398,6 @@ impl Scan<'_> {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what is known of one entry, passed on once")]
     fn see_folder(
         &mut self,
         tables: &mut Tables<'_>,
@@ -478,6 +478,7 @@ impl Scan<'_> {
             && record.stamp == stamp
             && let Some(content) = record.content().copied()
         {
+            self.moved_entries += 1;
             // The hashes move over: the old entry is gone anyway, and if not, it is read again.
             tables.put(frame.id, name, record.clone())?;
             let left = Content { blocks: 0, settled: false, ..content };
@@ -498,7 +499,6 @@ impl Scan<'_> {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what is known of one entry, passed on once")]
     fn see_symlink(
         &mut self,
         tables: &mut Tables<'_>,

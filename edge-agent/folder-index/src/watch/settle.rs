@@ -17,6 +17,8 @@ pub struct SettleConfig {
     pub writing: Duration,
     /// After so long a name is looked at, whatever happens to it. Default 10 s.
     pub most: Duration,
+    /// Names that wait at a time; beyond, everything is looked at. Default [`NOTICED_MAX`].
+    pub names_max: usize,
 }
 
 impl Default for SettleConfig {
@@ -25,6 +27,7 @@ impl Default for SettleConfig {
             done: Duration::from_millis(100),
             writing: Duration::from_secs(1),
             most: Duration::from_secs(10),
+            names_max: NOTICED_MAX,
         }
     }
 }
@@ -68,7 +71,7 @@ impl Settle {
         let latest = now + self.config.most.max(pause);
         let waiting = self.names.entry((folder, name.to_vec())).or_insert(Waiting { due, latest });
         waiting.due = due.min(waiting.latest);
-        if self.names.len() > NOTICED_MAX {
+        if self.names.len() > self.config.names_max {
             self.everything();
         }
     }

@@ -12,7 +12,7 @@ use crate::workspace::{Kind, Member, Workspace};
 const LAYERS: &[&[&str]] = &[
     &["event-schema", "event-audit", "timebase", "units"],
     &["utp2", "tracker-proto", "agent-proto", "sync-core", "control-core"],
-    &["utp2-tokio", "utp2-sim", "event-log", "event-log-nats"],
+    &["utp2-tokio", "utp2-sim", "event-log", "event-log-nats", "folder-index"],
     PROGRAMS,
     &["e2e", "wan"],
     &["replicas", "engine"],
