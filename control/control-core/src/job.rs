@@ -1,13 +1,15 @@
-//! Jobs: what shall happen. So far: distributions.
+//! Jobs: what shall happen. So far: distributions and consolidations.
 
 use std::collections::BTreeSet;
 
-use event_schema::{Event, JobCreated, JobDeleted, JobId, JobSpec, Party, Place, Private};
+use event_schema::level::LEVEL_CONSOLIDATION;
+use event_schema::{Disposal, Event, JobCreated, JobDeleted, JobId, JobSpec, Party, Place, Private};
 
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Standing;
-use crate::limits::{JOB_DESTINATIONS_MAX, JOBS_MAX};
+use crate::limits::{ARCHIVE_DAYS_MAX, JOB_DESTINATIONS_MAX, JOB_SOURCES_MAX, JOBS_MAX};
+use crate::subfolder::Template;
 use crate::{Rejection, State, text};
 
 /// A job as decisions see it.
@@ -20,10 +22,21 @@ pub(crate) struct Job {
 impl Job {
     /// Whether its name and every folder can be read: else there is nothing to start.
     pub(crate) fn is_legible(&self) -> bool {
-        let JobSpec::Distribution { source, destinations } = &self.spec;
-        let mut places = std::iter::once(source).chain(destinations);
-        self.name.is_legible() && places.all(|place| place.path.is_legible())
+        let mut places = self.spec.sources().iter().chain(self.spec.destinations());
+        let named = match &self.spec {
+            JobSpec::Distribution { .. } => true,
+            JobSpec::Consolidation { subfolder, .. } => subfolder.is_legible(),
+        };
+        named && self.name.is_legible() && places.all(|place| place.path.is_legible())
     }
+}
+
+/// Why a job that cannot be read is not started.
+pub(crate) fn illegible(job: JobId) -> Rejection {
+    Rejection::Conflict(format!(
+        "its name and folders cannot be read here, as the key of job/{job} is missing: restore the store of keys from its \
+         backup"
+    ))
 }
 
 /// What can be asked about jobs.
@@ -84,25 +97,57 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
 }
 
 fn check(state: &State, spec: &JobSpec) -> Result<(), Rejection> {
-    let JobSpec::Distribution { source, destinations } = spec;
-    check_place(state, source)?;
-    if !matches!(source.party, Party::Agent(_)) {
-        return Err(Rejection::Invalid("the source of a distribution is one agent, not a group".into()));
+    let (sources, destinations) = (spec.sources(), spec.destinations());
+    let what = match spec {
+        JobSpec::Distribution { .. } => "distribution",
+        JobSpec::Consolidation { subfolder, after, .. } => {
+            if state.level() < LEVEL_CONSOLIDATION {
+                return Err(Rejection::Conflict(format!(
+                    "the log is at schema level {}, and consolidations need {LEVEL_CONSOLIDATION}: it is raised once every \
+                     replica's program reads that (flotilla replicas list)",
+                    state.level()
+                )));
+            }
+            Template::parse(subfolder)?;
+            if let Disposal::Archive { days } = after
+                && !(1..=ARCHIVE_DAYS_MAX).contains(days)
+            {
+                return Err(Rejection::Invalid(format!(
+                    "an archive keeps files for 1 to {ARCHIVE_DAYS_MAX} days"
+                )));
+            }
+            if !(1..=JOB_SOURCES_MAX).contains(&sources.len()) {
+                return Err(Rejection::Invalid(format!(
+                    "a consolidation has 1 to {JOB_SOURCES_MAX} sources"
+                )));
+            }
+            "consolidation"
+        }
+    };
+    let mut seen = BTreeSet::new();
+    for source in sources {
+        check_place(state, source)?;
+        if matches!((spec, source.party), (JobSpec::Distribution { .. }, Party::Group(_))) {
+            return Err(Rejection::Invalid(
+                "the source of a distribution is one agent, not a group: what collects from many is a consolidation".into(),
+            ));
+        }
+        if !seen.insert(source.party) {
+            return Err(Rejection::Invalid("a source is named twice".into()));
+        }
     }
     if !(1..=JOB_DESTINATIONS_MAX).contains(&destinations.len()) {
-        return Err(Rejection::Invalid(format!(
-            "a distribution has 1 to {JOB_DESTINATIONS_MAX} destinations"
-        )));
+        return Err(Rejection::Invalid(format!("a {what} has 1 to {JOB_DESTINATIONS_MAX} destinations")));
     }
-    let mut seen = BTreeSet::new();
+    let mut received = BTreeSet::new();
     for destination in destinations {
         check_place(state, destination)?;
-        if destination.party == source.party {
+        if seen.contains(&destination.party) {
             return Err(Rejection::Invalid(
                 "the source is among the destinations: an agent takes part in a run once".into(),
             ));
         }
-        if !seen.insert(destination.party) {
+        if !received.insert(destination.party) {
             return Err(Rejection::Invalid(
                 "a destination is named twice: an agent takes part in a run once".into(),
             ));

@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod audit;
+pub mod batch;
 pub mod form;
 pub mod group;
 pub mod job;
@@ -25,6 +26,7 @@ pub mod run;
 pub mod schema;
 pub mod snapshot;
 mod state;
+pub mod subfolder;
 pub mod subject;
 pub mod text;
 pub mod token;

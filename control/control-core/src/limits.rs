@@ -21,6 +21,23 @@ pub const JOBS_MAX: usize = 10_000;
 /// Destinations that a job names (a group counts as one).
 pub const JOB_DESTINATIONS_MAX: usize = 1_000;
 
+/// Sources that a job names (a group counts as one).
+pub const JOB_SOURCES_MAX: usize = 1_000;
+
+/// Runs of one start: all are one record, and each has commands of its own.
+pub const BATCH_RUNS_MAX: usize = 1_000;
+
+/// Parts in all runs of one start: their record stays below what the log takes.
+pub const BATCH_PARTS_MAX: usize = 20_000;
+
+/// Bytes of the template that names the folders of a consolidation's sources, and names in it.
+pub const SUBFOLDER_LEN_MAX: usize = 1_024;
+/// See [`SUBFOLDER_LEN_MAX`].
+pub const SUBFOLDER_NAMES_MAX: usize = 16;
+
+/// Days that a source's archive keeps files at most: ten years.
+pub const ARCHIVE_DAYS_MAX: u32 = 3_660;
+
 /// Agents in one run. Every command of a run names every participant, so the log grows with the square.
 pub const PARTICIPANTS_MAX: usize = 1_000;
 

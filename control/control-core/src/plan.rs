@@ -4,8 +4,8 @@
 //! that dies between a decision and its commands finds them outstanding when it starts again.
 
 use event_schema::{
-    AgentId, CommandBody, FinishRun, JobId, JoinRun, Outcome, PeerHint, Role, RunAgentState, RunId, StopRun,
-    path_of,
+    AgentId, CommandBody, Disposal, FinishAndDispose, FinishRun, JobId, JoinRun, Outcome, PeerHint, Role,
+    RunAgentState, RunId, StopRun, path_of,
 };
 
 use crate::State;
@@ -47,6 +47,13 @@ pub enum Task {
     },
     /// The run is over everywhere.
     Finish,
+    /// The same, and every destination has everything: the source may do with its files as the job says.
+    Dispose {
+        /// Root of the manifest that they confirmed.
+        root: [u8; 32],
+        /// What to do.
+        disposal: Disposal,
+    },
     /// Stop working on it.
     Stop,
 }
@@ -59,6 +66,7 @@ impl Task {
                 JoinRun { run, job, job_name, role, path, source, peers, trackers, sealed_secret }.into()
             }
             Self::Finish => FinishRun { run }.into(),
+            Self::Dispose { root, disposal } => FinishAndDispose { run, root, disposal }.into(),
             Self::Stop => StopRun { run }.into(),
         }
     }
@@ -93,6 +101,7 @@ pub fn orders(state: &State, run: RunId, max: usize) -> Vec<Order> {
                     peers: peers.clone(),
                 },
                 Kind::Finish => Task::Finish,
+                Kind::Dispose(root) => Task::Dispose { root, disposal: known.after },
                 Kind::Stop => Task::Stop,
             };
             let (public_key, sequence) = (holder.public_key, holder.last_command + 1);
@@ -105,6 +114,7 @@ pub fn orders(state: &State, run: RunId, max: usize) -> Vec<Order> {
 enum Kind {
     Join,
     Finish,
+    Dispose([u8; 32]),
     Stop,
 }
 
@@ -116,6 +126,10 @@ fn kind(run: &Run, part: &Part) -> Option<Kind> {
     };
     if !part.join_issued || part.end_issued {
         return None;
+    }
+    if part.role == Role::Source && run.is_disposal_due() {
+        // The source's word on its manifest is on its way if it is not here: it was said before anybody had it.
+        return run.manifest.map(Kind::Dispose);
     }
     // A destination that is still at work when the run is over is there because the source failed.
     let at_work = part.role == Role::Destination && !part.state.is_terminal();

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use event_schema::{
-    AgentId, CommandAcknowledged, CommandId, Event, Outcome, Problem, ProblemClass, RefusalReason, Report,
-    ReportBody, ReportReceived, Role, RunAgentProgressed, RunAgentState, RunId, RunManifestReady,
-    RunProblemReported, Signed, TransferStats,
+    AgentId, CommandAcknowledged, CommandId, Disposed, Event, Outcome, Problem, ProblemClass, RefusalReason,
+    Report, ReportBody, ReportReceived, Role, RunAgentProgressed, RunAgentState, RunDisposed, RunId,
+    RunManifestReady, RunProblemReported, Signed, TransferStats,
 };
 
 use crate::agent::{Issued, Standing, refusal};
@@ -85,6 +85,7 @@ impl Batch<'_> {
                 self.progress(r.run, state, Some(r.stats));
             }
             ReportBody::RunServed(r) => self.served(r.run, r.stats),
+            ReportBody::DisposalReported(r) => self.disposed(r.run, r.disposed),
             ReportBody::ManifestSigned(r) => {
                 let agent = self.agent;
                 self.in_run(r.run, |run, events| {
@@ -122,7 +123,10 @@ impl Batch<'_> {
         }
         let agent = self.agent;
         self.events.push(CommandAcknowledged { command, agent, sequence, refused }.into());
-        let (Some(run_id), true) = (issued.run, issued.is_join) else { return };
+        let Some(run_id) = issued.run else { return };
+        if !issued.is_join {
+            return refused.into_iter().for_each(|reason| self.not_disposed(run_id, reason));
+        }
         self.in_run(run_id, |run, events| match refused {
             None => {
                 if run.parts.get(&agent).is_some_and(|part| part.state == RunAgentState::Waiting) {
@@ -158,6 +162,38 @@ impl Batch<'_> {
             _ => part.state,
         };
         self.progress(run_id, state, Some(stats));
+    }
+
+    /// A source has done what it was asked to do with its files. Unasked it says nothing that counts.
+    fn disposed(&mut self, run_id: RunId, disposed: Disposed) {
+        let agent = self.agent;
+        self.in_run(run_id, |run, events| {
+            let asked = run.source == agent && run.parts.get(&agent).is_some_and(|part| part.end_issued);
+            if asked && run.is_disposal_due() {
+                run.happen(RunDisposed { run: run_id, agent, disposed, refused: None }, events);
+            }
+        });
+    }
+
+    /// It refused the end of a run. If that was the one with a disposal, its files stay, and it is told the plain end.
+    fn not_disposed(&mut self, run_id: RunId, reason: RefusalReason) {
+        let agent = self.agent;
+        self.in_run(run_id, |run, events| {
+            let asked = run.source == agent && run.parts.get(&agent).is_some_and(|part| part.end_issued);
+            if !asked || !run.is_disposal_due() {
+                return;
+            }
+            let Problem { class, path, detail } = problem_of(reason);
+            let detail = match reason {
+                RefusalReason::NotAllowed => {
+                    "its owner does not allow files to be disposed of (allow_disposal): they stay".into()
+                }
+                _ => format!("{detail}; its files stay"),
+            };
+            run.happen(RunProblemReported::new(run_id, agent, Problem { class, path, detail }), events);
+            let (disposed, refused) = (Disposed::default(), Some(reason));
+            run.happen(RunDisposed { run: run_id, agent, disposed, refused }, events);
+        });
     }
 
     fn in_run(&mut self, id: RunId, act: impl FnOnce(&mut Run, &mut Vec<Event>)) {

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use event_schema::{
-    AgentId, Event, JobId, JobSpec, Outcome, Participant, Party, Private, Problem, Role, RunAgentProgressed,
-    RunAgentState, RunFinished, RunId, RunProblemReported, RunStarted, RunStopRequested, TransferStats,
+    AgentId, BatchId, Disposal, Event, JobId, JobSpec, Outcome, Participant, Party, Private, Problem, Role,
+    RunAgentProgressed, RunAgentState, RunFinished, RunId, RunProblemReported, RunStarted, RunStopRequested,
+    TransferStats,
 };
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::illegible;
 use crate::limits::PARTICIPANTS_MAX;
 use crate::{Rejection, State, text};
 
@@ -22,6 +24,10 @@ pub(crate) struct Run {
     pub(crate) parts: BTreeMap<AgentId, Part>,
     pub(crate) manifest: Option<[u8; 32]>,
     pub(crate) outcome: Option<Outcome>,
+    pub(crate) batch: Option<BatchId>,
+    pub(crate) after: Disposal,
+    /// The source said what became of its files, or refused.
+    pub(crate) disposed: bool,
 }
 
 /// One agent's part in a run.
@@ -63,7 +69,22 @@ impl Run {
             parts.insert(*agent, part);
         }
         let paths = e.paths.clone();
-        Self { job: e.job, job_name, paths, source, parts, manifest: None, outcome: None }
+        let (batch, after) = (e.batch, e.after);
+        let (manifest, outcome, disposed) = (None, None, false);
+        Self { job: e.job, job_name, paths, source, parts, manifest, outcome, batch, after, disposed }
+    }
+
+    /// Whether the source is to dispose of its files: every destination has everything, without an exception. What a
+    /// destination lacks may exist nowhere else, and it does not say which files have it all.
+    pub(crate) fn is_disposal_due(&self) -> bool {
+        let ended = matches!(self.outcome, Some(Outcome::Succeeded | Outcome::SucceededWithErrors));
+        let mut destinations = self.parts.values().filter(|part| part.role == Role::Destination);
+        let source_is_there = self.parts.get(&self.source).is_some_and(|part| !part.state.is_terminal());
+        self.after != Disposal::Keep
+            && !self.disposed
+            && ended
+            && source_is_there
+            && destinations.all(|part| part.state == RunAgentState::Done)
     }
 
     pub(crate) fn evolve(&mut self, event: &Event) {
@@ -82,6 +103,13 @@ impl Run {
                 }
             }
             Event::RunFinished(e) => self.outcome = Some(e.outcome),
+            Event::RunDisposed(e) => {
+                self.disposed = true;
+                // What refuses to dispose has not ended the run: it still has to be told.
+                if let (Some(_), Some(part)) = (e.refused, self.parts.get_mut(&e.agent)) {
+                    part.end_issued = false;
+                }
+            }
             Event::CommandIssued(e) => {
                 if let Some(part) = self.parts.get_mut(&e.agent) {
                     if e.joins {
@@ -173,7 +201,7 @@ impl State {
 /// What can be asked about runs.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Start a run of a job. Groups are resolved now; a member that is the source, or not approved, is
+    /// Start the run of a job with one source; see [`crate::batch`] for others. Groups are resolved now; a member that is the source, or not approved, is
     /// passed over; an agent named twice with the same path takes part once.
     Start {
         /// Its id.
@@ -208,10 +236,7 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 )));
             }
             if !known.is_legible() {
-                return Err(Rejection::Conflict(format!(
-                    "its name and folders cannot be read here, as the key of job/{job} is missing: restore the store of \
-                     keys from its backup"
-                )));
+                return Err(illegible(job));
             }
             let participants = participants(state, &known.spec)?;
             Ok(vec![RunStarted::new(run, job, participants.into_iter()).into()])
@@ -230,7 +255,9 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
 }
 
 fn participants(state: &State, spec: &JobSpec) -> Result<Vec<(AgentId, Role, Vec<u8>)>, Rejection> {
-    let JobSpec::Distribution { source, destinations } = spec;
+    let JobSpec::Distribution { source, destinations } = spec else {
+        return Err(Rejection::Invalid("a consolidation starts a run for each of its sources".into()));
+    };
     let Party::Agent(source_agent) = source.party else {
         return Err(Rejection::Invalid("the source of a distribution is one agent".into()));
     };
@@ -269,7 +296,7 @@ fn participants(state: &State, spec: &JobSpec) -> Result<Vec<(AgentId, Role, Vec
     Ok(std::iter::once(first).chain(rest).collect())
 }
 
-fn must_be_approved(state: &State, agent: AgentId) -> Result<(), Rejection> {
+pub(crate) fn must_be_approved(state: &State, agent: AgentId) -> Result<(), Rejection> {
     if state.approved(agent).is_some() {
         return Ok(());
     }

@@ -162,6 +162,7 @@ impl State {
             Event::RunProblemReported(e) => self.run(e.run, event),
             Event::RunStopRequested(e) => self.run(e.run, event),
             Event::RunFinished(e) => self.run(e.run, event),
+            Event::RunDisposed(e) => self.run(e.run, event),
             Event::CommandIssued(e) => {
                 self.agent(e.agent, event);
                 if let Some(run) = e.run {

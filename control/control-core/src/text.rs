@@ -87,7 +87,7 @@ fn is_bad(c: char) -> bool {
 }
 
 /// Control characters, and marks of lines and directions, which make a text look like another one.
-fn is_unseen(c: char) -> bool {
+pub(crate) fn is_unseen(c: char) -> bool {
     let is_mark = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || is_mark
 }

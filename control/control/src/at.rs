@@ -1,4 +1,4 @@
-//! A place in history that somebody asks for: a position of the log or a time (`events/AUDIT_FORMAT.md` §10.5).
+//! A place in history that somebody asks for: a position of the log or a time (`events/AUDIT_FORMAT.md` §10.6).
 
 use std::fmt;
 use std::str::FromStr;

@@ -292,6 +292,107 @@ async fn an_operators_day() {
     .await;
 }
 
+/// A consolidation from its making to what became of its sources' files, as a client meets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consolidation_is_one_start_with_a_run_for_each_source() {
+    use event_schema::*;
+    with_service(|running| async move {
+        let (client, service) = (Client::of(&running), &running.service);
+        let mut agents = support::agents(service, 4).await;
+        assert_eq!(client.ask("POST", "groups", Some(json!({"name": "cars"}))).await.0, 201);
+        let cars: Vec<String> = agents[1..].iter().map(|agent| agent.id.to_string()).collect();
+        assert_eq!(client.ask("POST", "groups/cars/add", Some(json!({"agents": cars}))).await.0, 200);
+        let base = agents[0].id.to_string();
+        let wish = |more: Value| {
+            let mut wish = json!({
+                "kind": "consolidation", "name": "footage", "sources": [{"party": "group:cars", "path": "cam"}],
+                "destinations": [{"party": base, "path": "/srv/in"}],
+            });
+            let (Value::Object(wish_), Value::Object(more)) = (&mut wish, more) else { unreachable!() };
+            wish_.extend(more);
+            wish
+        };
+        for (bad, says) in [
+            (json!({"after": "burn"}), "after is"),
+            (json!({"after": "archive:0d"}), "days"),
+            (json!({"subfolder": "../x"}), "no name"),
+            (json!({"subfolder": "%DST:X%"}), "%SRC:TAG%"),
+            (json!({"source": {"party": "x", "path": "y"}}), "sources"),
+            (json!({"kind": "distribution"}), "not a group"),
+            (json!({"kind": "sync"}), "consolidation"),
+            (json!({"subfolder": "all"}), "the same folder"),
+            (json!({"subfolder": "%SRC:PLATE%"}), "no tag PLATE"),
+        ] {
+            let (status, answer) = client.ask("POST", "jobs", Some(wish(bad.clone()))).await;
+            let message = answer["error"]["message"].as_str().unwrap_or_default();
+            assert!((400..500).contains(&status) && message.contains(says), "{bad}: {answer}");
+        }
+        assert_eq!(client.get("jobs").await["jobs"], json!([]), "what could not start is taken back");
+        let (status, started) = client.ask("POST", "jobs", Some(wish(json!({"after": "archive:30d"})))).await;
+        assert_eq!((status, started["runs"].as_array().map(Vec::len)), (201, Some(3)), "{started}");
+        let batch = started["batch"].as_str().expect("a batch").to_owned();
+        let job = client.get("jobs/footage").await;
+        assert_eq!((&job["kind"], &job["after"]), (&json!("consolidation"), &json!("archive:30d")));
+        assert_eq!((&job["subfolder"], &job["source"]), (&json!("/%SRC:AGENT_NAME%"), &Value::Null));
+
+        // One source brings everything home, the others are away.
+        let listed = client.get(&format!("runs?batch={batch}")).await;
+        let runs = listed["runs"].as_array().expect("a list");
+        assert_eq!(runs.len(), 3);
+        let name = client.get(&format!("agents/{}", cars[0])).await["name"].clone();
+        let own = runs.iter().find(|run| run["source"] == name).expect("its run");
+        let run: RunId = own["id"].as_str().expect("an id").parse().expect("an id");
+        let shown = client.get(&format!("runs/{run}")).await;
+        let folder = format!("/srv/in/{}", name.as_str().expect("a name"));
+        assert_eq!((&shown["agents"][0]["path"], &shown["agents"][1]["path"]), (&json!("cam"), &json!(folder)));
+        let manifest = ManifestSigned { run, root: [9; 32], entries: 2, bytes: 100, blocks: 3 };
+        agents[1].report(service, manifest).await.expect("taken");
+        let done = RunCompleted { run, state: RunAgentState::Done, stats: TransferStats::default() };
+        agents[0].report(service, done).await.expect("taken");
+        let mut issued = service.command_watch(agents[1].id);
+        let waited = tokio::time::timeout(Duration::from_secs(20), issued.wait_for(|last| *last == 2)).await;
+        drop(waited.expect("in time").expect("alive"));
+        let (_, signed) = service.commands_after(agents[1].id, 1, 1).await.pop().expect("a command");
+        let order = Command::decode(&signed.bytes).expect("a command").body;
+        let disposal = Disposal::Archive { days: 30 };
+        assert_eq!(order, FinishAndDispose { run, root: [9; 32], disposal }.into());
+        let disposed = Disposed { files: 2, bytes: 100, changed: 1, gone: 0, failed: 0 };
+        agents[1].report(service, DisposalReported { run, disposed }).await.expect("taken");
+        agents[1].report(service, RunServed { run, stats: TransferStats::default() }).await.expect("taken");
+
+        let shown = client.get("batches/footage").await;
+        assert_eq!((&shown["id"], &shown["runs_total"], &shown["runs_active"]), (&json!(batch), &json!(3), &json!(2)));
+        assert_eq!(shown["states"], json!({"succeeded": 1, "preparing": 2}));
+        assert_eq!((&shown["bytes_due"], &shown["bytes_done"]), (&json!(100), &json!(100)));
+        assert_eq!((&shown["disposals"], &shown["disposed"]["files"]), (&json!(1), &json!(2)));
+        let shown = client.get(&format!("runs/{run}")).await;
+        assert_eq!((&shown["disposal"]["changed"], &shown["after"]), (&json!(1), &json!("archive:30d")));
+        assert_eq!(shown["batch"], json!(batch));
+        let history = client.get(&format!("runs/{run}/history")).await.to_string();
+        assert!(history.contains("disposed of 2 files, 100 bytes; 1 changed"), "{history}");
+
+        // Started again, those who are away are not started twice.
+        let (status, again) = client.ask("POST", "jobs/footage/start", Some(json!({}))).await;
+        assert_eq!((status, again["runs"].as_array().map(Vec::len)), (201, Some(1)), "{again}");
+        let skipped = again["skipped"].as_array().expect("a list");
+        assert_eq!(skipped.len(), 2);
+        assert!(skipped.iter().all(|s| runs.iter().any(|run| run["id"] == s["run"] && run["source"] == s["name"])));
+        let newest = client.get("batches/latest").await;
+        assert_eq!(newest["id"], again["batch"]);
+        let list = client.get("batches?limit=1").await;
+        assert_eq!((&list["batches"][0]["id"], &list["next"]), (&again["batch"], &again["batch"]));
+        let next = client.get(&format!("batches?after={}", again["batch"].as_str().expect("a cursor"))).await;
+        assert_eq!((&next["batches"][0]["id"], next["batches"].as_array().map(Vec::len)), (&json!(batch), Some(1)));
+        assert_eq!(client.get("runs?job=footage").await["runs"].as_array().map(Vec::len), Some(4));
+        assert_eq!(client.ask("GET", "batches/ffffff", None).await.0, 404);
+        assert_eq!(client.ask("GET", "runs?bach=x", None).await.0, 400);
+        assert_eq!(client.ask("DELETE", "jobs/footage", None).await.0, 409, "runs are active");
+        // A check of the whole log comes to the same state, all of this in it.
+        assert_eq!(client.get("log/check").await["equal"], json!(true));
+    })
+    .await;
+}
+
 /// The agents' side of a run, one destination of which has a problem.
 async fn play(running: &Running, agents: &mut [FakeAgent], run: &str) {
     use event_schema::*;

@@ -1,5 +1,5 @@
 //! A log of schema level 1, written by the release before level 2 and stored with this test: a service of today opens
-//! it, goes on at level 2, and whoever folds both halves comes to the states that were attested in either.
+//! it, goes on at the newest level, and whoever folds both halves comes to the states that were attested in either.
 
 mod support;
 
@@ -62,7 +62,7 @@ fn attested(records: &[Vec<u8>]) -> BTreeMap<u64, StateAttested> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_of_level_1_goes_on_at_level_2_and_every_state_is_as_attested() {
+async fn a_log_of_level_1_goes_on_at_the_newest_level_and_every_state_is_as_attested() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = copied(dir.path());
     let old = records(&folder).await;
@@ -95,7 +95,7 @@ async fn a_log_of_level_1_goes_on_at_level_2_and_every_state_is_as_attested() {
     assert_eq!(all[..old.len()], old, "nothing of before was touched");
     let both = attested(&all);
     let after: Vec<&StateAttested> = both.values().filter(|e| e.at > old.len() as u64).collect();
-    assert!(after.len() >= 10 && after.iter().all(|e| e.form == 2), "{}", after.len());
+    assert!(after.len() >= 10 && after.iter().all(|e| e.form == 3), "{}", after.len());
     // Fifty places on each side, in no order, each from the beginning.
     let mut seed = 0x5eed_u64;
     let mut random = |below: usize| {

@@ -186,7 +186,8 @@ async fn generate(data: &Path) {
             })
             .collect();
         let paths: Vec<Vec<u8>> = who.iter().map(|n| format!("/srv/release/{n}").into_bytes()).collect();
-        let started = RunStarted { run, job, paths: paths.into(), participants };
+        let (batch, after) = (None, Disposal::Keep);
+        let started = RunStarted { run, job, paths: paths.into(), participants, batch, after };
         history.add(format!("run/{run}"), Actor::Operator("admin".into()), vec![started.into()]).await;
         let peers: Vec<PeerHint> = who
             .iter()

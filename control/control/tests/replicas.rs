@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use control::gateway::Fleet;
-use control::service::{Bus, Keeper, OpenError, Options, Origin, Ousted, Service, SubmitError};
+use control::service::{Bus, Ids, Keeper, OpenError, Options, Origin, Ousted, Service, SubmitError};
 use control_core::group;
 use control_core::replica::Session;
 use event_log::memory::MemoryLog;
@@ -333,6 +333,37 @@ async fn a_copy_of_a_replica_does_not_fight_with_it() {
 /// last older one is gone, and none of those can come back.
 #[tokio::test(start_paused = true)]
 async fn replicas_are_upgraded_one_by_one() {
+    upgraded(1, 2).await;
+}
+
+/// The same from the release that has sealed texts to the one that has consolidations.
+#[tokio::test(start_paused = true)]
+async fn replicas_are_upgraded_one_by_one_again() {
+    upgraded(2, 3).await;
+}
+
+/// Whether a consolidation can be made here.
+async fn consolidates(at: &Replica, agents: &[FakeAgent]) -> bool {
+    let place = |n: usize| Place { party: Party::Agent(agents[n].id), path: "x".into() };
+    let (source, destination) = (place(0), place(1));
+    let job = Ids(Timestamp(1)).job();
+    let spec = JobSpec::Consolidation {
+        sources: vec![source],
+        destinations: vec![destination],
+        subfolder: "/%SRC:AGENT_NAME%".into(),
+        after: Disposal::Delete,
+    };
+    let name = format!("footage {job}");
+    let made = at.service.decide(Origin::operator("anna", format!("job/{job}")), move |state, _| {
+        control_core::job::decide(
+            state,
+            control_core::job::Command::Create { job, name: name.clone(), spec: spec.clone() },
+        )
+    });
+    made.await.is_ok()
+}
+
+async fn upgraded(older: u8, newer: u8) {
     let dir = tempfile::tempdir().expect("a folder");
     let log = FaultyLog::new(Arc::new(MemoryLog::new()));
     let all = broadcast::Sender::new(64);
@@ -362,8 +393,8 @@ async fn replicas_are_upgraded_one_by_one() {
         run
     };
     let (old_a, old_b) = (
-        replica_of(&log, &all, 1, options(1)).await.expect("opens"),
-        replica_of(&log, &all, 2, options(1)).await.expect("opens"),
+        replica_of(&log, &all, 1, options(older)).await.expect("opens"),
+        replica_of(&log, &all, 2, options(older)).await.expect("opens"),
     );
     until("a holder of the lease", || holder(&old_a.service).is_some() && holder(&old_b.service).is_some())
         .await;
@@ -374,7 +405,7 @@ async fn replicas_are_upgraded_one_by_one() {
     old_a.keeper.stop().await;
     old_a.service.end_life().await.expect("told");
     drop(old_a.service);
-    let new_a = replica_of(&log, &all, 1, options(2)).await.expect("opens");
+    let new_a = replica_of(&log, &all, 1, options(newer)).await.expect("opens");
     for agent in &fleet {
         agent.connect(&new_a.service).await;
     }
@@ -386,15 +417,16 @@ async fn replicas_are_upgraded_one_by_one() {
     }
     work(&old_b, &mut fleet).await;
     pass(Duration::from_secs(30)).await;
-    assert_eq!((level(&new_a), level(&old_b)), (1, 1));
+    assert_eq!((level(&new_a), level(&old_b)), (older, older));
     assert_eq!(old_b.service.metrics().attestations_differing.value(), 0);
+    assert!(!consolidates(&new_a, &fleet).await, "the other could not read it");
 
-    // Then the second one. Nobody reads less than level 2 any more: the lease's holder says so.
+    // Then the second one. Nobody reads less than the newer level any more: the lease's holder says so.
     old_b.keeper.stop().await;
     old_b.service.end_life().await.expect("told");
     drop(old_b.service);
-    until("the new level", || level(&new_a) == 2).await;
-    let new_b = replica_of(&log, &all, 2, options(2)).await.expect("opens");
+    until("the new level", || level(&new_a) == newer).await;
+    let new_b = replica_of(&log, &all, 2, options(newer)).await.expect("opens");
     for agent in &fleet {
         agent.connect(&new_b.service).await;
     }
@@ -405,7 +437,8 @@ async fn replicas_are_upgraded_one_by_one() {
     })
     .await;
     assert_eq!(new_a.service.views().runs.runs[&run].problems[0].text.detail, "y", "read by the other");
-    let late = replica_of(&log, &all, 3, options(1)).await.err().expect("too old").to_string();
+    assert_eq!(consolidates(&new_a, &fleet).await, newer >= 3);
+    let late = replica_of(&log, &all, 3, options(older)).await.err().expect("too old").to_string();
     assert!(late.contains("newer"), "{late}");
     agrees_with_its_log(&new_a.service).await;
     for service in [&new_a.service, &new_b.service] {
@@ -413,7 +446,7 @@ async fn replicas_are_upgraded_one_by_one() {
     }
 
     // Everything before the raise is what an old program reads, everything after it is sealed.
-    let (mut position, mut raised) = (0, None);
+    let (mut position, mut raised, mut unread) = (0, None, 0);
     loop {
         let page = log.read(Position(position + 1), ReadLimit::default()).await.expect("readable");
         if page.is_empty() {
@@ -422,16 +455,19 @@ async fn replicas_are_upgraded_one_by_one() {
         for entry in page {
             position = entry.position.0;
             let record = Record::decode(&entry.bytes).expect("readable");
-            let raises = record.events.iter().any(|event| matches!(event, Event::SchemaRaised(_)));
-            raised = raised.or(raises.then_some(position));
-            assert_eq!(Record::decode_up_to(1, &entry.bytes).is_ok(), raised.is_none(), "at {position}");
+            let raises = |event: &Event| matches!(event, Event::SchemaRaised(e) if e.level == newer);
+            raised = raised.or(record.events.iter().any(raises).then_some(position));
+            let read = Record::decode_up_to(older, &entry.bytes).is_ok();
+            assert!(read || raised.is_some(), "at {position}");
+            unread += u32::from(!read);
             let mut clear = 0;
             let mut record = record;
             record.private(&mut |_, _, text| clear += u32::from(text.is_clear()));
             assert!(raised.is_none() || clear == 0, "at {position}");
+            assert!(older > 1 || read == raised.is_none(), "at {position}");
         }
     }
-    assert!(raised.is_some_and(|raised| raised < position));
+    assert!(raised.is_some_and(|raised| raised < position) && unread > 2);
     // And what was attested on both sides is what anybody folds.
     let mut fold = control_core::form::Checked::default();
     for at in 1..=position {

@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use agent_proto::TrustBundle;
 use ed25519_dalek::SigningKey;
-use event_schema::{AgentId, JoinRun, RunId};
+use event_schema::{AgentId, DisposalReported, JoinRun, RunId};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::archive;
 use crate::clock::FleetClock;
 use crate::config::{ConfigError, Gateway, Settings};
 use crate::folder::{DataFolder, FolderError};
@@ -24,6 +26,11 @@ use crate::run::{RunDeps, RunManager};
 use crate::status::{self, Status};
 use crate::store::{Membership, Store, StoreError, Wish};
 use crate::witness::Witness;
+
+/// When archives are looked through for the first time, and how often from then on.
+const ARCHIVES_FIRST: Duration = Duration::from_secs(60);
+/// See [`ARCHIVES_FIRST`].
+const ARCHIVES_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Orders waiting for the run engine.
 const ORDERS_WAITING: usize = 64;
@@ -173,6 +180,7 @@ async fn serve(
         clock: clock.clone(),
         reporter: reporter.clone(),
     };
+    let clock_of_fleet = clock.clone();
     let runs = Arc::new(start_runs(settings.listen, store.port()?, deps).await?);
     reporter.write(Write { port: Some(runs.local_addr().port()), ..Write::default() }).await;
 
@@ -215,6 +223,7 @@ async fn serve(
         active,
         runs_max: settings.runs_max,
         restrictions: Restrictions::new(&storage, &settings.allowed_paths),
+        allow_disposal: settings.allow_disposal,
         advertise: settings.advertise.clone(),
         utp2: runs.local_addr(),
         orders,
@@ -223,6 +232,7 @@ async fn serve(
         witness,
     };
     let mut link = tokio::spawn(link.run(stopped));
+    let sweeping = tokio::spawn(sweep_archives(folder.path().to_owned(), clock_of_fleet));
     let end = tokio::select! {
         end = &mut link => end,
         () = signals.next() => {
@@ -232,6 +242,7 @@ async fn serve(
         }
     };
     let end = end.expect("the link does not panic");
+    sweeping.abort();
     if let LinkEnd::Removed(_) = &end {
         status.removed();
     }
@@ -274,6 +285,7 @@ fn unfinished(run: RunId, wish: Wish) -> Option<Order> {
         Wish::Join => None,
         Wish::Finish => Some(Order::Finish(run)),
         Wish::Stop => Some(Order::Stop(run)),
+        Wish::Dispose { root, disposal, told } => Some(Order::Dispose(run, root, disposal, told)),
     }
 }
 
@@ -298,9 +310,26 @@ async fn work(
     }
 }
 
-async fn carry_out(runs: &RunManager, reporter: &Reporter, active: &Mutex<BTreeSet<RunId>>, order: Order) {
+async fn carry_out(
+    runs: &Arc<RunManager>,
+    reporter: &Reporter,
+    active: &Arc<Mutex<BTreeSet<RunId>>>,
+    order: Order,
+) {
     let over = match order {
         Order::Join(join) => return runs.join(*join).await,
+        Order::Dispose(run, root, disposal, told) => {
+            // Every file is read once more: nobody waits for that.
+            let (runs, reporter, active) = (runs.clone(), reporter.clone(), active.clone());
+            tokio::spawn(async move {
+                let Some(disposed) = runs.dispose(run, root, disposal, told).await else { return };
+                // Told before the run's folder goes, in which it stands how far it came.
+                reporter.report(DisposalReported { run, disposed }.into()).await;
+                runs.finish(run).await;
+                forget(&reporter, &active, run).await;
+            });
+            return;
+        }
         Order::Finish(run) => {
             runs.finish(run).await;
             run
@@ -310,8 +339,28 @@ async fn carry_out(runs: &RunManager, reporter: &Reporter, active: &Mutex<BTreeS
             run
         }
     };
+    forget(reporter, active, over).await;
+}
+
+async fn forget(reporter: &Reporter, active: &Mutex<BTreeSet<RunId>>, over: RunId) {
     reporter.write(Write { run_over: Some(over), ..Write::default() }).await;
     active.lock().unwrap_or_else(PoisonError::into_inner).remove(&over);
+}
+
+/// Deletes what is over in the archives, now and then, once the gateway has told what time it is: a clock that is wrong
+/// must not.
+async fn sweep_archives(data: PathBuf, clock: Arc<FleetClock>) {
+    let mut pause = ARCHIVES_FIRST;
+    loop {
+        tokio::time::sleep(pause).await;
+        if clock.is_known() {
+            let (data, now) = (data.clone(), clock.now());
+            if tokio::task::spawn_blocking(move || archive::sweep(&data, now)).await.is_err() {
+                tracing::error!("looking through the archives failed");
+            }
+            pause = ARCHIVES_INTERVAL;
+        }
+    }
 }
 
 /// SIGTERM and SIGINT; elsewhere Ctrl-C.

@@ -69,6 +69,8 @@ struct FileConfig {
     /// Jobs may touch folders below these only; default: whatever this user may.
     #[serde(default)]
     allowed_paths: Vec<PathBuf>,
+    /// Jobs may archive or delete files here once every destination has them; default true.
+    allow_disposal: Option<bool>,
     #[serde(default)]
     limits: FileLimits,
 }
@@ -154,6 +156,8 @@ pub(crate) struct Settings {
     pub(crate) advertise: Vec<SocketAddr>,
     pub(crate) lan: LanConfig,
     pub(crate) allowed_paths: Vec<PathBuf>,
+    /// Whether jobs may archive or delete a source's files.
+    pub(crate) allow_disposal: bool,
     pub(crate) runs_max: usize,
     pub(crate) outbox_max: u64,
     /// Bytes a second that are sent to other agents at most.
@@ -212,6 +216,7 @@ impl Settings {
                 ..LanConfig::default()
             },
             allowed_paths: file.allowed_paths,
+            allow_disposal: file.allow_disposal.unwrap_or(true),
             runs_max: file.limits.runs.unwrap_or(RUNS_MAX),
             outbox_max: file.limits.outbox.unwrap_or(OUTBOX_MAX),
             upload_limit: overrides.upload_limit.or(file.limits.upload.map(|rate| rate.0)),

@@ -4,11 +4,13 @@
 //! service, `report.rs` and `store.rs` are what must not be forgotten.
 
 mod agent;
+mod archive;
 mod clock;
 mod command;
 mod config;
 mod discovery;
 mod disk;
+mod disposal;
 mod folder;
 mod limits;
 mod link;

@@ -7,7 +7,9 @@
 use std::path::Path;
 
 use agent_proto::TrustBundle;
-use event_schema::{CommandId, DecodeError, JoinRun, ReportBody, RunId, Signed, decode_exact, encode};
+use event_schema::{
+    CommandId, DecodeError, Disposal, JoinRun, ReportBody, RunId, Signed, Timestamp, decode_exact, encode,
+};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +74,15 @@ pub(crate) enum Wish {
     Finish,
     /// Stop working on it.
     Stop,
+    /// It is over, and every destination has everything: dispose of the files, then stop serving.
+    Dispose {
+        /// Root of the manifest that they confirmed.
+        root: [u8; 32],
+        /// What to do with the files.
+        disposal: Disposal,
+        /// When it was told, by the fleet's clock.
+        told: Timestamp,
+    },
 }
 
 /// A change to the list of runs.

@@ -8,8 +8,8 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, CommandId, DecodeError, Domain, JobId, RefusalReason, Role, RunId, Signed, Tagged, Timestamp,
-    decode_exact, encode, tagged_enum,
+    AgentId, CommandId, DecodeError, Disposal, Domain, JobId, RefusalReason, Role, RunId, Signed, Tagged,
+    Timestamp, decode_exact, encode, tagged_enum,
 };
 
 /// A command for one agent.
@@ -51,6 +51,8 @@ tagged_enum! {
         (2, 1) "run.finish" => FinishRun,
         /// Stop working on a run, keep what is in place.
         (3, 1) "run.stop" => StopRun,
+        /// The run is over everywhere: dispose of the source's files, stop serving, clean up.
+        (4, 1) "run.finish_and_dispose" => FinishAndDispose,
     }
 }
 
@@ -102,6 +104,18 @@ pub struct FinishRun {
 pub struct StopRun {
     /// Which run.
     pub run: RunId,
+}
+
+/// Every destination of a run has confirmed that it has everything: the source may do with its files as the job says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinishAndDispose {
+    /// Which run.
+    pub run: RunId,
+    /// Root of the manifest that the destinations confirmed: files are disposed of only if it is the source's own, and
+    /// each only while it is what that manifest says.
+    pub root: [u8; 32],
+    /// What to do with them.
+    pub disposal: Disposal,
 }
 
 impl Command {

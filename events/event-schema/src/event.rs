@@ -7,9 +7,9 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, CommandId, Field, GroupId, JobId, JobSpec, Outcome, Owner, Participant, Private, Problem,
-    ProblemClass, ProblemText, RefusalReason, ReplicaId, Role, RunAgentState, RunId, Signed, Subject,
-    Timestamp, TokenId, TransferStats, Visit, tagged_enum,
+    AgentId, BatchId, CommandId, Disposal, Disposed, Field, GroupId, JobId, JobSpec, Outcome, Owner,
+    Participant, Place, Private, Problem, ProblemClass, ProblemText, RefusalReason, ReplicaId, Role,
+    RunAgentState, RunId, Signed, Subject, Timestamp, TokenId, TransferStats, Visit, tagged_enum,
 };
 
 tagged_enum! {
@@ -46,11 +46,11 @@ tagged_enum! {
         /// Agents left a group.
         (32, 1) "group.members_removed" => GroupMembersRemoved,
         /// A job was made.
-        (40, 2) "job.created" => JobCreated,
+        (40, 3) "job.created" => JobCreated,
         /// A job was deleted; its runs stay.
         (41, 1) "job.deleted" => JobDeleted,
         /// A run began.
-        (50, 2) "run.started" => RunStarted,
+        (50, 3) "run.started" => RunStarted,
         /// The source signed the run's manifest.
         (51, 1) "run.manifest_ready" => RunManifestReady,
         /// An agent of a run came to another state.
@@ -61,6 +61,8 @@ tagged_enum! {
         (54, 1) "run.stop_requested" => RunStopRequested,
         /// A run ended.
         (55, 1) "run.finished" => RunFinished,
+        /// A run's source has disposed of what every destination has, or will not.
+        (56, 1) "run.disposed" => RunDisposed,
         /// A signed command for one agent exists.
         (60, 2) "command.issued" => CommandIssued,
         /// The agent took the command, or refused it.
@@ -240,6 +242,10 @@ payloads! {
         paths: Private<Vec<Vec<u8>>>,
         /// Everybody, groups resolved.
         participants: Vec<Participant>,
+        /// The start that it belongs to with others, if the job has many sources.
+        batch: Option<BatchId>,
+        /// What becomes of the source's files when every destination has them.
+        after: Disposal,
     }
     /// The source knows what there is to send.
     RunManifestReady {
@@ -293,6 +299,17 @@ payloads! {
         run: RunId,
         /// How.
         outcome: Outcome,
+    }
+    /// The source did what the run's end asked it to do with its files.
+    RunDisposed {
+        /// Which run.
+        run: RunId,
+        /// The source.
+        agent: AgentId,
+        /// What came of it; nothing if it was refused.
+        disposed: Disposed,
+        /// Why the source refused; none if it did not.
+        refused: Option<RefusalReason>,
     }
     /// A command for one agent, signed and ready for anyone to carry.
     CommandIssued {
@@ -419,7 +436,8 @@ impl RunStarted {
                 Participant { agent, role, path }
             })
             .collect();
-        Self { run, job, paths: paths.into(), participants }
+        let (batch, after) = (None, Disposal::Keep);
+        Self { run, job, paths: paths.into(), participants, batch, after }
     }
 
     /// The folder of a participant, or the word for what cannot be read.
@@ -477,11 +495,34 @@ impl Event {
 }
 
 impl JobSpec {
-    /// Every folder in it.
+    /// Every folder in it, and the name of folders to be made.
     pub fn private(&mut self, owner: Owner, visit: &mut Visit<'_>) {
-        let Self::Distribution { source, destinations } = self;
-        for place in core::iter::once(source).chain(destinations) {
+        if let Self::Consolidation { subfolder, .. } = self {
+            visit(Field::Subfolder, owner, subfolder);
+        }
+        let (sources, destinations) = match self {
+            Self::Distribution { source, destinations } => (core::slice::from_mut(source), destinations),
+            Self::Consolidation { sources, destinations, .. } => (sources.as_mut_slice(), destinations),
+        };
+        for place in sources.iter_mut().chain(destinations) {
             visit(Field::Path, owner, &mut place.path);
+        }
+    }
+
+    /// Where its content comes from.
+    pub fn sources(&self) -> &[Place] {
+        match self {
+            Self::Distribution { source, .. } => core::slice::from_ref(source),
+            Self::Consolidation { sources, .. } => sources,
+        }
+    }
+
+    /// Where its content goes.
+    pub fn destinations(&self) -> &[Place] {
+        match self {
+            Self::Distribution { destinations, .. } | Self::Consolidation { destinations, .. } => {
+                destinations
+            }
         }
     }
 }

@@ -75,6 +75,8 @@ ids! {
     JobId,
     /// One execution of a job.
     RunId,
+    /// One start of a job that has many sources: what binds its runs together.
+    BatchId,
     /// One signed command.
     CommandId,
     /// One record of the event log.

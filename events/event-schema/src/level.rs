@@ -14,14 +14,31 @@ use crate::{Event, Tagged};
 pub const LEVEL_OLDEST: u8 = 1;
 
 /// The level that this program reads and writes, with all below it.
-pub const LEVEL_NEWEST: u8 = 2;
+pub const LEVEL_NEWEST: u8 = 3;
+
+/// The level that has consolidations.
+pub const LEVEL_CONSOLIDATION: u8 = 3;
 
 /// Kinds of events that level 1 does not know.
 const KINDS_OF_LEVEL_2: [u16; 3] = [93, 100, 101];
 
+/// Kinds of events that level 2 does not know.
+const KINDS_OF_LEVEL_3: [u16; 1] = [56];
+
 /// The lowest level whose programs read an event. Of events that nobody knows that is not told here.
 pub fn of(tagged: &Tagged) -> u8 {
-    if tagged.version > 1 || KINDS_OF_LEVEL_2.contains(&tagged.kind) { 2 } else { 1 }
+    // So far the versions of payloads rose with the levels.
+    of_kind(tagged.kind).max(tagged.version.clamp(LEVEL_OLDEST, LEVEL_NEWEST))
+}
+
+fn of_kind(kind: u16) -> u8 {
+    if KINDS_OF_LEVEL_3.contains(&kind) {
+        3
+    } else if KINDS_OF_LEVEL_2.contains(&kind) {
+        2
+    } else {
+        1
+    }
 }
 
 /// A program's version with the level that it reads, in the form of semantic versioning's build metadata.
@@ -42,7 +59,7 @@ pub fn of_version(version: &str) -> u8 {
 
 /// Whether this program would understand the event's kind at the level.
 pub fn knows(level: u8, event: &Event) -> bool {
-    level >= LEVEL_NEWEST || !KINDS_OF_LEVEL_2.contains(&event.kind())
+    level >= of_kind(event.kind())
 }
 
 #[cfg(test)]

@@ -24,27 +24,29 @@ mod timestamp;
 mod types;
 pub mod upcast;
 
-pub use command::{Command, CommandBody, FinishRun, JoinRun, PeerHint, StopRun};
+pub use command::{Command, CommandBody, FinishAndDispose, FinishRun, JoinRun, PeerHint, StopRun};
 pub use event::{
     AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentSessionOpened, AgentTagged,
     AuditConflict, CommandAcknowledged, CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated,
     GroupMembersAdded, GroupMembersRemoved, JobCreated, JobDeleted, LeaseTaken, ReplicaStarted,
-    ReplicaStopped, ReportReceived, RunAgentProgressed, RunFinished, RunManifestReady, RunProblemReported,
-    RunStarted, RunStopRequested, SchemaRaised, StateAttested, SubjectErased, SubjectOpened, TokenCreated,
-    TokenRevoked, TokenUsed, path_of,
+    ReplicaStopped, ReportReceived, RunAgentProgressed, RunDisposed, RunFinished, RunManifestReady,
+    RunProblemReported, RunStarted, RunStopRequested, SchemaRaised, StateAttested, SubjectErased,
+    SubjectOpened, TokenCreated, TokenRevoked, TokenUsed, path_of,
 };
-pub use id::{AgentId, CommandId, GroupId, IdParseError, JobId, RecordId, ReplicaId, RunId, TokenId, UserId};
+pub use id::{
+    AgentId, BatchId, CommandId, GroupId, IdParseError, JobId, RecordId, ReplicaId, RunId, TokenId, UserId,
+};
 pub use private::{Confidential, ERASED, Owner, Placeholder, Private, SEALED, Visit};
 pub use record::{Actor, Record};
 pub use report::{
-    CommandAccepted, CommandRefused, ManifestSigned, ProblemReported, Report, ReportBody, RunCompleted,
-    RunServed, RunStateReported,
+    CommandAccepted, CommandRefused, DisposalReported, ManifestSigned, ProblemReported, Report, ReportBody,
+    RunCompleted, RunServed, RunStateReported,
 };
 pub use signed::{Domain, Signature, SignatureError, Signed};
 pub use subject::{Field, Sealed, Subject, SubjectKey};
 pub use tagged::{DecodeError, Tagged, decode_exact, encode};
 pub use timestamp::Timestamp;
 pub use types::{
-    JobSpec, Outcome, Participant, Party, Place, Problem, ProblemClass, ProblemText, RefusalReason, Role,
-    RunAgentState, TransferStats,
+    Disposal, Disposed, JobSpec, Outcome, Participant, Party, Place, Problem, ProblemClass, ProblemText,
+    RefusalReason, Role, RunAgentState, TransferStats,
 };

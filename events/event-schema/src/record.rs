@@ -11,7 +11,7 @@ use crate::{
     encode, upcast,
 };
 
-/// Version of the envelope's shape, by schema level.
+/// Version of the envelope's shape; the first one until level 2.
 const RECORD_VERSION: u8 = 2;
 
 /// Who brought a decision about.

@@ -5,8 +5,8 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, CommandId, DecodeError, Domain, Problem, RefusalReason, RunAgentState, RunId, Signed, Tagged,
-    Timestamp, TransferStats, decode_exact, encode, tagged_enum,
+    AgentId, CommandId, DecodeError, Disposed, Domain, Problem, RefusalReason, RunAgentState, RunId, Signed,
+    Tagged, Timestamp, TransferStats, decode_exact, encode, tagged_enum,
 };
 
 /// One fact of one agent.
@@ -47,6 +47,8 @@ tagged_enum! {
         (6, 1) "run.completed" => RunCompleted,
         /// An agent stopped serving a run.
         (7, 1) "run.served" => RunServed,
+        /// A source has disposed of what every destination has.
+        (8, 1) "run.disposed" => DisposalReported,
     }
 }
 
@@ -121,6 +123,15 @@ pub struct RunServed {
     pub run: RunId,
     /// What was moved.
     pub stats: TransferStats,
+}
+
+/// A source did with its files as a `run.finish_and_dispose` told it to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisposalReported {
+    /// Which run.
+    pub run: RunId,
+    /// What came of it.
+    pub disposed: Disposed,
 }
 
 impl Report {

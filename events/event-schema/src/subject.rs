@@ -109,6 +109,8 @@ pub enum Field {
     RefusedAddress = 10,
     /// Who decided.
     Actor = 11,
+    /// How the folders of a consolidation's sources are named.
+    Subfolder = 12,
 }
 
 /// A text under a subject's key: AES-256-GCM with a random nonce. The subject and the [`Field`] are authenticated.

@@ -39,6 +39,48 @@ pub enum JobSpec {
         /// The destinations, at least one.
         destinations: Vec<Place>,
     },
+    /// Many sources' folders to storage, a folder for each; repeatable. From level 3 on.
+    Consolidation {
+        /// The sources, at least one. Each has a run of its own.
+        sources: Vec<Place>,
+        /// The destinations, at least one. The path is what the sources' folders are below.
+        destinations: Vec<Place>,
+        /// The folder of a source below a destination's path: names between `/`, with `%SRC:TAG%` for a tag of the
+        /// source and `%%` for a percent sign.
+        subfolder: Private<String>,
+        /// What becomes of the files at a source when every destination has them.
+        after: Disposal,
+    },
+}
+
+/// What becomes of files at their source when every destination of a run has confirmed that it has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Disposal {
+    /// They stay.
+    #[default]
+    Keep,
+    /// They are moved to the archive of the source's folder, and deleted there later.
+    Archive {
+        /// Days that they stay there, from 1.
+        days: u32,
+    },
+    /// They are deleted.
+    Delete,
+}
+
+/// What was disposed of at the source of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disposed {
+    /// Files that were archived or deleted.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Files that stay, as they are not what the manifest says any more.
+    pub changed: u64,
+    /// Files that were not there any more.
+    pub gone: u64,
+    /// Files that stay, as they could not be read, moved or deleted; each is a problem of the run.
+    pub failed: u64,
 }
 
 /// What an agent is in a run.

@@ -6,6 +6,7 @@
 //! every version ever written.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use serde::de::DeserializeOwned;
 
@@ -16,26 +17,25 @@ pub fn none(_: &Tagged) -> Option<Tagged> {
     None
 }
 
-/// Events of version 1 whose newest version is 2.
+/// Events of older versions in their newest.
 pub fn event(tagged: &Tagged) -> Option<Tagged> {
-    if tagged.version != 1 {
-        return None;
-    }
-    match tagged.kind {
-        10 => newer::<v1::AgentEnrolled, crate::AgentEnrolled>(tagged),
-        12 => newer::<v1::AgentOnline, crate::AgentOnline>(tagged),
-        15 => newer::<v1::AgentTagged, crate::AgentTagged>(tagged),
-        23 => newer::<v1::EnrolmentRefused, crate::EnrolmentRefused>(tagged),
-        40 => newer::<v1::JobCreated, crate::JobCreated>(tagged),
-        50 => newer::<v1::RunStarted, crate::RunStarted>(tagged),
-        53 => newer::<v1::RunProblemReported, crate::RunProblemReported>(tagged),
-        60 => newer::<v1::CommandIssued, crate::CommandIssued>(tagged),
-        70 => newer::<v1::ReportReceived, crate::ReportReceived>(tagged),
+    match (tagged.kind, tagged.version) {
+        (10, 1) => newer::<v1::AgentEnrolled, crate::AgentEnrolled>(tagged, 2),
+        (12, 1) => newer::<v1::AgentOnline, crate::AgentOnline>(tagged, 2),
+        (15, 1) => newer::<v1::AgentTagged, crate::AgentTagged>(tagged, 2),
+        (23, 1) => newer::<v1::EnrolmentRefused, crate::EnrolmentRefused>(tagged, 2),
+        (40, 1) => newer::<v1::JobCreated, crate::JobCreated>(tagged, 3),
+        (40, 2) => newer::<v2::JobCreated, crate::JobCreated>(tagged, 3),
+        (50, 1) => newer::<v1::RunStarted, crate::RunStarted>(tagged, 3),
+        (50, 2) => newer::<v2::RunStarted, crate::RunStarted>(tagged, 3),
+        (53, 1) => newer::<v1::RunProblemReported, crate::RunProblemReported>(tagged, 2),
+        (60, 1) => newer::<v1::CommandIssued, crate::CommandIssued>(tagged, 2),
+        (70, 1) => newer::<v1::ReportReceived, crate::ReportReceived>(tagged, 2),
         _ => None,
     }
 }
 
-fn newer<Old, New>(tagged: &Tagged) -> Option<Tagged>
+fn newer<Old, New>(tagged: &Tagged, version: u8) -> Option<Tagged>
 where
     Old: DeserializeOwned,
     New: From<Old> + serde::Serialize,
@@ -43,21 +43,35 @@ where
     // Bytes that are no payload of the old version shall be none of the new one either.
     let payload = decode_exact::<Old>("payload", &tagged.payload)
         .map_or_else(|_| Vec::new(), |old| encode(&New::from(old)));
-    Some(Tagged { kind: tagged.kind, version: 2, payload })
+    Some(Tagged { kind: tagged.kind, version, payload })
 }
 
 /// An event in the shape of a level: what the level has no shape for stays in its newest.
 pub fn event_at(event: &Event, level: u8) -> Tagged {
     let tagged = event.to_tagged();
-    if level > 1 || tagged.version == 1 {
+    let kind = tagged.kind;
+    let version = tagged.version.min(level);
+    if version == tagged.version {
         return tagged;
+    }
+    let shape = |payload: Result<Vec<u8>, NoShape>| payload.map(|payload| Tagged { kind, version, payload });
+    let at_2 = match event {
+        Event::JobCreated(e) => shape(v2::JobCreated::try_from(e).map(|old| encode(&old))),
+        Event::RunStarted(e) => shape(v2::RunStarted::try_from(e).map(|old| encode(&old))),
+        _ => Ok(tagged.clone()),
+    };
+    if level > 1 || at_2.is_err() {
+        return at_2.unwrap_or(tagged);
     }
     let payload = match event {
         Event::AgentEnrolled(e) => encode(&v1::AgentEnrolled::from(e)),
         Event::AgentOnline(e) => encode(&v1::AgentOnline::from(e)),
         Event::AgentTagged(e) => encode(&v1::AgentTagged::from(e)),
         Event::EnrolmentRefused(e) => encode(&v1::EnrolmentRefused::from(e)),
-        Event::JobCreated(e) => encode(&v1::JobCreated::from(e)),
+        Event::JobCreated(e) => match v1::JobCreated::try_from(e) {
+            Ok(old) => encode(&old),
+            Err(NoShape) => return tagged,
+        },
         Event::RunStarted(e) => encode(&v1::RunStarted::from(e)),
         Event::RunProblemReported(e) => encode(&v1::RunProblemReported::from(e)),
         Event::CommandIssued(e) => encode(&v1::CommandIssued::from(e)),
@@ -67,6 +81,96 @@ pub fn event_at(event: &Event, level: u8) -> Tagged {
     Tagged { kind: tagged.kind, version: 1, payload }
 }
 
+/// What an older version of a payload has no words for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoShape;
+
+impl fmt::Display for NoShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this cannot be said in an older version")
+    }
+}
+
+impl core::error::Error for NoShape {}
+
+/// Version 2 of what has a version 3: distributions alone, and runs that stand alone.
+pub mod v2 {
+    use alloc::vec::Vec;
+
+    use serde::{Deserialize, Serialize};
+
+    use super::NoShape;
+    use crate::{Disposal, JobId, Participant, Place, Private, RunId};
+
+    /// `JobCreated`, version 2.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[allow(missing_docs, reason = "the newest version's fields are documented")]
+    pub struct JobCreated {
+        pub job: JobId,
+        pub name: Private<alloc::string::String>,
+        pub spec: JobSpec,
+    }
+
+    /// `JobSpec`, version 2.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    pub enum JobSpec {
+        /// See [`crate::JobSpec::Distribution`].
+        Distribution {
+            /// The source.
+            source: Place,
+            /// The destinations.
+            destinations: Vec<Place>,
+        },
+    }
+
+    /// `RunStarted`, version 2.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[allow(missing_docs, reason = "the newest version's fields are documented")]
+    pub struct RunStarted {
+        pub run: RunId,
+        pub job: JobId,
+        pub paths: Private<Vec<Vec<u8>>>,
+        pub participants: Vec<Participant>,
+    }
+
+    impl From<JobCreated> for crate::JobCreated {
+        fn from(e: JobCreated) -> Self {
+            let JobSpec::Distribution { source, destinations } = e.spec;
+            Self { job: e.job, name: e.name, spec: crate::JobSpec::Distribution { source, destinations } }
+        }
+    }
+
+    impl TryFrom<&crate::JobCreated> for JobCreated {
+        type Error = NoShape;
+
+        fn try_from(e: &crate::JobCreated) -> Result<Self, NoShape> {
+            let crate::JobSpec::Distribution { source, destinations } = &e.spec else { return Err(NoShape) };
+            let (source, destinations) = (source.clone(), destinations.clone());
+            let spec = JobSpec::Distribution { source, destinations };
+            Ok(Self { job: e.job, name: e.name.clone(), spec })
+        }
+    }
+
+    impl From<RunStarted> for crate::RunStarted {
+        fn from(e: RunStarted) -> Self {
+            let RunStarted { run, job, paths, participants } = e;
+            Self { run, job, paths, participants, batch: None, after: Disposal::Keep }
+        }
+    }
+
+    impl TryFrom<&crate::RunStarted> for RunStarted {
+        type Error = NoShape;
+
+        fn try_from(e: &crate::RunStarted) -> Result<Self, NoShape> {
+            if e.batch.is_some() || e.after != Disposal::Keep {
+                return Err(NoShape);
+            }
+            let (paths, participants) = (e.paths.clone(), e.participants.clone());
+            Ok(Self { run: e.run, job: e.job, paths, participants })
+        }
+    }
+}
+
 /// Version 1 of what has a version 2: all texts in the clear.
 pub mod v1 {
     use alloc::string::String;
@@ -74,6 +178,7 @@ pub mod v1 {
 
     use serde::{Deserialize, Serialize};
 
+    use super::NoShape;
     use crate::{
         AgentId, Command, CommandBody, CommandId, JobId, Party, Private, Problem, RefusalReason, Report,
         ReportBody, Role, RunId, Signed, TokenId,
@@ -245,12 +350,14 @@ pub mod v1 {
         }
     }
 
-    impl From<&crate::JobCreated> for JobCreated {
-        fn from(e: &crate::JobCreated) -> Self {
-            let crate::JobSpec::Distribution { source, destinations } = &e.spec;
+    impl TryFrom<&crate::JobCreated> for JobCreated {
+        type Error = NoShape;
+
+        fn try_from(e: &crate::JobCreated) -> Result<Self, NoShape> {
+            let crate::JobSpec::Distribution { source, destinations } = &e.spec else { return Err(NoShape) };
             let destinations = destinations.iter().map(Into::into).collect();
             let spec = JobSpec::Distribution { source: source.into(), destinations };
-            Self { job: e.job, name: text(&e.name), spec }
+            Ok(Self { job: e.job, name: text(&e.name), spec })
         }
     }
 

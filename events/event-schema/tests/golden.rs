@@ -1,6 +1,7 @@
 //! The byte forms that are stored and signed, pinned: `tests/golden/vN/*.bin` decode to the values below
 //! and the current code encodes these values to exactly those bytes. `v1` has what logs of schema level 1 hold and
-//! everything whose shape never changed, `v2` the second version of what has one, with its texts sealed. The `.json` beside each is the same
+//! everything whose shape never changed, `v2` the second version of what has one, with its texts sealed, `v3` what
+//! came with schema level 3, which has consolidations. The `.json` beside each is the same
 //! value for people. Files are only ever added: `GOLDEN_WRITE=1 cargo test -p event-schema --test golden`
 //! writes those that are missing and never touches one that exists.
 //!
@@ -34,6 +35,7 @@ const RUN: RunId = RunId([0x52; 16]);
 const JOB: JobId = JobId([0x4a; 16]);
 const GROUP: GroupId = GroupId([0x47; 16]);
 const TOKEN: TokenId = TokenId([0x54; 16]);
+const BATCH: BatchId = BatchId([0x42; 16]);
 const COMMAND: CommandId = CommandId([0x43; 16]);
 
 fn tags() -> Vec<(String, String)> {
@@ -144,7 +146,8 @@ macro_rules! pinned {
 macro_rules! pinned_twice {
     ($list:ident, [$($name:ident $payload:tt),+ $(,)?]) => {$({
         let payload = $name $payload;
-        let json = serde_json::to_value(upcast::v1::$name::from(&payload)).expect("plain data");
+        let old = upcast::v1::$name::try_from(&payload).expect("it had that shape");
+        let json = serde_json::to_value(old).expect("plain data");
         let value = Event::from(payload);
         let (kind, name, meant) = (value.kind(), value.name(), value.clone());
         $list.push(Golden {
@@ -161,11 +164,15 @@ macro_rules! pinned_twice {
             text.seal(owned_by(owner), &KEY(), field, [nonce; 12]);
         });
         let Event::$name(payload) = &sealed else { unreachable!("it was one") };
-        let json = serde_json::to_value(payload).expect("plain data");
+        let json = match &sealed {
+            Event::RunStarted(e) => serde_json::to_value(upcast::v2::RunStarted::try_from(e).expect("old")),
+            _ => serde_json::to_value(payload),
+        };
+        let json = json.expect("plain data");
         $list.push(Golden {
             folder: "v2",
             name: format!("event-{name}"),
-            bytes: sealed.encode(),
+            bytes: encode(&upcast::event_at(&sealed, 2)),
             json: json!({"kind": kind, "version": 2, "name": name, "payload": json}),
             decodes: Box::new(move |bytes| {
                 let Ok(mut read) = Event::decode(bytes) else { return false };
@@ -176,6 +183,71 @@ macro_rules! pinned_twice {
             }),
         });
     })+};
+}
+
+/// What came with level 3, and version 3 of what has one, texts sealed.
+fn consolidations() -> Vec<Golden> {
+    let place = |party, path: &[u8]| Place { party, path: path.to_vec().into() };
+    let consolidation = JobSpec::Consolidation {
+        sources: vec![place(Party::Group(GROUP), b"footage"), place(Party::Agent(agent(1)), b"/srv/\xfe")],
+        destinations: vec![place(Party::Agent(agent(2)), b"in")],
+        subfolder: Private::clear("/%SRC:SITE%/%SRC:AGENT_NAME%".into()),
+        after: Disposal::Archive { days: 30 },
+    };
+    let distribution = JobSpec::Distribution {
+        source: place(Party::Agent(agent(1)), b"out"),
+        destinations: vec![place(Party::Group(GROUP), b"in")],
+    };
+    let started = |batch, after| RunStarted {
+        run: RUN,
+        job: JOB,
+        paths: paths(),
+        participants: participants(),
+        batch,
+        after,
+    };
+    let created = |spec| JobCreated { job: JOB, name: "footage".into(), spec };
+    let disposed = Disposed { files: 300, bytes: 1 << 33, changed: 1, gone: 2, failed: 3 };
+    let refused = Some(RefusalReason::NotAllowed);
+    let events: Vec<(&str, Event)> = vec![
+        ("", created(consolidation).into()),
+        ("-distribution", created(distribution).into()),
+        ("", started(Some(BATCH), Disposal::Delete).into()),
+        ("-alone", started(None, Disposal::Keep).into()),
+        ("", RunDisposed { run: RUN, agent: agent(1), disposed, refused: None }.into()),
+        (
+            "-refused",
+            RunDisposed { run: RUN, agent: agent(1), disposed: Disposed::default(), refused }.into(),
+        ),
+    ];
+    let pin = |(suffix, value): (&str, Event)| {
+        let mut sealed = value.clone();
+        let mut nonce = 0;
+        sealed.private(&mut |field, owner, text| {
+            nonce += 1;
+            text.seal(owned_by(owner), &KEY(), field, [nonce; 12]);
+        });
+        let json = match &sealed {
+            Event::JobCreated(e) => serde_json::to_value(e),
+            Event::RunStarted(e) => serde_json::to_value(e),
+            Event::RunDisposed(e) => serde_json::to_value(e),
+            _ => unreachable!("none of these"),
+        };
+        let version = sealed.to_tagged().version;
+        Golden {
+            folder: "v3",
+            name: format!("event-{}{suffix}", value.name()),
+            bytes: sealed.encode(),
+            json: json!({"kind": value.kind(), "version": version, "name": value.name(), "payload": json.expect("plain")}),
+            decodes: Box::new(move |bytes| {
+                let Ok(mut read) = Event::decode(bytes) else { return false };
+                let mut opened = true;
+                read.private(&mut |field, _, text| opened &= text.open(&KEY(), field));
+                opened && read == value
+            }),
+        }
+    };
+    events.into_iter().map(pin).collect()
 }
 
 /// The key of every subject.
@@ -291,7 +363,14 @@ fn all() -> Vec<Golden> {
                     destinations: vec![Place { party: Party::Group(GROUP), path: b"in".to_vec().into() }],
                 },
             },
-            RunStarted { run: RUN, job: JOB, paths: paths(), participants: participants() },
+            RunStarted {
+                run: RUN,
+                job: JOB,
+                paths: paths(),
+                participants: participants(),
+                batch: None,
+                after: Disposal::Keep,
+            },
             RunProblemReported {
                 run: RUN,
                 agent: agent(1),
@@ -316,7 +395,18 @@ fn all() -> Vec<Golden> {
         ]
     );
     list.extend(sealed_report());
-    pinned!("command", CommandBody, list, [join(), FinishRun { run: RUN }, StopRun { run: RUN }]);
+    list.extend(consolidations());
+    pinned!(
+        "command",
+        CommandBody,
+        list,
+        [
+            join(),
+            FinishRun { run: RUN },
+            StopRun { run: RUN },
+            FinishAndDispose { run: RUN, root: [0xd4; 32], disposal: Disposal::Archive { days: 30 } },
+        ]
+    );
     pinned!(
         "report",
         ReportBody,
@@ -329,6 +419,10 @@ fn all() -> Vec<Golden> {
             ProblemReported { run: RUN, problem: problem() },
             RunCompleted { run: RUN, state: RunAgentState::DoneWithErrors, stats: stats() },
             RunServed { run: RUN, stats: stats() },
+            DisposalReported {
+                run: RUN,
+                disposed: Disposed { files: 300, bytes: 1 << 33, changed: 1, gone: 2, failed: 3 },
+            },
         ]
     );
     list.extend(records());
@@ -505,6 +599,7 @@ fn every_kind_is_pinned() {
             assert!(numbers.insert(number), "{prefix} {number} twice");
             for version in 1..=*version {
                 // What came with level 2 is pinned beside what there was before: its version is 1.
+                let version = if *name == "run.disposed" && prefix == "event" { 3 } else { version };
                 let file = (format!("v{version}"), format!("{prefix}-{name}"));
                 assert!(pinned.contains(&file), "{prefix} {name} has no golden file for version {version}");
             }
@@ -514,7 +609,7 @@ fn every_kind_is_pinned() {
 
 /// What an older program does with a log that was raised.
 #[test]
-fn a_program_of_level_1_refuses_what_came_after_it() {
+fn a_program_of_an_older_level_refuses_what_came_after_it() {
     for golden in all() {
         let (old, stored) = (golden.folder == "v1", &golden.bytes);
         if golden.name.starts_with("record-") {
@@ -524,8 +619,20 @@ fn a_program_of_level_1_refuses_what_came_after_it() {
         if let (Some(name), Ok(event)) = (golden.name.strip_prefix("event-"), Event::decode(stored)) {
             let late = ["schema.raised", "subject.opened", "subject.erased"].contains(&name);
             let tagged: Tagged = decode_exact("Event", stored).expect("tagged");
-            assert_eq!(level::of(&tagged), if old && !late { 1 } else { 2 }, "{name}");
-            assert_eq!(level::knows(1, &event), !late, "{name}");
+            let level = match golden.folder {
+                "v3" => 3,
+                "v1" if !late => 1,
+                _ => 2,
+            };
+            assert_eq!(level::of(&tagged), level, "{name}");
+            assert_eq!(level::knows(1, &event), !late && event.kind() != 56, "{name}");
+            assert!(level::knows(2, &event) || event.kind() == 56, "{name}");
+            // Whoever writes for an older level says it in that level's words, or not at all.
+            let old = upcast::event_at(&event, 2);
+            let told = level::of(&old) <= 2;
+            let new = ["job.created", "run.started", "run.disposed", "run.disposed-refused"];
+            assert_eq!(told, golden.folder != "v3" || !new.contains(&name), "{name}");
+            assert!(!told || Event::from_tagged(&old).is_ok(), "{name}");
         }
     }
 }
@@ -533,7 +640,7 @@ fn a_program_of_level_1_refuses_what_came_after_it() {
 #[test]
 fn nothing_stored_is_forgotten() {
     let pinned = pinned();
-    for version in ["v1", "v2"] {
+    for version in ["v1", "v2", "v3"] {
         for file in fs::read_dir(folder(version)).expect("the folder") {
             let path = file.expect("an entry").path();
             let name = path.file_stem().expect("a name").to_string_lossy().into_owned();

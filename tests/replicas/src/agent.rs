@@ -14,8 +14,9 @@ use agent_proto::link::{
 use anyhow::{Context as _, Result, bail, ensure};
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, Command, CommandAccepted, CommandBody, ManifestSigned, RefusalReason, Report, ReportBody, Role,
-    RunAgentState, RunCompleted, RunId, RunServed, RunStateReported, Signed, Timestamp, TransferStats,
+    AgentId, Command, CommandAccepted, CommandBody, DisposalReported, Disposed, ManifestSigned,
+    RefusalReason, Report, ReportBody, Role, RunAgentState, RunCompleted, RunId, RunServed, RunStateReported,
+    Signed, Timestamp, TransferStats,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
@@ -391,6 +392,12 @@ impl Agent {
                 (join.run, "join")
             }
             CommandBody::FinishRun(finish) => {
+                say(RunServed { run: finish.run, stats }.into());
+                kept.ended.insert(finish.run);
+                (finish.run, "finish")
+            }
+            CommandBody::FinishAndDispose(finish) => {
+                say(DisposalReported { run: finish.run, disposed: Disposed::default() }.into());
                 say(RunServed { run: finish.run, stats }.into());
                 kept.ended.insert(finish.run);
                 (finish.run, "finish")

@@ -110,7 +110,7 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
                 Event::CommandIssued(e) => {
                     let name = match Command::decode(&e.signed.bytes).map(|command| command.body) {
                         Ok(CommandBody::JoinRun(_)) => "join",
-                        Ok(CommandBody::FinishRun(_)) => "finish",
+                        Ok(CommandBody::FinishRun(_) | CommandBody::FinishAndDispose(_)) => "finish",
                         Ok(CommandBody::StopRun(_)) => "stop",
                         Err(_) if e.joins => "join",
                         Err(_) => "?",

@@ -5,6 +5,7 @@
 //! one is made beside it; [`hash`] knows them all.
 
 mod one;
+mod three;
 mod two;
 
 use std::fmt;
@@ -15,7 +16,7 @@ use event_schema::{Event, Record, StateAttested};
 use crate::projection::Views;
 
 /// The highest form there is.
-pub const NEWEST: u8 = 2;
+pub const NEWEST: u8 = 3;
 
 /// The form that services attest a state in: that of its log's level.
 pub fn newest(views: &Views) -> u8 {
@@ -23,11 +24,12 @@ pub fn newest(views: &Views) -> u8 {
 }
 
 /// SHA-256 of the state in a form; none if this program does not know the form, as a newer one does, or the form has no
-/// place for sealed texts and there may be some.
+/// place for what there may be at the log's level: sealed texts from 2 on, consolidations from 3 on.
 pub fn hash(form: u8, views: &Views) -> Option<[u8; 32]> {
     match form {
         1 if views.level() == LEVEL_OLDEST => Some(one::hash(views)),
-        2 => Some(two::hash(views)),
+        2 if views.level() <= 2 => Some(two::hash(views)),
+        3 => Some(three::hash(views)),
         _ => None,
     }
 }

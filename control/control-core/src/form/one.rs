@@ -1,5 +1,5 @@
-//! Form 1, and what form 2 has in common with it. What is written here in which order is `events/AUDIT_FORMAT.md` §10.2
-//! and §10.3; it never changes.
+//! Form 1, and what later forms have in common with it. What is written here in which order is `events/AUDIT_FORMAT.md`
+//! §10.2 to §10.4; it never changes.
 //!
 //! Written out by hand instead of derived: a field or variant that is added elsewhere must not slip into hashes that
 //! stand on the log already, and every `match` on what is recorded makes the compiler ask.
@@ -26,7 +26,7 @@ pub(super) fn hash(views: &Views) -> [u8; 32] {
     form.finish()
 }
 
-/// A form on its way into the hash. Form 2 has the parts of form 1 in it, with its own way to put private texts.
+/// A form on its way into the hash. Later ones have the parts of form 1 in them, with their own way to put private texts.
 pub(super) struct Form {
     number: u8,
     digest: Sha256,
@@ -78,7 +78,7 @@ impl Form {
     }
 
     /// A text that may be sealed: form 1 knows them in the clear alone, form 2 puts what stands on the log.
-    fn private<T>(&mut self, private: &Private<T>, put: impl FnOnce(&mut Self, &T)) {
+    pub(super) fn private<T>(&mut self, private: &Private<T>, put: impl FnOnce(&mut Self, &T)) {
         if self.number > 1 {
             match private.sealed() {
                 Some(sealed) => {
@@ -132,7 +132,11 @@ impl Form {
         }
     }
 
-    fn list<T>(&mut self, list: impl ExactSizeIterator<Item = T>, mut put: impl FnMut(&mut Self, T)) {
+    pub(super) fn list<T>(
+        &mut self,
+        list: impl ExactSizeIterator<Item = T>,
+        mut put: impl FnMut(&mut Self, T),
+    ) {
         self.u64(list.len() as u64);
         list.for_each(|item| put(self, item));
     }
@@ -196,12 +200,15 @@ impl Form {
                 self.place(source);
                 self.list(destinations.iter(), Self::place);
             }
+            JobSpec::Consolidation { sources, destinations, subfolder, after } => {
+                self.consolidation(sources, destinations, subfolder, *after);
+            }
         }
         self.time(job.created);
         self.list(job.runs.iter(), |form, run| form.raw(&run.0));
     }
 
-    fn place(&mut self, place: &Place) {
+    pub(super) fn place(&mut self, place: &Place) {
         let (kind, id) = match &place.party {
             Party::Agent(id) => (0, id.0),
             Party::Group(id) => (1, id.0),
@@ -239,6 +246,9 @@ impl Form {
         });
         self.list(run.problems.iter(), Self::problem);
         self.list(run.history.iter(), |form, position| form.u64(*position));
+        if self.number > 2 {
+            self.of_batch(run);
+        }
     }
 
     fn run_agent(&mut self, run: &RunView, agent: &RunAgentView) {

@@ -1,12 +1,16 @@
-//! Form 2: form 1 with sealed texts as they stand on the log, and what that leaves out (`events/AUDIT_FORMAT.md` §10.3).
-//! It never changes.
+//! Form 2, and what form 3 has in common with it: form 1 with sealed texts as they stand on the log, and what that
+//! leaves out (`events/AUDIT_FORMAT.md` §10.3). It never changes.
 
 use super::one::Form;
 use crate::projection::{ReplicaView, SubjectView, Views};
 use crate::replica::Session;
 
 pub(super) fn hash(views: &Views) -> [u8; 32] {
-    let mut form = Form::new(2);
+    of_number(2, views)
+}
+
+pub(super) fn of_number(number: u8, views: &Views) -> [u8; 32] {
+    let mut form = Form::new(number);
     form.views(views);
     form.u8(views.level());
     form.map(&views.subjects.subjects, |form, subject, view| {

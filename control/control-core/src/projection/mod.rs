@@ -23,7 +23,7 @@ pub use fleet::{AgentView, Fleet, GroupView, StandingView, TokenView};
 pub use jobs::{JobView, Jobs};
 pub use mailbox::{Mailbox, Mailboxes};
 pub use replicas::{ReplicaView, Replicas};
-pub use runs::{ManifestView, ProblemView, RunAgentView, RunView, Runs};
+pub use runs::{DisposalView, ManifestView, ProblemView, RunAgentView, RunView, Runs};
 pub use subjects::{SubjectView, Subjects};
 
 /// All projections, at one position.

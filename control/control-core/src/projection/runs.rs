@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use event_schema::{
-    AgentId, Event, Field, JobId, Outcome, Owner, Private, ProblemClass, ProblemText, Role, RunAgentState,
-    RunId, Subject, Timestamp, TransferStats, Visit, path_of,
+    AgentId, BatchId, Disposal, Disposed, Event, Field, JobId, Outcome, Owner, Private, ProblemClass,
+    ProblemText, RefusalReason, Role, RunAgentState, RunId, Subject, Timestamp, TransferStats, Visit,
+    path_of,
 };
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,23 @@ pub struct RunView {
     pub problems: Vec<ProblemView>,
     /// Positions of the records that tell of this run, in order, at most 20,000.
     pub history: Vec<u64>,
+    /// The start that it belongs to with others.
+    pub batch: Option<BatchId>,
+    /// What becomes of the source's files when every destination has them.
+    pub after: Disposal,
+    /// What became of them.
+    pub disposal: Option<DisposalView>,
+}
+
+/// What a source did with its files.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DisposalView {
+    /// When that was recorded.
+    pub time: Timestamp,
+    /// What it did.
+    pub disposed: Disposed,
+    /// Why it did nothing.
+    pub refused: Option<RefusalReason>,
 }
 
 /// What a run moves.
@@ -88,6 +106,11 @@ pub struct ProblemView {
 }
 
 impl RunView {
+    /// Who has the content.
+    pub fn source(&self) -> Option<AgentId> {
+        self.agents.iter().find(|(_, part)| part.role == Role::Source).map(|(id, _)| *id)
+    }
+
     /// The folder of one who takes part, or the word for what cannot be read.
     pub fn path(&self, part: &RunAgentView) -> &[u8] {
         path_of(&self.paths, part.path)
@@ -135,6 +158,9 @@ impl Runs {
                     agents: agents.collect(),
                     problems: Vec::new(),
                     history: vec![position],
+                    batch: e.batch,
+                    after: e.after,
+                    disposal: None,
                 };
                 self.runs.insert(e.run, run);
             }
@@ -165,6 +191,10 @@ impl Runs {
             Event::RunFinished(e) => self.run(e.run, position, |run| {
                 run.outcome = Some(e.outcome);
                 run.finished = Some(time);
+            }),
+            Event::RunDisposed(e) => self.run(e.run, position, |run| {
+                let (disposed, refused) = (e.disposed, e.refused);
+                run.disposal = Some(DisposalView { time, disposed, refused });
             }),
             Event::CommandIssued(e) => {
                 if let Some(run) = e.run {

@@ -7,7 +7,7 @@ use control_core::agent::{self, Answer, Enrolment};
 use control_core::plan::{self, Order};
 use control_core::projection::Views;
 use control_core::replica::Session;
-use control_core::{Rejection, State, group, job, report, run, token};
+use control_core::{Rejection, State, batch, group, job, report, run, token};
 use ed25519_dalek::SigningKey;
 use event_schema::*;
 
@@ -44,6 +44,21 @@ pub(crate) fn at(n: u8, path: &str) -> Place {
 
 pub(crate) fn distribution(source: Place, destinations: &[Place]) -> JobSpec {
     JobSpec::Distribution { source, destinations: destinations.to_vec() }
+}
+
+pub(crate) fn consolidation(
+    sources: &[Place],
+    destinations: &[Place],
+    subfolder: &str,
+    after: Disposal,
+) -> JobSpec {
+    let (sources, destinations) = (sources.to_vec(), destinations.to_vec());
+    JobSpec::Consolidation { sources, destinations, subfolder: subfolder.into(), after }
+}
+
+pub(crate) fn disposed(run: RunId) -> ReportBody {
+    let disposed = Disposed { files: 3, bytes: 300, ..Disposed::default() };
+    DisposalReported { run, disposed }.into()
 }
 
 pub(crate) fn enrolment(n: u8, name: &str, token: Option<(TokenId, [u8; 32])>) -> Enrolment {
@@ -170,6 +185,13 @@ impl World {
         self.decide(|s| run::decide(s, run::Command::Start { run: RunId(id(run)), job: JobId(id(job)) }))
     }
 
+    /// Starts a run for each source of job `job`; what was skipped.
+    pub(crate) fn start_batch(&mut self, batch: u8, job: u8) -> Result<batch::Started, Rejection> {
+        let started = batch::start(&self.state, BatchId(id(batch)), JobId(id(job)))?;
+        self.happen(started.events.clone());
+        Ok(started)
+    }
+
     pub(crate) fn stop(&mut self, run: u8) -> Vec<Event> {
         let reason = "enough".to_string();
         self.must(|s| run::decide(s, run::Command::Stop { run: RunId(id(run)), reason }))
@@ -177,15 +199,20 @@ impl World {
 
     /// Signs and records everything outstanding for a run.
     pub(crate) fn issue(&mut self, run: u8) -> Vec<Order> {
+        self.issue_of(RunId(id(run)))
+    }
+
+    /// The same for a run by its whole id.
+    pub(crate) fn issue_of(&mut self, run: RunId) -> Vec<Order> {
         let mut all = Vec::new();
         loop {
-            let orders = plan::orders(&self.state, RunId(id(run)), 3);
-            assert_eq!(orders.is_empty(), !plan::is_outstanding(&self.state, RunId(id(run))));
+            let orders = plan::orders(&self.state, run, 3);
+            assert_eq!(orders.is_empty(), !plan::is_outstanding(&self.state, run));
             if orders.is_empty() {
                 return all;
             }
             let events = orders.iter().map(|order| {
-                let mut command = [run; 16];
+                let mut command = run.0;
                 command[..8].copy_from_slice(&order.agent.0[..8]);
                 command[8..].copy_from_slice(&order.sequence.to_be_bytes());
                 let command = Command {

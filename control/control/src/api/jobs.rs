@@ -1,15 +1,18 @@
 //! `/api/v1/jobs`.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use control_core::{job, run};
-use event_schema::{JobId, JobSpec, RunId, Subject};
+use control_core::projection::Views;
+use control_core::{batch, job, run, subfolder};
+use event_schema::{Event, JobId, JobSpec, Place, Subject};
 
 use super::agents::{Page, page};
 use super::error::{Json, Query};
 use super::sight::Moment;
-use super::view::{ErrorView, JobStarted, JobView, JobWish, JobsView};
-use super::{Api, ApiError, OPERATOR, resolve, shape};
+use super::view::{ErrorView, JobStarted, JobView, JobWish, JobsView, PlaceWish, SkippedView};
+use super::{Api, ApiError, OPERATOR, batches, resolve, shape};
 use crate::service::{Ids, Origin, now};
 
 /// All jobs that are not deleted.
@@ -32,15 +35,8 @@ pub(super) async fn create(
     State(api): State<Api>,
     Json(wish): Json<JobWish>,
 ) -> Result<(StatusCode, Json<JobStarted>), ApiError> {
-    if wish.kind != "distribution" {
-        return Err(ApiError::invalid("the kind of a job is distribution"));
-    }
-    let spec = {
-        let views = api.service.views();
-        let destinations: Result<_, _> =
-            wish.destinations.iter().map(|place| resolve::place(&views, place)).collect();
-        JobSpec::Distribution { source: resolve::place(&views, &wish.source)?, destinations: destinations? }
-    };
+    let spec = spec(&api.service.views(), &wish)?;
+    let consolidates = matches!(spec, JobSpec::Consolidation { .. });
     let ids = Ids(now());
     let (id, name) = (ids.job(), wish.name);
     // Here and not in the writer, behind which everybody would wait for the store of keys.
@@ -52,10 +48,10 @@ pub(super) async fn create(
             job::decide(state, job::Command::Create { job: id, name, spec })
         })
         .await?;
-    let mut run = None;
+    let mut started = JobStarted { job: id.to_string(), ..nothing() };
     if wish.start.unwrap_or(true) {
-        match start_run(&api, id).await {
-            Ok(started) => run = Some(started.to_string()),
+        match start_job(&api, id, consolidates).await {
+            Ok(begun) => started = begun,
             Err(error) => {
                 // A job that could not start is not what was asked for: take it back.
                 let origin = Origin::operator(OPERATOR, format!("job/{id}"));
@@ -69,7 +65,40 @@ pub(super) async fn create(
             }
         }
     }
-    Ok((StatusCode::CREATED, Json(JobStarted { job: id.to_string(), run })))
+    Ok((StatusCode::CREATED, Json(started)))
+}
+
+fn spec(views: &Views, wish: &JobWish) -> Result<JobSpec, ApiError> {
+    let places = |wishes: &[PlaceWish]| -> Result<Vec<Place>, ApiError> {
+        wishes.iter().map(|place| resolve::place(views, place)).collect()
+    };
+    // Sources are looked up first: what is told of a mistake is the first one.
+    let destinations = || places(&wish.destinations);
+    let invalid = |why: &str| Err(ApiError::invalid(why));
+    match wish.kind.as_str() {
+        "distribution" => match (&wish.source, &wish.sources[..]) {
+            (Some(source), []) | (None, [source]) if wish.subfolder.is_none() && wish.after.is_none() => {
+                let source = resolve::place(views, source)?;
+                Ok(JobSpec::Distribution { source, destinations: destinations()? })
+            }
+            (Some(_), []) | (None, [_]) => invalid("subfolder and after are of consolidations"),
+            _ => invalid("a distribution has one source"),
+        },
+        "consolidation" => {
+            if wish.source.is_some() {
+                return invalid("a consolidation has sources, not a source");
+            }
+            let subfolder = wish.subfolder.as_deref().unwrap_or(subfolder::DEFAULT);
+            let after = wish.after.as_deref().map(batches::parse_after).transpose()?.unwrap_or_default();
+            let (sources, destinations) = (places(&wish.sources)?, destinations()?);
+            Ok(JobSpec::Consolidation { sources, destinations, subfolder: subfolder.into(), after })
+        }
+        _ => invalid("the kind of a job is distribution or consolidation"),
+    }
+}
+
+fn nothing() -> JobStarted {
+    JobStarted { job: String::new(), run: None, batch: None, runs: vec![], skipped: vec![] }
 }
 
 /// One job, by name, id or unique beginning of its id.
@@ -87,26 +116,69 @@ pub(super) async fn show(
     Ok(Json(shape::job(&views, id, view)))
 }
 
-/// Starts a run of a job.
+/// Starts a run of a job; of a consolidation a run for each source.
 #[utoipa::path(post, path = "/api/v1/jobs/{job}/start", tag = "jobs", params(("job" = String, Path,)),
     responses((status = 201, body = JobStarted), (status = 409, body = ErrorView)))]
 pub(super) async fn start(
     State(api): State<Api>,
     Path(job): Path<String>,
 ) -> Result<(StatusCode, Json<JobStarted>), ApiError> {
-    let id = resolve::job(&api.service.views(), &job)?;
-    let run = start_run(&api, id).await?;
-    Ok((StatusCode::CREATED, Json(JobStarted { job: id.to_string(), run: Some(run.to_string()) })))
+    let (id, consolidates) = {
+        let views = api.service.views();
+        let id = resolve::job(&views, &job)?;
+        let known = views.jobs.jobs.get(&id);
+        (id, known.is_some_and(|job| matches!(job.spec, JobSpec::Consolidation { .. })))
+    };
+    Ok((StatusCode::CREATED, Json(start_job(&api, id, consolidates).await?)))
 }
 
-async fn start_run(api: &Api, job: JobId) -> Result<RunId, ApiError> {
+async fn start_job(api: &Api, job: JobId, consolidates: bool) -> Result<JobStarted, ApiError> {
+    if consolidates {
+        return start_batch(api, job).await;
+    }
     let run = Ids(now()).run();
     api.service
         .decide(Origin::operator(OPERATOR, format!("run/{run}")), move |state, _| {
             run::decide(state, run::Command::Start { run, job })
         })
         .await?;
-    Ok(run)
+    let run = run.to_string();
+    Ok(JobStarted { job: job.to_string(), run: Some(run.clone()), runs: vec![run], ..nothing() })
+}
+
+/// A run for each source, all in one record.
+async fn start_batch(api: &Api, job: JobId) -> Result<JobStarted, ApiError> {
+    let id = Ids(now()).batch();
+    let told = Arc::new(Mutex::new(batch::Started::default()));
+    let telling = Arc::clone(&told);
+    api.service
+        .decide(Origin::operator(OPERATOR, format!("job/{job}")), move |state, _| {
+            let started = batch::start(state, id, job)?;
+            // Decided again after its record was found on the log it comes to nothing: then it is told already.
+            if !started.events.is_empty() {
+                *telling.lock().unwrap_or_else(PoisonError::into_inner) = started.clone();
+            }
+            Ok(started.events)
+        })
+        .await?;
+    let started = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
+    let views = api.service.views();
+    let run = |event: &Event| match event {
+        Event::RunStarted(e) => Some(e.run.to_string()),
+        _ => None,
+    };
+    let skipped = started.skipped.iter().map(|skipped| SkippedView {
+        id: skipped.agent.to_string(),
+        name: shape::agent_name(&views, skipped.agent),
+        run: skipped.run.to_string(),
+    });
+    Ok(JobStarted {
+        job: job.to_string(),
+        run: None,
+        batch: Some(id.to_string()),
+        runs: started.events.iter().filter_map(run).collect(),
+        skipped: skipped.collect(),
+    })
 }
 
 /// Deletes a job; its runs stay.

@@ -7,6 +7,7 @@
 mod agents;
 mod audit;
 mod auth;
+mod batches;
 mod check;
 mod erase;
 mod error;
@@ -42,7 +43,7 @@ pub use error::ApiError;
 pub(crate) use export::DETAIL as EXPORT_DETAIL;
 pub use openapi::document;
 pub(crate) use shape::{
-    bootstrap_place, data as event_data, escape_bytes, hex, path as path_text, record, total,
+    bootstrap_place, data as event_data, disposed, escape_bytes, hex, path as path_text, record, total,
 };
 pub(crate) use telemetry::{AgentFiguresView, TelemetryView};
 pub(crate) use whole::{WholeView, whole};
@@ -140,6 +141,8 @@ impl Api {
             .route("/runs/{run}/history", get(runs::history))
             .route("/runs/{run}/telemetry", get(telemetry::show))
             .route("/runs/{run}/stop", post(runs::stop))
+            .route("/batches", get(batches::list))
+            .route("/batches/{batch}", get(batches::show))
             .route("/replicas", get(replicas::list))
             .route("/log", get(events::log))
             .route("/log/check", get(check::check))

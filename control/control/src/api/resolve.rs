@@ -3,11 +3,12 @@
 //! Agents and groups are named apart. Where one of each has the same name, `agent:NAME` and
 //! `group:NAME` tell them apart; without a prefix such a name is refused as ambiguous.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::str::FromStr;
 
-use control_core::projection::{StandingView, Views};
-use event_schema::{AgentId, GroupId, JobId, Party, Place, RunId, TokenId};
+use control_core::projection::{RunView, StandingView, Views};
+use event_schema::{AgentId, BatchId, GroupId, JobId, Party, Place, RunId, TokenId};
 
 use super::ApiError;
 use super::view::PlaceWish;
@@ -63,6 +64,24 @@ pub(super) fn run(views: &Views, text: &str) -> Result<RunId, ApiError> {
         return Ok(*run);
     }
     by_id("run", text, views.runs.runs.keys().copied())
+}
+
+/// Also `latest`, and the name of a job for its newest start.
+pub(super) fn batch(views: &Views, text: &str) -> Result<BatchId, ApiError> {
+    let runs = || views.runs.runs.values().filter(|run| run.batch.is_some());
+    let newest = |named: &dyn Fn(&RunView) -> bool| {
+        let started = runs().filter(|run| named(run)).max_by_key(|run| run.history.first().copied());
+        started.and_then(|run| run.batch)
+    };
+    if text == "latest" {
+        return newest(&|_| true)
+            .ok_or_else(|| ApiError::not_found("no job with many sources was started yet"));
+    }
+    if let Some(batch) = newest(&|run| *run.job_name == text) {
+        return Ok(batch);
+    }
+    let ids: BTreeSet<BatchId> = runs().filter_map(|run| run.batch).collect();
+    by_id("batch", text, ids.into_iter())
 }
 
 pub(super) fn token(views: &Views, text: &str) -> Result<TokenId, ApiError> {

@@ -1,10 +1,12 @@
 //! `/api/v1/runs`.
 
 use axum::extract::{Path, State};
-use control_core::projection::Views;
+use control_core::projection::{RunView as CoreRun, Views};
 use control_core::run::{self, Command};
 use event_log::{Position, ReadLimit};
 use event_schema::{Record, RunId};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::agents::Page;
 use super::error::{Json, Query};
@@ -13,19 +15,46 @@ use super::view::{ErrorView, HistoriesView, RunView, RunsView, StopWish};
 use super::{Api, ApiError, OPERATOR, resolve, shape};
 use crate::service::{Origin, Telemetry};
 
+/// Which runs are wanted.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct RunsQuery {
+    /// Entries at most; 1 to 1,000, default 200.
+    limit: Option<usize>,
+    /// The `next` of the page before.
+    after: Option<String>,
+    /// The fleet as it was: after this position of the log, or at this time (RFC 3339, UTC), which stands for the last
+    /// record before the first later one. Default: the present.
+    at: Option<String>,
+    /// Only runs of this start: its id, a unique beginning of it, `latest`, or the name of a job for its newest start.
+    batch: Option<String>,
+    /// Only runs of this job: its name, id or a unique beginning of the id.
+    job: Option<String>,
+}
+
 /// Runs, newest first.
-#[utoipa::path(get, path = "/api/v1/runs", tag = "runs", params(Page),
+#[utoipa::path(get, path = "/api/v1/runs", tag = "runs", params(RunsQuery),
     responses((status = 200, body = RunsView), (status = 401, body = ErrorView)))]
 pub(super) async fn list(
     State(api): State<Api>,
-    Query(query): Query<Page>,
+    Query(query): Query<RunsQuery>,
 ) -> Result<Json<RunsView>, ApiError> {
-    let views = api.sight(query.at.as_ref()).await?;
+    let RunsQuery { limit, after, at, batch, job } = query;
+    let page = Page { limit, after, at };
+    let views = api.sight(page.at.as_ref()).await?;
     let all = &views.runs.runs;
-    let before = query.after::<RunId>()?;
-    let mut rest = all.iter().rev().filter(|(id, _)| before.is_none_or(|before| **id < before));
+    let before = page.after::<RunId>()?;
+    let batch = batch.map(|text| resolve::batch(&views, &text)).transpose()?;
+    let job = job.map(|text| resolve::job(&views, &text)).transpose()?;
+    let wanted = |id: &RunId, run: &CoreRun| {
+        before.is_none_or(|before| *id < before)
+            && (batch.is_none() || run.batch == batch)
+            && job.is_none_or(|job| run.job == job)
+    };
+    let mut rest = all.iter().rev().filter(|(id, run)| wanted(id, run));
     let runs: Vec<_> =
-        rest.by_ref().take(query.limit()).map(|(id, run)| shape::run_summary(*id, run)).collect();
+        rest.by_ref().take(page.limit()).map(|(id, run)| shape::run_summary(&views, *id, run)).collect();
     let next = rest.next().and_then(|_| runs.last()).map(|run| run.id.clone());
     Ok(Json(RunsView { runs, next, as_of: views.position() }))
 }

@@ -11,6 +11,7 @@ use event_schema::{
 };
 use serde_json::{Value, json};
 
+use super::batches;
 use super::view::*;
 use crate::service::{Live, Telemetry};
 
@@ -119,13 +120,21 @@ pub(super) fn group(views: &Views, id: GroupId, group: &core::GroupView) -> Grou
 }
 
 pub(super) fn job(views: &Views, id: JobId, job: &core::JobView) -> JobView {
-    let JobSpec::Distribution { source, destinations } = &job.spec;
+    let (kind, source, subfolder, after) = match &job.spec {
+        JobSpec::Distribution { source, .. } => ("distribution", Some(place(views, source)), None, None),
+        JobSpec::Consolidation { subfolder, after, .. } => {
+            ("consolidation", None, Some(subfolder.to_string()), Some(batches::after(*after)))
+        }
+    };
     JobView {
         id: id.to_string(),
         name: job.name.to_string(),
-        kind: "distribution".into(),
-        source: place(views, source),
-        destinations: destinations.iter().map(|d| place(views, d)).collect(),
+        kind: kind.into(),
+        source,
+        sources: job.spec.sources().iter().map(|s| place(views, s)).collect(),
+        destinations: job.spec.destinations().iter().map(|d| place(views, d)).collect(),
+        subfolder,
+        after,
         created: job.created.to_string(),
         runs: job.runs.iter().map(ToString::to_string).collect(),
     }
@@ -203,7 +212,7 @@ fn problem_class(class: ProblemClass) -> &'static str {
     }
 }
 
-fn refusal(reason: RefusalReason) -> &'static str {
+pub(super) fn refusal(reason: RefusalReason) -> &'static str {
     match reason {
         RefusalReason::BadSignature => "its signature does not hold",
         RefusalReason::WrongAudience => "it is for another agent",
@@ -219,7 +228,7 @@ fn refusal(reason: RefusalReason) -> &'static str {
     }
 }
 
-pub(super) fn run_summary(id: RunId, run: &core::RunView) -> RunSummary {
+pub(super) fn run_summary(views: &Views, id: RunId, run: &core::RunView) -> RunSummary {
     let destinations = run.agents.values().filter(|agent| agent.role == Role::Destination);
     RunSummary {
         id: id.to_string(),
@@ -234,6 +243,8 @@ pub(super) fn run_summary(id: RunId, run: &core::RunView) -> RunSummary {
         destinations: destinations.clone().count() as u64,
         destinations_ended: destinations.filter(|agent| agent.state.is_terminal()).count() as u64,
         problems: run.agents.values().map(|agent| agent.problems).sum(),
+        source: run.source().map_or_else(String::new, |source| agent_name(views, source)),
+        batch: run.batch.map(|batch| batch.to_string()),
     }
 }
 
@@ -284,6 +295,9 @@ pub(super) fn run(views: &Views, telemetry: &Telemetry, id: RunId, run: &core::R
         rate_bytes_s: total(agents.iter().filter(remaining).map(|agent| agent.rate_bytes_s)),
         agents,
         as_of: views.position(),
+        batch: run.batch.map(|batch| batch.to_string()),
+        after: batches::after(run.after),
+        disposal: batches::disposal(run),
         history: None,
     }
 }
@@ -304,13 +318,8 @@ fn run_agent(
     let known = views.fleet.agents.get(&id);
     let progress = live.as_ref().map(|live| &live.progress);
     let (blocks, bytes) = run.manifest.map_or((0, 0), |manifest| (manifest.blocks, manifest.bytes));
-    let in_place = matches!(part.state, RunAgentState::Done) || part.role == Role::Source;
-    let done = |all: u64, live: Option<u64>, ended: Option<u64>| {
-        if in_place { all } else { live.or(ended).unwrap_or(0).min(if all == 0 { u64::MAX } else { all }) }
-    };
     let stats = part.stats;
     let fetched = stats.map(|stats| stats.blocks_fetched.saturating_add(stats.blocks_reused));
-    let bytes_fetched = stats.map(|stats| stats.bytes_from_source.saturating_add(stats.bytes_from_peers));
     let (path, path_hex) = path(run.path(part));
     let failing = matches!(part.state, RunAgentState::Failed | RunAgentState::Stalled);
     let error = problems.last().filter(|_| failing).map(|problem| problem.detail.clone());
@@ -324,9 +333,9 @@ fn run_agent(
         state: part.state.name().into(),
         since: part.since.to_string(),
         blocks_total: blocks.max(progress.map_or(0, |p| p.blocks_total)),
-        blocks_done: done(blocks, progress.map(|p| p.blocks_done), fetched),
+        blocks_done: done(part, blocks, progress.map(|p| p.blocks_done), fetched),
         bytes_total: bytes.max(progress.map_or(0, |p| p.bytes_total)),
-        bytes_done: done(bytes, progress.map(|p| p.bytes_done), bytes_fetched),
+        bytes_done: bytes_done(run, part, live.as_ref()),
         bytes_sent: stats.map_or(0, |s| s.bytes_sent).max(progress.map_or(0, |p| p.bytes_sent)),
         rate_bytes_s: live
             .as_ref()
@@ -339,6 +348,21 @@ fn run_agent(
         problems_total: part.problems,
         error,
     }
+}
+
+/// Of everything what an agent has: all if it is done, else what it told last, else what it had at its end.
+fn done(part: &core::RunAgentView, all: u64, live: Option<u64>, ended: Option<u64>) -> u64 {
+    if matches!(part.state, RunAgentState::Done) || part.role == Role::Source {
+        return all;
+    }
+    live.or(ended).unwrap_or(0).min(if all == 0 { u64::MAX } else { all })
+}
+
+/// Content bytes in place at an agent.
+pub(super) fn bytes_done(run: &core::RunView, part: &core::RunAgentView, live: Option<&Live>) -> u64 {
+    let all = run.manifest.map_or(0, |manifest| manifest.bytes);
+    let ended = part.stats.map(|stats| stats.bytes_from_source.saturating_add(stats.bytes_from_peers));
+    done(part, all, live.map(|live| live.progress.bytes_done), ended)
 }
 
 fn stats_view(stats: &TransferStats) -> StatsView {
@@ -465,6 +489,18 @@ fn summary(views: &Views, event: &Event) -> String {
         }
         Event::RunStopRequested(e) => format!("an operator wants it to end: {}", e.reason),
         Event::RunFinished(e) => format!("ended: {}", outcome(e.outcome).replace('_', " ")),
+        Event::RunDisposed(e) => match (e.refused, &e.disposed) {
+            (Some(reason), _) => format!("{} keeps its files: {}", name(e.agent), refusal(reason)),
+            (None, d) => format!(
+                "{} disposed of {} files, {} bytes; {} changed, {} gone, {} failed",
+                name(e.agent),
+                d.files,
+                d.bytes,
+                d.changed,
+                d.gone,
+                d.failed
+            ),
+        },
         Event::CommandIssued(e) => {
             let kind = match Command::decode(&e.signed.bytes) {
                 Ok(command) => command.body.name(),
@@ -546,13 +582,18 @@ pub(crate) fn data(event: &Event) -> Value {
         Event::GroupMembersAdded(e) => json!({"group": e.group, "agents": e.agents}),
         Event::GroupMembersRemoved(e) => json!({"group": e.group, "agents": e.agents}),
         Event::JobCreated(e) => {
-            let JobSpec::Distribution { source, destinations } = &e.spec;
-            let destinations: Vec<Value> = destinations.iter().map(place).collect();
-            let kind = "distribution";
-            json!({
-                "job": e.job, "name": e.name, "kind": kind, "source": place(source),
-                "destinations": destinations,
-            })
+            let destinations: Vec<Value> = e.spec.destinations().iter().map(place).collect();
+            match &e.spec {
+                JobSpec::Distribution { source, .. } => json!({
+                    "job": e.job, "name": e.name, "kind": "distribution", "source": place(source),
+                    "destinations": destinations,
+                }),
+                JobSpec::Consolidation { sources, subfolder, after, .. } => json!({
+                    "job": e.job, "name": e.name, "kind": "consolidation",
+                    "sources": sources.iter().map(place).collect::<Vec<_>>(), "destinations": destinations,
+                    "subfolder": subfolder, "after": batches::after(*after),
+                }),
+            }
         }
         Event::JobDeleted(e) => json!({"job": e.job}),
         Event::RunStarted(e) => {
@@ -561,7 +602,10 @@ pub(crate) fn data(event: &Event) -> Value {
                 json!({"agent": p.agent, "role": role(p.role), "path": path, "path_hex": path_hex})
             };
             let participants: Vec<Value> = e.participants.iter().map(participant).collect();
-            json!({"run": e.run, "job": e.job, "participants": participants})
+            json!({
+                "run": e.run, "job": e.job, "participants": participants, "batch": e.batch,
+                "after": batches::after(e.after),
+            })
         }
         Event::RunManifestReady(e) => json!({
             "run": e.run, "agent": e.agent, "root": hex(&e.root), "entries": e.entries, "bytes": e.bytes,
@@ -580,6 +624,10 @@ pub(crate) fn data(event: &Event) -> Value {
         }
         Event::RunStopRequested(e) => json!({"run": e.run, "reason": e.reason}),
         Event::RunFinished(e) => json!({"run": e.run, "outcome": outcome(e.outcome)}),
+        Event::RunDisposed(e) => json!({
+            "run": e.run, "agent": e.agent, "disposed": disposed(&e.disposed),
+            "refused": e.refused.map(|reason| format!("{reason:?}")),
+        }),
         Event::CommandIssued(e) => json!({
             "command": e.command, "agent": e.agent, "sequence": e.sequence, "run": e.run, "joins": e.joins,
             "bytes": e.signed.bytes.len(),
@@ -603,6 +651,12 @@ pub(crate) fn data(event: &Event) -> Value {
         }
         Event::SubjectErased(e) => json!({"subject": e.subject.to_string(), "reason": e.reason}),
     }
+}
+
+/// What a source did with its files, for programs.
+pub(crate) fn disposed(disposed: &event_schema::Disposed) -> Value {
+    let event_schema::Disposed { files, bytes, changed, gone, failed } = disposed;
+    json!({"files": files, "bytes": bytes, "changed": changed, "gone": gone, "failed": failed})
 }
 
 /// A root hash as checkpoints write it.
@@ -664,6 +718,9 @@ mod tests {
             agents,
             problems: Vec::new(),
             history: Vec::new(),
+            batch: None,
+            after: event_schema::Disposal::Keep,
+            disposal: None,
         };
         let shown = run(&Views::default(), &telemetry, id, &view);
         assert_eq!(shown.rate_bytes_s, u64::MAX);

@@ -369,12 +369,23 @@ shapes! {
         id: String,
         /// Its name, unique among jobs.
         name: String,
-        /// `distribution`.
+        /// `distribution` or `consolidation`.
         kind: String,
+        /// From where, if it has one source.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        source: Option<PlaceView>,
         /// From where.
-        source: PlaceView,
+        #[serde(default)]
+        sources: Vec<PlaceView>,
         /// To where.
         destinations: Vec<PlaceView>,
+        /// Of a consolidation: how the folder of each source is named.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        subfolder: Option<String>,
+        /// Of a consolidation: what becomes of the sources' files when every destination has them: `keep`, `archive:30d`
+        /// or `delete`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        after: Option<String>,
         /// When it was made.
         created: String,
         /// Ids of its runs, newest last, at most 100.
@@ -408,14 +419,26 @@ shapes! {
     }
     /// A job to be made.
     JobWish {
-        /// `distribution`.
+        /// `distribution` or `consolidation`.
         kind: String,
         /// Its name.
         name: String,
-        /// From where: one agent.
-        source: PlaceWish,
-        /// To where.
+        /// From where, of a distribution: one agent.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        source: Option<PlaceWish>,
+        /// From where, of a consolidation: agents and groups.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        sources: Vec<PlaceWish>,
+        /// To where. Of a consolidation the path is what the sources' folders are below.
         destinations: Vec<PlaceWish>,
+        /// Of a consolidation: how the folder of each source is named; `%SRC:TAG%` stands for a tag of the source, `%%` for
+        /// a percent sign. Default `/%SRC:AGENT_NAME%`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        subfolder: Option<String>,
+        /// Of a consolidation: what becomes of the sources' files when every destination has them: `keep` (the default),
+        /// `archive:30d` (moved to an archive in the source's folder, deleted after so many days) or `delete`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        after: Option<String>,
         /// Whether a run is started at once. Default true.
         #[serde(default)]
         start: Option<bool>,
@@ -426,6 +449,90 @@ shapes! {
         job: String,
         /// The run, if one was started.
         run: Option<String>,
+        /// Of a consolidation: what binds the runs of this start together.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        batch: Option<String>,
+        /// Every run that was started.
+        #[serde(default)]
+        runs: Vec<String>,
+        /// Sources that did not start anew, as their last run of this job is still active.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        skipped: Vec<SkippedView>,
+    }
+    /// A source whose last run is still active.
+    SkippedView {
+        /// Its id.
+        id: String,
+        /// Its name.
+        name: String,
+        /// That run.
+        run: String,
+    }
+    /// A page of starts.
+    BatchesView {
+        /// Newest first.
+        batches: Vec<BatchView>,
+        /// Cursor of the next page, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        next: Option<String>,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+    }
+    /// One start of a job with many sources, with totals over its runs.
+    BatchView {
+        /// Its id.
+        id: String,
+        /// Of which job.
+        job: String,
+        /// The job's name.
+        job_name: String,
+        /// When it started.
+        started: String,
+        /// What becomes of the sources' files when every destination has them: `keep`, `archive:30d` or `delete`.
+        after: String,
+        /// Its runs, one for each source.
+        runs_total: u64,
+        /// Those that have not ended.
+        runs_active: u64,
+        /// Runs by outcome, or by state if they have not ended.
+        states: BTreeMap<String, u64>,
+        /// Files, folders and symlinks of the sources that have told.
+        entries: u64,
+        /// Bytes of the files of the sources that have told.
+        bytes: u64,
+        /// Bytes that all destinations together are to have.
+        bytes_due: u64,
+        /// Bytes that they have.
+        bytes_done: u64,
+        /// How many problems were reported.
+        problems: u64,
+        /// Sources that have disposed of their files.
+        disposals: u64,
+        /// Sources that refused to.
+        disposals_refused: u64,
+        /// What they did, in all.
+        disposed: DisposalView,
+        /// The runs, if one batch was asked for.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        runs: Option<Vec<RunSummary>>,
+        /// Position of the log that this answer shows.
+        as_of: u64,
+    }
+    /// What became of a source's files.
+    DisposalView {
+        /// Files that were archived or deleted.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Files that stayed, as they are not what was sent any more.
+        changed: u64,
+        /// Files that were not there any more.
+        gone: u64,
+        /// Files that stayed, as they could not be read, moved or deleted.
+        failed: u64,
+        /// Why the source did nothing.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        refused: Option<String>,
     }
     /// A page of runs.
     RunsView {
@@ -463,6 +570,12 @@ shapes! {
         destinations_ended: u64,
         /// How many problems were reported.
         problems: u64,
+        /// Name of the source.
+        #[serde(default)]
+        source: String,
+        /// The start that it belongs to with others.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        batch: Option<String>,
     }
     /// A run.
     RunView {
@@ -501,6 +614,15 @@ shapes! {
         rate_bytes_s: u64,
         /// Position of the log that this answer shows.
         as_of: u64,
+        /// The start that it belongs to with others.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        batch: Option<String>,
+        /// What becomes of the source's files when every destination has them: `keep`, `archive:30d` or `delete`.
+        #[serde(default)]
+        after: String,
+        /// What became of them.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        disposal: Option<DisposalView>,
         /// What the log tells of the run, if asked for.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         history: Option<Vec<HistoryView>>,

@@ -187,7 +187,8 @@ impl Client {
         let mut all = Vec::new();
         let mut after = String::new();
         for _ in 0..PAGES_MAX {
-            let page = self.get(&format!("{path}?limit=1000{after}"))?;
+            let joint = if path.contains('?') { '&' } else { '?' };
+            let page = self.get(&format!("{path}{joint}limit=1000{after}"))?;
             let (more, next) = entries(page);
             all.extend(more);
             match next {

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::client::{Client, segment};
 use super::{Done, Failure, archive, audit, output, place, watch};
 use crate::api::view::{
-    HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView, ProblemView, RunSummary, RunView,
-    RunsView, StatusView, StopWish,
+    BatchView, BatchesView, DisposalView, HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView,
+    ProblemView, RunSummary, RunView, RunsView, StatusView, StopWish,
 };
 use crate::api::{TelemetryView, bootstrap_place};
 
@@ -52,6 +52,16 @@ pub(super) enum Create {
         agent:NAME:PATH and group:NAME:PATH tell them apart."
     )]
     Distribution(Distribution),
+    /// Many sources' folders to storage, a folder for each
+    #[command(
+        after_help = "Example: flotilla jobs create consolidation --name footage --source group:cars:footage \
+        --destination base:/srv/footage --after archive:30d\n\n\
+        Each source has a run of its own, so one that is away delays nobody. SUBFOLDER names its folder below the \
+        destination's path: %SRC:TAG% stands for a tag of the source (AGENT_NAME and AGENT_ID are every agent's), %% for a \
+        percent sign. With --after archive:30d or delete the source's files go once every destination has confirmed that \
+        it has them all; a file that changed since stays, and the source's owner can forbid it (allow_disposal)."
+    )]
+    Consolidation(Consolidation),
 }
 
 #[derive(Debug, Args)]
@@ -70,11 +80,50 @@ pub(super) struct Distribution {
     no_start: bool,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Consolidation {
+    /// Its name
+    #[arg(long)]
+    name: String,
+    /// From where (repeatable)
+    #[arg(long, value_name = "AGENT|GROUP:PATH", required = true, value_parser = value_parser!(OsString))]
+    source: Vec<OsString>,
+    /// To where (repeatable)
+    #[arg(long, value_name = "AGENT|GROUP:PATH", required = true, value_parser = value_parser!(OsString))]
+    destination: Vec<OsString>,
+    /// How the folder of each source is named [default: /%SRC:AGENT_NAME%]
+    #[arg(long)]
+    subfolder: Option<String>,
+    /// What becomes of the sources' files when every destination has them: keep, archive:DAYSd or delete
+    #[arg(long, default_value = "keep")]
+    after: String,
+    /// Only make the job
+    #[arg(long)]
+    no_start: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Runs {
     /// Show runs, newest first
-    #[command(after_help = "Example: flotilla runs list")]
-    List,
+    #[command(after_help = "Example: flotilla runs list --batch latest")]
+    List {
+        /// Only those of one start of a job with many sources: its id, the name of the job, or "latest"
+        #[arg(long)]
+        batch: Option<String>,
+        /// Only those of this job
+        #[arg(long)]
+        job: Option<String>,
+    },
+    /// Show the starts of jobs with many sources, newest first
+    #[command(after_help = "Example: flotilla runs batches")]
+    Batches,
+    /// Show one start of a job with many sources: totals and its runs
+    #[command(after_help = "Example: flotilla runs batch footage")]
+    Batch {
+        /// Id, beginning of the id, name of the job, or "latest"
+        #[arg(default_value = "latest")]
+        batch: String,
+    },
     /// Show one run
     #[command(after_help = "Example: flotilla runs show latest --history")]
     Show {
@@ -187,8 +236,27 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
             let wish = JobWish {
                 kind: "distribution".into(),
                 name: line.name,
-                source: place(line.source)?,
+                source: Some(place(line.source)?),
+                sources: vec![],
                 destinations: destinations?,
+                subfolder: None,
+                after: None,
+                start: Some(!line.no_start),
+            };
+            started(json, &client.post("jobs", &wish)?)
+        }
+        Jobs::Create(Create::Consolidation(line)) => {
+            let places = |texts: Vec<OsString>| -> Result<Vec<_>, _> {
+                texts.into_iter().map(|text| place::parse(text).map_err(Failure::Usage)).collect()
+            };
+            let wish = JobWish {
+                kind: "consolidation".into(),
+                name: line.name,
+                source: None,
+                sources: places(line.source)?,
+                destinations: places(line.destination)?,
+                subfolder: line.subfolder,
+                after: Some(line.after),
                 start: Some(!line.no_start),
             };
             started(json, &client.post("jobs", &wish)?)
@@ -201,10 +269,11 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
             }
             let row = |j: JobView| {
                 let to = j.destinations.iter().map(bootstrap_place).collect::<Vec<_>>().join(" ");
-                vec![j.name, j.kind, bootstrap_place(&j.source), to, j.runs.len().to_string(), j.id]
+                let from = j.sources.iter().map(bootstrap_place).collect::<Vec<_>>().join(" ");
+                vec![j.name, j.kind, from, to, j.runs.len().to_string(), j.id]
             };
             output::table(
-                &["NAME", "KIND", "SOURCE", "DESTINATIONS", "RUNS", "ID"],
+                &["NAME", "KIND", "SOURCES", "DESTINATIONS", "RUNS", "ID"],
                 jobs.into_iter().map(row),
             )
         }
@@ -213,16 +282,16 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
             if json {
                 return output::say_json(&job);
             }
-            let mut text = format!(
-                "{} ({})\n  id       {}\n  created  {}\n  from     {}",
-                job.name,
-                job.kind,
-                job.id,
-                job.created,
-                bootstrap_place(&job.source)
-            );
+            let mut text =
+                format!("{} ({})\n  id       {}\n  created  {}", job.name, job.kind, job.id, job.created);
+            for source in &job.sources {
+                text.push_str(&format!("\n  from     {}", bootstrap_place(source)));
+            }
             for destination in &job.destinations {
                 text.push_str(&format!("\n  to       {}", bootstrap_place(destination)));
+            }
+            if let (Some(subfolder), Some(after)) = (&job.subfolder, &job.after) {
+                text.push_str(&format!("\n  folders  {subfolder}\n  after    {after}"));
             }
             for run in &job.runs {
                 text.push_str(&format!("\n  run      {run}"));
@@ -240,6 +309,18 @@ fn started(json: bool, started: &JobStarted) -> Done {
     if json {
         return output::say_json(started);
     }
+    if let Some(batch) = &started.batch {
+        let count = started.runs.len();
+        let mut text = format!(
+            "job {}\nbatch {batch}: {count} {}",
+            started.job,
+            if count == 1 { "run" } else { "runs" }
+        );
+        for skipped in &started.skipped {
+            text.push_str(&format!("\nskipped {}: its run {} is still active", skipped.name, skipped.run));
+        }
+        return output::say(&format!("{text}\nNext: flotilla runs batch {batch}"));
+    }
     match &started.run {
         Some(run) => output::say(&format!("job {}\nrun {run}\nNext: flotilla runs watch {run}", started.job)),
         None => output::say(&format!("job {}\nNext: flotilla jobs start {}", started.job, started.job)),
@@ -249,19 +330,36 @@ fn started(json: bool, started: &JobStarted) -> Done {
 pub(super) fn runs(client: &Client, json: bool, command: Runs) -> Done {
     let path = |run: &str| format!("runs/{}", segment(run));
     match command {
-        Runs::List => {
-            let runs = client.list("runs", |page: RunsView| (page.runs, page.next))?;
+        Runs::List { batch, job } => {
+            let wishes = [("batch", batch), ("job", job)];
+            let wishes = wishes.into_iter().filter_map(|(name, value)| Some((name, value?)));
+            let query: Vec<String> =
+                wishes.map(|(name, value)| format!("{name}={}", segment(&value))).collect();
+            let path = if query.is_empty() { "runs".into() } else { format!("runs?{}", query.join("&")) };
+            let runs = client.list(&path, |page: RunsView| (page.runs, page.next))?;
             if json {
                 return output::say_json(&json!({"runs": runs}));
             }
-            let row = |r: RunSummary| {
-                let size = r.bytes.map_or_else(|| "–".into(), output::bytes);
-                let ended = format!("{} of {}", r.destinations_ended, r.destinations);
-                let state = r.outcome.unwrap_or(r.state).replace('_', " ");
-                vec![r.id, r.job_name, state, ended, size, r.problems.to_string(), r.started]
+            runs_table(runs)
+        }
+        Runs::Batches => {
+            let batches = client.list("batches", |page: BatchesView| (page.batches, page.next))?;
+            if json {
+                return output::say_json(&json!({"batches": batches}));
+            }
+            let row = |b: BatchView| {
+                let ended = format!("{} of {}", b.runs_total - b.runs_active.min(b.runs_total), b.runs_total);
+                let here = format!("{} of {}", output::bytes(b.bytes_done), output::bytes(b.bytes_due));
+                vec![b.id, b.job_name, ended, here, b.problems.to_string(), b.started]
             };
-            let heads = ["ID", "JOB", "STATE", "ENDED", "SIZE", "PROBLEMS", "STARTED"];
-            output::table(&heads, runs.into_iter().map(row))
+            output::table(
+                &["ID", "JOB", "ENDED", "HERE", "PROBLEMS", "STARTED"],
+                batches.into_iter().map(row),
+            )
+        }
+        Runs::Batch { batch } => {
+            let batch: BatchView = client.get(&format!("batches/{}", segment(&batch)))?;
+            if json { output::say_json(&batch) } else { show_batch(batch) }
         }
         Runs::Show { run, history } => {
             let mut run: RunView = client.get(&path(&run))?;
@@ -284,6 +382,57 @@ pub(super) fn runs(client: &Client, json: bool, command: Runs) -> Done {
     }
 }
 
+fn runs_table(runs: Vec<RunSummary>) -> Done {
+    let row = |r: RunSummary| {
+        let size = r.bytes.map_or_else(|| "–".into(), output::bytes);
+        let ended = format!("{} of {}", r.destinations_ended, r.destinations);
+        let state = r.outcome.unwrap_or(r.state).replace('_', " ");
+        vec![r.id, r.job_name, r.source, state, ended, size, r.problems.to_string(), r.started]
+    };
+    let heads = ["ID", "JOB", "SOURCE", "STATE", "ENDED", "SIZE", "PROBLEMS", "STARTED"];
+    output::table(&heads, runs.into_iter().map(row))
+}
+
+fn show_batch(batch: BatchView) -> Done {
+    let states: Vec<String> =
+        batch.states.iter().map(|(state, count)| format!("{count} {}", state.replace('_', " "))).collect();
+    let mut text = format!(
+        "{} of {}\n  started   {}\n  runs      {} ({})\n  here      {} of {}\n  problems  {}",
+        batch.id,
+        batch.job_name,
+        batch.started,
+        batch.runs_total,
+        states.join(", "),
+        output::bytes(batch.bytes_done),
+        output::bytes(batch.bytes_due),
+        batch.problems,
+    );
+    if batch.after != "keep" {
+        text.push_str(&format!(
+            "\n  after     {}: {} sources did, {} refused",
+            batch.after, batch.disposals, batch.disposals_refused
+        ));
+        text.push_str(&format!("\n  disposed  {}", disposed(&batch.disposed)));
+    }
+    output::say(&text)?;
+    runs_table(batch.runs.unwrap_or_default())
+}
+
+/// What became of sources' files, in words.
+fn disposed(disposal: &DisposalView) -> String {
+    if let Some(why) = &disposal.refused {
+        return format!("nothing, the source refused: {why}");
+    }
+    format!(
+        "{} files, {}; {} changed and stay, {} were gone, {} failed",
+        disposal.files,
+        output::bytes(disposal.bytes),
+        disposal.changed,
+        disposal.gone,
+        disposal.failed
+    )
+}
+
 fn show(run: &RunView) -> Done {
     let mut text = format!("{} of {}: {}", run.id, run.job_name, run.state);
     if let Some(outcome) = run.outcome.as_ref().filter(|outcome| **outcome != run.state) {
@@ -298,6 +447,15 @@ fn show(run: &RunView) -> Done {
     }
     if let (Some(entries), Some(bytes), Some(blocks)) = (run.entries, run.bytes, run.blocks) {
         text.push_str(&format!("\n  content   {entries} entries, {}, {blocks} blocks", output::bytes(bytes)));
+    }
+    if let Some(batch) = &run.batch {
+        text.push_str(&format!("\n  batch     {batch}"));
+    }
+    if run.after != "keep" {
+        text.push_str(&format!("\n  after     {}", run.after));
+    }
+    if let Some(disposal) = &run.disposal {
+        text.push_str(&format!("\n  disposed  {}", disposed(disposal)));
     }
     if let Some(eta) = run.eta_seconds {
         let rate = output::bytes(run.rate_bytes_s);

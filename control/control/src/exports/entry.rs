@@ -7,7 +7,7 @@ use event_schema::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::api::{event_data, hex, path_text};
+use crate::api::{disposed, event_data, hex, path_text};
 
 /// An entry of the log, and what it says.
 pub(crate) struct Entry<'e> {
@@ -129,6 +129,9 @@ fn command(signed: &Signed) -> Value {
         }
         CommandBody::FinishRun(finish) => json!({"run": finish.run}),
         CommandBody::StopRun(stop) => json!({"run": stop.run}),
+        CommandBody::FinishAndDispose(finish) => json!({
+            "run": finish.run, "root": hex(&finish.root), "disposal": plain(&finish.disposal),
+        }),
     };
     json!({
         "kind": command.body.name(), "id": command.id, "audience": command.audience,
@@ -162,6 +165,7 @@ fn report(signed: &Signed) -> Value {
             json!({"run": r.run, "state": r.state.name(), "stats": plain(&r.stats)})
         }
         ReportBody::RunServed(r) => json!({"run": r.run, "stats": plain(&r.stats)}),
+        ReportBody::DisposalReported(r) => json!({"run": r.run, "disposed": disposed(&r.disposed)}),
     };
     json!({
         "kind": report.body.name(), "agent": report.agent, "sequence": report.sequence,

@@ -1,6 +1,6 @@
 //! New ids: UUID version 7 (RFC 9562 §5.7), so that they sort by time.
 
-use event_schema::{CommandId, GroupId, JobId, RecordId, RunId, Timestamp, TokenId};
+use event_schema::{BatchId, CommandId, GroupId, JobId, RecordId, RunId, Timestamp, TokenId};
 
 /// Makes ids from the time given and the system's randomness.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,8 @@ makers! {
     job -> JobId,
     /// For a run.
     run -> RunId,
+    /// For the runs of one start.
+    batch -> BatchId,
     /// For a token.
     token -> TokenId,
 }

@@ -791,6 +791,7 @@ pub(crate) fn run_of(event: &Event) -> Option<RunId> {
         Event::RunProblemReported(e) => Some(e.run),
         Event::RunStopRequested(e) => Some(e.run),
         Event::RunFinished(e) => Some(e.run),
+        Event::RunDisposed(e) => Some(e.run),
         Event::CommandIssued(e) => e.run,
         _ => None,
     }

@@ -123,9 +123,11 @@ impl Index<'_> {
             if !path.is_empty() {
                 path.push(b'/');
             }
+            // What agents keep in their folders is no content, be this one or one below it a destination elsewhere, or
+            // have an archive.
+            let is_ours = name == STAGING_FOLDER;
             path.extend_from_slice(name);
-            // Our own staging folder is no content, should the source be a destination elsewhere.
-            if path != STAGING_FOLDER && self.take(&path)? {
+            if !is_ours && self.take(&path)? {
                 levels.extend(self.names(&path));
             }
         }

@@ -18,6 +18,7 @@ mod tests;
 use event_schema::{Problem, ProblemClass};
 use rustix::io::Errno;
 
+pub(crate) use folder::{Folder, file_type, mtime};
 pub(crate) use index::index_path;
 pub(crate) use manifest::{ManifestFile, PART, file_block_hashes};
 pub(crate) use reader::{BlockReader, ReadError};

@@ -21,7 +21,8 @@ use agent_proto::link::{
 };
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, Command, CommandAccepted, CommandBody, CommandRefused, JoinRun, RefusalReason, RunId, Signed,
+    AgentId, Command, CommandAccepted, CommandBody, CommandRefused, Disposal, FinishAndDispose, JoinRun,
+    RefusalReason, RunId, Signed, Timestamp,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
@@ -63,6 +64,9 @@ pub(crate) enum Order {
     Finish(RunId),
     /// Stop working on it.
     Stop(RunId),
+    /// It is over, and every destination has everything: the files of the manifest with this root go, in this way, told at
+    /// this time by the fleet's clock.
+    Dispose(RunId, [u8; 32], Disposal, Timestamp),
 }
 
 /// Why the link ended.
@@ -91,6 +95,8 @@ pub(crate) struct Link {
     pub(crate) active: Arc<Mutex<BTreeSet<RunId>>>,
     pub(crate) runs_max: usize,
     pub(crate) restrictions: Restrictions,
+    /// Whether the owner lets jobs dispose of files here.
+    pub(crate) allow_disposal: bool,
     /// Addresses to tell, besides that of the link's own end.
     pub(crate) advertise: Vec<SocketAddr>,
     pub(crate) utp2: SocketAddr,
@@ -318,6 +324,11 @@ impl Link {
             CommandBody::FinishRun(finish) => {
                 (RunChange::Wish(finish.run, Wish::Finish), Order::Finish(finish.run))
             }
+            CommandBody::FinishAndDispose(FinishAndDispose { run, root, disposal }) => {
+                let told = self.clock.now();
+                let wish = Wish::Dispose { root, disposal, told };
+                (RunChange::Wish(run, wish), Order::Dispose(run, root, disposal, told))
+            }
             CommandBody::StopRun(stop) => (RunChange::Wish(stop.run, Wish::Stop), Order::Stop(stop.run)),
         };
         self.cursor = Cursor { sequence: command.sequence, command: Some(command.id) };
@@ -345,6 +356,7 @@ impl Link {
                 };
                 room && self.restrictions.allow(&join.path)
             }
+            CommandBody::FinishAndDispose(_) => self.allow_disposal,
             CommandBody::FinishRun(_) | CommandBody::StopRun(_) => true,
         }
     }

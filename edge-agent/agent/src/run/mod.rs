@@ -8,6 +8,7 @@
 mod blocks;
 mod board;
 mod dial;
+mod disposal;
 mod event;
 mod limiter;
 mod limits;
@@ -23,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -103,6 +105,8 @@ struct Shared {
     host: Host,
     discovery: Mutex<Option<Discovery>>,
     runs: Mutex<BTreeMap<RunId, Active>>,
+    /// Disposals are to break off.
+    stopping: AtomicBool,
 }
 
 struct Active {
@@ -111,6 +115,8 @@ struct Active {
     trackers: Vec<String>,
     wakeups: mpsc::Sender<Wakeup>,
     board: Board,
+    /// The run's folder, or file, here.
+    place: Option<PathBuf>,
 }
 
 impl RunManager {
@@ -154,7 +160,8 @@ impl RunManager {
             tracing::warn!("this agent sends corrupt blocks, as it was told to for a test");
         }
         let discovery = Mutex::new(Some(discovery));
-        let shared = Arc::new(Shared { host, discovery, runs: Mutex::default() });
+        let shared =
+            Arc::new(Shared { host, discovery, runs: Mutex::default(), stopping: AtomicBool::default() });
         let accepting = tokio::spawn(accept(shared.clone(), incoming, deps.credential));
         Ok(Self { shared, accepting })
     }
@@ -194,13 +201,16 @@ impl RunManager {
         let (wakeups, woken) = mpsc::channel(EVENTS_WAITING);
         let board = Board::new(join.run, join.job_name.clone(), join.role);
         let trackers = join.trackers.clone();
+        let place = work::place(&host.storage, &join.path);
         let (run, source_key) = (join.run, source.public_key);
         let found = self.shared.discovery().as_ref().map(|d| d.join(swarm.clone(), host.me.0));
         let (task, blocks) =
             Task::new(host.clone(), join, source_key, context, board.clone(), wakeups.clone(), woken)
                 .map_err(|error| format!("the run's folder: {error}"))?;
         // Known before the context is, so that nobody connects to nothing.
-        self.shared.runs().insert(run, Active { context, swarm: swarm.swarm(), trackers, wakeups, board });
+        let swarm_id = swarm.swarm();
+        let active = Active { context, swarm: swarm_id, trackers, wakeups, board, place };
+        self.shared.runs().insert(run, active);
         host.endpoint.add_context(context, secret.utp2_secret(), blocks.clone(), blocks);
         self.shared.refresh_trackers().await;
         tokio::spawn(task.run(found, swarm));
@@ -280,6 +290,7 @@ impl RunManager {
     /// Ends politely; runs go on after a restart.
     pub(crate) async fn shutdown(&self) {
         self.accepting.abort();
+        self.shared.stop_disposals();
         let runs: Vec<RunId> = self.shared.runs().keys().copied().collect();
         for run in runs {
             self.end(run, Ending::Shutdown).await;

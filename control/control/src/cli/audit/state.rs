@@ -118,13 +118,9 @@ fn print(whole: &WholeView, walk: &Walk) -> Done {
     });
     section("tokens", &["ID", "STATE", "USED", "EXPIRES"], tokens.collect())?;
     let jobs = whole.jobs.iter().map(|job| {
+        let from: Vec<String> = job.sources.iter().map(crate::api::bootstrap_place).collect();
         let to: Vec<String> = job.destinations.iter().map(crate::api::bootstrap_place).collect();
-        vec![
-            job.name.clone(),
-            crate::api::bootstrap_place(&job.source),
-            to.join(", "),
-            job.runs.len().to_string(),
-        ]
+        vec![job.name.clone(), from.join(", "), to.join(", "), job.runs.len().to_string()]
     });
     section("jobs", &["NAME", "FROM", "TO", "RUNS"], jobs.collect())?;
     let runs = whole.runs.iter().map(|run| {

@@ -1,0 +1,419 @@
+//! What becomes of a source's files when every destination has them: archived or deleted, each only while it is still
+//! what the run's manifest says (`edge-agent/PROTOCOL.md` §2.9).
+//!
+//! A file is read and hashed once more before it goes: times can be set, and a camera may write on. It is then moved out of
+//! its place, looked at again, and put back if it is another one meanwhile; only then it is deleted. Folders, symlinks and
+//! whatever is not in the manifest stay.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use agent_proto::limits::BLOCK_LEN;
+use event_schema::{Disposal, Disposed, Problem, RunId, Timestamp, decode_exact, encode};
+use rustix::fs::{self, AtFlags, SeekFrom, Stat};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sync_core::manifest::{Entry, Kind};
+use sync_core::merkle::block_hash;
+
+use crate::archive::Archive;
+use crate::disk::{Folder, ManifestFile, mtime, problem};
+
+/// Files between two notes of how far it has come: so many are counted as gone after a power cut at most.
+const NOTE_EVERY: u64 = 256;
+
+/// Problems that are told; further ones are only counted.
+const PROBLEMS_MAX: usize = 100;
+
+/// A day, in milliseconds.
+const DAY_MS: u64 = 86_400_000;
+
+/// A name of a file as the manifest has it.
+struct Known<'m> {
+    manifest: &'m ManifestFile,
+    /// Its path in the folder.
+    path: &'m [u8],
+    /// The file itself, of which this may be a further name.
+    file: &'m Entry,
+    /// Its first content block.
+    first_block: u64,
+}
+
+/// How far it has come; kept in the run's folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    /// Files that were dealt with, in the manifest's order.
+    files: u64,
+    disposed: Disposed,
+}
+
+/// What came of it.
+pub(crate) struct Outcome {
+    pub(crate) disposed: Disposed,
+    /// The first of the files that could not be dealt with.
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Disposes of the files of `run`'s manifest below `root`, going on where it was broken off; none if `stop` broke it off. `note` is
+/// the file in which it is kept how far it has come. Blocks.
+///
+/// # Errors
+/// If the folder cannot be opened or its archive not be made: then nothing was touched.
+pub(crate) fn dispose(
+    root: &Path,
+    run: RunId,
+    manifest: &ManifestFile,
+    disposal: Disposal,
+    now: Timestamp,
+    note: &Path,
+    stop: &AtomicBool,
+) -> Result<Option<Outcome>, Problem> {
+    let shown = root.as_os_str().as_encoded_bytes();
+    let folder = Folder::open(root).map_err(|e| problem(e, shown, "opening the source folder"))?;
+    let archive = Archive::of(&folder);
+    let group = run.to_string();
+    // What is to be deleted passes through the archive, with a time that is over: a power cut leaves nothing for good.
+    let until = match disposal {
+        Disposal::Keep => return Ok(Some(Outcome { disposed: Disposed::default(), problems: vec![] })),
+        Disposal::Archive { days } => Timestamp(now.0.saturating_add(u64::from(days).saturating_mul(DAY_MS))),
+        Disposal::Delete => Timestamp(0),
+    };
+    archive.begin(&group, until).map_err(|e| problem(e, shown, "making the archive"))?;
+    let mut reached: Note =
+        std::fs::read(note).ok().and_then(|b| decode_exact("Note", &b).ok()).unwrap_or_default();
+    let mut problems = Vec::new();
+    let (done_before, mut nth) = (reached.files, 0);
+    for page in 0..manifest.pages() {
+        let page = match manifest.page(page) {
+            Ok(page) => page,
+            Err(errno) => {
+                problems.push(problem(
+                    errno,
+                    b"",
+                    "reading the run's manifest; what it has from there on stays",
+                ));
+                break;
+            }
+        };
+        for (index, entry) in page.entries() {
+            let is_name = matches!(entry.kind, Kind::File { .. } | Kind::HardLink { .. });
+            nth += u64::from(is_name);
+            if !is_name || nth <= done_before {
+                continue;
+            }
+            let fate = match &entry.kind {
+                Kind::HardLink { to } => manifest.entry(*to).and_then(|file| {
+                    let (path, first_block) = (&entry.path, file.blocks().start);
+                    let known = Known { manifest, path, file: &file, first_block };
+                    take(&folder, &archive, &group, &known, disposal, stop)
+                }),
+                _ => {
+                    let first_block = page.blocks_of_entry(index).start;
+                    let known = Known { manifest, path: &entry.path, file: entry, first_block };
+                    take(&folder, &archive, &group, &known, disposal, stop)
+                }
+            };
+            match fate {
+                Ok(Fate::Stopped) => {
+                    keep(note, reached);
+                    return Ok(None);
+                }
+                Ok(Fate::Disposed) => {
+                    reached.disposed.files += 1;
+                    // A further name of a file takes no room.
+                    reached.disposed.bytes += entry.kind.size();
+                }
+                Ok(Fate::Changed) => reached.disposed.changed += 1,
+                Ok(Fate::Gone) => reached.disposed.gone += 1,
+                Err(errno) => {
+                    reached.disposed.failed += 1;
+                    if problems.len() < PROBLEMS_MAX {
+                        problems.push(problem(errno, &entry.path, "disposing of the file; it stays"));
+                    }
+                }
+            }
+            reached.files = nth;
+            if nth.is_multiple_of(NOTE_EVERY) {
+                keep(note, reached);
+            }
+        }
+    }
+    keep(note, reached);
+    if disposal == Disposal::Delete
+        && let Err(error) = archive.expire(now)
+    {
+        tracing::warn!(%run, %error, "what is left of deleted files is looked for later");
+    }
+    Ok(Some(Outcome { disposed: reached.disposed, problems }))
+}
+
+fn keep(note: &Path, reached: Note) {
+    let beside = note.with_extension("tmp");
+    let written = std::fs::write(&beside, encode(&reached)).and_then(|()| std::fs::rename(&beside, note));
+    if let Err(error) = written {
+        tracing::warn!(%error, "cannot keep how far a disposal has come");
+    }
+}
+
+enum Fate {
+    Disposed,
+    /// Not what the manifest says: it stays.
+    Changed,
+    Gone,
+    Stopped,
+}
+
+fn take(
+    folder: &Folder,
+    archive: &Archive<'_>,
+    group: &str,
+    known: &Known<'_>,
+    disposal: Disposal,
+    stop: &AtomicBool,
+) -> rustix::io::Result<Fate> {
+    let file = match folder.open_file(known.path) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(Fate::Gone),
+        // Something else has its name, or a folder on the way is none any more.
+        Err(Errno::INVAL | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => return Ok(Fate::Changed),
+        Err(error) => return Err(error),
+    };
+    let before = fs::fstat(&file)?;
+    let same = match is_what_it_was(&file, &before, known, stop)? {
+        None => return Ok(Fate::Stopped),
+        Some(same) => same && unchanged(&before, &fs::fstat(&file)?),
+    };
+    if !same {
+        return Ok(Fate::Changed);
+    }
+    match archive.take(group, known.path) {
+        Ok(()) => {}
+        // On a file system of its own: it can be deleted in its place, but not be kept.
+        Err(Errno::XDEV) if disposal == Disposal::Delete => {
+            let (parent, name) = folder.parent(known.path)?;
+            if !unchanged(&before, &fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?) {
+                return Ok(Fate::Changed);
+            }
+            return fs::unlinkat(&parent, name, AtFlags::empty()).map(|()| Fate::Disposed);
+        }
+        Err(Errno::NOENT) => return Ok(Fate::Gone),
+        Err(error) => return Err(error),
+    }
+    // Whoever wrote to it or replaced it after it was read, did so before it was moved or has it open still.
+    let moved = archive.path(group, known.path);
+    if !still(&before, &folder.stat(&moved)?) {
+        return match archive.give_back(group, known.path) {
+            Ok(()) => Ok(Fate::Changed),
+            // A newer one has its place: this one is kept in the archive, whatever was asked.
+            Err(Errno::EXIST) => Ok(Fate::Changed),
+            Err(error) => Err(error),
+        };
+    }
+    if disposal == Disposal::Delete {
+        let (parent, name) = folder.parent(&moved)?;
+        fs::unlinkat(&parent, name, AtFlags::empty())?;
+    }
+    Ok(Fate::Disposed)
+}
+
+/// Whether a file has the size, time and content that the manifest says; none if it was to stop.
+fn is_what_it_was(
+    file: &File,
+    stat: &Stat,
+    known: &Known<'_>,
+    stop: &AtomicBool,
+) -> rustix::io::Result<Option<bool>> {
+    if stop.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let Known { manifest, file: entry, first_block, .. } = *known;
+    if stat.st_size as u64 != entry.kind.size() || mtime(stat) != entry.mtime {
+        return Ok(Some(false));
+    }
+    let mut block = vec![0; BLOCK_LEN as usize];
+    let mut hole_from = 0;
+    for nth in 0..entry.kind.blocks() {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let Some(info) = manifest.block(first_block + nth)? else { return Err(Errno::IO) };
+        let block = &mut block[..info.len as usize];
+        match file.read_exact_at(block, info.offset) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Some(false)),
+            Err(e) => return Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+        }
+        if block_hash(block) != info.hash || !is_hole(file, hole_from..info.offset)? {
+            return Ok(Some(false));
+        }
+        hole_from = info.offset + u64::from(info.len);
+    }
+    Ok(Some(is_hole(file, hole_from..entry.kind.size())?))
+}
+
+/// Whether nothing was written to a part of a file that the manifest has as a hole.
+fn is_hole(file: &File, range: std::ops::Range<u64>) -> rustix::io::Result<bool> {
+    if range.is_empty() {
+        return Ok(true);
+    }
+    match fs::seek(file, SeekFrom::Data(range.start)) {
+        Ok(data) => Ok(data >= range.end),
+        Err(Errno::NXIO) => Ok(true),
+        // A file system that does not tell holes from zeros: the file's time has to do.
+        Err(Errno::INVAL) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether nobody touched the file between two looks at it.
+fn unchanged(a: &Stat, b: &Stat) -> bool {
+    still(a, b) && (a.st_ctime, a.st_ctime_nsec) == (b.st_ctime, b.st_ctime_nsec)
+}
+
+/// The same but for the time of a rename.
+fn still(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino, a.st_size, a.st_mtime, a.st_mtime_nsec)
+        == (b.st_dev, b.st_ino, b.st_size, b.st_mtime, b.st_mtime_nsec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs as std_fs;
+    use std::path::PathBuf;
+
+    struct World {
+        root: tempfile::TempDir,
+        data: tempfile::TempDir,
+        manifest: ManifestFile,
+    }
+
+    impl World {
+        /// Ten files of which the second and last have several blocks, and what is no file.
+        fn new() -> Self {
+            let (root, data) =
+                (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+            let top = root.path().join("top");
+            std_fs::create_dir_all(top.join("cam/empty")).expect("made");
+            for n in 0..10 {
+                let len = if n % 8 == 1 { 100_000 } else { 10 * n };
+                std_fs::write(top.join(format!("cam/{n}")), vec![n as u8; len]).expect("written");
+            }
+            std::os::unix::fs::symlink("1", top.join("cam/link")).expect("linked");
+            let (manifest, problems) =
+                crate::disk::index_path(&top, data.path(), &mut |_| true).expect("indexed");
+            assert!(problems.is_empty());
+            Self { root, data, manifest }
+        }
+
+        fn at(&self, path: &str) -> PathBuf {
+            self.root.path().join("top").join(path)
+        }
+
+        fn archived(&self, path: &str) -> PathBuf {
+            self.at(&format!(".flotilla/archive/{}/{path}", RunId([7; 16])))
+        }
+
+        fn dispose(&self, disposal: Disposal, stop: bool) -> Option<Outcome> {
+            let stop = AtomicBool::new(stop);
+            let (run, now, note) = (RunId([7; 16]), Timestamp(DAY_MS), self.data.path().join("disposal"));
+            dispose(&self.at(""), run, &self.manifest, disposal, now, &note, &stop).expect("it could begin")
+        }
+    }
+
+    #[test]
+    fn only_what_was_sent_goes() {
+        for disposal in [Disposal::Delete, Disposal::Archive { days: 30 }] {
+            let world = World::new();
+            std_fs::write(world.at("cam/new"), "not sent").expect("written");
+            std_fs::remove_file(world.at("cam/2")).expect("removed");
+            // Longer; another content of the same length; replaced by another file of the same content and time;
+            // something else.
+            std_fs::write(world.at("cam/3"), vec![3; 31]).expect("written");
+            let old = std_fs::metadata(world.at("cam/1")).expect("there").modified().expect("a time");
+            std_fs::write(world.at("cam/1"), vec![9; 100_000]).expect("written");
+            let file = File::options().write(true).open(world.at("cam/1")).expect("opened");
+            file.set_modified(old).expect("set");
+            std_fs::remove_file(world.at("cam/4")).expect("removed");
+            std_fs::create_dir(world.at("cam/4")).expect("made");
+            let outcome = world.dispose(disposal, false).expect("not stopped");
+            assert!(outcome.problems.is_empty());
+            let bytes = 50 + 60 + 70 + 80 + 100_000;
+            assert_eq!(outcome.disposed, Disposed { files: 6, bytes, changed: 3, gone: 1, failed: 0 });
+            for stays in ["cam/new", "cam/1", "cam/3", "cam/4", "cam/empty"] {
+                assert!(world.at(stays).exists(), "{stays}");
+            }
+            assert!(world.at("cam/link").symlink_metadata().is_ok());
+            for gone in ["cam/0", "cam/5", "cam/8", "cam/9"] {
+                assert!(!world.at(gone).exists(), "{gone}");
+                assert_eq!(world.archived(gone).exists(), disposal != Disposal::Delete, "{gone}");
+            }
+            // What is archived is no content of the folder, nor of one above it.
+            for above in [&world.at(""), world.root.path()] {
+                let work = tempfile::tempdir().expect("a folder");
+                let (manifest, _) =
+                    crate::disk::index_path(above, work.path(), &mut |_| true).expect("indexed");
+                for index in 0..manifest.entries() {
+                    let entry = manifest.entry(index).expect("readable");
+                    assert!(!entry.path.windows(9).any(|name| name == b".flotilla"), "{:?}", entry.path);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn broken_off_it_goes_on_and_told_twice_it_is_one_fact() {
+        let world = World::new();
+        assert!(world.dispose(Disposal::Delete, true).is_none());
+        assert!(world.at("cam/0").exists());
+        let all = world.dispose(Disposal::Delete, false).expect("not stopped").disposed;
+        assert_eq!((all.files, all.gone), (10, 0));
+        assert_eq!(world.dispose(Disposal::Delete, false).expect("not stopped").disposed, all);
+        assert!(
+            !world.archived("").exists() || std_fs::read_dir(world.archived("")).expect("there").count() == 0
+        );
+    }
+
+    #[test]
+    fn a_file_that_cannot_go_is_told() {
+        let world = World::new();
+        // Where its place in the archive would be there is what cannot be replaced by a file.
+        std_fs::create_dir_all(world.archived("cam/5/in the way")).expect("made");
+        let outcome = world.dispose(Disposal::Archive { days: 1 }, false).expect("not stopped");
+        assert_eq!((outcome.disposed.files, outcome.disposed.failed), (9, 1));
+        assert_eq!(outcome.problems[0].path, b"cam/5");
+        assert!(world.at("cam/5").exists());
+    }
+
+    #[test]
+    fn further_names_and_holes() {
+        let (root, data) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let at = |name: &str| root.path().join(name);
+        std_fs::write(at("a"), vec![1; 50_000]).expect("written");
+        std_fs::hard_link(at("a"), at("b")).expect("linked");
+        for name in ["sparse", "filled"] {
+            let file = File::create(at(name)).expect("made");
+            file.set_len(4 << 20).expect("set");
+            file.write_all_at(&[7; 100], 2 << 20).expect("written");
+            file.sync_all().expect("synced");
+        }
+        let (manifest, _) =
+            crate::disk::index_path(root.path(), data.path(), &mut |_| true).expect("indexed");
+        // Something is written into a hole, and the time set back.
+        let old = std_fs::metadata(at("filled")).expect("there").modified().expect("a time");
+        let file = File::options().write(true).open(at("filled")).expect("opened");
+        file.write_all_at(&[8; 10], 0).expect("written");
+        file.set_modified(old).expect("set");
+        let (stop, note) = (AtomicBool::new(false), data.path().join("disposal"));
+        let outcome =
+            dispose(root.path(), RunId([1; 16]), &manifest, Disposal::Delete, Timestamp(9), &note, &stop);
+        let disposed = outcome.ok().flatten().expect("not stopped").disposed;
+        assert_eq!(
+            disposed,
+            Disposed { files: 3, bytes: 50_000 + (4 << 20), changed: 1, gone: 0, failed: 0 }
+        );
+        assert!(at("filled").exists() && !at("a").exists() && !at("b").exists() && !at("sparse").exists());
+    }
+}
