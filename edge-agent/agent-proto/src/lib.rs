@@ -13,6 +13,7 @@ mod fingerprint;
 pub mod limits;
 pub mod link;
 pub mod peer;
+pub mod relay;
 mod run_secret;
 mod seal;
 mod trust;

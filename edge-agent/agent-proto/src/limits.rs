@@ -97,3 +97,12 @@ pub const ADVANCE_MAX: usize = CHECKPOINT_NOTE_MAX + 4 * 1024;
 
 /// Bytes of what an agent says about a checkpoint that it refused: two heads in words.
 pub const REFUSAL_LEN_MAX: usize = 512;
+
+/// Peers in one `Peers`: half of what an agent dials in a run.
+pub const PEERS_TOLD: usize = 32;
+
+/// Addresses of one peer in `Peers`.
+pub const ADDRESSES_TOLD: usize = 4;
+
+/// Bytes of a message between agent and relay; ours have at most 40.
+pub const RELAY_MESSAGE_LEN_MAX: usize = 128;

@@ -5,7 +5,9 @@
 
 use alloc::vec::Vec;
 
-use event_schema::{Signed, tagged_enum};
+use core::net::{IpAddr, SocketAddr};
+
+use event_schema::{AgentId, Signed, tagged_enum};
 use serde::{Deserialize, Serialize};
 
 /// Where a block belongs: the µTP2 tag. Bit 63 tells manifest blocks from content blocks.
@@ -69,6 +71,8 @@ tagged_enum! {
         (9, 1) "unavailable" => Unavailable,
         /// Everything is in place here; I go on serving.
         (10, 1) "complete" => Complete,
+        /// Where I am connected to other members (`edge-agent/PATHS.md` §3).
+        (20, 1) "peers" => Peers,
     }
 }
 
@@ -156,9 +160,76 @@ pub struct Unavailable {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Complete {}
 
+/// Where the sender is connected to other members of the run right now, by no relay (`edge-agent/PATHS.md` §3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peers {
+    /// At most [`crate::limits::PEERS_TOLD`].
+    pub peers: Vec<KnownPeer>,
+}
+
+/// One of [`Peers`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownPeer {
+    /// Who.
+    pub agent: AgentId,
+    /// Where, at most [`crate::limits::ADDRESSES_TOLD`].
+    pub addresses: Vec<PackedAddress>,
+    /// It is a relay.
+    pub relay: bool,
+}
+
+/// An address in 6 or 18 bytes: IP, port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PackedAddress(Vec<u8>);
+
+impl PackedAddress {
+    /// Packs an address; flow label and interface are left out.
+    pub fn new(addr: SocketAddr) -> Self {
+        let mut bytes = match addr.ip().to_canonical() {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        bytes.extend_from_slice(&addr.port().to_be_bytes());
+        Self(bytes)
+    }
+
+    /// The address, if it is one that somebody could have.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let (ip, port) = self.0.split_last_chunk::<2>()?;
+        let ip = match ip.len() {
+            4 => IpAddr::from(<[u8; 4]>::try_from(ip).ok()?),
+            16 => IpAddr::from(<[u8; 16]>::try_from(ip).ok()?).to_canonical(),
+            _ => return None,
+        };
+        let port = u16::from_be_bytes(*port);
+        let broadcast = ip == IpAddr::from([255; 4]);
+        let possible = port != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast;
+        possible.then(|| SocketAddr::new(ip, port))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packed_addresses_are_checked() {
+        for good in ["192.0.2.1:7", "[2001:db8::1]:65535", "127.0.0.1:1", "[fe80::1]:9"] {
+            let addr: SocketAddr = good.parse().unwrap();
+            assert_eq!(PackedAddress::new(addr).address(), Some(addr));
+        }
+        assert_eq!(
+            PackedAddress::new("[::ffff:192.0.2.1]:7".parse().unwrap()).address(),
+            Some("192.0.2.1:7".parse().unwrap())
+        );
+        for bad in ["0.0.0.0:1", "10.0.0.1:0", "224.0.0.1:9", "255.255.255.255:9", "[::]:9", "[ff02::1]:9"] {
+            assert_eq!(PackedAddress::new(bad.parse().unwrap()).address(), None, "{bad}");
+        }
+        for len in (0..40).filter(|l| *l != 6 && *l != 18) {
+            assert_eq!(PackedAddress(alloc::vec![9; len]).address(), None, "{len} bytes");
+        }
+    }
 
     #[test]
     fn addresses_keep_their_kind() {

@@ -177,6 +177,8 @@ async fn serve(
         upload_limit: settings.upload_limit,
         datagram: settings.datagram,
         corrupt_blocks: settings.corrupt_blocks,
+        relay: settings.relay,
+        relays: settings.relays.clone(),
         clock: clock.clone(),
         reporter: reporter.clone(),
     };

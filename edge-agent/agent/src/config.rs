@@ -12,7 +12,8 @@ use agent_proto::{Bootstrap, ManagementServer, parse_fingerprint};
 use serde::Deserialize;
 
 use crate::discovery::{LanConfig, LanInterfaces};
-use crate::limits::{CONFIG_LEN_MAX, OUTBOX_MAX, RUNS_MAX};
+use crate::limits::{CONFIG_LEN_MAX, OUTBOX_MAX, RELAY_SESSIONS_MAX, RELAYS_MAX, RUNS_MAX};
+use crate::relay::RelayLimits;
 
 /// Why the configuration is no good.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,11 @@ struct FileConfig {
     lan: Option<bool>,
     /// Interfaces for that; default: all that can.
     lan_interfaces: Option<Vec<String>>,
+    /// Forward between members of the fleet that cannot reach each other; default false.
+    relay: Option<bool>,
+    /// Agents that do so, `HOST:PORT` each, beside those that say so.
+    #[serde(default)]
+    relays: Vec<String>,
     /// Jobs may touch folders below these only; default: whatever this user may.
     #[serde(default)]
     allowed_paths: Vec<PathBuf>,
@@ -82,6 +88,12 @@ struct FileLimits {
     outbox: Option<u64>,
     /// A rate, as `"6MB"` (a second) or `"50mbit"`.
     upload: Option<Rate>,
+    /// What a relay forwards, over all meetings; a rate as `upload`. Default 4 MB/s.
+    relay_rate: Option<Rate>,
+    /// Pairs of agents that a relay serves at a time. Default 64.
+    relay_sessions: Option<usize>,
+    /// Bytes that a relay forwards for one pair. Default 20 GB.
+    relay_session_bytes: Option<u64>,
     /// Bytes of the UDP payload of the largest µTP2 datagrams; default that of [`utp2::Config`].
     datagram: Option<u16>,
 }
@@ -166,6 +178,10 @@ pub(crate) struct Settings {
     pub(crate) datagram: Option<u16>,
     /// Send false blocks, for tests.
     pub(crate) corrupt_blocks: bool,
+    /// Forward for others, within these limits.
+    pub(crate) relay: Option<RelayLimits>,
+    /// Relays that the owner names.
+    pub(crate) relays: Vec<String>,
 }
 
 /// What the command line says.
@@ -200,7 +216,15 @@ impl Settings {
             None => (None, None, BTreeMap::new()),
         };
         tags.extend(file.tags);
+        let usual = RelayLimits::default();
+        let relay = RelayLimits {
+            rate: file.limits.relay_rate.map_or(usual.rate, |rate| rate.0),
+            sessions: file.limits.relay_sessions.unwrap_or(usual.sessions),
+            session_bytes: file.limits.relay_session_bytes.unwrap_or(usual.session_bytes),
+        };
         let settings = Self {
+            relay: file.relay.unwrap_or(false).then_some(relay),
+            relays: file.relays,
             data: overrides.data.or(file.data).ok_or(ConfigError::NoData)?,
             gateways: file.gateways,
             invitation: file.management_server.or(server).map(invitation).transpose()?,
@@ -245,6 +269,21 @@ impl Settings {
                     "tag {name:?}: names and values have at most {TAG_LEN_MAX} bytes and no control characters"
                 ));
             }
+        }
+        if self.relays.len() > RELAYS_MAX {
+            return beyond(format!("there are more than {RELAYS_MAX} relays"));
+        }
+        for text in &self.relays {
+            Gateway::parse(text)
+                .map_err(|_| ConfigError::Beyond(format!("relays: {text:?} is not HOST:PORT")))?;
+        }
+        if self
+            .relay
+            .is_some_and(|r| r.sessions == 0 || r.sessions > RELAY_SESSIONS_MAX || r.session_bytes == 0)
+        {
+            return beyond(format!(
+                "limits.relay_sessions must be 1 to {RELAY_SESSIONS_MAX}, relay_session_bytes not 0"
+            ));
         }
         let further = self.invitation.iter().flat_map(|invitation| &invitation.others);
         if self.gateways.len() > GATEWAYS_MAX {

@@ -63,3 +63,9 @@ pub(crate) const STATUS_FILE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Cache of the state file, bytes: the agent shares a small NAS with others.
 pub(crate) const STORE_CACHE: usize = 1 << 20;
+
+/// Relays that an owner may name.
+pub(crate) const RELAYS_MAX: usize = 8;
+
+/// Pairs that a relay may be told to serve: their number is looked through for each datagram.
+pub(crate) const RELAY_SESSIONS_MAX: usize = 1000;

@@ -5,6 +5,7 @@
 
 mod agent;
 mod archive;
+mod beside;
 mod clock;
 mod command;
 mod config;
@@ -14,6 +15,7 @@ mod disposal;
 mod folder;
 mod limits;
 mod link;
+mod relay;
 mod report;
 mod restrict;
 mod run;
@@ -75,10 +77,14 @@ enum Command {
 #[derive(Args)]
 #[command(after_help = "\
 The configuration file (TOML) knows: data, bootstrap, name, listen, advertise, lan, lan_interfaces,
-folders_storage_path, allowed_paths, [management_server] host, cert_authority_fingerprint,
-bootstrap_token, [tags], [limits] runs, outbox, upload,
+relay, relays, folders_storage_path, allowed_paths, [management_server] host, cert_authority_fingerprint,
+bootstrap_token, [tags], [limits] runs, outbox, upload, relay_rate, relay_sessions, relay_session_bytes,
 datagram (most bytes of UDP payload of a µTP2 datagram, 1200 to 65000; default 8972: what the path
 carries is found out, this is where the search ends).
+
+relay = true forwards sealed packets between members of the fleet that cannot reach each other, at most
+relay_rate (4MB a second) for relay_sessions (64) pairs and relay_session_bytes (20 GB) for each;
+relays = [\"relay.example.org:4433\"] names agents that do so.
 
 allowed_paths = [\"/srv/media\"] lets jobs touch folders below these only, whatever the console says;
 without it they may touch whatever this user may.

@@ -282,7 +282,8 @@ impl Destination {
                 }
             }
             // Only an origin answers this; a destination owes nobody anything of its choice.
-            PeerMessage::Want(_) => {}
+            // Whom others know is the agent's concern.
+            PeerMessage::Want(_) | PeerMessage::Peers(_) => {}
         }
     }
 

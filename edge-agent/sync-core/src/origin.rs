@@ -164,7 +164,10 @@ impl Origin {
                 }
             }
             // What destinations say to each other; the origin lacks nothing.
-            PeerMessage::Head(_) | PeerMessage::ManifestHashes(_) | PeerMessage::Unavailable(_) => {}
+            PeerMessage::Head(_)
+            | PeerMessage::ManifestHashes(_)
+            | PeerMessage::Unavailable(_)
+            | PeerMessage::Peers(_) => {}
         }
     }
 

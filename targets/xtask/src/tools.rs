@@ -95,6 +95,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("rsync", "rsync"),
     // Addresses and routes of the emulated networks (`tests/wan`, `tests/engine`).
     ("iproute2", "/sbin/ip"),
+    // NATs between those networks (`tests/e2e`).
+    ("nftables", "/usr/sbin/nft"),
     // A compiler whose library sources are shipped, so that the no_std crates can be checked for Cortex-M where
     // no precompiled library for it can be fetched.
     ("rustc-web", "/usr/bin/rustc"),

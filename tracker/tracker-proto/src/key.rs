@@ -60,7 +60,7 @@ impl SwarmKey {
     }
 
     /// What both of two members come up with, in whichever order they are given, and nobody else: the name under
-    /// which they meet at a relay (`edge-agent/PROTOCOL.md` §4.2).
+    /// which they meet at a relay (`edge-agent/PATHS.md` §2).
     pub fn meeting(&self, one: PeerId, other: PeerId) -> [u8; 16] {
         let (first, second) = (one.min(other), one.max(other));
         truncated(hmac(&self.pseudonym_key, &[b"meeting", &first.0, &second.0]))

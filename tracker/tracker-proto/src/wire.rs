@@ -12,7 +12,7 @@ const VERSION: u8 = 1;
 /// What every message begins with and no µTP2 packet does (`PROTOCOL.md` §3.1).
 pub const PREFIX: [u8; 3] = [MAGIC[0], MAGIC[1], VERSION];
 
-/// What a relayed datagram begins with, before its channel (`edge-agent/PROTOCOL.md` §4.4).
+/// What a relayed datagram begins with, before its channel (`edge-agent/PATHS.md` §4.4).
 pub const RELAYED_PREFIX: [u8; 4] = [MAGIC[0], MAGIC[1], VERSION, kind::RELAYED];
 pub(crate) const HEADER_LEN: usize = 4;
 

@@ -46,6 +46,11 @@ fn sockets(addrs: &[SocketAddr]) -> Vec<Address> {
     addrs.iter().filter_map(|a| Address::socket(*a)).collect()
 }
 
+/// The address that the system would send from to there.
+pub(crate) fn towards(to: SocketAddr) -> Option<IpAddr> {
+    local_ip(IpAddr::V6(Ipv6Addr::UNSPECIFIED), to)
+}
+
 /// The address that the system would send from; connecting a UDP socket sends nothing.
 fn local_ip(listen: IpAddr, to: SocketAddr) -> Option<IpAddr> {
     if listen.is_ipv4() && to.is_ipv6() {

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use timebase::Instant;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tokio::time::{self, Interval, MissedTickBehavior};
 use tracker_proto::Usable;
 use tracker_proto::limits::DATAGRAM_MAX;
+use utp2_tokio::{Beside, Endpoint};
 
 use super::lan::{self, LanSockets};
 use super::{DiscoveryConfig, Shared, addresses};
@@ -26,6 +28,10 @@ const BUFFER: usize = DATAGRAM_MAX + 1;
 
 pub(super) struct Driver {
     config: DiscoveryConfig,
+    /// The µTP2 socket and what came beside µTP2.
+    beside: Option<(Endpoint, mpsc::Receiver<Beside>)>,
+    /// The trackers that the µTP2 socket can speak to.
+    usable: Usable,
     shared: Arc<Shared>,
     tracker_v4: Option<UdpSocket>,
     tracker_v6: Option<UdpSocket>,
@@ -43,6 +49,9 @@ struct Buffers {
 
 enum Wakeup {
     FromTracker(usize, SocketAddr, Family),
+    Beside(SocketAddr, Vec<u8>),
+    /// The µTP2 socket is gone.
+    BesideEnded,
     FromLan(usize, SocketAddr),
     ReceiveFailed,
     Timer,
@@ -57,12 +66,15 @@ enum Family {
 }
 
 impl Driver {
-    pub(super) fn new(config: DiscoveryConfig, shared: Arc<Shared>) -> io::Result<Self> {
-        let (tracker_v4, tracker_v6) = tracker_sockets(config.listen.ip())?;
+    pub(super) fn new(mut config: DiscoveryConfig, shared: Arc<Shared>) -> io::Result<Self> {
+        let beside = config.socket.take();
+        let usable = if beside.is_some() { spoken(config.listen.ip()) } else { Usable::NONE };
+        let (tracker_v4, tracker_v6) = tracker_sockets(config.listen.ip(), usable)?;
         let mut refresh = time::interval(REFRESH);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let buffers = Buffers { v4: [0; BUFFER], v6: [0; BUFFER], lan: [0; BUFFER] };
-        let mut driver = Self { config, shared, tracker_v4, tracker_v6, lan: None, refresh, buffers };
+        let mut driver =
+            Self { config, beside, usable, shared, tracker_v4, tracker_v6, lan: None, refresh, buffers };
         driver.refresh();
         Ok(driver)
     }
@@ -82,6 +94,18 @@ impl Driver {
                     let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                     self.shared.lock().client.handle_datagram(self.shared.now(), from, &buffer[..len]);
                 }
+                Wakeup::Beside(from, bytes) => {
+                    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+                    let now = self.shared.now();
+                    let mut state = self.shared.lock();
+                    // Only trackers are believed to be trackers; anybody else can at most have sent a probe.
+                    if state.client.trackers().any(|(tracker, _)| tracker == from) {
+                        state.client.handle_datagram(now, from, &bytes);
+                    } else {
+                        state.prober.handle_datagram(now, from, &bytes);
+                    }
+                }
+                Wakeup::BesideEnded => self.beside = None,
                 Wakeup::FromLan(len, from) => {
                     let bytes = &self.buffers.lan[..len];
                     self.shared.lock().lan.handle_datagram(self.shared.now(), from, bytes);
@@ -96,7 +120,7 @@ impl Driver {
     /// Lets the machines act: sends what they have to send, hands out what they found. Returns when they
     /// want to act again, and whether this was the last time.
     async fn turn(&mut self) -> (Option<Instant>, bool) {
-        let mut to_trackers = Vec::new();
+        let (mut to_trackers, mut probes) = (Vec::new(), Vec::new());
         let (timeout, stopping) = {
             let now = self.shared.now();
             let mut state = self.shared.lock();
@@ -108,10 +132,24 @@ impl Driver {
             while let Some(bytes) = state.lan.poll_transmit(now) {
                 self.lan.iter().for_each(|lan| lan.send(&bytes));
             }
-            let timeouts = [state.client.poll_timeout(), state.lan.poll_timeout()];
+            while let Some(datagram) = state.prober.poll_transmit(now) {
+                probes.push(datagram);
+            }
+            let timeouts =
+                [state.client.poll_timeout(), state.lan.poll_timeout(), state.prober.poll_timeout()];
             (timeouts.into_iter().flatten().min(), state.stopping)
         };
+        if let Some((endpoint, _)) = &self.beside {
+            for (to, bytes) in probes {
+                // Lost ones are sent again, or the next one is.
+                let _ = endpoint.send_beside(to, &bytes);
+            }
+        }
         for (to, bytes) in to_trackers {
+            if let Some((endpoint, _)) = self.beside.as_ref().filter(|_| self.usable.at(to)) {
+                let _ = endpoint.send_beside(to, &bytes);
+                continue;
+            }
             let socket = if to.is_ipv4() { &self.tracker_v4 } else { &self.tracker_v6 };
             if let Some(socket) = socket {
                 // What can't be sent counts as lost, and is tried again later.
@@ -130,6 +168,12 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
+        let beside = async {
+            match &mut self.beside {
+                Some((_, came)) => came.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         let lan = async {
             match &self.lan {
                 Some(lan) => lan.receive(&mut self.buffers.lan).await,
@@ -145,6 +189,7 @@ impl Driver {
                 got.map_or(Wakeup::ReceiveFailed, |(len, from)| Wakeup::FromTracker(len, from, Family::V4)),
             got = receive(&self.tracker_v6, &mut self.buffers.v6) =>
                 got.map_or(Wakeup::ReceiveFailed, |(len, from)| Wakeup::FromTracker(len, from, Family::V6)),
+            got = beside => got.map_or(Wakeup::BesideEnded, |(from, bytes)| Wakeup::Beside(from, bytes)),
             got = lan => got.map_or(Wakeup::ReceiveFailed, |(len, from)| Wakeup::FromLan(len, from)),
         }
     }
@@ -166,7 +211,7 @@ impl Driver {
         state.status.lan_interfaces = self.lan.as_ref().map_or(0, LanSockets::interfaces);
         let DiscoveryConfig { listen, advertise, .. } = &self.config;
         let trackers: Vec<_> = state.client.trackers().map(|t| t.0).collect();
-        state.client.set_addresses(now, addresses::for_trackers(*listen, advertise, &trackers), Usable::NONE);
+        state.client.set_addresses(now, addresses::for_trackers(*listen, advertise, &trackers), self.usable);
         state.lan.set_addresses(now, addresses::for_lan(*listen, advertise));
         state.leave_abandoned(now);
     }
@@ -186,18 +231,31 @@ impl Driver {
     }
 }
 
-/// Sockets to speak to trackers, from the address that µTP2 uses if it is a certain one.
-fn tracker_sockets(listen: IpAddr) -> io::Result<(Option<UdpSocket>, Option<UdpSocket>)> {
+/// The IP versions that a µTP2 socket bound there speaks.
+fn spoken(listen: IpAddr) -> Usable {
+    match listen {
+        IpAddr::V4(_) => Usable { v4: true, v6: false },
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => Usable { v4: true, v6: false },
+        IpAddr::V6(ip) => Usable { v4: ip.is_unspecified(), v6: true },
+    }
+}
+
+/// Sockets to speak to the trackers that the µTP2 socket does not speak to, from the address that µTP2 uses if it is a
+/// certain one.
+fn tracker_sockets(listen: IpAddr, usable: Usable) -> io::Result<(Option<UdpSocket>, Option<UdpSocket>)> {
     match listen.to_canonical() {
+        _ if usable == (Usable { v4: true, v6: true }) => Ok((None, None)),
+        ip if !ip.is_unspecified() && usable != Usable::NONE => Ok((None, None)),
         IpAddr::V4(ip) if !ip.is_unspecified() => Ok((Some(bind(ip.into())?), None)),
         IpAddr::V6(ip) if !ip.is_unspecified() => Ok((None, Some(bind(ip.into())?))),
         _ => {
-            let v4 = bind(Ipv4Addr::UNSPECIFIED.into());
-            let v6 = bind(Ipv6Addr::UNSPECIFIED.into());
+            let wanted = |usable: bool, any: IpAddr| (!usable).then(|| bind(any)).transpose();
+            let v4 = wanted(usable.v4, Ipv4Addr::UNSPECIFIED.into());
+            let v6 = wanted(usable.v6, Ipv6Addr::UNSPECIFIED.into());
             // A host may have one of the two only.
             match (v4, v6) {
                 (Err(error), Err(_)) => Err(error),
-                (v4, v6) => Ok((v4.ok(), v6.ok())),
+                (v4, v6) => Ok((v4.ok().flatten(), v6.ok().flatten())),
             }
         }
     }

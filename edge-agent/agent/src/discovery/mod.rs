@@ -1,4 +1,5 @@
-//! Finding the other agents of a run: through trackers and by multicast on the local network.
+//! Finding the other agents of a run: through trackers and by multicast on the local network; and finding out which of
+//! their addresses work, also through NATs (`tracker/PROTOCOL.md` §6.1).
 //!
 //! The protocol is in `tracker-proto` (read `tracker/PROTOCOL.md`); here are its sockets and its clock.
 //! Left out: the addresses that a command names (the run engine has them), and who a found address
@@ -23,7 +24,13 @@ use tokio::task::JoinHandle;
 use tokio::time;
 use tracker_proto::client::ClientStats;
 use tracker_proto::lan::LanStats;
-use tracker_proto::{AgentId, Client, ClientConfig, Event, LanAnnouncer, Peer, PeerId, SwarmId, SwarmKey};
+use tracker_proto::probe::ProbeStats;
+use tracker_proto::{
+    AgentId, Client, ClientConfig, Event, LanAnnouncer, Peer, PeerId, Prober, SwarmId, SwarmKey,
+};
+use utp2_tokio::{Beside, Endpoint};
+
+pub(crate) use addresses::towards as local_ip;
 
 /// Multicast group of the protocol (`PROTOCOL.md` §7).
 pub(crate) const LAN_GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 70, 76);
@@ -47,6 +54,11 @@ pub(crate) struct DiscoveryConfig {
     pub(crate) trackers: Vec<SocketAddr>,
     /// Multicast on the local network.
     pub(crate) lan: LanConfig,
+    /// We forward for others, and say so.
+    pub(crate) relay: bool,
+    /// The µTP2 socket, to be shared, and what came to it. Without it trackers are asked from sockets of our own, and
+    /// nobody is probed.
+    pub(crate) socket: Option<(Endpoint, mpsc::Receiver<Beside>)>,
     /// Unpredictable bytes for jitter and transactions.
     pub(crate) seed: [u8; 32],
 }
@@ -88,6 +100,8 @@ pub(crate) struct Found {
     pub(crate) peer: PeerId,
     /// How it was found.
     pub(crate) via: Via,
+    /// It says that it is a relay.
+    pub(crate) relay: bool,
 }
 
 /// How a peer was found.
@@ -97,6 +111,8 @@ pub(crate) enum Via {
     Tracker,
     /// It was heard on the local network.
     Lan,
+    /// It answered a probe from there: packets pass in both directions right now.
+    Probe,
 }
 
 /// How discovery is doing.
@@ -118,6 +134,8 @@ pub(crate) struct DiscoveryStatus {
     pub(crate) client: ClientStats,
     /// LAN announcer's counters.
     pub(crate) lan: LanStats,
+    /// Prober's counters.
+    pub(crate) probes: ProbeStats,
 }
 
 /// Discovery of one agent: a task with its sockets. Ends when dropped, politely with
@@ -138,6 +156,7 @@ struct Shared {
 struct State {
     client: Client,
     lan: LanAnnouncer,
+    prober: Prober,
     swarms: BTreeMap<SwarmId, mpsc::Sender<Found>>,
     stopping: bool,
     /// The parts that the machines don't know themselves.
@@ -154,12 +173,17 @@ impl Discovery {
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         let mut client = Client::new(ClientConfig::new(config.seed, wall_ms));
         client.set_trackers(Instant::ZERO, &config.trackers);
-        let mut lan_seed = config.seed;
-        // Two generators from one seed must not give the same numbers.
+        client.set_relay(config.relay);
+        // Generators from one seed must not give the same numbers.
+        let (mut lan_seed, mut probe_seed) = (config.seed, config.seed);
         lan_seed[0] ^= 0xff;
+        probe_seed[0] ^= 0x55;
+        let mut lan = LanAnnouncer::new(lan_seed, wall_ms);
+        lan.set_relay(config.relay);
         let state = State {
             client,
-            lan: LanAnnouncer::new(lan_seed, wall_ms),
+            lan,
+            prober: Prober::new(probe_seed),
             swarms: BTreeMap::new(),
             stopping: false,
             status: DiscoveryStatus::default(),
@@ -180,11 +204,33 @@ impl Discovery {
         let mut state = self.shared.lock();
         let swarm = key.swarm();
         if state.client.join(now, key.clone(), &me) {
+            state.prober.join(key.clone(), &me);
             state.lan.join(now, key, &me);
             state.swarms.insert(swarm, sender);
         }
         self.shared.wake.notify_one();
         receiver
+    }
+
+    /// Calls a member through the trackers and probes it at these addresses, so that NATs on both sides open. A hint
+    /// [`Via::Probe`] follows if one works. Returns how many trackers are asked.
+    pub(crate) fn call(&self, swarm: SwarmId, peer: PeerId, addrs: &[SocketAddr]) -> usize {
+        let mut state = self.shared.lock();
+        let asked = state.client.call(swarm, peer);
+        state.prober.probe(self.shared.now(), swarm, peer, addrs);
+        self.shared.wake.notify_one();
+        asked
+    }
+
+    /// Probes a member at addresses that somebody told. A hint [`Via::Probe`] follows if one works.
+    pub(crate) fn probe(&self, swarm: SwarmId, peer: PeerId, addrs: &[SocketAddr]) {
+        self.shared.lock().prober.probe(self.shared.now(), swarm, peer, addrs);
+        self.shared.wake.notify_one();
+    }
+
+    /// Probes a member no more: it is connected.
+    pub(crate) fn stop_probing(&self, swarm: SwarmId, peer: PeerId) {
+        self.shared.lock().prober.stop(swarm, peer);
     }
 
     /// Leaves a swarm and tells the others. Nothing happens if it is not joined.
@@ -209,6 +255,7 @@ impl Discovery {
             swarms: state.swarms.len(),
             client: state.client.stats(),
             lan: state.lan.stats(),
+            probes: state.prober.stats(),
             ..state.status.clone()
         }
     }
@@ -248,6 +295,7 @@ impl Shared {
 impl State {
     fn leave(&mut self, now: Instant, swarm: SwarmId) {
         self.swarms.remove(&swarm);
+        self.prober.leave(swarm);
         self.client.leave(now, swarm);
         self.lan.leave(swarm);
     }
@@ -262,7 +310,8 @@ impl State {
                 Event::Observed { tracker, addr } => {
                     self.status.observed.insert(tracker, addr);
                 }
-                Event::Ring { swarm, peer, .. } => self.hint(swarm, &peer, Via::Tracker),
+                // What it wants is packets from us; µTP2 waits until some of its own have come.
+                Event::Ring { swarm, peer, .. } => self.prober.probe(now, swarm, peer.id, &peer.addrs),
                 // Shown by the client's own list.
                 Event::TrackerUp { .. } | Event::TrackerDown { .. } => {}
             }
@@ -270,13 +319,18 @@ impl State {
         while let Some((swarm, peer)) = self.lan.poll_event() {
             self.hint(swarm, &peer, Via::Lan);
         }
+        while let Some(reached) = self.prober.poll_event() {
+            let Some(sender) = self.swarms.get(&reached.swarm) else { continue };
+            let found = Found { addr: reached.addr, peer: reached.peer, via: Via::Probe, relay: false };
+            self.status.hints_dropped += u64::from(sender.try_send(found).is_err());
+        }
         self.leave_abandoned(now);
     }
 
     fn hint(&mut self, swarm: SwarmId, peer: &Peer, via: Via) {
         let Some(sender) = self.swarms.get(&swarm) else { return };
         for &addr in &peer.addrs {
-            let sent = sender.try_send(Found { addr, peer: peer.id, via });
+            let sent = sender.try_send(Found { addr, peer: peer.id, via, relay: peer.relay });
             self.status.hints_dropped += u64::from(sent.is_err());
         }
     }

@@ -40,6 +40,8 @@ fn agent(port: u16, lan: &LanConfig, trackers: &[SocketAddr]) -> Discovery {
         advertise: vec![],
         trackers: trackers.to_vec(),
         lan: lan.clone(),
+        relay: false,
+        socket: None,
         seed: [port as u8; 32],
     })
     .unwrap()
@@ -196,7 +198,8 @@ async fn agents_find_each_other_through_a_tracker_and_again_after_its_restart() 
     let mut second_found = second.join(key(1), [2; 16]);
     second.set_trackers(&[listen]);
     let hint = next(&mut first_found).await;
-    let expected = Found { addr: addr(4002), peer: key(1).peer_id(&[2; 16]), via: Via::Tracker };
+    let expected =
+        Found { addr: addr(4002), peer: key(1).peer_id(&[2; 16]), via: Via::Tracker, relay: false };
     assert_eq!(hint, expected);
     assert_eq!(next(&mut second_found).await.addr, addr(4001));
     assert_eq!(first.status().trackers, [(listen, true)]);

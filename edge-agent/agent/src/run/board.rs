@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::limits::PROBLEMS_REPORTED;
+use super::ways::ConnectionStatus;
 use crate::report::Reporter;
 
 /// A run as `flotilla-agent status` shows it.
@@ -43,6 +44,8 @@ pub(crate) struct RunStatus {
     pub(crate) problems: u64,
     /// The last of them.
     pub(crate) last_problem: Option<String>,
+    /// How the peers are connected, or what was tried.
+    pub(crate) connections: Vec<ConnectionStatus>,
 }
 
 /// A run's status, written by its task and read by whoever asks.
@@ -69,6 +72,7 @@ impl Board {
             stats: TransferStats::default(),
             problems: 0,
             last_problem: None,
+            connections: Vec::new(),
         })))
     }
 

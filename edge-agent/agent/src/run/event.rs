@@ -11,6 +11,7 @@ use utp2_tokio::{Connection, Handle};
 
 use super::blocks::{Arrived, Content};
 use crate::disk::{BlockReader, ManifestFile, ReadError, StoreError};
+use crate::relay::Met;
 
 /// How a run is to end here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(super) enum Wakeup {
     Incoming(Connection),
     /// A call ended.
     Called(AgentId, Option<Connection>),
+    /// A meeting at a relay came about, or why not.
+    Met(AgentId, Result<Met, String>),
     /// A message came.
     Message(AgentId, Handle, PeerMessage),
     /// A block was acknowledged, or could not be read.

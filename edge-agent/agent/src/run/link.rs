@@ -76,6 +76,11 @@ impl Link {
         self.conn.handle()
     }
 
+    /// Whether it is read, and so the greeting queued before anything else.
+    pub(super) fn is_active(&self) -> bool {
+        self.active
+    }
+
     /// Starts reading.
     pub(super) fn activate(&mut self, agent: AgentId, wakeups: &mpsc::Sender<Wakeup>) {
         if !self.active {

@@ -19,11 +19,17 @@ pub(super) struct Members {
     runs: Arc<Mutex<HashMap<ContextId, Keys>>>,
     trust: watch::Receiver<TrustBundle>,
     clock: Arc<FleetClock>,
+    /// Any member of the fleet may use a relay, or be one.
+    relay_context: ContextId,
 }
 
 impl Members {
-    pub(super) fn new(trust: watch::Receiver<TrustBundle>, clock: Arc<FleetClock>) -> Self {
-        Self { runs: Arc::default(), trust, clock }
+    pub(super) fn new(
+        trust: watch::Receiver<TrustBundle>,
+        clock: Arc<FleetClock>,
+        relay_context: ContextId,
+    ) -> Self {
+        Self { runs: Arc::default(), trust, clock, relay_context }
     }
 
     fn runs(&self) -> MutexGuard<'_, HashMap<ContextId, Keys>> {
@@ -43,7 +49,9 @@ impl Members {
     /// The decision, once the peer has proved the run's secret and its key.
     pub(super) fn may_connect(&self, context: ContextId, peer: &PeerIdentity) -> bool {
         let agent = AgentId::of_key(&peer.public_key);
-        if self.runs().get(&context).is_none_or(|keys| keys.get(&agent) != Some(&peer.public_key)) {
+        let is_participant =
+            || self.runs().get(&context).is_some_and(|keys| keys.get(&agent) == Some(&peer.public_key));
+        if context != self.relay_context && !is_participant() {
             tracing::info!(%agent, "turned away: not in this run");
             return false;
         }
@@ -71,6 +79,8 @@ mod tests {
     use crate::clock;
     use ed25519_dalek::SigningKey;
     use event_schema::{JobId, PeerHint, Role, RunId, Timestamp};
+
+    const RELAY: ContextId = ContextId([9; 16]);
 
     #[test]
     fn only_members_of_the_run_and_fleet() {
@@ -113,7 +123,7 @@ mod tests {
             sealed_secret: Vec::new(),
         };
         let (_sender, trust) = watch::channel(bundle.clone());
-        let members = Members::new(trust, Arc::default());
+        let members = Members::new(trust, Arc::default(), RELAY);
         let (ours, other) = (ContextId([1; 16]), ContextId([2; 16]));
         members.add(ours, &join(vec![hint(public_key)]));
         members.add(other, &join(vec![hint([9; 32])]));
@@ -126,6 +136,9 @@ mod tests {
         assert!(!may(ours, &good, &root), "signed by somebody else");
         assert!(!may(ours, &credential([7; 32], Timestamp::NEVER), &issuer), "of another fleet");
         assert!(!may(ours, &credential(bundle.root_key, Timestamp(clock::now().0 - 1)), &issuer), "expired");
+        assert!(may(RELAY, &good, &issuer), "relays serve the fleet");
+        assert!(!may(RELAY, &good, &root), "and nobody else");
+        assert!(!may(RELAY, &credential([7; 32], Timestamp::NEVER), &issuer));
         members.remove(ours);
         assert!(!may(ours, &good, &issuer));
     }

@@ -14,10 +14,12 @@ mod limiter;
 mod limits;
 mod link;
 mod members;
+mod reach;
 mod record;
 mod task;
 #[cfg(test)]
 mod tests;
+mod ways;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,13 +41,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracker_proto::{SwarmId, SwarmKey};
 use utp2::{ContextId, Identity};
-use utp2_tokio::{Endpoint, EndpointConfig, Incoming};
+use utp2_tokio::{BlockSink, BlockSource, Endpoint, EndpointConfig, Handle, Incoming};
 use zeroize::Zeroizing;
 
 pub(crate) use board::RunStatus;
 
+use crate::beside;
 use crate::clock::FleetClock;
 use crate::discovery::{Discovery, DiscoveryConfig, LanConfig};
+use crate::relay::{Forwarder, RelayLimits, Relays};
 use crate::report::Reporter;
 use board::Board;
 use event::{Ending, Wakeup};
@@ -85,6 +89,10 @@ pub(crate) struct RunDeps {
     pub(crate) datagram: Option<u16>,
     /// Lie about every content block. For tests.
     pub(crate) corrupt_blocks: bool,
+    /// Forward for other members of the fleet, within these limits.
+    pub(crate) relay: Option<RelayLimits>,
+    /// Relays that the owner names, `HOST:PORT` each.
+    pub(crate) relays: Vec<String>,
 }
 
 /// What peers' tickets and our resets are made from, the same after a restart: others hear at once that we lost their
@@ -99,11 +107,13 @@ fn lasting_secret(seed: &[u8; 32]) -> Zeroizing<[u8; 32]> {
 pub(crate) struct RunManager {
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
+    sorting: JoinHandle<()>,
 }
 
 struct Shared {
     host: Host,
-    discovery: Mutex<Option<Discovery>>,
+    relay_context: ContextId,
+    forwarder: Option<Arc<Forwarder>>,
     runs: Mutex<BTreeMap<RunId, Active>>,
     /// Disposals are to break off.
     stopping: AtomicBool,
@@ -126,7 +136,9 @@ impl RunManager {
     /// If no socket can be had there.
     pub(crate) async fn start(deps: RunDeps) -> io::Result<Self> {
         let key = SigningKey::from_bytes(&deps.seed);
-        let members = Members::new(deps.trust, deps.clock);
+        let root_key = deps.trust.borrow().root_key;
+        let relay_context = ContextId(agent_proto::relay::context(&root_key));
+        let members = Members::new(deps.trust, deps.clock, relay_context);
         let judge = members.clone();
         let identity = identity(&key, &deps.credential.borrow())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the credential is too long"))?;
@@ -136,6 +148,11 @@ impl RunManager {
         }
         let (endpoint, incoming) = Endpoint::bind(deps.listen, config)?;
         endpoint.set_lasting_secret(&lasting_secret(&deps.seed));
+        let nothing = Arc::new(NoBlocks);
+        let relay_secret = agent_proto::relay::secret(&root_key);
+        endpoint.add_context(relay_context, relay_secret, nothing.clone(), nothing);
+        let forwarder = deps.relay.map(|limits| Forwarder::start(endpoint.clone(), limits));
+        let (beside, sorting) = beside::sort(endpoint.beside(), forwarder.clone());
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|e| io::Error::other(e.to_string()))?;
         let discovery = Discovery::start(DiscoveryConfig {
@@ -143,6 +160,8 @@ impl RunManager {
             advertise: deps.advertise,
             trackers: Vec::new(),
             lan: deps.lan,
+            relay: forwarder.is_some(),
+            socket: Some((endpoint.clone(), beside)),
             seed,
         })?;
         let host = Host {
@@ -150,6 +169,9 @@ impl RunManager {
             key,
             limiter: deps.upload_limit.map(Limiter::start),
             corrupt: deps.corrupt_blocks,
+            discovery: Arc::new(Mutex::new(Some(discovery))),
+            relays: Arc::new(Relays::new(endpoint.clone(), relay_context)),
+            relays_named: Arc::new(deps.relays),
             endpoint,
             members,
             reporter: deps.reporter,
@@ -159,11 +181,10 @@ impl RunManager {
         if host.corrupt {
             tracing::warn!("this agent sends corrupt blocks, as it was told to for a test");
         }
-        let discovery = Mutex::new(Some(discovery));
-        let shared =
-            Arc::new(Shared { host, discovery, runs: Mutex::default(), stopping: AtomicBool::default() });
+        let stopping = AtomicBool::default();
+        let shared = Arc::new(Shared { host, relay_context, forwarder, runs: Mutex::default(), stopping });
         let accepting = tokio::spawn(accept(shared.clone(), incoming, deps.credential));
-        Ok(Self { shared, accepting })
+        Ok(Self { shared, accepting, sorting })
     }
 
     /// The µTP2 socket's address.
@@ -263,7 +284,7 @@ impl RunManager {
             let seen = status.observed.get(address).map(ToString::to_string);
             serde_json::json!({ "address": address.to_string(), "up": up, "sees_us_at": seen })
         };
-        let (client, lan) = (status.client, status.lan);
+        let (client, lan, probes) = (status.client, status.lan, status.probes);
         serde_json::json!({
             "trackers": status.trackers.iter().map(tracker).collect::<Vec<_>>(),
             "swarms": status.swarms,
@@ -272,13 +293,18 @@ impl RunManager {
             "hints_dropped": status.hints_dropped,
             "tracker_counters": {
                 "sent": client.sent, "answers": client.answers, "timeouts": client.timeouts,
-                "ignored": client.ignored, "forged": client.forged, "stale": client.stale,
+                "calls": client.calls, "rings": client.rings, "ignored": client.ignored, "forged": client.forged, "stale": client.stale,
                 "events_dropped": client.events_dropped,
             },
             "lan_counters": {
                 "sent": lan.sent, "heard": lan.heard, "ignored": lan.ignored, "forged": lan.forged,
                 "stale": lan.stale,
             },
+            "probe_counters": {
+                "questions": probes.questions, "answers": probes.answers, "reached": probes.reached,
+                "ignored": probes.ignored, "limited": probes.limited,
+            },
+            "relay": self.shared.forwarder.as_ref().map(|f| f.stats()),
         })
     }
 
@@ -306,6 +332,8 @@ impl RunManager {
 impl Drop for RunManager {
     fn drop(&mut self) {
         self.accepting.abort();
+        // It holds the socket by way of the relay.
+        self.sorting.abort();
     }
 }
 
@@ -315,7 +343,7 @@ impl Shared {
     }
 
     fn discovery(&self) -> MutexGuard<'_, Option<Discovery>> {
-        self.discovery.lock().unwrap_or_else(PoisonError::into_inner)
+        self.host.discovery()
     }
 
     /// Uses the trackers of all active runs.
@@ -335,6 +363,19 @@ impl Shared {
     }
 }
 
+/// Sessions with relays carry messages only.
+struct NoBlocks;
+
+impl BlockSource for NoBlocks {
+    fn read(&self, _: Handle, _tag: u64, _offset: u32, _buf: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl BlockSink for NoBlocks {
+    fn write(&self, _: Handle, _tag: u64, _offset: u32, _fin: bool, _data: &[u8]) {}
+}
+
 /// Who we are to other agents.
 fn identity(key: &SigningKey, credential: &[u8]) -> Option<Identity> {
     (credential.len() <= Identity::MAX_CREDENTIAL).then(|| Identity::new(key.to_bytes(), credential.to_vec()))
@@ -348,6 +389,13 @@ async fn accept(shared: Arc<Shared>, mut incoming: Incoming, mut credential: wat
             conn = incoming.accept() => {
                 let Some(conn) = conn else { return };
                 let context = conn.context();
+                if context == shared.relay_context {
+                    match &shared.forwarder {
+                        Some(forwarder) => forwarder.accept(conn),
+                        None => conn.close(link::code::GOING, "no relay"),
+                    }
+                    continue;
+                }
                 let run = shared.runs().values().find(|a| a.context == context).map(|a| a.wakeups.clone());
                 if let Some(wakeups) = run {
                     // A run whose queue is full takes it later; others don't wait for that.

@@ -1,20 +1,22 @@
 //! One run on one agent: the task that wakes for connections, messages, blocks, the disk and time, tells
 //! its machine, and carries out what the machine asks for.
 //!
-//! `peers.rs` has connections, `transfer.rs` blocks on their ways, `role.rs` what differs between source and
+//! `peers.rs` has connections, `reaching.rs` finds ways to peers, `transfer.rs` blocks on their ways, `role.rs` what differs between source and
 //! destination: how a run begins, stalls and completes.
 
 mod peers;
+mod reaching;
 mod role;
 mod transfer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use agent_proto::peer::PeerMessage;
 use ed25519_dalek::SigningKey;
 use event_schema::{
     AgentId, JoinRun, Role, RunAgentState, RunCompleted, RunServed, RunStateReported, TransferStats,
@@ -38,8 +40,10 @@ use super::link::{Link, code};
 use super::members::Members;
 use super::record::{Record, RunFolder};
 use super::work::{Indexing, Workers, place};
-use crate::discovery::Found;
+use crate::discovery::{Discovery, Found};
+use crate::relay::Relays;
 use crate::report::Reporter;
+use reaching::Reaching;
 
 /// What a task takes from its queues before it asks the machine what to do.
 const BATCH: usize = 256;
@@ -56,6 +60,17 @@ pub(super) struct Host {
     pub(super) corrupt: bool,
     pub(super) data: PathBuf,
     pub(super) storage: PathBuf,
+    pub(super) discovery: Arc<Mutex<Option<Discovery>>>,
+    pub(super) relays: Arc<Relays>,
+    /// Relays that the owner names, `HOST:PORT` each.
+    pub(super) relays_named: Arc<Vec<String>>,
+}
+
+impl Host {
+    /// None once the agent ends.
+    pub(super) fn discovery(&self) -> MutexGuard<'_, Option<Discovery>> {
+        self.discovery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Who decides.
@@ -91,6 +106,7 @@ pub(super) struct Task {
     peers: BTreeMap<AgentId, Peer>,
     handles: HashMap<Handle, AgentId>,
     dialer: Dialer,
+    reaching: Reaching,
     workers: Option<Workers>,
     indexing: Arc<Indexing>,
     /// Work on a blocking thread whose end will be told.
@@ -150,6 +166,7 @@ impl Task {
             peers: BTreeMap::new(),
             handles: HashMap::new(),
             dialer,
+            reaching: Reaching::default(),
             workers: None,
             indexing: Arc::default(),
             busy: false,
@@ -166,6 +183,7 @@ impl Task {
         let mut found = found.unwrap_or_else(|| mpsc::channel(1).1);
         let pseudonyms: HashMap<PeerId, AgentId> =
             self.join.peers.iter().map(|p| (swarm.peer_id(&p.agent.0), p.agent)).collect();
+        self.reaching.set_swarm(swarm);
         self.begin();
         let (ending, done) = loop {
             self.drive();
@@ -178,7 +196,7 @@ impl Task {
                 }
                 Some(hint) = found.recv() => {
                     if let Some(&agent) = pseudonyms.get(&hint.peer) {
-                        self.dialer.hint(Instant::now(), agent, hint.addr);
+                        self.take_hint(agent, hint);
                     }
                     None
                 }
@@ -219,9 +237,16 @@ impl Task {
             Wakeup::Incoming(conn) => self.adopt(conn),
             Wakeup::Called(agent, conn) => {
                 self.dialer.ended(Instant::now(), agent, conn.is_some());
+                if conn.is_none() {
+                    self.way_failed(agent);
+                }
                 conn.into_iter().for_each(|conn| self.adopt(conn));
             }
+            Wakeup::Met(agent, met) => self.take_met(agent, met),
             Wakeup::Closed(agent, handle) => self.drop_peer(agent, handle),
+            Wakeup::Message(agent, handle, PeerMessage::Peers(told)) if self.is_present(agent, handle) => {
+                self.take_peers(agent, &told);
+            }
             Wakeup::Message(agent, handle, message) if self.is_present(agent, handle) => {
                 let now = self.now();
                 match &mut self.machine {
@@ -283,6 +308,7 @@ impl Task {
 
     fn tick(&mut self, now: Instant) {
         self.call_peers(now);
+        self.reach_peers(now);
         self.try_again(now);
         self.refresh_board();
         if now >= self.ticks.telemetry {

@@ -119,6 +119,8 @@ impl Agent {
             lan: crate::discovery::LanConfig { enabled: false, ..Default::default() },
             upload_limit: self.options.upload_limit,
             datagram: None,
+            relay: None,
+            relays: Vec::new(),
             corrupt_blocks: self.options.lies,
         };
         // The port of last time is free when the last task of the old manager has seen its end.

@@ -22,6 +22,7 @@ impl Task {
         let room = PEERS_DIALLED.saturating_sub(self.peers.len());
         let peers = &self.peers;
         for (agent, addresses) in self.dialer.due(now, room, |agent| peers.contains_key(&agent)) {
+            self.want(now, agent, &addresses);
             let (endpoint, context, wakeups) =
                 (self.host.endpoint.clone(), self.context, self.wakeups.clone());
             tokio::spawn(async move {
@@ -73,6 +74,7 @@ impl Task {
             link.activate(agent, &self.wakeups);
         }
         self.peers.insert(agent, Peer { link, _limited: limited });
+        self.way_found(agent);
     }
 
     pub(super) fn drop_peer(&mut self, agent: AgentId, handle: Handle) {
@@ -82,6 +84,7 @@ impl Task {
             return;
         }
         self.peers.remove(&agent);
+        self.way_lost(agent);
         tracing::info!(run = %self.join.run, peer = %agent, "peer gone");
         let now = self.now();
         match &mut self.machine {

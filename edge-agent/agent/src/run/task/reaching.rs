@@ -1,0 +1,388 @@
+//! Ways to peers that plain calls do not find: hints, calls through trackers, peers told by peers, relays
+//! (`edge-agent/PATHS.md`).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use agent_proto::limits::{ADDRESSES_TOLD, PEERS_TOLD};
+use agent_proto::peer::{KnownPeer, PackedAddress, PeerMessage, Peers};
+use event_schema::AgentId;
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+use tracker_proto::SwarmKey;
+use utp2_tokio::Endpoint;
+
+use super::Task;
+use crate::discovery::{Found, Via};
+use crate::relay::Met;
+use crate::run::dial::call;
+use crate::run::event::Wakeup;
+use crate::run::reach::{Reach, Step};
+use crate::run::ways::{Way, Ways};
+
+/// Relays that one agent considers.
+const RELAYS: usize = 8;
+
+/// How long the larger id waits before it calls a peer that answers a probe, and how long nobody calls it again there.
+const CROSSING_WAIT: Duration = Duration::from_secs(1);
+const CALL_AGAIN: Duration = Duration::from_secs(3);
+
+/// How often connections are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Least time between two messages of whom we know to one peer, the usual time, and what we take from one.
+const TELL: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(60));
+const TOLD_LEAST: Duration = Duration::from_secs(10);
+
+/// How long a meeting is kept without a connection by it, and after the connection has found a direct way.
+const MET_UNUSED: Duration = Duration::from_secs(40);
+const MET_LEFT: Duration = Duration::from_secs(5);
+
+/// A meeting with a peer.
+struct Meeting {
+    met: Met,
+    /// A connection went by it last.
+    used: Instant,
+    direct_since: Option<Instant>,
+}
+
+/// What one session told and was told.
+#[derive(Default)]
+struct Gossip {
+    told_at: Option<Instant>,
+    told: Vec<KnownPeer>,
+    heard_at: Option<Instant>,
+}
+
+/// The part of a run's task that finds ways.
+#[derive(Default)]
+pub(super) struct Reaching {
+    swarm: Option<SwarmKey>,
+    pub(super) reach: Reach,
+    pub(super) ways: Ways,
+    meetings: BTreeMap<AgentId, Meeting>,
+    /// Members that say that they are relays, and where.
+    relays: BTreeMap<AgentId, SocketAddr>,
+    gossip: BTreeMap<AgentId, Gossip>,
+    /// Addresses of each peer, to be probed when it is called.
+    addresses: BTreeMap<AgentId, Vec<SocketAddr>>,
+    /// Addresses that peers told, which therefore work without a call if they do.
+    gossiped: Vec<SocketAddr>,
+    looked: Option<Instant>,
+    /// When peers were called where they answered.
+    called: BTreeMap<AgentId, Instant>,
+}
+
+/// Addresses of one peer that are kept for probes.
+const ADDRESSES_KEPT: usize = 12;
+
+/// Gossiped addresses that are remembered as such.
+const GOSSIPED: usize = 256;
+
+impl Reaching {
+    pub(super) fn set_swarm(&mut self, swarm: SwarmKey) {
+        self.swarm = Some(swarm);
+    }
+
+    fn keep_address(&mut self, agent: AgentId, addr: SocketAddr) {
+        let kept = self.addresses.entry(agent).or_default();
+        kept.retain(|a| *a != addr);
+        kept.truncate(ADDRESSES_KEPT - 1);
+        kept.insert(0, addr);
+    }
+}
+
+impl Task {
+    /// Somebody says that a peer can be reached there.
+    pub(super) fn take_hint(&mut self, agent: AgentId, hint: Found) {
+        if agent == self.host.me {
+            return;
+        }
+        let now = Instant::now();
+        let r = &mut self.reaching;
+        // A probe that neither gossip nor we began was begun by the peer's call.
+        let called = hint.via == Via::Probe && !r.gossiped.contains(&hint.addr);
+        r.ways.found(hint.addr, hint.via, called);
+        if hint.relay && (r.relays.len() < RELAYS || r.relays.contains_key(&agent)) {
+            r.relays.insert(agent, hint.addr);
+        }
+        r.keep_address(agent, hint.addr);
+        if hint.via == Via::Probe {
+            self.reached(now, agent, hint.addr);
+        } else {
+            self.dialer.hint(now, agent, hint.addr);
+        }
+    }
+
+    /// Packets pass between us and a peer there.
+    fn reached(&mut self, now: Instant, agent: AgentId, addr: SocketAddr) {
+        if let Some(peer) = self.peers.get(&agent) {
+            let conn = &peer.link.conn;
+            // One of both sides moves the connection, the other one follows.
+            if Endpoint::is_detour(conn.remote()) && conn.is_initiator() && conn.seek(addr) {
+                self.reaching.ways.tried(agent, format!("{addr}, which answers, in the relay's place"));
+            }
+            return;
+        }
+        self.dialer.hint(now, agent, addr);
+        // A plain call that is under way may wait for addresses that never answer. To avoid crossings the smaller id
+        // calls first, and the other one only if it wanted to.
+        let wait = if self.host.me < agent { Duration::ZERO } else { CROSSING_WAIT };
+        let wanted = self.host.me < agent || self.reaching.reach.is_called(agent);
+        let lately = self.reaching.called.get(&agent).is_some_and(|at| now - *at < CALL_AGAIN);
+        if wanted && !lately {
+            self.reaching.called.insert(agent, now);
+            self.reaching.ways.tried(agent, format!("{addr}, which answers"));
+            self.call_at(agent, addr, wait);
+        }
+    }
+
+    fn call_at(&self, agent: AgentId, addr: SocketAddr, wait: Duration) {
+        let (endpoint, context, wakeups) = (self.host.endpoint.clone(), self.context, self.wakeups.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let conn = call(endpoint, context, agent, vec![addr]).await;
+            // A run that ended meanwhile drops, and so closes, the connection.
+            let _ = wakeups.send(Wakeup::Called(agent, conn)).await;
+        });
+    }
+
+    /// A plain call begins.
+    pub(super) fn want(&mut self, now: Instant, agent: AgentId, addresses: &[SocketAddr]) {
+        self.reaching.reach.wanted(now, agent);
+        for &addr in addresses.iter().rev() {
+            self.reaching.keep_address(agent, addr);
+        }
+        let list: Vec<String> = addresses.iter().take(4).map(ToString::to_string).collect();
+        self.reaching.ways.tried(agent, format!("{} address(es): {}", addresses.len(), list.join(", ")));
+    }
+
+    /// Carries out what is due; called with every tick.
+    pub(super) fn reach_peers(&mut self, now: Instant) {
+        if self.reaching.looked.is_none_or(|at| now - at >= LOOK) {
+            self.reaching.looked = Some(now);
+            self.look_at_ways(now);
+            self.tell_peers(now);
+        }
+        let relays = !self.reaching.relays.is_empty() || !self.host.relays_named.is_empty();
+        for step in self.reaching.reach.due(now, relays) {
+            match step {
+                Step::Call(agent) => self.call_through_trackers(agent),
+                Step::Relay(agent, round) => self.meet(agent, round),
+            }
+        }
+    }
+
+    fn call_through_trackers(&mut self, agent: AgentId) {
+        let Some(swarm) = &self.reaching.swarm else { return };
+        let addresses = self.reaching.addresses.get(&agent).cloned().unwrap_or_default();
+        let peer = swarm.peer_id(&agent.0);
+        let asked = self.host.discovery().as_ref().map_or(0, |d| d.call(swarm.swarm(), peer, &addresses));
+        self.reaching
+            .ways
+            .tried(agent, format!("called through {asked} tracker(s), {} probed", addresses.len()));
+    }
+
+    /// Meets a peer at the relay of this round.
+    fn meet(&mut self, agent: AgentId, round: usize) {
+        let Some(swarm) = &self.reaching.swarm else { return };
+        let meeting = swarm.meeting(swarm.peer_id(&self.host.me.0), swarm.peer_id(&agent.0));
+        let order = |name: &[&[u8]]| -> [u8; 32] {
+            let begun = Sha256::new().chain_update(meeting);
+            name.iter().fold(begun, |hash, part| hash.chain_update(part)).finalize().into()
+        };
+        let mut choice: Vec<([u8; 32], String)> = Vec::new();
+        for (relay, heard) in self.reaching.relays.iter().filter(|(relay, _)| **relay != agent) {
+            let connected =
+                self.peers.get(relay).map(|p| p.link.conn.remote()).filter(|a| !Endpoint::is_detour(*a));
+            choice.push((order(&[&relay.0]), connected.unwrap_or(*heard).to_string()));
+        }
+        for name in self.host.relays_named.iter() {
+            choice.push((order(&[name.as_bytes()]), name.clone()));
+        }
+        choice.sort();
+        choice.truncate(RELAYS);
+        let Some((_, name)) = choice.get(round % choice.len().max(1)).cloned() else {
+            return self.reaching.reach.relay_ended(Instant::now(), agent);
+        };
+        self.reaching.ways.tried(agent, format!("the relay at {name}"));
+        let (relays, wakeups) = (self.host.relays.clone(), self.wakeups.clone());
+        tokio::spawn(async move {
+            let met = match tokio::net::lookup_host(name.as_str()).await.map(|mut found| found.next()) {
+                Ok(Some(addr)) => relays.meet(addr, meeting).await,
+                Ok(None) => Err("the relay has no address".into()),
+                Err(error) => Err(format!("the relay's name: {error}")),
+            };
+            let _ = wakeups.send(Wakeup::Met(agent, met)).await;
+        });
+    }
+
+    /// A meeting came about, or not.
+    pub(super) fn take_met(&mut self, agent: AgentId, met: Result<Met, String>) {
+        let now = Instant::now();
+        match met {
+            Ok(met) if !self.peers.contains_key(&agent) => {
+                tracing::info!(run = %self.join.run, peer = %agent, relay = %met.relay, "meeting at a relay");
+                if self.host.me < agent {
+                    self.call_at(agent, met.place, Duration::ZERO);
+                }
+                self.reaching.meetings.insert(agent, Meeting { met, used: now, direct_since: None });
+            }
+            Ok(_not_needed) => self.reaching.reach.relay_ended(now, agent),
+            Err(why) => {
+                self.reaching.ways.failed(agent, why);
+                self.reaching.reach.relay_ended(now, agent);
+            }
+        }
+    }
+
+    /// A call ended without a connection.
+    pub(super) fn way_failed(&mut self, agent: AgentId) {
+        if !self.peers.contains_key(&agent) {
+            self.reaching.ways.failed(agent, "nobody answered where it was called".into());
+        }
+    }
+
+    /// A peer is connected.
+    pub(super) fn way_found(&mut self, agent: AgentId) {
+        let now = Instant::now();
+        self.look_at(now, agent);
+        if let (Some(swarm), Some(discovery)) = (&self.reaching.swarm, &*self.host.discovery()) {
+            discovery.stop_probing(swarm.swarm(), swarm.peer_id(&agent.0));
+        }
+    }
+
+    /// A connection is gone.
+    pub(super) fn way_lost(&mut self, agent: AgentId) {
+        self.reaching.meetings.remove(&agent);
+        self.reaching.gossip.remove(&agent);
+        self.reaching.reach.lost(agent);
+        self.reaching.ways.lost(agent);
+    }
+
+    fn look_at(&mut self, now: Instant, agent: AgentId) {
+        let Some(peer) = self.peers.get(&agent) else { return };
+        let r = &mut self.reaching;
+        let relay = r.meetings.get(&agent).map(|m| (m.met.relay, m.met.via));
+        let port = self.host.endpoint.local_addr().port();
+        r.called.remove(&agent);
+        let way = r.ways.look(now, agent, &peer.link.conn, port, relay);
+        r.reach.connected(now, agent, way == Way::Relayed);
+        if let Some(meeting) = r.meetings.get_mut(&agent) {
+            if way == Way::Relayed {
+                (meeting.used, meeting.direct_since) = (now, None);
+            } else {
+                meeting.direct_since.get_or_insert(now);
+            }
+        }
+    }
+
+    fn look_at_ways(&mut self, now: Instant) {
+        let connected: Vec<AgentId> = self.peers.keys().copied().collect();
+        connected.into_iter().for_each(|agent| self.look_at(now, agent));
+        let ended: Vec<AgentId> = self
+            .reaching
+            .meetings
+            .iter()
+            .filter(|(_, m)| {
+                let left = m.direct_since.is_some_and(|at| now - at >= MET_LEFT);
+                left || now - m.used >= MET_UNUSED || m.met.is_over()
+            })
+            .map(|(agent, _)| *agent)
+            .collect();
+        for agent in ended {
+            let Some(meeting) = self.reaching.meetings.remove(&agent) else { continue };
+            if meeting.direct_since.is_none() {
+                if meeting.met.is_over() {
+                    self.reaching.ways.failed(agent, "the relay ended the meeting".into());
+                }
+                self.reaching.reach.relay_ended(now, agent);
+                // Without the relay the connection is dead; better to know than to wait for silence.
+                if let Some(peer) = self.peers.get(&agent)
+                    && peer.link.conn.remote() == meeting.met.place
+                {
+                    peer.link.close(crate::run::link::code::GOING, "the relay ended the meeting");
+                }
+            }
+        }
+        self.board.lock().connections = self.reaching.ways.shown();
+    }
+
+    // --- peers told by peers ---
+
+    fn tell_peers(&mut self, now: Instant) {
+        let known: Vec<KnownPeer> = self
+            .peers
+            .iter()
+            .filter_map(|(agent, peer)| {
+                let remote = peer.link.conn.remote();
+                (!Endpoint::is_detour(remote)).then(|| KnownPeer {
+                    agent: *agent,
+                    addresses: vec![PackedAddress::new(remote)],
+                    relay: self.reaching.relays.contains_key(agent),
+                })
+            })
+            .collect();
+        for (agent, peer) in &self.peers {
+            if !peer.link.is_active() {
+                continue;
+            }
+            let gossip = self.reaching.gossip.entry(*agent).or_default();
+            let since = gossip.told_at.map(|at| now - at);
+            let others = known.iter().filter(|k| k.agent != *agent);
+            let fresh = others.clone().any(|k| !gossip.told.contains(k));
+            let due = since.is_none_or(|s| s >= if fresh { TELL.0 } else { TELL.1 });
+            if !due || !fresh {
+                continue;
+            }
+            // From another place on for each, so that with many peers all are told of by somebody.
+            let start = usize::from(agent.0[0]) % known.len().max(1);
+            let peers: Vec<KnownPeer> = known
+                .iter()
+                .cycle()
+                .skip(start)
+                .take(known.len())
+                .filter(|k| k.agent != *agent)
+                .take(PEERS_TOLD)
+                .cloned()
+                .collect();
+            (gossip.told_at, gossip.told) = (Some(now), known.clone());
+            peer.link.send(&PeerMessage::from(Peers { peers }));
+        }
+    }
+
+    /// A peer tells whom it is connected to.
+    pub(super) fn take_peers(&mut self, agent: AgentId, told: &Peers) {
+        let now = Instant::now();
+        let gossip = self.reaching.gossip.entry(agent).or_default();
+        if gossip.heard_at.replace(now).is_some_and(|at| now - at < TOLD_LEAST) {
+            return;
+        }
+        let Some(swarm) = self.reaching.swarm.clone() else { return };
+        let on_loopback = self.peers.get(&agent).is_some_and(|p| p.link.conn.remote().ip().is_loopback());
+        for known in told.peers.iter().take(PEERS_TOLD) {
+            let is_member = self.join.peers.iter().any(|p| p.agent == known.agent);
+            if known.agent == self.host.me || !is_member || self.peers.contains_key(&known.agent) {
+                continue;
+            }
+            let addresses: Vec<SocketAddr> = known
+                .addresses
+                .iter()
+                .take(ADDRESSES_TOLD)
+                .filter_map(PackedAddress::address)
+                .filter(|a| (on_loopback || !a.ip().is_loopback()) && !Endpoint::is_detour(*a))
+                .collect();
+            let r = &mut self.reaching;
+            for addr in &addresses {
+                if !r.gossiped.contains(addr) {
+                    r.gossiped.truncate(GOSSIPED - 1);
+                    r.gossiped.insert(0, *addr);
+                }
+            }
+            if let Some(discovery) = &*self.host.discovery() {
+                discovery.probe(swarm.swarm(), swarm.peer_id(&known.agent.0), &addresses);
+            }
+        }
+    }
+}
