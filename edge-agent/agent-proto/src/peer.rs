@@ -71,6 +71,8 @@ tagged_enum! {
         (9, 1) "unavailable" => Unavailable,
         /// Everything is in place here; I go on serving.
         (10, 1) "complete" => Complete,
+        /// To a near peer that understands it: I am fetching these from afar.
+        (11, 1) "fetching" => Fetching,
         /// Where I am connected to other members (`edge-agent/PATHS.md` §3).
         (20, 1) "peers" => Peers,
     }
@@ -79,7 +81,7 @@ tagged_enum! {
 /// First message of both sides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Version of the agent program, for people.
+    /// Version of the agent program, for people, and words on what it can do (`PROTOCOL.md` §3.1).
     pub version: alloc::string::String,
     /// Whether this agent is the run's source: it answers [`Want`].
     pub origin: bool,
@@ -159,6 +161,13 @@ pub struct Unavailable {
 /// Everything is in place here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Complete {}
+
+/// To a peer at the same site: these blocks are asked of far ones here, and can soon be had here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetching {
+    /// Which, at most [`crate::limits::RANGES_MAX`] ranges.
+    pub ranges: Vec<BlockRange>,
+}
 
 /// Where the sender is connected to other members of the run right now, by no relay (`edge-agent/PATHS.md` §3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

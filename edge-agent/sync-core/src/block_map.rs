@@ -208,6 +208,20 @@ impl BlockMap {
         )
     }
 
+    /// The first block from `from` on that is here and in neither of two others, maps of the same length.
+    pub(crate) fn next_in_none_of(&self, one: &Self, other: &Self, from: u64) -> Option<u64> {
+        self.search(
+            from,
+            |chunk| {
+                !matches!(
+                    (&self.chunks[chunk], &one.chunks[chunk], &other.chunks[chunk]),
+                    (Chunk::Empty, ..) | (_, Chunk::Full, _) | (.., Chunk::Full)
+                )
+            },
+            |word| self.word(word) & !one.word(word) & !other.word(word),
+        )
+    }
+
     /// The first block from `from` on that is neither here nor in `other`, a map of the same length.
     pub fn next_in_neither(&self, other: &Self, from: u64) -> Option<u64> {
         self.search(
@@ -473,6 +487,10 @@ mod tests {
         assert_eq!(here.next_not_in(&other, 8999), None);
         assert_eq!(here.next_in_neither(&other, 0), Some(8999));
         assert_eq!(BlockMap::full(9000).next_in_neither(&other, 0), None);
+        let third = BlockMap::from_ranges(9000, [15..16, 8500..8700]);
+        assert_eq!(here.next_in_none_of(&other, &third, 0), Some(16));
+        assert_eq!(here.next_in_none_of(&other, &third, 18), Some(8700));
+        assert_eq!(here.next_in_none_of(&other, &BlockMap::full(9000), 0), None);
     }
 
     #[test]

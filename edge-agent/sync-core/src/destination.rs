@@ -21,6 +21,7 @@ use agent_proto::peer::{
 use event_schema::{AgentId, RunId, Signed};
 use timebase::Instant;
 
+use crate::abilities;
 use crate::action::{Action, Misbehaviour};
 use crate::block_map::BlockMap;
 use crate::config::{BLOCKS_MAX, FetchConfig, REQUEST_MAX, UploadConfig};
@@ -66,6 +67,11 @@ pub enum Phase {
 #[derive(Default)]
 struct Peer {
     greeted: bool,
+    /// What it said of itself: whether it understands `Fetching`, and its site's label.
+    understands: bool,
+    site: Option<u64>,
+    /// The driver found it on the local network.
+    local: bool,
     /// Showed the head that we know; only then its block numbers mean what ours do.
     same_head: bool,
     no_hashes_until: Option<Instant>,
@@ -100,6 +106,8 @@ pub struct Destination {
     source: AgentId,
     config: FetchConfig,
     seed: u64,
+    me: AgentId,
+    site: Option<u64>,
     peers: BTreeMap<AgentId, Peer>,
     /// Sent what was not genuine: nothing is taken from them, but they are served.
     shunned: BTreeSet<AgentId>,
@@ -121,6 +129,8 @@ impl Destination {
             info,
             config,
             seed,
+            me: AgentId([0; 16]),
+            site: None,
             peers: BTreeMap::new(),
             shunned: BTreeSet::new(),
             known: None,
@@ -150,6 +160,36 @@ impl Destination {
         }
         self.tell_manifest();
         true
+    }
+
+    /// Says who we are and, if that is known, where: the label of our site is the same for all agents there. To be
+    /// called before anything else; without it no peer counts as near.
+    #[must_use]
+    pub fn at_site(mut self, me: AgentId, site: Option<u64>) -> Self {
+        (self.me, self.site) = (me, site);
+        self
+    }
+
+    /// A connected peer was found to be on our local network, whatever its site's label.
+    pub fn handle_local(&mut self, peer: AgentId) {
+        if let Some(state) = self.peers.get_mut(&peer) {
+            state.local = true;
+            self.see_near(peer);
+        }
+    }
+
+    /// Whether a connected peer counts as near: what it has or fetches is not fetched from far ones.
+    pub fn is_near(&self, peer: AgentId) -> bool {
+        let near = |p: &Peer| p.understands && (p.local || p.site.is_some() && p.site == self.site);
+        self.me != AgentId([0; 16]) && self.peers.get(&peer).is_some_and(near)
+    }
+
+    fn see_near(&mut self, peer: AgentId) {
+        let near = self.is_near(peer);
+        if let Some(known) = &mut self.known {
+            known.manifest.set_near(peer, near);
+            known.content.set_near(peer, near);
+        }
     }
 
     /// Where it stands.
@@ -209,7 +249,8 @@ impl Destination {
         self.handle_disconnected(now, peer);
         self.peers.insert(peer, Peer::default());
         self.uploads.add_peer(peer);
-        self.send(peer, Hello { version: self.info.version.clone(), origin: false });
+        let version = abilities::write(&self.info.version, self.site);
+        self.send(peer, Hello { version, origin: false });
         let Some(known) = &mut self.known else { return };
         if known.has_hashes() {
             let head = Head { signed: known.signed.clone() };
@@ -253,7 +294,11 @@ impl Destination {
             return;
         }
         match message {
-            PeerMessage::Hello(_) => state.greeted = true,
+            PeerMessage::Hello(hello) => {
+                state.greeted = true;
+                (state.understands, state.site) = abilities::read(&hello.version);
+                self.see_near(peer);
+            }
             PeerMessage::Head(head) => self.handle_head(now, peer, head.signed),
             PeerMessage::GetManifestHashes(get) => self.give_hashes(peer, get.first as usize),
             PeerMessage::ManifestHashes(hashes) => self.handle_hashes(now, peer, hashes),
@@ -279,6 +324,12 @@ impl Destination {
                     if self.uploads.cancel(peer, block) == Cancelled::Sending {
                         self.out.push_back(Action::CancelUpload { peer, block });
                     }
+                }
+            }
+            PeerMessage::Fetching(fetching) => {
+                if let Some(known) = self.known_of(peer) {
+                    known.manifest.handle_fetching(now, peer, &fetching.ranges);
+                    known.content.handle_fetching(now, peer, &fetching.ranges);
                 }
             }
             // Only an origin answers this; a destination owes nobody anything of its choice.
@@ -445,11 +496,12 @@ impl Destination {
     fn join_swarms(&mut self, now: Instant, peer: AgentId) {
         let source = peer == self.source;
         let rtt = self.peers.get(&peer).and_then(|p| p.rtt);
-        let shunned = self.shunned.contains(&peer);
+        let (shunned, near) = (self.shunned.contains(&peer), self.is_near(peer));
         if let Some(known) = &mut self.known {
             for space in [Space::Manifest, Space::Content] {
                 let swarm = known.swarm(space);
                 swarm.add_peer(now, peer, source, shunned);
+                swarm.set_near(peer, near);
                 rtt.into_iter().for_each(|rtt| swarm.set_rtt(peer, rtt));
             }
         }
@@ -481,7 +533,7 @@ impl Destination {
     }
 
     fn learn_head(&mut self, now: Instant, head: ManifestHead, signed: Signed) {
-        let swarm = |space, len, seed| Swarm::new(space, len, self.config.clone(), seed, now);
+        let swarm = |space, len, seed| Swarm::new(space, len, self.config.clone(), self.me, seed, now);
         self.known = Some(Known {
             hashes: Vec::new(),
             manifest: swarm(Space::Manifest, head.manifest_blocks(), self.seed),

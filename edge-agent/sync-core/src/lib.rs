@@ -9,6 +9,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod abilities;
 mod action;
 mod block_map;
 mod chance;

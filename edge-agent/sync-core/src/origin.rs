@@ -167,6 +167,7 @@ impl Origin {
             PeerMessage::Head(_)
             | PeerMessage::ManifestHashes(_)
             | PeerMessage::Unavailable(_)
+            | PeerMessage::Fetching(_)
             | PeerMessage::Peers(_) => {}
         }
     }

@@ -10,6 +10,7 @@
 
 mod patience;
 mod schedule;
+mod site;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
@@ -49,6 +50,10 @@ struct Peer {
     source: bool,
     /// Chooses itself what it sends: the source, where content is concerned.
     origin: bool,
+    /// At our site.
+    near: bool,
+    /// What a near peer is fetching from afar, and since when.
+    fetching: BTreeMap<u64, Instant>,
     have: BlockMap,
     asked: BTreeMap<u64, Instant>,
     /// Blocks of its choice that an origin still owes us.
@@ -111,6 +116,16 @@ pub(crate) struct Swarm {
     held: Vec<AgentId>,
     begun: bool,
     paused: bool,
+    /// This agent.
+    me: AgentId,
+    /// How many near peers there are that can be used.
+    near: usize,
+    /// What near peers have or are fetching.
+    sited: BlockMap,
+    /// What far peers have and nobody at the site has taken on, and for how many ticks.
+    waiting: BTreeMap<u64, u8>,
+    /// What arrives from far peers.
+    far_pace: Pace,
     patience: Patience,
     announce: Vec<u64>,
     announce_at: Option<Instant>,
@@ -124,7 +139,14 @@ pub(crate) struct Swarm {
 
 impl Swarm {
     /// A swarm that asks for nothing until [`Self::begin`].
-    pub(crate) fn new(space: Space, len: u64, config: FetchConfig, seed: u64, now: Instant) -> Self {
+    pub(crate) fn new(
+        space: Space,
+        len: u64,
+        config: FetchConfig,
+        me: AgentId,
+        seed: u64,
+        now: Instant,
+    ) -> Self {
         Self {
             space,
             chance: Chance::new(seed),
@@ -143,6 +165,11 @@ impl Swarm {
             held: Vec::new(),
             begun: false,
             paused: true,
+            me,
+            near: 0,
+            sited: BlockMap::new(len),
+            waiting: BTreeMap::new(),
+            far_pace: Pace::new(),
             patience: Patience::new(now, &config),
             announce: Vec::new(),
             announce_at: None,
@@ -221,6 +248,8 @@ impl Swarm {
             source,
             // In the manifest's space every peer is asked by number: it is small and needed at once.
             origin: source && self.space == Space::Content,
+            near: false,
+            fetching: BTreeMap::new(),
             have: BlockMap::new(self.have.len()),
             asked: BTreeMap::new(),
             credit: 0,
@@ -253,6 +282,9 @@ impl Swarm {
             self.supply.sub_map(&peer.have);
         }
         self.origin.take_if(|origin| *origin == id);
+        if peer.near {
+            self.see_site();
+        }
         self.out.retain(|(to, _)| *to != id);
     }
 
@@ -271,6 +303,9 @@ impl Swarm {
         let mut added: Option<BlockMap> = None;
         for range in disjoint(ranges, self.space, self.have.len()) {
             let gaps: Vec<_> = peer.have.gaps_in(range.clone()).collect();
+            if peer.near && counted {
+                self.sited.insert_range(range.clone());
+            }
             peer.have.insert_range(range);
             for gap in gaps {
                 useful |= self.taken.next_clear(gap.start).is_some_and(|open| open < gap.end);
@@ -352,7 +387,9 @@ impl Swarm {
         self.pace.arrived(now);
         peer.active = now;
         peer.snubs = 0;
-        if peer.snubbed.take().is_some() && !peer.origin {
+        let far = !peer.near;
+        let back = peer.snubbed.take().is_some() && !peer.origin;
+        if back {
             self.supply.add_map(&peer.have);
         }
         let asked = peer.asked.remove(&block).is_some();
@@ -363,6 +400,12 @@ impl Swarm {
         }
         if peer.asked.is_empty() && peer.credit == 0 {
             peer.pace.rest();
+        }
+        if back && !far {
+            self.see_site();
+        }
+        if far {
+            self.far_pace.arrived(now);
         }
         self.ready.append(&mut self.held);
         self.wake(id);
@@ -435,6 +478,7 @@ impl Swarm {
             self.supply.sub_map(&peer.have);
         }
         peer.shunned = true;
+        self.see_site();
         self.wake_all();
     }
 
@@ -476,6 +520,7 @@ impl Swarm {
         }
         self.count_late(now);
         self.sound();
+        self.look_at_site(now);
         self.endgame(now);
         self.wake_all();
     }
@@ -492,6 +537,9 @@ impl Swarm {
             if peer.counts() {
                 self.supply.add_map(&peer.have);
             }
+            if peer.near {
+                return self.see_site();
+            }
         }
         if peer.asked.is_empty() {
             return;
@@ -504,7 +552,11 @@ impl Swarm {
                 peer.snubbed = Some(now + rest);
                 self.supply.sub_map(&peer.have);
             }
+            let near = peer.near;
             self.take_back(id, |_, _| true);
+            if near {
+                self.see_site();
+            }
         } else {
             let patience = self.config.block_timeout;
             self.take_back(id, |_, since| now - since >= patience);

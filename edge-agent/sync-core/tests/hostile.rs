@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use agent_proto::limits::BLOCK_LEN;
 use agent_proto::peer::{
-    BlockAddress, BlockRange, Cancel, Complete, GetManifestHashes, Have, Head, Hello, ManifestHashes,
-    PeerMessage, Request, Unavailable, UnavailableReason, Want,
+    BlockAddress, BlockRange, Cancel, Complete, Fetching, GetManifestHashes, Have, Head, Hello,
+    ManifestHashes, PeerMessage, Request, Unavailable, UnavailableReason, Want,
 };
 use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, RunId, Signed};
@@ -37,7 +37,7 @@ fn manifest() -> (Signed, Vec<[u8; 32]>, Vec<u8>) {
 
 fn destination() -> Destination {
     let info = RunInfo { run: RUN, source_key: source().verifying_key().to_bytes(), version: "test".into() };
-    Destination::new(info, FetchConfig::default(), UploadConfig::default(), 1)
+    Destination::new(info, FetchConfig::default(), UploadConfig::default(), 1).at_site(peer(99), Some(7))
 }
 
 fn peer(n: u8) -> AgentId {
@@ -247,9 +247,13 @@ fn any_message() -> impl Strategy<Value = PeerMessage> {
         Just(UnavailableReason::Changed),
         Just(UnavailableReason::ReadError)
     ];
+    let fetching = ranges.clone().prop_map(|ranges| Fetching { ranges }.into());
     let (signed, hashes, _) = manifest();
     prop_oneof![
-        any::<bool>().prop_map(|origin| Hello { version: String::new(), origin }.into()),
+        any::<bool>().prop_map(|near| {
+            let version = if near { "1 near site=0000000000000007" } else { "" };
+            Hello { version: version.into(), origin: !near }.into()
+        }),
         Just(Head { signed }.into()),
         (0..10u32).prop_map(|first| GetManifestHashes { first }.into()),
         any::<u32>().prop_map(|first| GetManifestHashes { first }.into()),
@@ -263,6 +267,7 @@ fn any_message() -> impl Strategy<Value = PeerMessage> {
         any::<u32>().prop_map(|blocks| Want { blocks }.into()),
         (address, reason).prop_map(|(block, reason)| Unavailable { block, reason }.into()),
         Just(Complete {}.into()),
+        fetching,
     ]
 }
 

@@ -15,6 +15,8 @@ use crate::ranges::{merge, messages};
 const PROBES: usize = 8;
 /// Blocks behind the mean of all peers that make the pipelines one block deeper.
 const BEHIND: u64 = 16;
+/// Blocks passed over at most in one search for one that is ours to fetch.
+const TURNS_MAX: usize = 512;
 /// Blocks passed over at most in one search for what only the origin has.
 const SEARCH_MAX: usize = 1 << 16;
 
@@ -82,7 +84,17 @@ impl Swarm {
         if room * 4 < target && !peer.asked.is_empty() {
             return 0;
         }
-        room.min(self.room_of_all())
+        room.min(self.room_of_all()).min(self.room_of_far(id))
+    }
+
+    /// How many more blocks may be asked of a far peer, for the sake of the site's link: its near ones ask, too.
+    fn room_of_far(&self, id: AgentId) -> usize {
+        if self.near == 0 || self.peers[&id].near {
+            return usize::MAX;
+        }
+        let (least, most) = (4 * self.config.pipeline_min, self.config.pipeline_max);
+        let asked: usize = self.peers.values().filter(|p| !p.near && !p.origin).map(|p| p.asked.len()).sum();
+        (self.far_pace.target(&self.config, least, most) as usize).saturating_sub(asked)
     }
 
     /// Counts what is asked of peers that have been silent for long.
@@ -106,13 +118,20 @@ impl Swarm {
     /// Takes up to `room` missing blocks that the peer has, in short runs, rare ones first.
     fn pick(&mut self, id: AgentId, room: usize) -> Vec<u64> {
         let Some(peer) = self.peers.get(&id) else { return Vec::new() };
+        let far = self.near > 0 && !peer.near;
         let mut picked = Vec::new();
         while picked.len() < room {
             let mut best: Option<(u16, u64)> = None;
             for _ in 0..PROBES {
                 let from = self.chance.below(self.have.len());
-                let found = peer.have.next_not_in(&self.taken, from);
-                let Some(block) = found.or_else(|| peer.have.next_not_in(&self.taken, 0)) else { break };
+                let next = |from| {
+                    if far {
+                        self.next_from_afar(peer, from)
+                    } else {
+                        peer.have.next_not_in(&self.taken, from)
+                    }
+                };
+                let Some(block) = next(from).or_else(|| next(0)) else { break };
                 let supply = self.supply.at(block);
                 if best.is_none_or(|(rarest, _)| supply < rarest) {
                     best = Some((supply, block));
@@ -123,6 +142,7 @@ impl Swarm {
             }
             let Some((rarest, first)) = best else { break };
             let run = room.saturating_sub(picked.len()).min(self.config.run_len as usize) as u64;
+            let run = if far { 1 } else { run };
             for block in first..first + run {
                 if !peer.have.contains(block) || self.supply.at(block) > rarest || !self.taken.insert(block) {
                     break;
@@ -131,6 +151,19 @@ impl Swarm {
             }
         }
         picked
+    }
+
+    /// The next block from `from` on that a far peer has, that nobody at our site has or fetches, and that is ours to
+    /// fetch.
+    fn next_from_afar(&self, peer: &Peer, mut from: u64) -> Option<u64> {
+        for _ in 0..TURNS_MAX {
+            let block = peer.have.next_in_none_of(&self.taken, &self.sited, from)?;
+            if self.is_our_turn(block) {
+                return Some(block);
+            }
+            from = block + 1;
+        }
+        None
     }
 
     fn request(&mut self, now: Instant, id: AgentId, blocks: Vec<u64>) {
@@ -144,6 +177,9 @@ impl Swarm {
                 Entry::Vacant(entry) => _ = entry.insert(Askers(id, None)),
                 Entry::Occupied(mut entry) => entry.get_mut().1 = Some(id),
             }
+        }
+        if self.near > 0 && !peer.near {
+            self.tell_fetching(&blocks);
         }
         for ranges in messages(self.space, merge(blocks)) {
             self.out.push_back((id, PeerMessage::from(Request { ranges })));
@@ -166,6 +202,13 @@ impl Swarm {
             })
             .map(|(block, _)| *block)
             .collect();
+        // What the site fetches from afar it fetches twice only when much later.
+        let much = |block: &u64| {
+            let asker = &self.asked[block].0;
+            self.peers[asker].asked.get(block).is_some_and(|since| now - *since >= 6 * least)
+        };
+        let later: Vec<u64> =
+            if self.near > 0 { late.iter().copied().filter(much).collect() } else { late.clone() };
         let idle = |p: &Peer| !p.origin && !p.shunned && p.snubbed.is_none() && p.asked.is_empty();
         let mut ids: Vec<AgentId> = self.peers.iter().filter(|(_, p)| idle(p)).map(|(id, _)| *id).collect();
         let shift = self.chance.below(ids.len() as u64) as usize;
@@ -173,7 +216,9 @@ impl Swarm {
         for id in ids {
             let (mut picked, most) = (Vec::new(), self.config.pipeline_min as usize);
             late.retain(|block| {
-                let take = picked.len() < most && self.peers[&id].have.contains(*block);
+                let peer = &self.peers[&id];
+                let take =
+                    picked.len() < most && peer.have.contains(*block) && (peer.near || later.contains(block));
                 if take {
                     picked.push(*block);
                 }
@@ -211,7 +256,7 @@ impl Swarm {
         let start = self.chance.below(self.have.len());
         let mut from = start;
         while picked.len() < room && passed < SEARCH_MAX {
-            match self.peers[&id].have.next_not_in(&self.taken, from) {
+            match self.peers[&id].have.next_in_none_of(&self.taken, &self.sited, from) {
                 Some(block) if !wrapped || block < start => {
                     from = block + 1;
                     if self.supply.at(block) == 0 {

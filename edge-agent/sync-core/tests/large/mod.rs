@@ -128,3 +128,54 @@ fn one_to_ten_thousand() {
     let outcome = one_to(Case { n: 10_000, mib: 32, mbit: 20, seed: 1, leave: None });
     assert!(outcome.time <= 1.3 && outcome.copies <= 1.1 && outcome.messages <= 0.01);
 }
+
+/// `sites` sites of `each` agents on local networks of 1 Gbit/s, each site behind a link of `mbit` both ways, and the
+/// source alone behind another such link. Gives the time of the last receiver as a multiple of size ÷ rate of a link, and
+/// the most copies that came into a site.
+fn sites(sites: usize, each: usize, mib: u64, mbit: u64, seed: u64) -> (f64, f64) {
+    let n = sites * each;
+    let local =
+        |i: u64| Link { up: 1000 * MBIT, down: 1000 * MBIT, delay: Duration::from_micros(100 + i % 7 * 50) };
+    let links: Vec<Link> = (0..=n as u64).map(local).collect();
+    let blocks = mib * 32;
+    let mut world = World::new(seed, blocks, &links);
+    world.neighbours = Some(NeighbourConfig::default());
+    world.site(mbit * MBIT, mbit * MBIT, [0]);
+    for site in 0..sites {
+        world.site(mbit * MBIT, mbit * MBIT, (0..each).map(|i| 1 + site * each + i));
+    }
+    (0..=n).for_each(|i| world.at(ms(i as u64 * 37 % 1000), Step::Start(i)));
+    let done = std::cell::Cell::new(1);
+    world.run(Duration::from_secs(3600), |w| {
+        while done.get() <= n && w.done_at(done.get()).is_some() {
+            done.set(done.get() + 1);
+        }
+        done.get() > n
+    });
+    let bound = (blocks * BLOCK) as f64 / (mbit * MBIT) as f64;
+    let last = (1..=n).filter_map(|i| world.done_at(i)).max().expect("one").as_secs_f64() / bound;
+    let copies = world.copies_in();
+    let most = copies[1..].iter().copied().fold(0.0, f64::max);
+    println!(
+        "{sites} sites of {each}, {mib} MiB, links of {mbit} Mbit/s: size ÷ rate {bound:.2} s; last {last:.3} ×; into a site {:.3} to {most:.3} copies; source {:.3} copies; {:.2} % twice; messages {:.2} %",
+        copies[1..].iter().copied().fold(f64::MAX, f64::min),
+        world.sent[0] as f64 / blocks as f64,
+        world.duplicates as f64 * 100.0 / n as f64 / blocks as f64,
+        world.message_bytes as f64 * 100.0 / (n as u64 * blocks * BLOCK) as f64,
+    );
+    (last, most)
+}
+
+#[test]
+fn a_site_fetches_one_copy_from_afar() {
+    let (time, copies) = sites(10, 20, 16, 20, 1);
+    assert!(time <= 1.7, "{time} × the bound");
+    assert!(copies <= 1.1, "{copies} copies");
+}
+
+#[test]
+#[ignore = "measures for minutes"]
+fn a_site_fetches_one_copy_of_much_from_afar() {
+    let (time, copies) = sites(10, 20, 128, 20, 1);
+    assert!(time <= 1.5 && copies <= 1.1, "{time} {copies}");
+}

@@ -309,7 +309,9 @@ impl World {
     }
 
     fn delay(&self, a: usize, b: usize) -> Duration {
-        self.nodes[a].link.delay + self.nodes[b].link.delay
+        let (a, b) = (&self.nodes[a], &self.nodes[b]);
+        let beyond = if a.site == b.site { Duration::ZERO } else { net::BETWEEN_SITES };
+        a.link.delay + b.link.delay + beyond
     }
 
     /// Whether the connection is still the one in which something was sent.
@@ -497,7 +499,9 @@ impl World {
                 version: "test".into(),
             };
             let seed = self.seed.wrapping_mul(1000) + n as u64;
-            let mut d = Destination::new(info, self.fetch.clone(), UploadConfig::default(), seed);
+            let site = self.nodes[n].site.map(|site| site as u64);
+            let mut d = Destination::new(info, self.fetch.clone(), UploadConfig::default(), seed)
+                .at_site(id(n), site);
             if self.nodes[n].has_manifest {
                 assert!(d.restore_manifest(self.now, self.signed.clone(), self.hashes.clone()));
             }

@@ -16,6 +16,9 @@ const NO_ANSWER: Duration = Duration::from_secs(3);
 /// What a site's link takes ahead of what it has sent: the transport keeps queues about that short.
 const SITE_AHEAD: Duration = Duration::from_millis(60);
 
+/// What a path takes one way between sites, beside the delays of both ends.
+pub(super) const BETWEEN_SITES: Duration = Duration::from_millis(25);
+
 /// A local network's link to the rest of the world.
 pub(super) struct Site {
     up: u64,
@@ -31,7 +34,6 @@ pub(super) struct Site {
 
 impl World {
     /// Puts nodes together behind a link of so many bytes a second.
-    #[expect(dead_code, reason = "for the scenario with sites")]
     pub(crate) fn site(&mut self, up: u64, down: u64, nodes: impl IntoIterator<Item = usize>) {
         let site = self.sites.len();
         let zero = Instant::ZERO;
@@ -48,7 +50,6 @@ impl World {
     }
 
     /// Copies of the content that came into each site.
-    #[expect(dead_code, reason = "for the scenario with sites")]
     pub(crate) fn copies_in(&self) -> Vec<f64> {
         let content = (self.blocks * super::BLOCK) as f64;
         self.sites.iter().map(|s| s.bytes_in as f64 / content).collect()
