@@ -42,6 +42,7 @@ pub struct State {
     pub(crate) conflicts: crate::audit::Recorded,
     /// The highest level that was raised; 0 if none was.
     pub(crate) raised: u8,
+    /// The keys of everybody who ever had one. Not in any form of the state: what its hash needs is in the views.
     pub(crate) subjects: BTreeMap<Subject, Known>,
 }
 
@@ -178,11 +179,11 @@ impl State {
             }
             Event::SchemaRaised(e) => self.raised = self.raised.max(e.level),
             Event::SubjectOpened(e) => {
-                self.subjects.insert(e.subject, Known { commitment: e.commitment, erased: false });
+                self.subjects.entry(e.subject).or_default().open(e.commitment);
             }
             Event::SubjectErased(e) => {
                 if let Some(known) = self.subjects.get_mut(&e.subject) {
-                    known.erased = true;
+                    known.erase();
                 }
                 self.private(&mut |_, _, text| {
                     if text.subject() == Some(e.subject) {

@@ -4,6 +4,8 @@
 //! recorded, under the key of the subject that [`whose`] names, and what it reads it opens as far as it can. Nothing
 //! that is decided depends on a text that some replica might not be able to read, save on names being taken.
 
+use std::collections::BTreeSet;
+
 use event_schema::{AgentId, Event, JobDeleted, JobId, Owner, Subject, SubjectErased, UserId};
 use serde::{Deserialize, Serialize};
 
@@ -13,24 +15,54 @@ use crate::{Rejection, State, plan, text};
 /// Agents named in a refusal.
 const NAMED_MAX: usize = 5;
 
-/// A subject as decisions see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What the log says of a subject's keys, each by its commitment. It grows with what operators erase.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
-    /// The commitment to its newest key.
-    pub commitment: [u8; 32],
-    /// Whether that is destroyed, or to be.
-    pub erased: bool,
+    /// The one that texts are recorded under; none since the last erasure.
+    pub live: Option<[u8; 32]>,
+    /// Those before it that were not erased: whoever opened the next one did not have them.
+    pub lost: BTreeSet<[u8; 32]>,
+    /// Those that are destroyed, or to be. None of them counts ever again, whatever a later record says.
+    pub erased: BTreeSet<[u8; 32]>,
+}
+
+impl Known {
+    /// Another key is begun with.
+    pub fn open(&mut self, commitment: [u8; 32]) {
+        let before = self.live.take().filter(|before| *before != commitment);
+        self.lost.extend(before);
+        if !self.erased.contains(&commitment) {
+            self.lost.remove(&commitment);
+            self.live = Some(commitment);
+        }
+    }
+
+    /// Everything up to here is erased.
+    pub fn erase(&mut self) {
+        self.erased.append(&mut self.lost);
+        self.erased.extend(self.live.take());
+    }
+
+    /// Keys that were not erased.
+    pub fn standing(&self) -> impl Iterator<Item = [u8; 32]> {
+        self.live.into_iter().chain(self.lost.iter().copied())
+    }
+
+    /// Whether every key is erased.
+    pub fn is_erased(&self) -> bool {
+        self.standing().next().is_none()
+    }
 }
 
 impl State {
-    /// What the log says of a subject's key.
-    pub fn subject(&self, subject: Subject) -> Option<Known> {
-        self.subjects.get(&subject).copied()
+    /// What the log says of a subject's keys; none if it never had one.
+    pub fn subject(&self, subject: Subject) -> Option<&Known> {
+        self.subjects.get(&subject)
     }
 
     /// Everybody who has, or had, a key.
-    pub fn subjects(&self) -> impl Iterator<Item = (Subject, Known)> {
-        self.subjects.iter().map(|(subject, known)| (*subject, *known))
+    pub fn subjects(&self) -> impl Iterator<Item = (Subject, &Known)> {
+        self.subjects.iter().map(|(subject, known)| (*subject, known))
     }
 }
 
@@ -80,7 +112,7 @@ pub fn erase(state: &State, subject: Subject, reason: &str) -> Result<Vec<Event>
         Subject::User(_) => vec![],
     };
     match state.subject(subject) {
-        Some(Known { erased: true, .. }) => return Ok(vec![]),
+        Some(known) if known.is_erased() => return Ok(vec![]),
         Some(_) => {}
         None => {
             return Err(Rejection::Conflict(format!(
@@ -137,4 +169,33 @@ pub fn of_user(hash: &[u8; 32]) -> Subject {
     let mut id = [0; 16];
     id.copy_from_slice(&hash[..16]);
     Subject::User(UserId(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_erased_never_counts_again() {
+        let mut known = Known::default();
+        let standing = |known: &Known| known.standing().collect::<Vec<_>>();
+        assert!(known.is_erased());
+        known.open([1; 32]);
+        known.open([1; 32]);
+        assert_eq!((standing(&known), known.is_erased()), (vec![[1; 32]], false));
+        // Lost, and begun anew; then the first was found again.
+        known.open([2; 32]);
+        assert_eq!((known.live, standing(&known)), (Some([2; 32]), vec![[2; 32], [1; 32]]));
+        known.open([1; 32]);
+        assert_eq!(standing(&known), [[1; 32], [2; 32]]);
+        known.erase();
+        assert!(known.is_erased() && known.erased == BTreeSet::from([[1; 32], [2; 32]]));
+        known.open([3; 32]);
+        assert_eq!(standing(&known), [[3; 32]]);
+        // A history in which somebody began with an erased one.
+        known.open([2; 32]);
+        assert_eq!((known.live, standing(&known), known.erased.len()), (None, vec![[3; 32]], 2));
+        known.erase();
+        assert_eq!((known.is_erased(), known.erased.len()), (true, 3));
+    }
 }

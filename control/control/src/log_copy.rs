@@ -4,15 +4,20 @@
 //! on where it stopped, and nothing is ever written behind another history. At the end the target is opened anew, read
 //! from its first record, and both Merkle tree heads are told (`events/AUDIT_FORMAT.md` §1).
 //!
-//! The keys of private texts go along. Those that the target has stay, but for the ones of subjects that the log calls
-//! erased: of them the target has afterwards what the source has, so that a copy that goes on is no way around an erasure.
+//! The keys of private texts go along, each by its commitment: the target has afterwards what either of the two had, but for
+//! those that the log calls erased, so that a copy that goes on is no way around an erasure, and a source whose store is an
+//! old one takes no newer key away. That needs the fleet's secret, out of the `keys` of a data folder. Without it keys
+//! cannot be told apart: only those of subjects of which everything is erased are destroyed, and where the two places differ
+//! of somebody who was erased and begun anew, both keys stay and the subject is named.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::archive::{ArchiveError, History};
-use crate::privacy::{FileKeys, KeyStore, KeyStoreError, NatsKeys, Wrapped};
+use crate::pki;
+use crate::privacy::{FileKeys, Found, KeyStore, KeyStoreError, NatsKeys, Wrapped, Wrapper};
+use control_core::subject::Known;
 use event_audit::frontier::Frontier;
 use event_audit::{Hash, Head};
 use event_log::file::{FileLog, FileLogOptions};
@@ -36,6 +41,15 @@ impl Place {
         let is_server =
             ["nats://", "tls://", "ws://", "wss://"].iter().any(|scheme| text.starts_with(scheme));
         if is_server { Self::Nats(text.to_owned()) } else { Self::Folder(text.into()) }
+    }
+}
+
+impl Place {
+    fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Folder(data) => Some(data),
+            Self::Nats(_) => None,
+        }
     }
 }
 
@@ -98,13 +112,16 @@ pub enum CopyError {
 }
 
 /// What was copied.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Copied {
     /// Records that the target had before.
     pub had: u64,
-    /// Keys of private texts that the source has; the target has them now too, but for [`Self::other_keys`].
+    /// Keys of private texts that the source has and that were not erased, as far as that can be told; the target has
+    /// them now too.
     pub keys: u64,
-    /// Subjects of which the target had another key, though nothing was erased; it stays.
+    /// Subjects of which one of the keys that the target has now may be an erased one: it could not be told which.
+    pub doubtful_keys: Vec<Subject>,
+    /// Entries of the source's file of keys that are damaged, or of a newer program, and were not copied.
     pub other_keys: u64,
     /// The source's tree.
     pub source: Head,
@@ -120,7 +137,8 @@ impl Copied {
 }
 
 /// Copies what the target lacks, as far as the source reaches when it begins. `replicas` counts if a stream is made;
-/// `archives` hold the beginning of the source, if it is not there.
+/// `archives` hold the beginning of the source, if it is not there; `data` is a data folder of the fleet, with the secret
+/// that its keys are wrapped with, if neither source nor target is one.
 ///
 /// # Errors
 /// [`CopyError`]; what was copied until then stays and is gone on from.
@@ -129,8 +147,9 @@ pub async fn copy(
     to: &Place,
     replicas: usize,
     archives: &[PathBuf],
+    data: Option<&Path>,
 ) -> Result<Copied, CopyError> {
-    let mut erased = Erased::default();
+    let mut told = Told::default();
     let from_log = open(from, true, 1).await?;
     let source = History::open(archives, Some(from_log.log.clone()), None).await?;
     if let Some(missing) = source.missing() {
@@ -156,122 +175,138 @@ pub async fn copy(
                 return Err(CopyError::Other(a.position));
             }
             tree.push(Hash::leaf(&a.bytes));
-            erased.see(&a.bytes);
+            told.see(&a.bytes);
             at = a.position.next();
         }
     }
-    // Before the records that are sealed with them.
-    let (keys, other) = copy_keys((from, from_log.nats.as_deref()), (to, nats.as_deref())).await?;
+    let wrapper =
+        [from.folder(), to.folder(), data].into_iter().flatten().find_map(pki::subject_keys_if_there);
+    let wrapper = wrapper.transpose().map_err(|error| KeyStoreError::Unavailable(error.to_string()))?;
+    // Before the records that are sealed with them: all of them, as more may be erased by what is copied now.
+    let found = keys_of(from, from_log.nats.as_deref()).await?;
+    if !found.keys.is_empty()
+        && let Some(store) = store_of(to, nats.as_deref(), true).await?
+    {
+        store.add(told.wanted(&found.keys, wrapper.as_ref())).await?;
+    }
     drop(nats);
     let mut writer = Appender { target: &*target, stream: None, records: Vec::new(), bytes: 0 };
     while at <= end {
         for entry in page(&source, at).await?.into_iter().take_while(|entry| entry.position <= end) {
             tree.push(Hash::leaf(&entry.bytes));
-            erased.see(&entry.bytes);
+            told.see(&entry.bytes);
             at = entry.position.next();
             writer.push(entry).await?;
         }
     }
     writer.flush().await?;
     // Once more: what the log calls erased by now may have been there before.
-    let source_keys = match erased.0.is_empty() {
-        true => Vec::new(),
-        false => keys_of(from, from_log.nats.as_deref()).await?,
-    };
+    let found = keys_of(from, from_log.nats.as_deref()).await?;
     source.close().await;
     drop(from_log);
     target.close().await;
     drop(target);
     let Opened { log: target, nats } = open(to, true, 1).await?;
     let target_tree = head(&*target, end).await?;
-    let other_keys = other.into_iter().filter(|subject| !erased.0.contains_key(subject)).count() as u64;
-    let copied = Copied { had: had.0, keys, other_keys, source: tree.head(), target: target_tree };
+    let mut copied = Copied {
+        had: had.0,
+        keys: told.wanted(&found.keys, wrapper.as_ref()).len() as u64,
+        doubtful_keys: Vec::new(),
+        other_keys: found.others as u64,
+        source: tree.head(),
+        target: target_tree,
+    };
     if copied.is_equal()
-        && !erased.0.is_empty()
-        && let Some(store) = store_of(to, nats.as_deref()).await?
+        && let Some(store) = store_of(to, nats.as_deref(), false).await?
     {
-        erased.mirror(source_keys, &*store).await?;
+        copied.doubtful_keys = told.settle(&found.keys, &*store, wrapper.as_ref()).await?;
     }
     target.close().await;
     Ok(copied)
 }
 
-/// Subjects that the log calls erased, and whether that is the last that it says of their keys.
+/// What the log says of keys.
 #[derive(Default)]
-struct Erased(BTreeMap<Subject, bool>);
+struct Told(BTreeMap<Subject, Known>);
 
-impl Erased {
+impl Told {
     /// Takes in the next record. Of one that this program cannot read nothing is known.
     fn see(&mut self, bytes: &[u8]) {
         let Ok(record) = Record::decode(bytes) else { return };
         for event in &record.events {
             match event {
-                Event::SubjectErased(e) => drop(self.0.insert(e.subject, true)),
-                // Begun anew, with another key.
-                Event::SubjectOpened(e) => {
-                    self.0.entry(e.subject).and_modify(|is_last| *is_last = false);
+                Event::SubjectOpened(e) => self.0.entry(e.subject).or_default().open(e.commitment),
+                Event::SubjectErased(e) => {
+                    if let Some(known) = self.0.get_mut(&e.subject) {
+                        known.erase();
+                    }
                 }
                 _ => {}
             }
         }
     }
 
-    /// Destroys in a store the erased keys that the source does not have any more, and puts those that were begun anew.
-    async fn mirror(&self, source: Vec<(Subject, Wrapped)>, store: &dyn KeyStore) -> Result<(), CopyError> {
-        let source: BTreeMap<Subject, Wrapped> =
-            source.into_iter().filter(|(subject, _)| self.0.contains_key(subject)).collect();
-        for (subject, is_last) in &self.0 {
-            let ours = source.get(subject);
-            // A newer key that only the target has is not thrown away.
-            while (*is_last || ours.is_some())
-                && let Some(theirs) = store.get(*subject).await?.filter(|theirs| ours != Some(theirs))
-            {
-                store.destroy(*subject, theirs).await?;
+    /// Keys that are not known to be erased.
+    fn wanted(&self, keys: &[(Subject, Wrapped)], wrapper: Option<&Wrapper>) -> Vec<(Subject, Wrapped)> {
+        let is_erased = |(subject, wrapped): &&(Subject, Wrapped)| {
+            let Some(known) = self.0.get(subject).filter(|known| !known.erased.is_empty()) else {
+                return false;
+            };
+            match wrapper.and_then(|wrapper| wrapper.unwrap(*subject, wrapped)) {
+                Some(key) => known.erased.contains(&key.commitment(*subject)),
+                None => known.is_erased(),
+            }
+        };
+        keys.iter().filter(|key| !is_erased(key)).copied().collect()
+    }
+
+    /// Destroys in a store what is erased, and puts there what the source has besides; of whom it cannot be told which of
+    /// several keys that is.
+    async fn settle(
+        &self,
+        source: &[(Subject, Wrapped)],
+        store: &dyn KeyStore,
+        wrapper: Option<&Wrapper>,
+    ) -> Result<Vec<Subject>, CopyError> {
+        let source: BTreeSet<(Subject, Wrapped)> = self.wanted(source, wrapper).into_iter().collect();
+        store.add(source.iter().copied().collect()).await?;
+        let mut doubtful = Vec::new();
+        for (subject, known) in self.0.iter().filter(|(_, known)| !known.erased.is_empty()) {
+            for theirs in store.get(*subject).await? {
+                match wrapper.and_then(|wrapper| wrapper.unwrap(*subject, &theirs)) {
+                    Some(key) if !known.erased.contains(&key.commitment(*subject)) => {}
+                    Some(_) => store.destroy(*subject, theirs).await?,
+                    None if known.is_erased() && wrapper.is_none() => store.destroy(*subject, theirs).await?,
+                    None if source.contains(&(*subject, theirs)) => {}
+                    None => doubtful.push(*subject),
+                }
             }
         }
-        store.create(source.into_iter().collect()).await?;
-        Ok(())
+        Ok(doubtful)
     }
-}
-
-/// Copies the keys of private texts that the target lacks, wrapped as they are; how many the source has, and of whom
-/// the target has others.
-async fn copy_keys(
-    (from, from_log): (&Place, Option<&NatsLog>),
-    (to, to_log): (&Place, Option<&NatsLog>),
-) -> Result<(u64, Vec<Subject>), CopyError> {
-    let keys = keys_of(from, from_log).await?;
-    if keys.is_empty() {
-        return Ok((0, Vec::new()));
-    }
-    let there = match (to, to_log) {
-        (Place::Folder(data), _) => FileKeys::open(&data.join(FileKeys::NAME))?.create(keys.clone()).await?,
-        (Place::Nats(_), None) => Vec::new(),
-        (Place::Nats(_), Some(log)) => bucket(log).await?.create(keys.clone()).await?,
-    };
-    let count = keys.len() as u64;
-    let ours: BTreeMap<Subject, Wrapped> = keys.into_iter().collect();
-    let other = there.into_iter().filter(|(subject, wrapped)| ours.get(subject) != Some(wrapped));
-    Ok((count, other.map(|(subject, _)| subject).collect()))
 }
 
 /// The keys of private texts of a place.
-async fn keys_of(place: &Place, log: Option<&NatsLog>) -> Result<Vec<(Subject, Wrapped)>, CopyError> {
+async fn keys_of(place: &Place, log: Option<&NatsLog>) -> Result<Found, CopyError> {
     Ok(match (place, log) {
         (Place::Folder(data), _) => FileKeys::read(&data.join(FileKeys::NAME))?.unwrap_or_default(),
-        (Place::Nats(_), None) => Vec::new(),
-        (Place::Nats(_), Some(log)) => bucket(log).await?.list().await?,
+        (Place::Nats(_), None) => Found::default(),
+        (Place::Nats(_), Some(log)) => Found { keys: bucket(log).await?.list().await?, others: 0 },
     })
 }
 
-/// Where a target keeps its keys; none if it is a folder without any.
-async fn store_of(place: &Place, log: Option<&NatsLog>) -> Result<Option<Box<dyn KeyStore>>, CopyError> {
+/// Where a target keeps its keys; none if it is a folder without any, and none are `to_come`.
+async fn store_of(
+    place: &Place,
+    log: Option<&NatsLog>,
+    to_come: bool,
+) -> Result<Option<Box<dyn KeyStore>>, CopyError> {
     Ok(match (place, log) {
         (Place::Folder(data), _) => {
             let path = data.join(FileKeys::NAME);
             match FileKeys::read(&path)? {
-                Some(_) => Some(Box::new(FileKeys::open(&path)?)),
-                None => None,
+                None if !to_come => None,
+                _ => Some(Box::new(FileKeys::open(&path)?)),
             }
         }
         (Place::Nats(_), None) => None,
@@ -364,6 +399,7 @@ impl Appender<'_> {
 mod tests {
     use super::*;
     use crate::privacy::WRAPPED_BYTES;
+    use event_schema::{SubjectErased, SubjectKey, SubjectOpened};
 
     async fn write(place: &Place, from: u64, to: u64) {
         let log = open(place, false, 1).await.expect("opens").log;
@@ -398,32 +434,95 @@ mod tests {
         log.close().await;
     }
 
-    /// The copy of a backup that is made again and again.
-    async fn erasures_reach(first: Place, second: Place, third: Place) {
-        let job = |n: u8| Subject::Job(event_schema::JobId([n; 16]));
-        let erased =
-            |subject| Event::from(event_schema::SubjectErased { subject, reason: "asked for".into() });
-        let opened = |subject| Event::from(event_schema::SubjectOpened { subject, commitment: [0; 32] });
-        let key = |n: u8, key: u8| (job(n), [key; WRAPPED_BYTES]);
+    fn job(n: u8) -> Subject {
+        Subject::Job(event_schema::JobId([n; 16]))
+    }
+
+    fn wrapped(wrapper: &Wrapper, n: u8, key: u8) -> (Subject, Wrapped) {
+        (job(n), wrapper.wrap(job(n), &SubjectKey::new([key; 32])))
+    }
+
+    fn erased(n: u8) -> Event {
+        SubjectErased { subject: job(n), reason: "asked for".into() }.into()
+    }
+
+    fn opened(n: u8, key: u8) -> Event {
+        SubjectOpened { subject: job(n), commitment: SubjectKey::new([key; 32]).commitment(job(n)) }.into()
+    }
+
+    fn kept(place: &Place) -> BTreeSet<(Subject, Wrapped)> {
+        FileKeys::read(&keys(place)).expect("readable").expect("there").keys.into_iter().collect()
+    }
+
+    /// The copy of a backup that is made again and again, by one who has the fleet's secret and one who has not.
+    async fn erasures_reach(first: Place, second: Place, third: Place, data: Option<&Path>) {
+        let wrapper = Wrapper::new(&[1; 32]);
+        let wrapper = data.map_or(wrapper, |data| pki::subject_keys(data).expect("a secret"));
+        let key = |n: u8, key: u8| wrapped(&wrapper, n, key);
         write(&first, 1, 10).await;
+        let old: Vec<_> = (1..=5).map(|n| key(n, n)).collect();
         let store = FileKeys::open(&keys(&first)).expect("made");
-        store.create((1..=5).map(|n| key(n, n)).collect()).await.expect("kept");
-        assert_eq!(copy(&first, &second, 1, &[]).await.expect("copied").keys, 5);
+        store.create(old.clone()).await.expect("kept");
+        for n in 1..=5 {
+            tell(&first, opened(n, n)).await;
+        }
+        assert_eq!(copy(&first, &second, 1, &[], data).await.expect("copied").keys, 5);
         // One is erased, one erased and begun anew; of one the source lost the key, of another it got a new one.
-        for event in [erased(job(1)), erased(job(2)), opened(job(2)), opened(job(4))] {
+        for event in [erased(1), erased(2), opened(2, 22), opened(4, 44)] {
             tell(&first, event).await;
         }
-        for n in 1..=4 {
-            store.destroy(key(n, n).0, key(n, n).1).await.expect("destroyed");
+        for one in &old[..4] {
+            store.destroy(one.0, one.1).await.expect("destroyed");
         }
-        store.create(vec![key(2, 22), key(4, 44)]).await.expect("kept");
+        let new = [key(2, 22), key(4, 44)];
+        store.create(new.to_vec()).await.expect("kept");
+        let all = BTreeSet::from([new[0], old[2], old[3], new[1], old[4]]);
         for _ in 0..2 {
-            let copied = copy(&first, &second, 1, &[]).await.expect("copied");
-            assert!(copied.is_equal() && (copied.keys, copied.other_keys) == (3, 1), "{copied:?}");
-            copy(&second, &third, 1, &[]).await.expect("copied on");
-            let there = FileKeys::read(&keys(&third)).expect("readable");
-            assert_eq!(there, Some(vec![key(2, 22), key(3, 3), key(4, 4), key(5, 5)]));
+            let copied = copy(&first, &second, 1, &[], data).await.expect("copied");
+            assert!(copied.is_equal() && copied.keys == 3, "{copied:?}");
+            copy(&second, &third, 1, &[], data).await.expect("copied on");
+            if data.is_some() {
+                assert_eq!(copied.doubtful_keys, []);
+                assert_eq!(kept(&third), all);
+            } else {
+                // Which of the two is the erased one cannot be told: it is said, and both stay.
+                assert_eq!(copied.doubtful_keys, [job(2)]);
+                assert_eq!(kept(&third), &all | &BTreeSet::from([old[1]]));
+            }
         }
+    }
+
+    /// The source's store is an old one, the target's is not.
+    #[tokio::test]
+    async fn a_source_with_an_old_store_takes_no_newer_key_away() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let place = |name: &str| Place::Folder(dir.path().join(name));
+        let (from, to, data) = (place("a"), place("b"), secret_in(dir.path()));
+        for with_secret in [true, false] {
+            let wrapper = pki::subject_keys(&data).expect("a secret");
+            let (old, live) = (wrapped(&wrapper, 1, 1), wrapped(&wrapper, 1, 2));
+            for (place, key) in [(&from, old), (&to, live)] {
+                let Place::Folder(folder) = place else { unreachable!("a folder") };
+                let _ = std::fs::remove_dir_all(folder);
+                write(place, 1, 3).await;
+                for event in [opened(1, 1), erased(1), opened(1, 2)] {
+                    tell(place, event).await;
+                }
+                FileKeys::open(&keys(place)).expect("made").create(vec![key]).await.expect("kept");
+            }
+            let copied = copy(&from, &to, 1, &[], with_secret.then_some(&*data)).await.expect("copied");
+            assert!(kept(&to).contains(&live), "with the secret: {with_secret}");
+            assert_eq!(kept(&to).contains(&old), !with_secret);
+            assert_eq!(copied.doubtful_keys.len(), usize::from(!with_secret));
+        }
+    }
+
+    /// A data folder with a fleet's keys.
+    fn secret_in(folder: &Path) -> PathBuf {
+        let data = folder.join("fleet");
+        std::fs::create_dir_all(&data).expect("a folder");
+        crate::pki::Pki::open(&data, &["localhost".to_owned()], crate::service::now()).expect("made");
+        data
     }
 
     async fn there_and_back(first: Place, second: Place, third: Place) {
@@ -432,31 +531,36 @@ mod tests {
         let store = FileKeys::open(&keys(&first)).expect("made");
         store.create(kept.clone()).await.expect("kept");
         drop(store);
-        let copied = copy(&first, &second, 1, &[]).await.expect("copied");
+        let copied = copy(&first, &second, 1, &[], None).await.expect("copied");
         assert!(copied.is_equal() && (copied.had, copied.target.size) == (0, 300), "{copied:?}");
         // It goes on where it was.
         write(&first, 301, 400).await;
-        let copied = copy(&first, &second, 1, &[]).await.expect("copied");
+        let copied = copy(&first, &second, 1, &[], None).await.expect("copied");
         assert!(copied.is_equal() && (copied.had, copied.target.size) == (300, 400), "{copied:?}");
-        let back = copy(&second, &third, 1, &[]).await.expect("copied back");
+        let back = copy(&second, &third, 1, &[], None).await.expect("copied back");
         assert!(back.is_equal() && back.target == copied.source);
         // The keys of private texts went along.
         assert_eq!((copied.keys, back.keys), (1, 1));
-        assert_eq!(FileKeys::read(&keys(&third)).expect("readable"), Some(kept));
+        assert_eq!(FileKeys::read(&keys(&third)).expect("readable").expect("there").keys, kept);
         // Another history, and the wrong direction.
         write(&third, 401, 401).await;
-        assert!(matches!(copy(&second, &third, 1, &[]).await, Err(CopyError::Longer { target: 401, .. })));
+        assert!(matches!(
+            copy(&second, &third, 1, &[], None).await,
+            Err(CopyError::Longer { target: 401, .. })
+        ));
         write(&first, 402, 402).await;
-        assert!(matches!(copy(&first, &third, 1, &[]).await, Err(CopyError::Other(Position(401)))));
+        assert!(matches!(copy(&first, &third, 1, &[], None).await, Err(CopyError::Other(Position(401)))));
     }
 
     #[tokio::test]
     async fn a_copy_goes_on_and_is_the_same() {
         let dir = tempfile::tempdir().expect("a folder");
         let place = |name: &str| Place::Folder(dir.path().join(name));
-        assert!(matches!(copy(&place("none"), &place("b"), 1, &[]).await, Err(CopyError::NoLog(_))));
+        assert!(matches!(copy(&place("none"), &place("b"), 1, &[], None).await, Err(CopyError::NoLog(_))));
         there_and_back(place("a"), place("b"), place("c")).await;
-        erasures_reach(place("d"), place("e"), place("f")).await;
+        erasures_reach(place("d"), place("e"), place("f"), None).await;
+        let data = secret_in(dir.path());
+        erasures_reach(place("g"), place("h"), place("i"), Some(&data)).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -480,6 +584,7 @@ mod tests {
         let server =
             event_log_nats::testing::NatsServer::start(program, dir.path().join("nats")).expect("starts");
         let place = |name: &str| Place::Folder(dir.path().join(name));
-        erasures_reach(place("a"), Place::parse(&server.url()), place("c")).await;
+        let data = secret_in(dir.path());
+        erasures_reach(place("a"), Place::parse(&server.url()), place("c"), Some(&data)).await;
     }
 }

@@ -21,7 +21,7 @@ use crate::config::{Config, host_and_port};
 use crate::gateway::{Gateway, GatewayError, Limits};
 use crate::pki::bundle::{self, BundleError};
 use crate::pki::{AuditKeys, Pki, PkiError};
-use crate::privacy::{self, FileKeys, KeyStore, KeyStoreError, NatsKeys, SubjectKeys};
+use crate::privacy::{self, FileKeys, KeyStore, KeyStoreError, NatsKeys, SubjectKeys, Wrapper};
 use crate::retention::Retention;
 use crate::sealing::Sealing;
 use crate::service::{self, Keeper, Keys, Options, Service, now};
@@ -167,7 +167,8 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         command: pki.command_key().clone(),
         secret_of: Box::new(move |run| secrets.run_secret(run)),
     };
-    let store = key_store(&config.data, nats.as_deref(), pki.root_key()).await?;
+    let wrapper = Arc::new(pki.subject_keys());
+    let store = key_store(&config.data, nats.as_deref(), pki.root_key(), &wrapper).await?;
     let options = Options {
         trackers: config.trackers.clone(),
         command_ttl: config.command_ttl,
@@ -175,7 +176,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         replica: if config.nats.is_some() { Some(replica_id(&config.data)?) } else { None },
         snapshots: Some(config.data.join("snapshots")),
         base,
-        subject_keys: Some(SubjectKeys { store, wrapper: Arc::new(pki.subject_keys()) }),
+        subject_keys: Some(SubjectKeys { store, wrapper }),
         ..Options::default()
     };
     let (service, writer) = Service::open(log, keys, options).await?;
@@ -253,16 +254,25 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
 }
 
 /// Where the keys of private texts are: in the data folder, or beside the log in NATS. Those of a log that was moved from
-/// the folder to NATS move after it.
+/// the folder to NATS move after it, and those of a backup that was put there come to the others.
 async fn key_store(
     data: &Path,
     nats: Option<&NatsLog>,
     root_key: [u8; 32],
+    wrapper: &Wrapper,
 ) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
-    let path = data.join(FileKeys::NAME);
-    let Some(log) = nats else { return Ok(Arc::new(FileKeys::open(&path)?)) };
+    let (path, restored) = (data.join(FileKeys::NAME), data.join(FileKeys::RESTORED));
+    let Some(log) = nats else {
+        let store = FileKeys::open(&path)?;
+        privacy::move_keys(&restored, &store, wrapper).await?;
+        return Ok(Arc::new(store));
+    };
     let store = NatsKeys::new(log.vault().await.map_err(KeyStoreError::from)?);
-    privacy::move_keys(&path, &store, log, root_key).await?;
+    for path in [path, restored] {
+        if privacy::is_own(&path, log, root_key).await? {
+            privacy::move_keys(&path, &store, wrapper).await?;
+        }
+    }
     Ok(Arc::new(store))
 }
 

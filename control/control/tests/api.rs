@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use control::config::{Config, Settings};
 use control::gateway::Fleet as _;
+use control::privacy::FileKeys;
 use control::serve::{self, Running};
 use event_schema::{Command, CommandAccepted};
 use serde_json::{Value, json};
@@ -590,6 +591,52 @@ async fn a_folder_has_one_service_and_keeps_its_fleet() {
     std::fs::remove_dir_all(dir.path().join("keys")).expect("removed");
     let refused = serve::start(&config(dir.path())).await.map(|_| ()).expect_err("another fleet");
     assert!(refused.to_string().contains("root key"), "{refused}");
+}
+
+/// A job that cannot be made leaves no key; keys that were put beside the file come to the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_made_for_what_is_made_and_come_back_from_a_backup() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (path, restored) = (dir.path().join(FileKeys::NAME), dir.path().join(FileKeys::RESTORED));
+    let kept = || FileKeys::read(&path).expect("readable").expect("there").keys;
+    let running = serve::start(&config(dir.path())).await.expect("starts");
+    let client = Client::of(&running);
+    let token = support::create_token(&running.service, 2).await;
+    for n in 1..=2 {
+        FakeAgent::new(n).enrol(&running.service, Some(token.clone())).await;
+    }
+    let place = |n: u8| json!({"party": FakeAgent::new(n).id.to_string(), "path": "x"});
+    let job = |name: &str| json!({"kind": "distribution", "name": name, "source": place(1), "destinations": [place(2)], "start": false});
+    assert_eq!(client.ask("POST", "jobs", Some(job("first"))).await.0, 201);
+    let before = kept();
+    for _ in 0..3 {
+        assert_eq!(client.ask("POST", "jobs", Some(job("first"))).await.0, 409);
+    }
+    assert_eq!(kept(), before, "no key for what was not made");
+    running.stop().await;
+
+    // The file is lost, and something goes on under new keys before the backup is there.
+    std::fs::rename(&path, &restored).expect("moved away");
+    let aside = dir.path().join("aside");
+    std::fs::rename(&restored, &aside).expect("moved away");
+    let running = serve::start(&config(dir.path())).await.expect("starts");
+    let client = Client::of(&running);
+    assert_eq!(client.get("jobs").await["jobs"][0]["name"], "[sealed]");
+    assert_eq!(client.ask("POST", "jobs", Some(job("second"))).await.0, 201);
+    let alarms = client.get("status").await["alarms"].to_string();
+    assert!(alarms.contains("subject-keys.restored"), "{alarms}");
+    running.stop().await;
+    let since = kept();
+    std::fs::rename(&aside, &restored).expect("put back");
+    let running = serve::start(&config(dir.path())).await.expect("starts");
+    let client = Client::of(&running);
+    let listed = client.get("jobs").await;
+    let mut names: Vec<_> = [0, 1].map(|n| listed["jobs"][n]["name"].clone().to_string()).into();
+    names.sort();
+    assert_eq!(names, ["\"first\"", "\"second\""]);
+    assert_eq!(client.get("status").await["alarms"], json!([]));
+    assert!(!restored.exists() && before.iter().chain(&since).all(|key| kept().contains(key)));
+    running.stop().await;
 }
 
 #[test]

@@ -114,9 +114,12 @@ async fn make_group(service: &Service, user: &str, n: u8) -> Result<(), SubmitEr
     decided.await
 }
 
+fn keys_in(folder: &Path) -> Vec<(Subject, Wrapped)> {
+    FileKeys::read(&folder.join(FileKeys::NAME)).expect("readable").expect("there").keys
+}
+
 fn kept(folder: &Path) -> Vec<Subject> {
-    let keys = FileKeys::read(&folder.join(FileKeys::NAME)).expect("readable").expect("there");
-    keys.into_iter().map(|(subject, _)| subject).collect()
+    keys_in(folder).into_iter().map(|(subject, _)| subject).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -272,7 +275,7 @@ impl KeyStore for Stubborn {
         self.inner.list()
     }
 
-    fn get(&self, subject: Subject) -> BoxFuture<'_, Result<Option<Wrapped>, KeyStoreError>> {
+    fn get(&self, subject: Subject) -> BoxFuture<'_, Result<Vec<Wrapped>, KeyStoreError>> {
         Box::pin(async move {
             self.says()?;
             self.inner.get(subject).await
@@ -287,6 +290,10 @@ impl KeyStore for Stubborn {
             self.says()?;
             self.inner.create(keys).await
         })
+    }
+
+    fn add(&self, keys: Vec<(Subject, Wrapped)>) -> BoxFuture<'_, Result<(), KeyStoreError>> {
+        self.inner.add(keys)
     }
 
     fn destroy(&self, subject: Subject, wrapped: Wrapped) -> BoxFuture<'_, Result<(), KeyStoreError>> {
@@ -362,7 +369,7 @@ async fn a_user_who_is_erased_while_deciding_gets_another_key() {
     make_group(&service, "officer", 1).await.expect("made");
     make_group(&service, "anna", 2).await.expect("made");
     let anna = Wrapper::new(&MASTER).user("anna");
-    let before = FileKeys::read(&dir.path().join(FileKeys::NAME)).expect("readable").expect("there");
+    let before = keys_in(dir.path());
     let (erased, made, more) =
         tokio::join!(erase(&service, anna), make_group(&service, "anna", 3), make_group(&service, "anna", 4));
     erased.expect("erased");
@@ -379,7 +386,7 @@ async fn a_user_who_is_erased_while_deciding_gets_another_key() {
     assert_eq!(keys.len(), 2, "one of before, one of after");
     keys.dedup();
     assert_eq!(keys.len(), 2, "and not the same");
-    let after = FileKeys::read(&dir.path().join(FileKeys::NAME)).expect("readable").expect("there");
+    let after = keys_in(dir.path());
     let of_anna = |keys: &[(Subject, Wrapped)]| keys.iter().find(|(subject, _)| *subject == anna).copied();
     assert!(of_anna(&after).is_some() && of_anna(&after) != of_anna(&before));
     make_group(&service, "anna", 5).await.expect("made");
@@ -628,4 +635,140 @@ async fn what_is_never_sealed_is_told_to_everybody() {
     close(service, writer).await;
     assert!(!holding(&dir.path().join("log"), "wrong zebra").is_empty());
     assert_eq!(holding(dir.path(), "bert"), [] as [String; 0]);
+}
+
+/// What was opened for a subject on the log, in order.
+async fn commitments(service: &Service, of: Subject) -> Vec<[u8; 32]> {
+    let told = events(&**service.log()).await;
+    let opened = |event| match event {
+        Event::SubjectOpened(e) if e.subject == of => Some(e.commitment),
+        _ => None,
+    };
+    told.into_iter().filter_map(opened).collect()
+}
+
+/// Erased, begun anew, and only then the old store comes back; the service goes on from a snapshot that has the newer key.
+#[tokio::test]
+async fn an_erased_key_stays_erased_though_a_newer_one_followed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (service, writer) = open_in(dir.path(), sealed_in(dir.path())).await;
+    let anna = Wrapper::new(&MASTER).user("anna");
+    make_group(&service, "anna", 1).await.expect("made");
+    let backup = std::fs::read(dir.path().join(FileKeys::NAME)).expect("there");
+    erase(&service, anna).await.expect("erased");
+    for n in 2..20 {
+        make_group(&service, "anna", n).await.expect("made");
+    }
+    close(service, writer).await;
+    std::fs::write(dir.path().join(FileKeys::NAME), backup).expect("restored");
+    let (service, writer) = open_in(dir.path(), sealed_in(dir.path())).await;
+    assert!(service.metrics().records.value() < 5, "from a snapshot");
+    assert!(!kept(dir.path()).contains(&anna), "destroyed again");
+    make_group(&service, "anna", 30).await.expect("made");
+    let mut keys = commitments(&service, anna).await;
+    assert_eq!(keys.len(), 3);
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), 3, "the erased one was not taken again");
+    close(service, writer).await;
+}
+
+/// A job's key is damaged: what agents tell is taken without the texts that would be under it, and everything behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_key_cuts_no_agent_off() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (service, writer) = open_in(dir.path(), sealed_in(dir.path())).await;
+    let mut fleet = agents(&service, 2).await;
+    let job = named_job(&service, fleet[0].id, fleet[1].id).await;
+    let run = start(&service, job).await;
+    for agent in &mut fleet {
+        agent.obey(&service).await;
+    }
+    close(service, writer).await;
+    let damaged = {
+        let store = FileKeys::open(&dir.path().join(FileKeys::NAME)).expect("opens");
+        for subject in [Subject::Job(job), Subject::Agent(fleet[1].id)] {
+            let all = keys_in(dir.path());
+            let (_, key) = all.into_iter().find(|(of, _)| *of == subject).expect("kept");
+            store.destroy(subject, key).await.expect("destroyed");
+            assert!(store.create(vec![(subject, [7; 60])]).await.expect("kept").is_empty());
+        }
+        std::fs::read(dir.path().join(FileKeys::NAME)).expect("there")
+    };
+    let (service, writer) = open_in(dir.path(), sealed_in(dir.path())).await;
+    fleet[1].connect(&service).await;
+    let problem =
+        Problem { class: ProblemClass::DiskFull, path: b"quagga.pdf".to_vec(), detail: WORD.into() };
+    fleet[1].report(&service, ProblemReported { run, problem }).await.expect("taken");
+    let stats = TransferStats::default();
+    let done = RunCompleted { run, state: RunAgentState::DoneWithErrors, stats };
+    fleet[1].report(&service, done).await.expect("and what follows");
+    {
+        let views = service.views();
+        let problem = &views.runs.runs[&run].problems[0];
+        assert_eq!((problem.class, problem.text.is_legible()), (ProblemClass::DiskFull, false));
+    }
+    // An operator who wants something recorded under it is told.
+    let again = Ids(now()).run();
+    let started = service.decide(Origin::operator("x", format!("run/{again}")), move |state, _| {
+        run::decide(state, run::Command::Start { run: again, job })
+    });
+    started.await.expect_err("its folders cannot be read, or written down");
+    assert_eq!(
+        std::fs::read(dir.path().join(FileKeys::NAME)).expect("there").get(..damaged.len()),
+        Some(&damaged[..])
+    );
+    check(&service).await;
+    close(service, writer).await;
+}
+
+/// The store would not let a key go when it was erased, and does some time later: nothing has to be recorded for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn destroying_is_tried_again_by_itself() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let inner = FileKeys::open(&dir.path().join(FileKeys::NAME)).expect("opens");
+    let store = Arc::new(Stubborn { inner, holds: AtomicBool::new(true), silent: AtomicBool::new(false) });
+    let keys_of = SubjectKeys { store: store.clone(), wrapper: Arc::new(Wrapper::new(&MASTER)) };
+    let (service, writer) = open_in(dir.path(), keys_of).await;
+    let fleet = agents(&service, 2).await;
+    let job = named_job(&service, fleet[0].id, fleet[1].id).await;
+    erase(&service, Subject::Job(job)).await.expect("recorded");
+    assert!(kept(dir.path()).contains(&Subject::Job(job)), "the store would not let it go");
+    let position = service.views().position();
+    store.holds.store(false, Ordering::Relaxed);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while kept(dir.path()).contains(&Subject::Job(job)) {
+        assert!(std::time::Instant::now() < deadline, "it was not tried again");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(service.views().position(), position, "nothing was recorded");
+    close(service, writer).await;
+}
+
+/// The servers of the keys have no leader when a replica starts: it serves, and erases when they answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_does_not_wait_for_what_can_be_erased_later() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let inner = FileKeys::open(&dir.path().join(FileKeys::NAME)).expect("opens");
+    let (holds, silent) = (AtomicBool::new(true), AtomicBool::new(false));
+    let store = Arc::new(Stubborn { inner, holds, silent });
+    let keys_of = || SubjectKeys { store: store.clone(), wrapper: Arc::new(Wrapper::new(&MASTER)) };
+    let (service, writer) = open_in(dir.path(), keys_of()).await;
+    let fleet = agents(&service, 2).await;
+    let job = named_job(&service, fleet[0].id, fleet[1].id).await;
+    make_group(&service, "officer", 1).await.expect("made");
+    erase(&service, Subject::Job(job)).await.expect("recorded");
+    close(service, writer).await;
+    store.silent.store(true, Ordering::Relaxed);
+    store.holds.store(false, Ordering::Relaxed);
+    let (service, writer) = open_in(dir.path(), keys_of()).await;
+    make_group(&service, "officer", 2).await.expect("it serves");
+    assert!(kept(dir.path()).contains(&Subject::Job(job)));
+    store.silent.store(false, Ordering::Relaxed);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while kept(dir.path()).contains(&Subject::Job(job)) {
+        assert!(std::time::Instant::now() < deadline, "it was not tried again");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    close(service, writer).await;
 }

@@ -116,8 +116,9 @@ async fn try_connect(service: &Service, agent: &FakeAgent) -> Result<(), Refusal
     service.connected(agent.id, hello, address).await.map(drop).map_err(|refused| refused.reason)
 }
 
-/// Lets time pass, of which there is as much as one wants: it is paused.
+/// Lets time pass, of which there is as much as one wants: it has to be paused, or this panics.
 async fn pass(time: Duration) {
+    tokio::time::advance(Duration::ZERO).await;
     tokio::time::sleep(time).await;
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
-use async_nats::jetstream::context::CreateStreamErrorKind;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RawMessageErrorKind, StorageType, Stream};
 use async_nats::jetstream::{self};
@@ -54,11 +55,54 @@ impl NatsVault {
         let bucket = format!("{}-keys", shared.servers.options.stream);
         let prefix = format!("$KV.{bucket}.");
         let failed = |reason: String| VaultError { bucket: bucket.clone(), reason };
+        let options = &shared.servers.options;
+        let context = &shared.servers.context;
+        let name = format!("KV_{bucket}");
+        let (deadline, mut attempt) = (Instant::now() + PATIENCE, 0);
+        loop {
+            let reason = match Self::find_or_make(context, &options.stream, &name, &prefix).await {
+                Ok((there, log_replicas)) => {
+                    for what in shortcomings(&there, log_replicas) {
+                        tracing::warn!(stream = name, "the bucket of keys beside the log: {what}");
+                    }
+                    break;
+                }
+                Err(reason) => reason,
+            };
+            if Instant::now() >= deadline {
+                return Err(failed(reason));
+            }
+            rest(&mut attempt, deadline).await;
+        }
+        let stream = context.get_stream_no_info(&name).await;
+        let stream = stream.map_err(|error| failed(with_source(&error)))?;
+        Ok(NatsVault { shared: Arc::clone(shared), stream, bucket, prefix })
+    }
+
+    /// What the bucket is like, made if there is none, and how many replicas the log beside it has; or why that cannot be
+    /// said now.
+    async fn find_or_make(
+        context: &jetstream::Context,
+        log: &str,
+        name: &str,
+        prefix: &str,
+    ) -> Result<(Config, usize), String> {
+        let log = context.get_stream(log).await.map_err(|error| with_source(&error))?;
+        // As many as the log has by now, whatever was asked for when that was made: without the keys it cannot be read.
+        let log_replicas = log.cached_info().config.num_replicas;
+        match context.get_stream(name).await {
+            Ok(there) => return Ok((there.cached_info().config.clone(), log_replicas)),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(what) if what.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
+                // Nobody knows whether there is one.
+                _ => return Err(with_source(&error)),
+            },
+        }
         let config = Config {
-            name: format!("KV_{bucket}"),
+            name: name.to_owned(),
             description: Some("keys of private texts on the event log, wrapped".to_owned()),
             subjects: vec![format!("{prefix}>")],
-            num_replicas: shared.servers.options.replicas,
+            num_replicas: log_replicas,
             max_messages_per_subject: 1,
             max_message_size: i32::try_from(2 * SECRET_BYTES_MAX).unwrap_or(i32::MAX),
             discard: DiscardPolicy::New,
@@ -69,33 +113,12 @@ impl NatsVault {
             allow_direct: false,
             ..Config::default()
         };
-        let deadline = Instant::now() + PATIENCE;
-        let context = &shared.servers.context;
-        loop {
-            let made = match context.get_stream(&config.name).await {
-                Ok(there) => Ok(Some(there.cached_info().config.clone())),
-                Err(_) => context.create_stream(config.clone()).await.map(|_| None),
-            };
-            match made {
-                Ok(None) => break,
-                Ok(Some(there)) => {
-                    // As many as the log has by now, whatever was asked for when it was made.
-                    let log = context.get_stream(&shared.servers.options.stream).await;
-                    let log = log.map_or(1, |log| log.cached_info().config.num_replicas);
-                    for what in shortcomings(&there, log) {
-                        tracing::warn!(stream = config.name, "the bucket of keys beside the log: {what}");
-                    }
-                    break;
-                }
-                // Another replica was faster, with the same settings or other ones that do as well.
-                Err(error) if is_there(&error) => break,
-                Err(error) if Instant::now() >= deadline => return Err(failed(with_source(&error))),
-                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
-            }
+        match context.create_stream(config).await {
+            // As the server made it.
+            Ok(made) => Ok((made.cached_info().config.clone(), log_replicas)),
+            // Another replica may have been faster: what it made is looked at the next time.
+            Err(error) => Err(with_source(&error)),
         }
-        let stream = context.get_stream_no_info(&config.name).await;
-        let stream = stream.map_err(|error| failed(with_source(&error)))?;
-        Ok(NatsVault { shared: Arc::clone(shared), stream, bucket, prefix })
     }
 
     fn failed(&self, reason: impl Into<String>) -> VaultError {
@@ -121,29 +144,38 @@ impl NatsVault {
     /// # Errors
     /// If the servers do not answer for a while.
     pub async fn list(&self) -> Result<Vec<(String, Vec<u8>)>, VaultError> {
-        self.persist(|| self.list_once()).await
+        self.list_of(format!("{}>", self.prefix)).await
     }
 
-    async fn list_once(&self) -> Result<Vec<(String, Vec<u8>)>, VaultError> {
-        let mut all = Vec::new();
-        let mut sequence = 1;
+    /// The keys that begin with this one and a dot.
+    ///
+    /// # Errors
+    /// As [`NatsVault::list`].
+    pub async fn list_under(&self, key: &str) -> Result<Vec<(String, Vec<u8>)>, VaultError> {
+        self.list_of(format!("{}{key}.>", self.prefix)).await
+    }
+
+    async fn list_of(&self, filter: String) -> Result<Vec<(String, Vec<u8>)>, VaultError> {
+        let (mut all, mut sequence) = (Vec::new(), 1);
+        let (mut deadline, mut attempt) = (Instant::now() + PATIENCE, 0);
         loop {
             // The leader's own order of messages: a consumer could live on a replica that lags behind.
-            let next = self
-                .stream
-                .raw_message_builder()
-                .sequence(sequence)
-                .next_by_subject(format!("{}>", self.prefix));
-            let message = match next.send().await {
-                Ok(message) => message,
+            let next =
+                self.stream.raw_message_builder().sequence(sequence).next_by_subject(filter.clone()).send();
+            match next.await {
+                Ok(message) => {
+                    sequence = message.sequence + 1;
+                    (deadline, attempt) = (Instant::now() + PATIENCE, 0);
+                    if let Some(key) = message.subject.as_str().strip_prefix(&self.prefix)
+                        && !message.payload.is_empty()
+                    {
+                        all.push((key.to_owned(), message.payload.to_vec()));
+                    }
+                }
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(all),
-                Err(error) => return Err(self.failed(with_source(&error))),
-            };
-            sequence = message.sequence + 1;
-            if let Some(key) = message.subject.as_str().strip_prefix(&self.prefix)
-                && !message.payload.is_empty()
-            {
-                all.push((key.to_owned(), message.payload.to_vec()));
+                Err(error) if Instant::now() >= deadline => return Err(self.failed(with_source(&error))),
+                // What was read stays read.
+                Err(_) => rest(&mut attempt, deadline).await,
             }
         }
     }
@@ -258,10 +290,37 @@ impl NatsVault {
     }
 }
 
-/// What is not as it should be with a bucket that was there already, beside a log with so many replicas.
+/// What is not as it should be with a bucket beside a log with so many replicas.
 fn shortcomings(there: &Config, log_replicas: usize) -> Vec<String> {
     let name = &there.name;
     let mut all = Vec::new();
+    let mut tell = |is_so: bool, what: &str| all.extend(is_so.then(|| what.to_owned()));
+    tell(
+        there.deny_delete,
+        "it does not let messages be deleted: no key can be destroyed, no erasure finished",
+    );
+    tell(there.storage != StorageType::File, "it is kept in memory: all keys are lost with the servers");
+    tell(!there.max_age.is_zero(), "it forgets keys after a time (max_age): set it to 0");
+    tell(
+        there.max_bytes > 0 || there.max_messages > 0,
+        "it has a limit (max_bytes, max_msgs): when that is reached, nothing more can be recorded under new keys",
+    );
+    tell(
+        there.discard != DiscardPolicy::New,
+        "it discards old messages where it has no room for new ones: keys are lost then",
+    );
+    tell(
+        there.max_messages_per_subject != 1,
+        "it keeps older values of its keys (history): what another tool replaces there is not destroyed with the key",
+    );
+    tell(
+        there.mirror.is_some() || there.sources.as_ref().is_some_and(|sources| !sources.is_empty()),
+        "it takes its keys from another stream: what is destroyed here stays there",
+    );
+    tell(
+        there.republish.is_some(),
+        "it sends keys on to others (republish): what is destroyed here stays there",
+    );
     if there.num_replicas < log_replicas {
         all.push(format!(
             "it has fewer replicas ({}) than the log ({log_replicas}): with the disks that it is on all keys are lost. \
@@ -269,32 +328,46 @@ fn shortcomings(there: &Config, log_replicas: usize) -> Vec<String> {
             there.num_replicas
         ));
     }
-    if there.deny_delete {
-        all.push(
-            "it does not let messages be deleted: no key can be destroyed, no erasure finished".to_owned(),
-        );
-    }
-    if there.storage != StorageType::File {
-        all.push("it is kept in memory: all keys are lost with the servers".to_owned());
-    }
     all
-}
-
-fn is_there(error: &jetstream::context::CreateStreamError) -> bool {
-    matches!(error.kind(), CreateStreamErrorKind::JetStream(inner)
-        if inner.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use async_nats::jetstream::stream::{Republish, Source};
 
     #[test]
     fn a_bucket_that_is_less_safe_than_its_log_is_told() {
-        let good = Config { name: "KV_X-keys".into(), num_replicas: 3, ..Config::default() };
+        let good = Config {
+            name: "KV_X-keys".into(),
+            num_replicas: 3,
+            max_messages_per_subject: 1,
+            max_messages: -1,
+            max_bytes: -1,
+            discard: DiscardPolicy::New,
+            ..Config::default()
+        };
         assert!(shortcomings(&good, 3).is_empty() && shortcomings(&good, 1).is_empty());
-        let bad = Config { num_replicas: 1, deny_delete: true, ..good };
-        let told = shortcomings(&bad, 3);
-        assert!(told.len() == 2 && told[0].contains("nats stream edit KV_X-keys --replicas 3"), "{told:?}");
+        let check = |what: &str, change: &dyn Fn(&mut Config)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            let told = shortcomings(&bad, 3);
+            assert!(told.len() == 1 && told[0].contains(what), "{what}: {told:?}");
+        };
+        check("nats stream edit KV_X-keys --replicas 3", &|bad| bad.num_replicas = 1);
+        check("deleted", &|bad| bad.deny_delete = true);
+        check("memory", &|bad| bad.storage = StorageType::Memory);
+        check("max_age", &|bad| bad.max_age = Duration::from_secs(1));
+        check("max_bytes", &|bad| bad.max_bytes = 1 << 20);
+        check("max_msgs", &|bad| bad.max_messages = 1_000);
+        check("discards", &|bad| bad.discard = DiscardPolicy::Old);
+        check("history", &|bad| bad.max_messages_per_subject = 5);
+        check("history", &|bad| bad.max_messages_per_subject = -1);
+        check("another stream", &|bad| bad.mirror = Some(Source::default()));
+        check("another stream", &|bad| bad.sources = Some(vec![Source::default()]));
+        check("republish", &|bad| {
+            let (source, destination) = (">".to_owned(), "elsewhere".to_owned());
+            bad.republish = Some(Republish { source, destination, headers_only: false });
+        });
     }
 }

@@ -59,3 +59,33 @@ fn holds(folder: &std::path::Path, bytes: &[u8]) -> bool {
         std::fs::read(&path).is_ok_and(|content| content.windows(bytes.len()).any(|window| window == bytes))
     })
 }
+
+/// A log with three replicas, and a service that was told of none: whoever makes the bucket makes it as safe as the log.
+/// Every later one looks at what it is like.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_has_as_many_replicas_as_its_log() {
+    let Some(program) = server_or_skip("a_bucket_has_as_many_replicas_as_its_log") else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let servers = NatsServer::start_cluster(&program, dir.path(), 3).expect("a cluster");
+    let urls = servers.iter().map(NatsServer::url).collect::<Vec<_>>().join(",");
+    let options = NatsLogOptions { replicas: 3, ..NatsLogOptions::new(&urls) };
+    NatsLog::open(options).await.expect("the log").close().await;
+    let options = NatsLogOptions::new(&urls);
+    assert_eq!(options.replicas, 1);
+    let bucket = format!("KV_{}-keys", options.stream);
+    let log = NatsLog::open(options).await.expect("the log");
+    let vault = log.vault().await.expect("made");
+    let client = async_nats::connect(servers[0].url()).await.expect("connects");
+    let stream = async_nats::jetstream::new(client).get_stream(bucket).await.expect("there");
+    assert_eq!(stream.cached_info().config.num_replicas, 3);
+    // Keys below others.
+    let secret = |n: u8| vec![n; 60];
+    let keys = ["job.1", "job.1.aa", "job.1.bb", "job.11"].map(str::to_owned);
+    let secrets = keys.iter().cloned().zip((1..).map(secret)).collect();
+    assert!(vault.create(secrets).await.expect("written").is_empty());
+    let mut under = vault.list_under("job.1").await.expect("listed");
+    under.sort();
+    assert_eq!(under, [(keys[1].clone(), secret(2)), (keys[2].clone(), secret(3))]);
+    assert_eq!(vault.list().await.expect("listed").len(), 4);
+    log.close().await;
+}

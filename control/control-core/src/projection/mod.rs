@@ -46,6 +46,8 @@ pub struct Views {
     /// Whose texts are under keys, and whose were erased?
     pub subjects: Subjects,
     raised: u8,
+    /// See [`Views::clear_until`], once the level was raised.
+    clear_until: u64,
 }
 
 impl Views {
@@ -78,7 +80,12 @@ impl Views {
             self.replicas.apply(record.time, event);
             self.subjects.apply(record.time, event);
             match event {
-                Event::SchemaRaised(e) => self.raised = self.raised.max(e.level),
+                Event::SchemaRaised(e) => {
+                    if self.level() == LEVEL_OLDEST && e.level > LEVEL_OLDEST {
+                        self.clear_until = position - 1;
+                    }
+                    self.raised = self.raised.max(e.level);
+                }
                 Event::SubjectErased(e) => self.private(&mut |_, _, text| {
                     if text.subject() == Some(e.subject) {
                         text.shut(true);
@@ -93,6 +100,11 @@ impl Views {
     /// The schema level that the log is written in.
     pub fn level(&self) -> u8 {
         self.raised.max(LEVEL_OLDEST)
+    }
+
+    /// The last position up to which everything was recorded in the clear; 0 if nothing was.
+    pub fn clear_until(&self) -> u64 {
+        if self.level() == LEVEL_OLDEST { self.position } else { self.clear_until }
     }
 
     /// Every text in them that is under a subject's key, or was recorded before there were keys.

@@ -1,16 +1,17 @@
 //! `/api/v1/erase`: what a duty to delete asks for, and a history that stays provable cannot do by deleting.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::State;
 use control_core::projection::Views;
 use control_core::subject;
-use event_schema::{Field, JobId, Owner, Subject};
+use event_log::{Position, ReadError, ReadLimit};
+use event_schema::{Actor, Event, JobId, Owner, Record, RunId, Subject};
 
 use super::error::Json;
 use super::view::{EraseWish, ErasedView, ErrorView, SubjectKeyView, SubjectKeysView};
 use super::{Api, ApiError, OPERATOR, resolve};
-use crate::service::Origin;
+use crate::service::{Origin, Service};
 
 /// Erases every private text of a job, an agent or a user for good: it is recorded, then the key is destroyed that the
 /// texts are sealed with.
@@ -28,12 +29,16 @@ pub(super) async fn erase(
             "a reason is needed: it stands on the log in the place of what was erased",
         ));
     }
-    let in_clear = stands_in_clear(&api.service.views(), subject);
+    let in_clear = stands_in_clear(&api.service, subject).await?;
     api.service
         .decide(Origin::operator(OPERATOR, subject.to_string()), move |state, _| {
             subject::erase(state, subject, &reason)
         })
         .await?;
+    // Once more, if it was not possible: whoever asks again wants to know.
+    if let Err(error) = api.service.ring().destroy_doomed().await {
+        tracing::warn!(%error, "keys of erased texts are not destroyed yet");
+    }
     let views = api.service.views();
     let erased = views.subjects.subjects.get(&subject).and_then(|known| known.erased);
     Ok(Json(ErasedView {
@@ -102,25 +107,132 @@ fn job(views: &Views, name: &str) -> Result<JobId, ApiError> {
     }
 }
 
-/// Whether the name was recorded in the clear, before the log's level 2: then it stays.
-fn stands_in_clear(views: &Views, subject: Subject) -> bool {
-    let mut fleet = Views::default();
-    // Only what belongs to the subject, as the fields are visited in a copy.
-    match subject {
-        Subject::Agent(agent) => {
-            fleet.fleet.agents.extend(views.fleet.agents.get(&agent).map(|known| (agent, known.clone())));
+/// Whether some of it was recorded in the clear, before the log's level 2: then it stays. Of what was archived since nothing
+/// is read: it counts as holding some.
+async fn stands_in_clear(service: &Service, subject: Subject) -> Result<bool, ApiError> {
+    let end = service.views().clear_until();
+    let unavailable = |error: &dyn std::fmt::Display| ApiError::unavailable(error.to_string());
+    let is_named = |actor: &Actor| match actor {
+        Actor::Operator(name) => service.ring().user(name) == Some(subject),
+        Actor::Service | Actor::Agent(_) => false,
+    };
+    let mut jobs: BTreeMap<RunId, JobId> = BTreeMap::new();
+    let mut next = Position(1);
+    while next.0 <= end {
+        let page = match service.log().read(next, ReadLimit::default()).await {
+            Err(ReadError::Archived { .. }) => return Ok(true),
+            page => page.map_err(|error| unavailable(&error))?,
+        };
+        if page.is_empty() {
+            break;
         }
-        Subject::Job(job) => {
-            fleet.jobs.jobs.extend(views.jobs.jobs.get(&job).map(|known| (job, known.clone())));
-            let runs = views.runs.runs.iter().filter(|(_, run)| run.job == job);
-            fleet.runs.runs.extend(runs.map(|(id, run)| (*id, run.clone())));
+        for entry in page.into_iter().take_while(|entry| entry.position.0 <= end) {
+            let mut record = Record::decode(&entry.bytes).map_err(|error| unavailable(&error))?;
+            for event in &record.events {
+                if let Event::RunStarted(e) = event {
+                    jobs.insert(e.run, e.job);
+                }
+            }
+            let mut clear = is_named(&record.actor);
+            record.private(&mut |_, owner, text| {
+                let of = match owner {
+                    Owner::Subject(of) => Some(of),
+                    Owner::Run(run, _) => jobs.get(&run).copied().map(Subject::Job),
+                    Owner::Named => None,
+                };
+                clear |= of == Some(subject) && text.is_clear();
+            });
+            if clear {
+                return Ok(true);
+            }
+            next = entry.position.next();
         }
-        Subject::User(_) => {}
+        // Others have to live on this thread too.
+        tokio::task::yield_now().await;
     }
-    let mut clear = false;
-    fleet.private(&mut |field, owner, text| {
-        let is_name = matches!(field, Field::AgentName | Field::JobName);
-        clear |= is_name && owner == Owner::Subject(subject) && text.is_clear();
-    });
-    clear
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use agent_proto::RunSecret;
+    use control_core::{group, token};
+    use ed25519_dalek::SigningKey;
+    use event_log::file::{FileLog, FileLogOptions};
+    use event_schema::{GroupId, Timestamp, TokenId};
+
+    use super::*;
+    use crate::gateway::{EnrolRequest, Fleet as _};
+    use crate::privacy::{FileKeys, SubjectKeys, Wrapper};
+    use crate::service::{Keys, Options};
+
+    /// Recorded under level 1, and gone on at level 2: whoever decided or was let in before stands in the clear.
+    #[tokio::test]
+    async fn who_was_recorded_before_level_2_is_told() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let open = async |schema| {
+            let keys = Keys {
+                root_key: [1; 32],
+                ca_fingerprint: [2; 32],
+                command: SigningKey::from_bytes(&[3; 32]),
+                secret_of: Box::new(|run| RunSecret::derive(&[7; 32], run)),
+            };
+            let store = Arc::new(FileKeys::open(&dir.path().join("keys")).expect("opens"));
+            let keys_of = SubjectKeys { store, wrapper: Arc::new(Wrapper::new(&[4; 32])) };
+            let options = Options { schema, subject_keys: Some(keys_of), ..Options::default() };
+            let log = FileLog::open(dir.path().join("log"), FileLogOptions::default()).await.expect("opens");
+            Service::open(Arc::new(log), keys, options).await.expect("opens")
+        };
+        let make_group = async |service: &Service, user: &str, n: u8| {
+            let decided = service.decide(Origin::operator(user, "group".into()), move |state, _| {
+                let (group, name) = (GroupId([n; 16]), format!("group {n}"));
+                group::decide(state, group::Command::Create { group, name })
+            });
+            decided.await.expect("made");
+        };
+        let enrol = async |service: &Service, n: u8| {
+            let (id, secret) = (TokenId([n; 16]), format!("{}.{}", TokenId([n; 16]), "0".repeat(64)));
+            let hash = crate::service::token_hash(&secret);
+            let created = service.decide(Origin::operator("officer", "token".into()), move |state, now| {
+                let expires = Timestamp(now.0 + 1_000_000);
+                token::decide(
+                    state,
+                    token::Command::Create { token: id, hash, tags: vec![], uses: 1, expires },
+                    now,
+                )
+            });
+            created.await.expect("made");
+            let public_key = SigningKey::from_bytes(&[n; 32]).verifying_key().to_bytes();
+            let agent = event_schema::AgentId::of_key(&public_key);
+            let request = EnrolRequest {
+                agent,
+                public_key,
+                name: format!("agent-{n}"),
+                tags: vec![],
+                token: Some(secret),
+                version: "1".into(),
+                address: "192.0.2.1:1".parse().expect("an address"),
+            };
+            service.enrol(request).await;
+            assert!(service.views().fleet.agents.contains_key(&agent));
+            Subject::Agent(agent)
+        };
+        let (service, writer) = open(1).await;
+        make_group(&service, "anna", 1).await;
+        let old = enrol(&service, 5).await;
+        drop(service);
+        writer.await.expect("ends well");
+        let (service, writer) = open(2).await;
+        make_group(&service, "anna", 2).await;
+        make_group(&service, "bert", 3).await;
+        let new = enrol(&service, 6).await;
+        let user = |name| service.ring().user(name).expect("keys");
+        for (subject, in_clear) in [(user("anna"), true), (old, true), (user("bert"), false), (new, false)] {
+            assert_eq!(stands_in_clear(&service, subject).await.ok(), Some(in_clear), "{subject}");
+        }
+        drop(service);
+        writer.await.expect("ends well");
+    }
 }

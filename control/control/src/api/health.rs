@@ -61,8 +61,8 @@ fn alarms(api: &Api, views: &Views) -> Vec<String> {
     let missing = api.service.ring().missing();
     if let Some(first) = missing.first() {
         alarms.push(format!(
-            "{} keys of private texts are missing though nothing was erased, the first is that of {first}: restore the \
-             store of keys from its backup",
+            "of {} subjects keys of private texts are missing or damaged though nothing was erased, the first is {first}: \
+             put the backup of the keys into the data folder, as subject-keys.restored, and start again",
             missing.len()
         ));
     }
@@ -172,7 +172,7 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
         conflicts,
     );
     let missing = api.service.ring().missing().len() as u64;
-    gauge(&mut text, "subject_keys_missing", "Keys of private texts that are missing", missing);
+    gauge(&mut text, "subject_keys_missing", "Subjects whose keys are missing or damaged", missing);
     gauge(&mut text, "ready", "Whether the log takes records", api.service.is_healthy().into());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

@@ -6,14 +6,14 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control_core::projection::Views;
 use control_core::{batch, job, run, subfolder};
-use event_schema::{Event, JobId, JobSpec, Place, Subject};
+use event_schema::{Event, JobId, JobSpec, Place, Subject, Timestamp};
 
 use super::agents::{Page, page};
 use super::error::{Json, Query};
 use super::sight::Moment;
 use super::view::{ErrorView, JobStarted, JobView, JobWish, JobsView, PlaceWish, SkippedView};
 use super::{Api, ApiError, OPERATOR, batches, resolve, shape};
-use crate::service::{Ids, Origin, now};
+use crate::service::{Ids, Origin, SubmitError, now};
 
 /// All jobs that are not deleted.
 #[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", params(Page),
@@ -39,15 +39,23 @@ pub(super) async fn create(
     let consolidates = matches!(spec, JobSpec::Consolidation { .. });
     let ids = Ids(now());
     let (id, name) = (ids.job(), wish.name);
+    let origin = Origin::operator(OPERATOR, format!("job/{id}"));
+    let decide = move |state: &control_core::State, _: Timestamp| {
+        let (name, spec) = (name.clone(), spec.clone());
+        job::decide(state, job::Command::Create { job: id, name, spec })
+    };
+    // Whether it may be made at all, before there is a key for it.
+    let may = decide.clone();
+    api.service.decide(origin.clone(), move |state, now| may(state, now).map(|_| Vec::new())).await?;
     // Here and not in the writer, behind which everybody would wait for the store of keys.
     let prepared = api.service.ring().prepare(Subject::Job(id)).await;
     prepared.map_err(|error| ApiError::unavailable(error.to_string()))?;
-    api.service
-        .decide(Origin::operator(OPERATOR, format!("job/{id}")), move |state, _| {
-            let (name, spec) = (name.clone(), spec.clone());
-            job::decide(state, job::Command::Create { job: id, name, spec })
-        })
-        .await?;
+    let decided = api.service.decide(origin, decide).await;
+    if matches!(decided, Err(SubmitError::Rejected(_))) {
+        // Somebody took the name meanwhile.
+        api.service.ring().discard(Subject::Job(id)).await;
+    }
+    decided?;
     let mut started = JobStarted { job: id.to_string(), ..nothing() };
     if wish.start.unwrap_or(true) {
         match start_job(&api, id, consolidates).await {

@@ -744,7 +744,8 @@ shapes! {
         erased: Option<String>,
         /// Whether the key is destroyed; if not, it is tried again.
         key_destroyed: bool,
-        /// Whether its name stands in the clear in what was recorded before the log's schema level 2.
+        /// Whether some of it stands in the clear in what was recorded before the log's schema level 2, or may, because
+        /// that is in an archive.
         in_clear: bool,
         /// The log's position where this was read.
         as_of: u64,

@@ -32,13 +32,14 @@ pub(super) fn run(client: &Client, as_json: bool, line: Erase) -> Done {
     let erased: ErasedView = client.post("erase", &EraseWish { kind, name, reason })?;
     if !erased.key_destroyed {
         output::complain(
-            "it is recorded, but the key could not be destroyed yet: the service tries again with everything that it \
-             records, and at its next start. Run the same command again to see",
+            "it is recorded, but the key could not be destroyed yet: the service tries again every few \
+             seconds. Run the same command again to see",
         );
     }
     if erased.in_clear {
         output::complain(
-            "some of it was recorded before the log's schema level 2, in the clear: that stays as long as the log",
+            "some of it was recorded before the log's schema level 2, in the clear, or may have been, where those records \
+             are in an archive: that stays as long as log and archive",
         );
     }
     if as_json {

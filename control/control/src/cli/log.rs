@@ -23,7 +23,7 @@ pub(super) fn run(global: Global, command: Log) -> Done {
     let json = global.json;
     match command {
         Log::Copy { from, to, nats_replicas, archives } => {
-            copy(json, &from, &to, nats_replicas, &archives.archive)
+            copy(&global, &from, &to, nats_replicas, &archives.archive)
         }
         Log::Archive(line) => archive::run(&global, &line),
         Log::Check { archives } => check(&global, &archives),
@@ -50,18 +50,19 @@ fn show(client: &Client, json: bool, from: Option<u64>, stream: Option<&str>, li
     }
 }
 
-fn copy(json: bool, from: &str, to: &str, replicas: usize, archives: &[PathBuf]) -> Done {
+fn copy(global: &Global, from: &str, to: &str, replicas: usize, archives: &[PathBuf]) -> Done {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
     let (from_place, to_place) = (log_copy::Place::parse(from), log_copy::Place::parse(to));
-    let copying = log_copy::copy(&from_place, &to_place, replicas, archives);
+    let copying = log_copy::copy(&from_place, &to_place, replicas, archives, global.data.as_deref());
     let copied = runtime.block_on(copying).map_err(Failure::of)?;
-    if json {
+    if global.json {
         output::say_json(&json!({
             "equal": copied.is_equal(),
             "had": copied.had,
             "records": copied.target.size,
             "subject_keys": copied.keys,
-            "other_subject_keys": copied.other_keys,
+            "damaged_subject_keys": copied.other_keys,
+            "doubtful_subject_keys": copied.doubtful_keys.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "source_root": copied.source.root.to_string(),
             "target_root": copied.target.root.to_string(),
         }))?;
@@ -79,8 +80,15 @@ fn copy(json: bool, from: &str, to: &str, replicas: usize, archives: &[PathBuf])
     }
     if copied.other_keys > 0 {
         output::complain(&format!(
-            "WARNING: of {} subjects the target has another key of private texts than the source, and keeps it",
+            "WARNING: {} entries of the source's file of keys are damaged, or of a newer program, and are not copied",
             copied.other_keys
+        ));
+    }
+    if let Some(first) = copied.doubtful_keys.first() {
+        output::complain(&format!(
+            "WARNING: of {} subjects, the first is {first}, the target may keep keys that were erased: which they are cannot \
+             be told without the fleet's secret. Copy once more with --data DIR, the data folder of a service of the fleet",
+            copied.doubtful_keys.len()
         ));
     }
     if copied.is_equal() { Ok(()) } else { Err(Failure::Quiet) }

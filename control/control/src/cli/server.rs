@@ -1,5 +1,6 @@
 //! `flotilla serve` from the command line.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -106,10 +107,16 @@ pub(super) fn run(line: Serve, global: Global) -> Done {
                 "ca_fingerprint": running.ca_fingerprint,
             }))?;
         } else {
+            // What a service says is kept in a journal that others can read than those who can read the token's file.
+            let is_seen = std::io::stdout().is_terminal();
+            let page = if is_seen {
+                format!("{http}/#token={}", running.token)
+            } else {
+                format!("{http}/#token=… (the token is in {})", data.join("api-token").display())
+            };
             output::say(&format!(
-                "The control service is ready.\n  status page  {http}/#token={}\n  gateway      {} (agents connect \
+                "The control service is ready.\n  status page  {page}\n  gateway      {} (agents connect \
                  here)\n  data         {}\n  authority    {}\nNext: flotilla token create --data {} --out agent.json",
-                running.token,
                 running.gateway,
                 data.display(),
                 running.ca_fingerprint,

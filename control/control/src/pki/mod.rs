@@ -304,6 +304,12 @@ pub fn subject_keys(data: &Path) -> Result<Wrapper, PkiError> {
     Ok(Wrapper::new(&subject_secret(&run_master)))
 }
 
+/// The same of a folder that may be another, such as one with nothing but a log; none if it has no keys.
+pub fn subject_keys_if_there(data: &Path) -> Option<Result<Wrapper, PkiError>> {
+    let is_there = data.join("keys").join(name::RUN_MASTER).exists();
+    is_there.then(|| subject_keys(data))
+}
+
 fn subject_secret(run_master: &Secret) -> Secret {
     let mut secret = Secret::new([0; 32]);
     Hkdf::<Sha256>::new(None, run_master.as_slice())

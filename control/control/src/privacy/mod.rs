@@ -4,16 +4,19 @@
 //! `Ring` holds the keys of all subjects in memory. The writer seals a record with it between deciding and encoding,
 //! and whoever reads records opens them with it before they are folded or shown. A key is on its way through three
 //! states: *fresh* (a record was sealed with it that is not appended yet), *kept* (the store has it), *doomed* (the log
-//! says that it was erased; it is being destroyed). Each step can be interrupted and is finished by the next start.
+//! says that it was erased; it is being destroyed). Each step can be interrupted and is finished later, at the latest by
+//! the next start. Which key is which is told by commitments alone: see `held`.
 
 mod file;
+mod given;
+mod held;
 mod moving;
 mod nats;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,8 +28,11 @@ use event_schema::{
     Visit,
 };
 
-pub use file::FileKeys;
-pub(crate) use moving::move_keys;
+use held::Held;
+
+pub use file::{FileKeys, Found};
+pub(crate) use given::Given;
+pub(crate) use moving::{is_own, move_keys};
 pub use nats::NatsKeys;
 pub use store::{KeyStore, KeyStoreError, WRAPPED_BYTES, Wrapped, Wrapper};
 
@@ -37,6 +43,12 @@ const ASK: Duration = Duration::from_secs(1);
 
 /// How long they do not ask it again then.
 const REST: Duration = Duration::from_secs(1);
+
+/// Pause until keys are asked for again that could not be had.
+const RESOLVE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Pause until keys are destroyed that could not be.
+const DESTROY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Subjects named in a warning.
 const NAMED_MAX: usize = 5;
@@ -60,92 +72,7 @@ impl std::fmt::Debug for SubjectKeys {
 #[derive(Debug)]
 pub(crate) struct Ring {
     keys: Option<SubjectKeys>,
-    inner: Mutex<Inner>,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    keys: HashMap<Subject, SubjectKey>,
-    /// Asked for, and not there: until the log says that there is one.
-    absent: HashSet<Subject>,
-    fresh: BTreeSet<Subject>,
-    doomed: BTreeMap<Subject, [u8; 32]>,
-    /// Commitments of keys that were erased: what does not open of these subjects is gone for good, and none of these
-    /// keys is taken in again, wherever it may still lie.
-    erased: HashMap<Subject, BTreeSet<[u8; 32]>>,
-    /// The commitment to the key that the log names, as far as it was read, of everybody who has one.
-    live: HashMap<Subject, [u8; 32]>,
-    /// Whose kept key cannot be unwrapped: damaged, or wrapped with another fleet's secret.
-    damaged: BTreeSet<Subject>,
-    /// Whether keys may be destroyed: not before it is known that the log is this fleet's.
-    may_destroy: bool,
-    /// Whose key should be there and is not.
-    missing: BTreeSet<Subject>,
-    /// Whose key could not be asked for when a record of theirs was folded: their texts are shut until it can.
-    unresolved: BTreeSet<Subject>,
-    /// The store did not answer a moment ago: until then it is not asked by those who must not wait.
-    down_until: Option<Instant>,
-}
-
-impl Inner {
-    /// Takes a kept key in; not one that was erased, and not in place of one that a record is being sealed with.
-    fn take(&mut self, subject: Subject, key: SubjectKey) -> bool {
-        let commitment = key.commitment(subject);
-        if self.erased.get(&subject).is_some_and(|erased| erased.contains(&commitment)) {
-            return false;
-        }
-        if !self.fresh.contains(&subject) {
-            self.keys.insert(subject, key);
-        }
-        true
-    }
-
-    /// Whether the key at hand is the one that the log names, as far as it names one.
-    fn is_at_hand(&self, subject: Subject) -> bool {
-        self.keys.get(&subject).is_some_and(|key| {
-            self.live.get(&subject).is_none_or(|commitment| key.commitment(subject) == *commitment)
-        })
-    }
-
-    /// Takes in what the store has of a subject, and says what of it is a key.
-    fn unwrap(
-        &mut self,
-        subject: Subject,
-        wrapped: Option<Wrapped>,
-        wrapper: &Wrapper,
-    ) -> Option<SubjectKey> {
-        let key = wrapped.as_ref().and_then(|wrapped| wrapper.unwrap(subject, wrapped));
-        if wrapped.is_some() && key.is_none() {
-            if self.damaged.insert(subject) {
-                tracing::error!(%subject, "its key is damaged, or of another fleet: it is left as it is");
-            }
-        } else {
-            self.damaged.remove(&subject);
-        }
-        key
-    }
-
-    /// Takes in what the store answered one who wants to read: it is not asked again before the log names another key.
-    fn answered(&mut self, subject: Subject, wrapped: Option<Wrapped>, wrapper: &Wrapper) {
-        if let Some(key) = self.unwrap(subject, wrapped, wrapper) {
-            self.take(subject, key);
-        }
-        if !self.is_at_hand(subject) {
-            self.absent.insert(subject);
-        }
-    }
-
-    /// The log says that this key was erased.
-    fn erase(&mut self, subject: Subject, commitment: [u8; 32]) {
-        self.erased.entry(subject).or_default().insert(commitment);
-        if self.keys.get(&subject).is_some_and(|key| key.commitment(subject) == commitment) {
-            self.keys.remove(&subject);
-            self.fresh.remove(&subject);
-        }
-        if self.live.get(&subject) == Some(&commitment) {
-            self.live.remove(&subject);
-        }
-    }
+    held: Mutex<Held>,
 }
 
 fn damaged(subject: Subject) -> KeyStoreError {
@@ -163,19 +90,21 @@ enum Plan {
 impl Ring {
     /// Without keys nothing is sealed, and nothing sealed is opened.
     pub(crate) async fn open(keys: Option<SubjectKeys>) -> Result<Self, KeyStoreError> {
-        let ring = Self { keys, inner: Mutex::default() };
+        let ring = Self { keys, held: Mutex::default() };
         if let Some(SubjectKeys { store, wrapper }) = &ring.keys {
-            let listed = store.list().await?;
-            let mut inner = ring.inner();
-            for (subject, wrapped) in listed {
-                match wrapper.unwrap(subject, &wrapped) {
-                    Some(key) => drop(inner.keys.insert(subject, key)),
-                    None => drop(inner.damaged.insert(subject)),
+            let mut listed: BTreeMap<Subject, Vec<Wrapped>> = BTreeMap::new();
+            for (subject, wrapped) in store.list().await? {
+                listed.entry(subject).or_default().push(wrapped);
+            }
+            let mut held = ring.held();
+            for (subject, all) in listed {
+                for key in held.unwrap(subject, &all, wrapper) {
+                    held.take(subject, key);
                 }
             }
-            if !inner.damaged.is_empty() {
+            if !held.damaged().is_empty() {
                 tracing::error!(
-                    keys = inner.damaged.len(),
+                    subjects = held.damaged().len(),
                     "subjects' keys are damaged, or of another fleet: what is under them cannot be read"
                 );
             }
@@ -183,9 +112,9 @@ impl Ring {
         Ok(ring)
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn held(&self) -> MutexGuard<'_, Held> {
         // One entry is changed at a time.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The subject that stands for a user's name; none without keys.
@@ -193,9 +122,10 @@ impl Ring {
         Some(self.keys.as_ref()?.wrapper.user(name))
     }
 
-    /// All keys at hand, for an auditor.
+    /// All keys at hand that the log names, for an auditor.
     pub(crate) fn all(&self) -> Vec<(Subject, SubjectKey)> {
-        let mut all: Vec<_> = self.inner().keys.iter().map(|(s, key)| (*s, key.clone())).collect();
+        let held = self.held();
+        let mut all: Vec<_> = held.named().map(|(subject, key)| (subject, key.clone())).collect();
         all.sort_by_key(|(subject, _)| *subject);
         all
     }
@@ -208,17 +138,11 @@ impl Ring {
         self.open_texts(&mut |visit| record.private(visit)).await
     }
 
-    /// The same for a snapshot, of whatever age. What was erased by then stays shut, also if the key is still kept: it
-    /// could not be destroyed yet, or came back with a backup.
+    /// The same for a snapshot of a moment that this service has folded.
     ///
     /// # Errors
     /// As [`Ring::open_record`].
     pub(crate) async fn open_snapshot(&self, snapshot: &mut Snapshot) -> Result<(), KeyStoreError> {
-        for (subject, known) in snapshot.state.subjects() {
-            if known.erased {
-                self.inner().erase(subject, known.commitment);
-            }
-        }
         self.open_texts(&mut |visit| snapshot.private(visit)).await?;
         snapshot.state.name_anew();
         Ok(())
@@ -230,29 +154,39 @@ impl Ring {
             return Ok(());
         };
         for subject in unknown {
-            let wrapped = store.get(subject).await?;
-            self.inner().answered(subject, wrapped, wrapper);
+            let all = store.get(subject).await?;
+            self.held().answered(subject, &all, wrapper);
         }
         self.open_known(each, false);
         Ok(())
     }
 
-    /// The log is read on from this state.
-    pub(crate) fn begin_at(&self, state: &State) {
-        let live = state.subjects().filter(|(_, known)| !known.erased);
-        self.inner().live.extend(live.map(|(subject, known)| (subject, known.commitment)));
+    /// The log is read on from this snapshot. What was erased by then stays shut, also if the key is still kept: it could
+    /// not be destroyed yet, or came back with a backup. A store that does not answer does not stop the start.
+    pub(crate) async fn begin_at(&self, snapshot: &mut Snapshot) {
+        for (subject, known) in snapshot.state.subjects() {
+            self.held().begin_with(subject, known);
+        }
+        self.open_soon(&mut |visit| snapshot.private(visit)).await;
+        snapshot.state.name_anew();
     }
 
     /// Takes in what the next record of the log says of new keys, before its texts are opened: some are under them.
     pub(crate) fn expect(&self, record: &Record) {
         for event in &record.events {
-            let Event::SubjectOpened(SubjectOpened { subject, commitment }) = event else { continue };
-            let mut inner = self.inner();
-            inner.absent.remove(subject);
-            inner.live.insert(*subject, *commitment);
-            // Another replica was first: nothing that this one was sealed with is on the log.
-            if !inner.is_at_hand(*subject) && inner.fresh.remove(subject) {
-                inner.keys.remove(subject);
+            if let Event::SubjectOpened(SubjectOpened { subject, commitment }) = event {
+                self.held().opened(*subject, *commitment);
+            }
+        }
+    }
+
+    /// Takes in what a record says of keys.
+    pub(crate) fn note(&self, record: &Record) {
+        for event in &record.events {
+            match event {
+                Event::SubjectOpened(e) => self.held().opened(e.subject, e.commitment),
+                Event::SubjectErased(SubjectErased { subject, .. }) => self.held().erased(*subject),
+                _ => {}
             }
         }
     }
@@ -260,42 +194,45 @@ impl Ring {
     /// As [`Ring::open_record`], for the writer: a store that does not answer at once must not stop it. Texts whose key
     /// cannot be had now are shut, which changes no state's hash, and opened by [`Ring::resolve`].
     pub(crate) async fn open_record_soon(&self, record: &mut Record) {
-        let unknown = self.open_known(&mut |visit| record.private(visit), true);
+        self.open_soon(&mut |visit| record.private(visit)).await;
+    }
+
+    async fn open_soon(&self, each: &mut (dyn FnMut(&mut Visit<'_>) + Send)) {
+        let unknown = self.open_known(each, true);
         if unknown.is_empty() {
             return;
         }
         for subject in unknown {
             self.look_up(subject).await;
         }
-        self.open_known(&mut |visit| record.private(visit), true);
+        self.open_known(each, true);
     }
 
     /// Asks for a key without waiting long; says whether there was an answer.
     async fn look_up(&self, subject: Subject) -> bool {
         let Some(SubjectKeys { store, wrapper }) = &self.keys else { return false };
         let answer = self.ask(store.get(subject)).await;
-        let mut inner = self.inner();
+        let mut held = self.held();
         match answer {
-            Ok(wrapped) => {
-                inner.unresolved.remove(&subject);
-                inner.answered(subject, wrapped, wrapper);
-                true
-            }
-            Err(_) => {
-                inner.unresolved.insert(subject);
-                false
-            }
+            Ok(all) => held.answered(subject, &all, wrapper),
+            Err(_) => drop(held.unresolved.insert(subject)),
         }
+        !held.unresolved.contains(&subject)
     }
 
-    /// Whether texts are shut that [`Ring::resolve`] may open.
-    pub(crate) fn is_unresolved(&self) -> bool {
-        !self.inner().unresolved.is_empty()
+    /// When keys are to be asked for again that could not be had, or destroyed that could not be; none if there are none.
+    pub(crate) fn pause(&self) -> Option<Duration> {
+        let held = self.held();
+        if !held.unresolved.is_empty() {
+            Some(RESOLVE_PAUSE)
+        } else {
+            (held.may_destroy && !held.doomed.is_empty()).then_some(DESTROY_PAUSE)
+        }
     }
 
     /// Asks again for the keys that could not be had; says whether one came, so that texts can be opened.
     pub(crate) async fn resolve(&self) -> bool {
-        let unresolved: Vec<Subject> = self.inner().unresolved.iter().copied().collect();
+        let unresolved: Vec<Subject> = self.held().unresolved.iter().copied().collect();
         let mut some = false;
         for subject in unresolved {
             if !self.look_up(subject).await {
@@ -316,12 +253,12 @@ impl Ring {
         &self,
         question: impl Future<Output = Result<T, KeyStoreError>>,
     ) -> Result<T, KeyStoreError> {
-        if self.inner().down_until.is_some_and(|until| Instant::now() < until) {
+        if self.held().down_until.is_some_and(|until| Instant::now() < until) {
             return Err(KeyStoreError::Unavailable("it did not answer a moment ago".into()));
         }
         let silent = |_| Err(KeyStoreError::Unavailable("it does not answer".into()));
         let answer = tokio::time::timeout(ASK, question).await.unwrap_or_else(silent);
-        self.inner().down_until = answer.is_err().then(|| Instant::now() + REST);
+        self.held().down_until = answer.is_err().then(|| Instant::now() + REST);
         answer
     }
 
@@ -333,52 +270,70 @@ impl Ring {
     pub(crate) async fn prepare(&self, subject: Subject) -> Result<(), KeyStoreError> {
         let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(()) };
         {
-            let inner = self.inner();
-            if inner.keys.contains_key(&subject) || inner.doomed.contains_key(&subject) {
+            let held = self.held();
+            if held.keys_of(subject).next().is_some() || held.doomed.contains(&subject) {
                 return Ok(());
             }
         }
         let key = SubjectKey::new(random_id::<32>());
         let there = store.create(vec![(subject, wrapper.wrap(subject, &key))]).await?;
-        let mut inner = self.inner();
-        let key = match there.first() {
-            None => key,
-            Some((_, wrapped)) => {
-                inner.unwrap(subject, Some(*wrapped), wrapper).ok_or_else(|| damaged(subject))?
-            }
-        };
-        if !inner.keys.contains_key(&subject) {
-            self.take_or_doom(&mut inner, subject, key);
+        let mut held = self.held();
+        if there.is_empty() {
+            held.take(subject, key);
+            return Ok(());
+        }
+        let there: Vec<Wrapped> = there.into_iter().map(|(_, wrapped)| wrapped).collect();
+        let keys = held.unwrap(subject, &there, wrapper);
+        if keys.is_empty() {
+            return Err(damaged(subject));
+        }
+        for key in keys {
+            held.take(subject, key);
         }
         Ok(())
     }
 
-    /// Takes a kept key in; one that was erased and is still there is destroyed first by whoever needs another.
-    fn take_or_doom(&self, inner: &mut Inner, subject: Subject, key: SubjectKey) -> bool {
-        let commitment = key.commitment(subject);
-        let taken = inner.take(subject, key);
-        if !taken {
-            inner.doomed.insert(subject, commitment);
+    /// Destroys the key of something that was not made after all, and whose id nobody else knows. One that the log names
+    /// is left alone.
+    pub(crate) async fn discard(&self, subject: Subject) {
+        let Some(SubjectKeys { store, .. }) = &self.keys else { return };
+        {
+            let mut held = self.held();
+            if held.told(subject).is_some() {
+                return;
+            }
+            let keys: Vec<_> = held.keys_of(subject).map(|(commitment, _)| commitment).collect();
+            for commitment in keys {
+                held.drop_key(subject, commitment);
+            }
+            held.fresh.remove(&subject);
         }
-        taken
+        let discarded = async {
+            for wrapped in store.get(subject).await? {
+                store.destroy(subject, wrapped).await?;
+            }
+            Ok::<_, KeyStoreError>(())
+        };
+        if let Err(error) = discarded.await {
+            tracing::warn!(%subject, %error, "a key stays that nothing is under");
+        }
     }
 
     /// Opens what can be opened at once; subjects whose key is to be asked for.
     fn open_known(&self, each: &mut (dyn FnMut(&mut Visit<'_>) + Send), later: bool) -> BTreeSet<Subject> {
-        let inner = self.inner();
+        let held = self.held();
         let mut unknown = BTreeSet::new();
         each(&mut |field: Field, _, text: &mut dyn Confidential| {
             let Some(subject) = text.subject().filter(|_| !text.is_legible()) else { return };
-            if inner.keys.get(&subject).is_some_and(|key| text.open(key, field)) {
+            if held.keys_of(subject).any(|(_, key)| text.open(key, field)) {
                 return;
             }
-            let (at_hand, has_one) = (inner.is_at_hand(subject), inner.live.contains_key(&subject));
-            if at_hand || (!has_one && inner.erased.contains_key(&subject)) {
+            if held.is_settled(subject) {
                 // It is under none of the keys that there are.
-                if inner.erased.contains_key(&subject) {
+                if held.is_gone(subject) {
                     text.shut(true);
                 }
-            } else if !(inner.absent.contains(&subject) || later && inner.unresolved.contains(&subject)) {
+            } else if !(held.is_absent(subject) || later && held.unresolved.contains(&subject)) {
                 unknown.insert(subject);
             }
         });
@@ -388,7 +343,8 @@ impl Ring {
     /// Seals the texts of a record that was decided on `state`, and puts the events behind its own that tell of new keys.
     ///
     /// # Errors
-    /// If the store does not answer.
+    /// If the store does not answer, or a key that is needed is damaged. What an agent tells is taken all the same then,
+    /// without the texts, since everything behind it would have to wait; but not who it is.
     pub(crate) async fn seal(&self, record: &mut Record, state: &State) -> Result<(), KeyStoreError> {
         if self.keys.is_none() {
             return Ok(());
@@ -403,7 +359,9 @@ impl Ring {
             Whose::Nobody => None,
         };
         let mut subjects: Vec<Subject> = Vec::new();
-        record.private(&mut |_, owner, text| {
+        let mut may_lack = matches!(record.actor, Actor::Agent(_));
+        record.private(&mut |field, owner, text| {
+            may_lack &= field != Field::AgentName;
             if let Some(subject) = of(owner).filter(|subject| text.is_clear() && !subjects.contains(subject))
             {
                 subjects.push(subject);
@@ -413,19 +371,15 @@ impl Ring {
         let mut opened: Vec<Event> = Vec::new();
         for subject in subjects {
             let plan = match state.subject(subject) {
-                Some(Known { erased: true, .. }) if !begins_anew(state, subject) => Plan::Withhold,
-                Some(Known { erased: false, commitment }) => {
-                    match self.kept(subject, commitment, true).await? {
-                        Some(key) => Plan::Seal(key),
-                        None => {
-                            tracing::error!(%subject, "its key is missing, what is under it cannot be read: it gets another");
-                            Plan::Seal(self.begin(subject, None, &mut opened).await?)
-                        }
+                Some(known) if known.is_erased() && !begins_anew(state, subject) => Plan::Withhold,
+                known => match self.kept(subject, known).await? {
+                    Some(key) => Plan::Seal(key),
+                    None if !self.held().is_damaged(subject) => {
+                        Plan::Seal(self.begin(subject, known, &mut opened).await?)
                     }
-                }
-                known => {
-                    Plan::Seal(self.begin(subject, known.map(|known| known.commitment), &mut opened).await?)
-                }
+                    None if may_lack => Plan::Withhold,
+                    None => return Err(damaged(subject)),
+                },
             };
             plans.insert(subject, plan);
         }
@@ -444,71 +398,60 @@ impl Ring {
         Ok(())
     }
 
-    /// The key that the log knows of.
+    /// The key that the log names, if there is one and it can be had. The store is asked once more, as somebody may have
+    /// seen to it.
     async fn kept(
         &self,
         subject: Subject,
-        commitment: [u8; 32],
-        soon: bool,
+        known: Option<&Known>,
     ) -> Result<Option<SubjectKey>, KeyStoreError> {
-        let is = |key: &SubjectKey| key.commitment(subject) == commitment;
-        let at_hand = self.inner().keys.get(&subject).filter(|key| is(key)).cloned();
-        let (None, Some(SubjectKeys { store, wrapper })) = (&at_hand, &self.keys) else { return Ok(at_hand) };
-        let wrapped = if soon { self.ask(store.get(subject)).await? } else { store.get(subject).await? };
-        let mut inner = self.inner();
-        let key = inner.unwrap(subject, wrapped, wrapper);
-        // What a record was to be sealed with, if another replica's record came first.
-        inner.fresh.remove(&subject);
-        inner.keys.remove(&subject);
-        if let Some(key) = &key {
-            inner.take(subject, key.clone());
+        let live = known.and_then(|known| known.live);
+        let at_hand = |held: &Held| held.key(subject, live?).cloned();
+        let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(None) };
+        {
+            let held = self.held();
+            let found = at_hand(&held);
+            if found.is_some() || (live.is_none() && !held.is_damaged(subject)) {
+                return Ok(found);
+            }
         }
-        let key = key.filter(is);
-        if key.is_none() {
-            inner.missing.insert(subject);
-        }
-        Ok(key)
+        let all = self.ask(store.get(subject)).await?;
+        let mut held = self.held();
+        held.answered(subject, &all, wrapper);
+        Ok(at_hand(&held))
     }
 
-    /// A key for a subject that has none on the log, or had one that was `erased`, and the event that tells of it.
+    /// A key for a subject that has none which can be had, and the event that tells of it. None that was erased.
     async fn begin(
         &self,
         subject: Subject,
-        erased: Option<[u8; 32]>,
+        known: Option<&Known>,
         opened: &mut Vec<Event>,
     ) -> Result<SubjectKey, KeyStoreError> {
-        // An erased key must not come to life again.
-        if self.inner().doomed.contains_key(&subject) {
-            self.destroy_doomed().await?;
+        if known.is_some_and(|known| known.live.is_some()) {
+            tracing::error!(%subject, "its key is missing, what is under it cannot be read: it gets another");
         }
-        let is_damaged = self.inner().damaged.contains(&subject);
-        if let Some(SubjectKeys { store, wrapper }) = self.keys.as_ref().filter(|_| is_damaged) {
-            // Somebody may have seen to it meanwhile.
-            let wrapped = self.ask(store.get(subject)).await?;
-            let mut inner = self.inner();
-            if let Some(key) = inner.unwrap(subject, wrapped, wrapper) {
-                self.take_or_doom(&mut inner, subject, key);
-            } else if wrapped.is_some() {
-                return Err(damaged(subject));
-            }
+        // The store takes no new key beside an erased one.
+        if self.held().doomed.contains(&subject) {
+            self.destroy_erased(subject).await?;
         }
-        let key = {
-            let mut inner = self.inner();
-            let at_hand = inner.keys.get(&subject).map(|key| key.commitment(subject));
-            if inner.doomed.contains_key(&subject) || (at_hand.is_some() && at_hand == erased) {
-                return Err(KeyStoreError::Unavailable(format!(
-                    "the erased key of {subject} is still there"
-                )));
-            }
-            // One that was kept, and its record not appended, is as good as another.
-            inner.keys.get(&subject).cloned().unwrap_or_else(|| {
-                let key = SubjectKey::new(random_id::<32>());
-                inner.keys.insert(subject, key.clone());
-                inner.fresh.insert(subject);
-                key
-            })
-        };
-        opened.push(SubjectOpened { subject, commitment: key.commitment(subject) }.into());
+        let mut held = self.held();
+        let is_erased = |commitment| known.is_some_and(|known| known.erased.contains(&commitment));
+        if held.doomed.contains(&subject)
+            || held.keys_of(subject).any(|(commitment, _)| is_erased(commitment))
+        {
+            return Err(KeyStoreError::Unavailable(format!("the erased key of {subject} is still there")));
+        }
+        // One that was kept, and its record not appended, is as good as another; so is one that was found again.
+        let there = held.keys_of(subject).next().map(|(commitment, key)| (commitment, key.clone()));
+        let (commitment, key) = there.unwrap_or_else(|| {
+            let key = SubjectKey::new(random_id::<32>());
+            let commitment = key.commitment(subject);
+            held.take(subject, key.clone());
+            held.fresh.insert(subject, commitment);
+            (commitment, key)
+        });
+        opened.push(SubjectOpened { subject, commitment }.into());
         Ok(key)
     }
 
@@ -520,191 +463,122 @@ impl Ring {
     /// If the store does not answer; it is not known then what it keeps.
     pub(crate) async fn keep_fresh(&self, subjects: &BTreeSet<Subject>) -> Result<bool, KeyStoreError> {
         let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(true) };
-        let fresh: Vec<(Subject, SubjectKey)> = {
-            let inner = self.inner();
-            let fresh = inner.fresh.intersection(subjects);
-            fresh.filter_map(|s| Some((*s, inner.keys.get(s)?.clone()))).collect()
+        let fresh: BTreeMap<Subject, ([u8; 32], SubjectKey)> = {
+            let held = self.held();
+            let fresh = held.fresh.iter().filter(|(subject, _)| subjects.contains(subject));
+            fresh.filter_map(|(s, c)| Some((*s, (*c, held.key(*s, *c)?.clone())))).collect()
         };
         if fresh.is_empty() {
             return Ok(true);
         }
-        let wrapped = fresh.iter().map(|(subject, key)| (*subject, wrapper.wrap(*subject, key))).collect();
-        let kept = self.ask(store.create(wrapped)).await;
-        let mut inner = self.inner();
-        for (subject, _) in &fresh {
-            inner.fresh.remove(subject);
+        let wrapped = fresh.iter().map(|(subject, (_, key))| (*subject, wrapper.wrap(*subject, key)));
+        let kept = self.ask(store.create(wrapped.collect())).await;
+        let mut held = self.held();
+        for (subject, (commitment, _)) in &fresh {
+            held.fresh.remove(subject);
             if kept.is_err() {
                 // It may be kept or not: whoever needs it next finds out.
-                inner.keys.remove(subject);
+                held.drop_key(*subject, *commitment);
             }
         }
-        let there = kept?;
+        let mut there: BTreeMap<Subject, Vec<Wrapped>> = BTreeMap::new();
+        for (subject, wrapped) in kept? {
+            there.entry(subject).or_default().push(wrapped);
+        }
         let mut ours = true;
         // All of them, whatever there is: what others of this commit are sealed with has to be what is kept.
-        for (subject, wrapped) in there {
-            let key = inner.unwrap(subject, Some(wrapped), wrapper);
-            if key.is_some() && key == inner.keys.get(&subject).cloned() {
+        for (subject, all) in there {
+            let keys = held.unwrap(subject, &all, wrapper);
+            let Some((commitment, key)) = fresh.get(&subject) else { continue };
+            if keys.contains(key) {
                 continue;
             }
-            inner.keys.remove(&subject);
-            if let Some(key) = key {
-                self.take_or_doom(&mut inner, subject, key);
+            held.drop_key(subject, *commitment);
+            for key in keys {
+                held.take(subject, key);
             }
             ours = false;
         }
         Ok(ours)
     }
 
-    /// Takes in what a record says of keys.
-    pub(crate) fn note(&self, record: &Record, state: &State) {
-        for event in &record.events {
-            match event {
-                Event::SubjectOpened(e) => {
-                    let mut inner = self.inner();
-                    inner.live.insert(e.subject, e.commitment);
-                    if inner.is_at_hand(e.subject) {
-                        inner.missing.remove(&e.subject);
-                    }
-                }
-                Event::SubjectErased(SubjectErased { subject, .. }) => {
-                    if let Some(known) = state.subject(*subject) {
-                        self.doom(*subject, known.commitment);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn doom(&self, subject: Subject, commitment: [u8; 32]) {
-        let mut inner = self.inner();
-        inner.erase(subject, commitment);
-        if self.keys.is_some() {
-            inner.doomed.insert(subject, commitment);
-        }
-    }
-
     /// Destroys the keys of those whom the log calls erased; none before [`Ring::reconcile`]. What cannot be unwrapped is
     /// left alone: with another fleet's secret that would be everything, the newer keys of those who were erased too.
     ///
     /// # Errors
-    /// If the store does not answer: it is tried again with the next record, and at the next start.
+    /// If the store does not answer: it is to be tried again, see [`Ring::pause`].
     pub(crate) async fn destroy_doomed(&self) -> Result<(), KeyStoreError> {
+        let doomed: Vec<Subject> = self.held().doomed.iter().copied().collect();
+        for subject in doomed {
+            self.destroy_erased(subject).await?;
+        }
+        Ok(())
+    }
+
+    async fn destroy_erased(&self, subject: Subject) -> Result<(), KeyStoreError> {
         let Some(SubjectKeys { store, wrapper }) = &self.keys else { return Ok(()) };
-        let doomed: Vec<_> = {
-            let inner = self.inner();
-            let doomed = inner.doomed.iter().filter(|_| inner.may_destroy);
-            doomed.map(|(subject, commitment)| (*subject, *commitment)).collect()
+        let erased = {
+            let held = self.held();
+            let known = held.told(subject).filter(|_| held.may_destroy);
+            known.map(|known| known.erased.clone())
         };
-        for (subject, commitment) in doomed {
-            if let Some(wrapped) = self.ask(store.get(subject)).await? {
-                let key = self.inner().unwrap(subject, Some(wrapped), wrapper);
-                if key.is_some_and(|key| key.commitment(subject) == commitment) {
-                    self.ask(store.destroy(subject, wrapped)).await?;
-                    tracing::info!(%subject, "its key is destroyed");
-                }
+        let Some(erased) = erased else { return Ok(()) };
+        let all = self.ask(store.get(subject)).await?;
+        // Says which is damaged.
+        self.held().unwrap(subject, &all, wrapper);
+        for wrapped in all {
+            let key = wrapper.unwrap(subject, &wrapped);
+            if key.is_some_and(|key| erased.contains(&key.commitment(subject))) {
+                self.ask(store.destroy(subject, wrapped)).await?;
+                tracing::info!(%subject, "its key is destroyed");
             }
-            let mut inner = self.inner();
-            if inner.doomed.get(&subject) == Some(&commitment) {
-                inner.doomed.remove(&subject);
-            }
+        }
+        let mut held = self.held();
+        // Unless it was erased once more meanwhile.
+        if held.told(subject).is_some_and(|known| known.erased == erased) {
+            held.doomed.remove(&subject);
         }
         Ok(())
     }
 
     /// Whether a key is still to be destroyed, or may be one that should be.
     pub(crate) fn is_doomed(&self, subject: Subject) -> bool {
-        let inner = self.inner();
-        inner.doomed.contains_key(&subject) || inner.damaged.contains(&subject)
+        let held = self.held();
+        held.doomed.contains(&subject) || held.is_damaged(subject)
     }
 
-    /// Holds the keys against what the log says, when it was read to its end and is known to be this fleet's: finishes erasures that were interrupted,
-    /// and warns of keys that are missing.
-    ///
-    /// # Errors
-    /// If the store does not answer.
-    pub(crate) async fn reconcile(&self, state: &State) -> Result<(), KeyStoreError> {
+    /// Holds the keys against what the log says, when it was read to its end and is known to be this fleet's: finishes
+    /// erasures that were interrupted, and warns of keys that are missing. What the store does not answer now is seen to
+    /// later: whoever starts is to serve.
+    pub(crate) async fn reconcile(&self) {
         if self.keys.is_none() {
-            return Ok(());
+            return;
         }
-        self.inner().may_destroy = true;
-        for (subject, known) in state.subjects() {
-            if known.erased {
-                self.doom(subject, known.commitment);
-            } else {
-                // Looked up again where it is not at hand; a missing one is remembered.
-                self.kept(subject, known.commitment, false).await?;
+        self.held().may_destroy = true;
+        let mut wanted = self.held().wanted().into_iter();
+        while let Some(subject) = wanted.next() {
+            if !self.look_up(subject).await {
+                self.held().unresolved.extend(wanted);
+                break;
             }
         }
-        self.destroy_doomed().await?;
+        if let Err(error) = self.destroy_doomed().await {
+            tracing::warn!(%error, "keys of erased texts are not destroyed yet");
+        }
         let missing: Vec<Subject> = self.missing();
         if !missing.is_empty() {
             let named: Vec<String> = missing.iter().take(NAMED_MAX).map(ToString::to_string).collect();
             tracing::error!(
                 count = missing.len(),
                 subjects = named.join(", "),
-                "keys are missing though nothing was erased: restore the store of keys from its backup. Until then \
-                 their texts are shown as [sealed]"
+                "keys are missing or damaged though nothing was erased: put the backup of the keys beside them, as \
+                 subject-keys.restored in the data folder. Until then their texts are shown as [sealed]"
             );
         }
-        Ok(())
     }
 
-    /// Whose key is missing though nothing was erased.
+    /// Whose key is missing or damaged though nothing was erased.
     pub(crate) fn missing(&self) -> Vec<Subject> {
-        self.inner().missing.iter().copied().collect()
-    }
-}
-
-/// Opens records with keys that somebody was given, each held against what the log says of it.
-#[derive(Debug, Default)]
-pub(crate) struct Given {
-    keys: BTreeMap<Subject, Vec<SubjectKey>>,
-    erased: BTreeSet<Subject>,
-    committed: BTreeMap<Subject, Vec<[u8; 32]>>,
-    /// Subjects of whom another key was given than the log names.
-    foreign: BTreeSet<Subject>,
-}
-
-impl Given {
-    /// From a list of keys.
-    pub(crate) fn new(keys: impl IntoIterator<Item = (Subject, SubjectKey)>) -> Self {
-        let mut given = Self::default();
-        for (subject, key) in keys {
-            given.keys.entry(subject).or_default().push(key);
-        }
-        given
-    }
-
-    /// Whose key is not the one that the log names.
-    pub(crate) fn foreign(&self) -> impl Iterator<Item = Subject> {
-        self.foreign.iter().copied()
-    }
-
-    /// Opens the next record of a history that is read from its beginning.
-    pub(crate) fn open(&mut self, record: &mut Record) {
-        for event in &record.events {
-            match event {
-                Event::SubjectOpened(e) => {
-                    self.committed.entry(e.subject).or_default().push(e.commitment);
-                    let good = |key: &SubjectKey| key.commitment(e.subject) == e.commitment;
-                    if self.keys.get(&e.subject).is_some_and(|keys| !keys.iter().any(good)) {
-                        self.foreign.insert(e.subject);
-                    }
-                }
-                Event::SubjectErased(e) => drop(self.erased.insert(e.subject)),
-                _ => {}
-            }
-        }
-        record.private(&mut |field, _, text| {
-            let Some(subject) = text.subject() else { return };
-            let committed = self.committed.get(&subject).map_or(&[][..], Vec::as_slice);
-            let mut keys = self.keys.get(&subject).into_iter().flatten();
-            let opened =
-                keys.any(|key| committed.contains(&key.commitment(subject)) && text.open(key, field));
-            if !opened && self.erased.contains(&subject) {
-                text.shut(true);
-            }
-        });
+        self.held().missing().collect()
     }
 }

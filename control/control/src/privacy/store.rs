@@ -31,18 +31,22 @@ pub enum KeyStoreError {
 
 /// A store of wrapped keys, of one service or of all replicas together.
 pub trait KeyStore: Send + Sync + 'static {
-    /// All of them.
+    /// All of them. There can be several of a subject: they came from several stores.
     fn list(&self) -> BoxFuture<'_, Result<Vec<(Subject, Wrapped)>, KeyStoreError>>;
 
-    /// One, as the newest state of the store has it.
-    fn get(&self, subject: Subject) -> BoxFuture<'_, Result<Option<Wrapped>, KeyStoreError>>;
+    /// Those of one subject, as the newest state of the store has them.
+    fn get(&self, subject: Subject) -> BoxFuture<'_, Result<Vec<Wrapped>, KeyStoreError>>;
 
     /// Keeps keys of subjects that have none, so that they outlast a power cut when this returns. Gives those that
-    /// were there already, which stay.
+    /// were there already, which stay as the only ones.
     fn create(
         &self,
         keys: Vec<(Subject, Wrapped)>,
     ) -> BoxFuture<'_, Result<Vec<(Subject, Wrapped)>, KeyStoreError>>;
+
+    /// Keeps keys whatever others of the same subjects there are, so that they outlast a power cut when this returns.
+    /// For keys that are brought together again.
+    fn add(&self, keys: Vec<(Subject, Wrapped)>) -> BoxFuture<'_, Result<(), KeyStoreError>>;
 
     /// Destroys exactly this key: its bytes are overwritten where they were kept. One that is not there, or another, is
     /// left alone.

@@ -3,8 +3,6 @@
 use event_log::{Position, ReadError};
 use event_schema::{Command, DecodeError, Event, Record, Report};
 
-use crate::privacy::KeyStoreError;
-
 /// Why the log cannot be folded.
 #[derive(Debug, thiserror::Error)]
 pub enum FoldError {
@@ -63,9 +61,6 @@ pub enum FoldError {
         /// What is read here.
         own: u8,
     },
-    /// The keys of private texts cannot be asked for.
-    #[error(transparent)]
-    Keys(#[from] KeyStoreError),
 }
 
 impl FoldError {
@@ -78,7 +73,6 @@ impl FoldError {
             | Self::NoState { .. }
             | Self::Record { .. }
             | Self::Level { .. } => true,
-            Self::Keys(error) => matches!(error, KeyStoreError::Unfit(_)),
         }
     }
 }

@@ -153,7 +153,7 @@ impl Service {
         if writer.state().root_key().is_some_and(|known| known != keys.root_key) {
             return Err(OpenError::OtherFleet);
         }
-        shared.ring.reconcile(writer.state()).await?;
+        shared.ring.reconcile().await;
 
         let (root_key, ca_fingerprint) = (keys.root_key, keys.ca_fingerprint);
         let (own, is_alone) = (options.schema, options.replica.is_none());

@@ -27,7 +27,6 @@ use super::ids::Ids;
 use super::issue::Issuer;
 use super::wish::{Orders, Waiting, Wish};
 use super::{Origin, Shared, SubmitError, now};
-use crate::privacy::KeyStoreError;
 
 /// How long a commit is tried again before those who wait are told that the log is not available. Each
 /// try means that another writer came first, or that it is not known what became of the last one.
@@ -51,9 +50,6 @@ const CORRELATIONS_MAX: usize = 10_000;
 
 /// Runs that others wrote about and that are remembered until the next sweep; of more, all are looked at.
 const TOUCHED_MAX: usize = 10_000;
-
-/// Pause until keys are asked for again that could not be had.
-const RESOLVE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Pause after the log failed to say whether it has news.
 const TAIL_PAUSE: Duration = Duration::from_secs(1);
@@ -192,7 +188,7 @@ impl Writer {
 
     async fn fold_on(&mut self) -> Result<(), FoldError> {
         if self.last == Position::ZERO {
-            self.restore().await?;
+            self.restore().await;
         }
         loop {
             let page = match self.log.read(self.last.next(), ReadLimit::default()).await {
@@ -242,15 +238,13 @@ impl Writer {
     }
 
     /// Goes on from the newest snapshot, if there is one that holds.
-    async fn restore(&mut self) -> Result<(), KeyStoreError> {
-        let Some(snapshots) = &self.shared.snapshots else { return Ok(()) };
-        let found = snapshots.find_open(&*self.log, None, 0, &self.shared.ring).await?;
-        let Some(snapshot) = found else { return Ok(()) };
+    async fn restore(&mut self) {
+        let Some(snapshots) = &self.shared.snapshots else { return };
+        let Some(mut snapshot) = snapshots.find(&*self.log, None, 0).await else { return };
+        self.shared.ring.begin_at(&mut snapshot).await;
         self.last = Position(snapshot.views.position());
         (self.state, self.correlations) = (snapshot.state, snapshot.correlations);
-        self.shared.ring.begin_at(&self.state);
         self.shared.restore(snapshot.views, snapshot.attested);
-        Ok(())
     }
 
     pub(super) fn state(&self) -> &State {
@@ -276,14 +270,16 @@ impl Writer {
         let mut resolve_at = None;
         loop {
             let owed_at = self.owed_at;
-            if resolve_at.is_none() && self.shared.ring.is_unresolved() {
-                resolve_at = Some(Instant::now() + RESOLVE_PAUSE);
+            if let Some(pause) = self.shared.ring.pause() {
+                let at = Instant::now() + pause;
+                resolve_at = Some(resolve_at.map_or(at, |before: Instant| before.min(at)));
             }
             let first = tokio::select! {
                 biased;
                 () = async { tokio::time::sleep_until(resolve_at.expect("looked at")).await }, if resolve_at.is_some() => {
                     resolve_at = None;
                     self.resolve().await;
+                    destroy_keys(&self.shared).await;
                     continue;
                 }
                 () = async { tokio::time::sleep_until(owed_at.expect("looked at")).await }, if owed_at.is_some() => {
@@ -712,7 +708,7 @@ impl Writer {
     }
 
     fn fold(&mut self, record: &Record) {
-        self.shared.ring.note(record, &self.state);
+        self.shared.ring.note(record);
         for event in &record.events {
             remember(&mut self.correlations, event, record.id);
             self.state.evolve(event);
@@ -797,10 +793,11 @@ pub(crate) fn run_of(event: &Event) -> Option<RunId> {
     }
 }
 
-/// Destroys the keys of those who were erased. One that cannot be is tried again with what comes next.
+/// Destroys the keys of those who were erased. One that cannot be is tried again with what comes next, and soon in any
+/// case.
 async fn destroy_keys(shared: &Shared) {
     if let Err(error) = shared.ring.destroy_doomed().await {
-        tracing::error!(%error, "keys of erased texts are not destroyed yet");
+        tracing::warn!(%error, "keys of erased texts are not destroyed yet");
     }
 }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use control_core::subject::Known;
 use data_encoding::HEXLOWER;
 use event_audit::export::{Expectation, ExportReader};
 use event_schema::{Event, Record, Subject, SubjectKey};
@@ -39,7 +40,7 @@ impl With {
         if self.keys.is_some() {
             return self.given();
         }
-        Ok(in_folder(data).map_or_else(Reader::default, Reader::new))
+        Ok(in_folder(data)?.map_or_else(Reader::default, Reader::new))
     }
 }
 
@@ -91,19 +92,31 @@ fn parse(line: &str) -> Option<(Subject, SubjectKey)> {
     Some((view.subject.parse().ok()?, SubjectKey::new(key)))
 }
 
-/// The keys that the data folder's own file holds; none where they are kept elsewhere.
-fn in_folder(data: &Path) -> Option<Vec<(Subject, SubjectKey)>> {
-    let wrapped = FileKeys::read(&data.join(FileKeys::NAME)).ok()??;
-    let wrapper = pki::subject_keys(data).ok()?;
+/// The keys that the data folder's own file holds; none where they are kept elsewhere. What cannot be read there is told,
+/// and not taken for something that is elsewhere.
+fn in_folder(data: &Path) -> Result<Option<Vec<(Subject, SubjectKey)>>, Failure> {
+    let path = data.join(FileKeys::NAME);
+    let Some(found) = FileKeys::read(&path).map_err(Failure::of)? else { return Ok(None) };
+    let wrapper = pki::subject_keys(data).map_err(|error| {
+        Failure::Failed(format!("the keys in {} cannot be unwrapped: {error}", path.display()))
+    })?;
+    let count = found.keys.len();
     let key = |(subject, wrapped)| Some((subject, wrapper.unwrap(subject, &wrapped)?));
-    Some(wrapped.into_iter().filter_map(key).collect())
+    let keys: Vec<_> = found.keys.into_iter().filter_map(key).collect();
+    if found.others > 0 || keys.len() < count {
+        output::complain(&format!(
+            "WARNING: {} of the keys in {} are damaged or of another fleet: what is under them is shown as [sealed]",
+            found.others.max(count - keys.len()),
+            path.display()
+        ));
+    }
+    Ok(Some(keys))
 }
 
 /// Without the keys that a history calls erased: the folder may still have them, for the service was stopped before it
 /// destroyed them, or a backup of them was put back.
 fn without_erased(keys: &mut Vec<(Subject, SubjectKey)>, export: &Path) -> Result<(), Failure> {
-    let mut newest: BTreeMap<Subject, [u8; 32]> = BTreeMap::new();
-    let mut erased: Vec<(Subject, [u8; 32])> = Vec::new();
+    let mut told: BTreeMap<Subject, Known> = BTreeMap::new();
     let bad = |error| Failure::Failed(format!("{}: {error}", export.display()));
     let mut reader = ExportReader::open(open_export(export)?, &Expectation::default()).map_err(bad)?;
     while let Some(entry) = reader.next_entry().map_err(bad)? {
@@ -111,15 +124,19 @@ fn without_erased(keys: &mut Vec<(Subject, SubjectKey)>, export: &Path) -> Resul
         let Ok(record) = Record::decode(entry.bytes) else { continue };
         for event in &record.events {
             match event {
-                Event::SubjectOpened(e) => drop(newest.insert(e.subject, e.commitment)),
+                Event::SubjectOpened(e) => told.entry(e.subject).or_default().open(e.commitment),
                 Event::SubjectErased(e) => {
-                    erased.extend(newest.get(&e.subject).map(|commitment| (e.subject, *commitment)));
+                    if let Some(known) = told.get_mut(&e.subject) {
+                        known.erase();
+                    }
                 }
                 _ => {}
             }
         }
     }
-    keys.retain(|(subject, key)| !erased.contains(&(*subject, key.commitment(*subject))));
+    keys.retain(|(subject, key)| {
+        told.get(subject).is_none_or(|known| !known.erased.contains(&key.commitment(*subject)))
+    });
     Ok(())
 }
 
@@ -127,7 +144,7 @@ fn without_erased(keys: &mut Vec<(Subject, SubjectKey)>, export: &Path) -> Resul
 pub(super) fn write(global: Global, export: &Path, path: &Path) -> Result<usize, Failure> {
     let own = match &global.server {
         Some(_) => None,
-        None => in_folder(global.data.as_deref().unwrap_or(Path::new("flotilla-data"))),
+        None => in_folder(global.data.as_deref().unwrap_or(Path::new("flotilla-data")))?,
     };
     let keys = match own {
         Some(mut keys) => {
