@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -107,13 +107,7 @@ pub(super) fn run(line: Serve, global: Global) -> Done {
                 "ca_fingerprint": running.ca_fingerprint,
             }))?;
         } else {
-            // What a service says is kept in a journal that others can read than those who can read the token's file.
-            let is_seen = std::io::stdout().is_terminal();
-            let page = if is_seen {
-                format!("{http}/#token={}", running.token)
-            } else {
-                format!("{http}/#token=… (the token is in {})", data.join("api-token").display())
-            };
+            let page = page(&http, &running.token, &data, std::io::stdout().is_terminal());
             output::say(&format!(
                 "The control service is ready.\n  status page  {page}\n  gateway      {} (agents connect \
                  here)\n  data         {}\n  authority    {}\nNext: flotilla token create --data {} --out agent.json",
@@ -130,8 +124,18 @@ pub(super) fn run(line: Serve, global: Global) -> Done {
     })
 }
 
+/// Where the status page is. What a service says is kept in a journal, which others can read than those who can read the
+/// token's file: the token is told to a person at a terminal alone.
+fn page(http: &str, token: &str, data: &Path, is_seen: bool) -> String {
+    if is_seen {
+        format!("{http}/#token={token}")
+    } else {
+        format!("{http}/ (the token is in {})", data.join("api-token").display())
+    }
+}
+
 /// The code of a bundle: not on the command line, where others see it.
-fn join_code(file: Option<&std::path::Path>) -> Result<Zeroizing<String>, Failure> {
+fn join_code(file: Option<&Path>) -> Result<Zeroizing<String>, Failure> {
     match file {
         Some(path) => {
             let read = std::fs::read_to_string(path);
@@ -180,5 +184,17 @@ impl Signals {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_is_told_at_a_terminal_alone() {
+        let told = |is_seen| page("http://127.0.0.1:7700", "5ec2e7", Path::new("data"), is_seen);
+        assert_eq!(told(true), "http://127.0.0.1:7700/#token=5ec2e7");
+        assert!(!told(false).contains("5ec2e7") && told(false).contains("api-token"), "{}", told(false));
     }
 }

@@ -182,4 +182,22 @@ mod tests {
             assert!(parse(bad).is_none(), "{bad}");
         }
     }
+
+    /// Only a folder without such a file has its keys elsewhere.
+    #[test]
+    fn keys_that_cannot_be_read_are_not_taken_for_kept_elsewhere() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (data, path) = (dir.path(), dir.path().join(FileKeys::NAME));
+        let said = |found: Result<Option<Vec<_>>, Failure>| match found {
+            Err(Failure::Failed(why)) => why,
+            found => panic!("{:?}", found.map(|found| found.map(|keys| keys.len()))),
+        };
+        assert!(matches!(in_folder(data), Ok(None)));
+        drop(FileKeys::open(&path).expect("made"));
+        assert!(said(in_folder(data)).contains("cannot be unwrapped"));
+        pki::Pki::open(data, &["localhost".to_owned()], crate::service::now()).expect("made");
+        assert!(in_folder(data).is_ok_and(|found| found.is_some_and(|keys| keys.is_empty())));
+        fs::write(&path, "something else").expect("written");
+        assert!(said(in_folder(data)).contains("damaged"));
+    }
 }
