@@ -179,6 +179,7 @@ async fn serve(
         corrupt_blocks: settings.corrupt_blocks,
         relay: settings.relay,
         relays: settings.relays.clone(),
+        share_between_jobs: settings.share_between_jobs,
         clock: clock.clone(),
         reporter: reporter.clone(),
     };

@@ -77,6 +77,8 @@ struct FileConfig {
     allowed_paths: Vec<PathBuf>,
     /// Jobs may archive or delete files here once every destination has them; default true.
     allow_disposal: Option<bool>,
+    /// What one job lacks may be taken from the folders of others; default true.
+    share_between_jobs: Option<bool>,
     #[serde(default)]
     limits: FileLimits,
 }
@@ -170,6 +172,8 @@ pub(crate) struct Settings {
     pub(crate) allowed_paths: Vec<PathBuf>,
     /// Whether jobs may archive or delete a source's files.
     pub(crate) allow_disposal: bool,
+    /// What one job lacks may be taken from the folders of others.
+    pub(crate) share_between_jobs: bool,
     pub(crate) runs_max: usize,
     pub(crate) outbox_max: u64,
     /// Bytes a second that are sent to other agents at most.
@@ -241,6 +245,7 @@ impl Settings {
             },
             allowed_paths: file.allowed_paths,
             allow_disposal: file.allow_disposal.unwrap_or(true),
+            share_between_jobs: file.share_between_jobs.unwrap_or(true),
             runs_max: file.limits.runs.unwrap_or(RUNS_MAX),
             outbox_max: file.limits.outbox.unwrap_or(OUTBOX_MAX),
             upload_limit: overrides.upload_limit.or(file.limits.upload.map(|rate| rate.0)),
@@ -363,7 +368,7 @@ mod tests {
         let b = bootstrap("control.example:7443", &"ab".repeat(32), TOKEN);
         let s = settings(
             &b,
-            "name = 'cam'\nlan = false\nallowed_paths = ['/srv']\n[tags]\nSITE = 'south'\n[limits]\nruns = 3",
+            "name = 'cam'\nlan = false\nallowed_paths = ['/srv']\nshare_between_jobs = false\n[tags]\nSITE = 'south'\n[limits]\nruns = 3",
         )
         .expect("good");
         let invitation = s.invitation.expect("given");

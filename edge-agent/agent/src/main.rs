@@ -13,6 +13,7 @@ mod discovery;
 mod disk;
 mod disposal;
 mod folder;
+mod known;
 mod limits;
 mod link;
 mod relay;
@@ -77,7 +78,8 @@ enum Command {
 #[derive(Args)]
 #[command(after_help = "\
 The configuration file (TOML) knows: data, bootstrap, name, listen, advertise, lan, lan_interfaces,
-relay, relays, folders_storage_path, allowed_paths, [management_server] host, cert_authority_fingerprint,
+relay, relays, folders_storage_path, allowed_paths, share_between_jobs, [management_server] host,
+cert_authority_fingerprint,
 bootstrap_token, [tags], [limits] runs, outbox, upload, relay_rate, relay_sessions, relay_session_bytes,
 datagram (most bytes of UDP payload of a µTP2 datagram, 1200 to 65000; default 8972: what the path
 carries is found out, this is where the search ends).
@@ -87,7 +89,8 @@ relay_rate (4MB a second) for relay_sessions (64) pairs and relay_session_bytes 
 relays = [\"relay.example.org:4433\"] names agents that do so.
 
 allowed_paths = [\"/srv/media\"] lets jobs touch folders below these only, whatever the console says;
-without it they may touch whatever this user may.
+without it they may touch whatever this user may. share_between_jobs = false keeps an agent from
+copying what one job lacks out of the folder of another instead of fetching it.
 
 Examples:
   flotilla-agent run --bootstrap bootstrap.json --data ~/agent

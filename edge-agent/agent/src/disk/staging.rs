@@ -4,12 +4,16 @@
 //! A block counts only after it matched its hash. After a restart every block that the journal or the
 //! disk claims is read and checked again, so nothing is trusted that power loss could have damaged.
 
+mod reuse;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use agent_proto::limits::BLOCK_LEN;
@@ -91,7 +95,8 @@ struct Inner {
 
 impl Staging {
     /// Opens the destination `root` (made if it is not there) for `manifest`, finds what is there
-    /// already, and makes all folders. `state` is the agent's folder for this run.
+    /// already, and makes all folders. `state` is the agent's folder for this run; `others` are folders of other jobs,
+    /// where missing content may be.
     ///
     /// # Errors
     /// The problem that keeps the run from starting here.
@@ -100,6 +105,7 @@ impl Staging {
         state: &Path,
         run: RunId,
         manifest: Arc<ManifestFile>,
+        others: &[PathBuf],
         go_on: &dyn Fn() -> bool,
     ) -> Result<Opened, Problem> {
         let shown = root.as_os_str().as_encoded_bytes();
@@ -150,6 +156,7 @@ impl Staging {
                 }
             }
         }
+        reused += staging.reuse(others, go_on)?;
         let inner = staging.lock();
         let (verified, bytes) = (inner.have.clone(), staging.manifest.bytes() - inner.missing);
         drop(inner);

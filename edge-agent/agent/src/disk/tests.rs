@@ -46,7 +46,7 @@ fn blocks(map: &BlockMap) -> Vec<u64> {
 }
 
 fn open(dst: &Path, state: &Path, manifest: &Arc<ManifestFile>) -> Opened {
-    Staging::open(dst, state, RUN, manifest.clone(), &|| true).expect("a usable destination")
+    Staging::open(dst, state, RUN, manifest.clone(), &[], &|| true).expect("a usable destination")
 }
 
 /// Carries the blocks in `which` from the source to the staging.

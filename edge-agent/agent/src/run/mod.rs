@@ -49,6 +49,7 @@ pub(crate) use board::RunStatus;
 use crate::beside;
 use crate::clock::FleetClock;
 use crate::discovery::{Discovery, DiscoveryConfig, LanConfig};
+use crate::known::KnownFolders;
 use crate::relay::{Forwarder, RelayLimits, Relays};
 use crate::report::Reporter;
 use board::Board;
@@ -93,6 +94,8 @@ pub(crate) struct RunDeps {
     pub(crate) relay: Option<RelayLimits>,
     /// Relays that the owner names, `HOST:PORT` each.
     pub(crate) relays: Vec<String>,
+    /// What one job lacks may be taken from the folders of others.
+    pub(crate) share_between_jobs: bool,
 }
 
 /// What peers' tickets and our resets are made from, the same after a restart: others hear at once that we lost their
@@ -175,6 +178,7 @@ impl RunManager {
             endpoint,
             members,
             reporter: deps.reporter,
+            known: KnownFolders::new(&deps.data_dir, deps.share_between_jobs),
             data: deps.data_dir,
             storage: deps.storage_path,
         };

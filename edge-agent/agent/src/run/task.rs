@@ -41,6 +41,7 @@ use super::members::Members;
 use super::record::{Record, RunFolder};
 use super::work::{Indexing, Workers, place};
 use crate::discovery::{Discovery, Found};
+use crate::known::KnownFolders;
 use crate::relay::Relays;
 use crate::report::Reporter;
 use reaching::Reaching;
@@ -58,6 +59,7 @@ pub(super) struct Host {
     pub(super) reporter: Reporter,
     pub(super) limiter: Option<Arc<Limiter>>,
     pub(super) corrupt: bool,
+    pub(super) known: KnownFolders,
     pub(super) data: PathBuf,
     pub(super) storage: PathBuf,
     pub(super) discovery: Arc<Mutex<Option<Discovery>>>,

@@ -122,6 +122,7 @@ impl Agent {
             relay: None,
             relays: Vec::new(),
             corrupt_blocks: self.options.lies,
+            share_between_jobs: true,
         };
         // The port of last time is free when the last task of the old manager has seen its end.
         let runs = timeout(LIMIT, async {

@@ -93,6 +93,7 @@ pub(super) fn prepare(
     head: &ManifestHead,
     signed: &Signed,
     file: Arc<File>,
+    others: &[PathBuf],
     stop: &AtomicBool,
 ) -> Result<Prepared, Problem> {
     let manifest = ManifestFile::open(file).map_err(|e| problem(ProblemClass::BadManifest, e))?;
@@ -106,7 +107,7 @@ pub(super) fn prepare(
     }
     let manifest = Arc::new(manifest);
     let go_on = || !stop.load(Ordering::Relaxed);
-    let opened = Staging::open(path, folder.path(), head.run, manifest.clone(), &go_on)?;
+    let opened = Staging::open(path, folder.path(), head.run, manifest.clone(), others, &go_on)?;
     Ok(Prepared {
         content: Content::Staged { manifest, staging: Arc::new(opened.staging) },
         have: opened.verified,

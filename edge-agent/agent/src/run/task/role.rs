@@ -104,7 +104,11 @@ impl Task {
         self.set_state(RunAgentState::Indexing);
         let (folder, run, key, progress) =
             (self.folder.clone(), self.join.run, self.host.key.clone(), self.indexing.clone());
-        self.work(move || Wakeup::Indexed(work::index(&path, &folder, run, &key, &progress).map(Box::new)));
+        let known = self.host.known.clone();
+        self.work(move || {
+            known.note(&path);
+            Wakeup::Indexed(work::index(&path, &folder, run, &key, &progress).map(Box::new))
+        });
     }
 
     pub(super) fn indexed(&mut self, result: Result<Box<Indexed>, Problem>) {
@@ -203,8 +207,11 @@ impl Task {
             return self.work(move || Wakeup::Prepared(work::reopen(&path, file).map(Box::new)));
         }
         self.set_state(RunAgentState::Transferring);
+        let known = self.host.known.clone();
         self.work(move || {
-            let prepared = work::prepare(&path, &folder, &head, &signed, file, &indexing.stop);
+            let others = known.besides(&path);
+            let prepared = work::prepare(&path, &folder, &head, &signed, file, &others, &indexing.stop);
+            known.note(&path);
             Wakeup::Prepared(prepared.map(Box::new))
         });
     }

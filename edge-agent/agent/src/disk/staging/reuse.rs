@@ -1,0 +1,501 @@
+//! What a destination need not fetch because it has it elsewhere (`edge-agent/PROTOCOL.md` §4.4): blocks that moved
+//! inside a file, and files of another name or of another job.
+//!
+//! Everything found is checked block by block with its strong hash before it counts, so a wrong guess costs time only.
+//! What is guessed at is bounded: positions by a budget of false alarms, files by number.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use agent_proto::limits::BLOCK_LEN;
+use event_schema::{Problem, ProblemClass};
+use rustix::fs::{Dir, FileType};
+use rustix::io::Errno;
+use sync_core::manifest::{Entry, Kind, STAGING_FOLDER};
+use sync_core::merkle::{Hash, block_hash};
+use sync_core::weak::Rolling;
+
+use super::super::folder::{Folder, file_type};
+use super::super::problem;
+use super::super::reader::read_block;
+use super::{Staging, unreadable};
+
+const WINDOW: usize = BLOCK_LEN as usize;
+
+/// Blocks that are looked for in one pass over a file: 40 bytes each. A file that lacks more is read again for the rest.
+const SOUGHT_MAX: usize = 1 << 18;
+
+/// Passes over one file: beyond 256 GiB of missing blocks the rest is fetched.
+const PASSES_MAX: usize = 32;
+
+/// Bytes read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Windows whose weak hash is right and whose strong one is not, beside one for each block passed: more is no chance but
+/// somebody's making, and each costs 25 µs.
+const FALSE_ALARMS: u64 = 1_000;
+
+/// Files of other names that are remembered as candidates: some 100 MB at most with long paths, in a run whose manifest
+/// lacks as many.
+const CANDIDATES_MAX: usize = 500_000;
+
+/// Candidates of an entry's size and name, and of its size alone, that are tried: what they cost if all are wrong is a
+/// read of one block each.
+const TRIED_MAX: usize = 8;
+
+/// Folders that wait to be looked into.
+const FOLDERS_MAX: usize = 200_000;
+
+/// A file of the manifest of which blocks are missing.
+#[derive(Clone)]
+struct Lacking<'a> {
+    entry: u64,
+    e: &'a Entry,
+    blocks: Range<u64>,
+}
+
+/// What a window that moved along a file came upon.
+#[derive(Default)]
+struct Rolled {
+    found: u64,
+    false_alarms: u64,
+}
+
+/// A file that may hold what an entry lacks.
+struct Candidate {
+    size: u64,
+    /// Which of the folders it is in, and where there.
+    root: usize,
+    path: Vec<u8>,
+}
+
+impl Candidate {
+    fn key(&self) -> (u64, &[u8], usize, &[u8]) {
+        (self.size, last_name(&self.path), self.root, &self.path)
+    }
+}
+
+impl Staging {
+    /// Finds what is missing elsewhere: in older versions at another place, in other files below the destination, and
+    /// below the folders `others`. Gives the number of blocks found.
+    ///
+    /// # Errors
+    /// The problem that keeps the run from going on: the disk is full, or the manifest cannot be read.
+    pub(super) fn reuse(&self, others: &[PathBuf], go_on: &dyn Fn() -> bool) -> Result<u64, Problem> {
+        let mut found = 0;
+        let mut sizes = Vec::new();
+        self.each_lacking(go_on, &mut |lacking| {
+            found += tolerated(self.shifted(lacking, go_on))?;
+            if !self.lock().has_all(lacking.blocks.clone()) && sizes.len() < CANDIDATES_MAX {
+                sizes.push(lacking.e.kind.size());
+            }
+            Ok(())
+        })?;
+        if sizes.is_empty() {
+            return Ok(found);
+        }
+        sizes.sort_unstable();
+        sizes.dedup();
+        let mut roots = Vec::new();
+        let mut candidates = Vec::new();
+        let opened = others.iter().filter_map(|path: &PathBuf| Folder::open(path as &Path).ok());
+        for folder in opened {
+            roots.push(folder);
+        }
+        for root in 0..=roots.len() {
+            let folder = roots.get(root).unwrap_or(self.folder());
+            look_through(folder, root, &sizes, &mut candidates, go_on);
+        }
+        self.folder().forget();
+        candidates.sort_by(|a, b| a.key().cmp(&b.key()));
+        self.each_lacking(go_on, &mut |lacking| {
+            for candidate in nearest(&candidates, lacking.e) {
+                if candidate.root == roots.len() && candidate.path == lacking.e.path {
+                    continue;
+                }
+                let folder = roots.get(candidate.root).unwrap_or(self.folder());
+                let Ok(file) = folder.open_file(&candidate.path) else { continue };
+                found += tolerated(self.take_from(&file, lacking, go_on))?;
+                if self.lock().has_all(lacking.blocks.clone()) {
+                    break;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Does something with every file that lacks blocks.
+    fn each_lacking(
+        &self,
+        go_on: &dyn Fn() -> bool,
+        act: &mut dyn FnMut(&Lacking<'_>) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        for page in 0..self.manifest.pages() {
+            let page = self.manifest.page(page).map_err(unreadable)?;
+            for (entry, e) in page.entries() {
+                let lacking = Lacking { entry, e, blocks: page.blocks_of_entry(entry) };
+                let lacks = {
+                    let inner = self.lock();
+                    !inner.has_all(lacking.blocks.clone()) && !inner.given_up.contains(entry)
+                };
+                if lacks && matches!(e.kind, Kind::File { .. }) {
+                    if !go_on() {
+                        return Ok(());
+                    }
+                    act(&lacking)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what a file of the same size has at the same places.
+    fn take_from(
+        &self,
+        file: &File,
+        lacking: &Lacking<'_>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<u64, Problem> {
+        let mut found = 0;
+        for block in lacking.blocks.clone() {
+            if self.lock().have.contains(block) {
+                continue;
+            }
+            let info = self.block(block)?;
+            // The first one decides whether the rest is looked at.
+            let Ok(data) = read_block(file, &info) else {
+                if found == 0 {
+                    return Ok(0);
+                }
+                continue;
+            };
+            self.keep_found(lacking, block, info.offset, &data)?;
+            found += 1;
+            if !go_on() {
+                return Ok(found);
+            }
+        }
+        self.place_if_whole(lacking)?;
+        Ok(found)
+    }
+
+    /// Looks for missing blocks of an entry at any place of the file that has its name now.
+    fn shifted(&self, lacking: &Lacking<'_>, go_on: &dyn Fn() -> bool) -> Result<u64, Problem> {
+        let (e, range) = (lacking.e, lacking.blocks.clone());
+        let Ok(file) = self.folder().open_file(&e.path) else { return Ok(0) };
+        let len = file.metadata().map_or(0, |meta| meta.len());
+        let mut found = 0;
+        // The last block is shorter: it is looked for where it ended.
+        if let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start)
+            && !self.lock().have.contains(last)
+        {
+            let info = self.block(last)?;
+            if let Some(at) = len.checked_sub(u64::from(info.len)).filter(|_| info.len < BLOCK_LEN) {
+                let mut data = vec![0; info.len as usize];
+                if file.read_exact_at(&mut data, at).is_ok() && block_hash(&data) == info.hash {
+                    self.keep_found(lacking, last, info.offset, &data)?;
+                    found += 1;
+                }
+            }
+        }
+        if len >= u64::from(BLOCK_LEN) {
+            let mut from = range.start;
+            for _ in 0..PASSES_MAX {
+                let Some(sought) = self.sought(&mut from, range.end)? else { break };
+                found += self.roll(&file, len, lacking, &sought, go_on)?.found;
+            }
+        }
+        self.place_if_whole(lacking)?;
+        Ok(found)
+    }
+
+    /// The next missing blocks of full length from `from` on.
+    fn sought(&self, from: &mut u64, end: u64) -> Result<Option<Sought>, Problem> {
+        let mut rows = Vec::new();
+        while *from < end && rows.len() < SOUGHT_MAX {
+            let until = (*from + 4096).min(end);
+            let hashes = self.manifest.known().hashes(*from..until);
+            let hashes = hashes.map_err(|_| unreadable(Errno::IO))?;
+            for (block, hash) in (*from..until).zip(hashes) {
+                let is_full = block + 1 < end || self.block(block)?.len == BLOCK_LEN;
+                if is_full && !self.lock().have.contains(block) {
+                    rows.push((hash.weak, block, hash.strong));
+                }
+            }
+            *from = until;
+        }
+        Ok((!rows.is_empty()).then(|| Sought::new(rows)))
+    }
+
+    /// Moves a window along the stretches of the file that are not known already.
+    fn roll(
+        &self,
+        file: &File,
+        len: u64,
+        lacking: &Lacking<'_>,
+        sought: &Sought,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Rolled, Problem> {
+        let (mut rolled, mut passed) = (Rolled::default(), 0);
+        for stretch in self.unknown(len, lacking) {
+            if stretch.end - stretch.start < WINDOW as u64 {
+                continue;
+            }
+            let mut at = stretch.start;
+            let mut buffer = Vec::new();
+            // Where the buffer begins in the file.
+            let mut base = at;
+            let mut rolling: Option<Rolling> = None;
+            while at + WINDOW as u64 <= stretch.end {
+                let mut offset = (at - base) as usize;
+                if offset + WINDOW + 1 > buffer.len() {
+                    if !go_on() {
+                        return Ok(rolled);
+                    }
+                    // What the window covers stays, the next chunk follows.
+                    buffer.drain(..offset.min(buffer.len()));
+                    base = at;
+                    offset = 0;
+                    let had = buffer.len();
+                    let more = (stretch.end - (base + had as u64)).min(CHUNK as u64) as usize;
+                    buffer.resize(had + more, 0);
+                    if file.read_exact_at(&mut buffer[had..], base + had as u64).is_err() {
+                        // It changes under us: what is found is found.
+                        return Ok(rolled);
+                    }
+                }
+                let window = &buffer[offset..offset + WINDOW];
+                let hash = rolling.get_or_insert_with(|| Rolling::new(window));
+                if sought.may_have(hash.value()) {
+                    let mut hit = false;
+                    let mut strong: Option<Hash> = None;
+                    for (_, block, wanted) in sought.with(hash.value()) {
+                        // What is here needs no second look: content that repeats itself comes by often.
+                        if self.lock().have.contains(*block)
+                            || *strong.get_or_insert_with(|| block_hash(window)) != *wanted
+                        {
+                            continue;
+                        }
+                        hit = true;
+                        let info = self.block(*block)?;
+                        self.keep_found(lacking, *block, info.offset, window)?;
+                        rolled.found += 1;
+                    }
+                    if hit {
+                        // What follows it there most likely follows it here.
+                        at += WINDOW as u64;
+                        passed += WINDOW as u64;
+                        if at + WINDOW as u64 <= stretch.end && (at - base) as usize + WINDOW <= buffer.len()
+                        {
+                            let offset = (at - base) as usize;
+                            hash.restart(&buffer[offset..offset + WINDOW]);
+                        } else {
+                            rolling = None;
+                        }
+                        continue;
+                    }
+                    rolled.false_alarms += u64::from(strong.is_some());
+                    if rolled.false_alarms > FALSE_ALARMS + passed / u64::from(BLOCK_LEN) {
+                        tracing::debug!(path = %lacking.e.path.escape_ascii(), "too many false alarms; the rest is fetched");
+                        return Ok(rolled);
+                    }
+                }
+                if let Some(&into) = buffer.get(offset + WINDOW) {
+                    hash.roll(buffer[offset], into);
+                }
+                at += 1;
+                passed += 1;
+            }
+        }
+        Ok(rolled)
+    }
+
+    /// Stretches of the file as it is that are not blocks which are in place already, each with what a window reaches
+    /// beyond them.
+    fn unknown(&self, len: u64, lacking: &Lacking<'_>) -> Vec<Range<u64>> {
+        let (e, range) = (lacking.e, &lacking.blocks);
+        let reach = u64::from(BLOCK_LEN) - 1;
+        let mut stretches: Vec<Range<u64>> = Vec::new();
+        let mut add = |start: u64, end: u64| {
+            if start >= end {
+                return;
+            }
+            let (start, end) = (start.saturating_sub(reach), (end + reach).min(len));
+            match stretches.last_mut() {
+                Some(last) if last.end >= start => last.end = last.end.max(end),
+                _ => stretches.push(start..end),
+            }
+        };
+        let inner = self.lock();
+        let mut known_to = 0;
+        let mut block = range.start;
+        while block < range.end {
+            // The next run of blocks that are here.
+            let Some(first) = (block..range.end).find(|b| inner.have.contains(*b)) else { break };
+            let end = inner.have.next_clear(first).unwrap_or(range.end).min(range.end);
+            let place = |block: u64| e.kind.block_at(block - range.start);
+            if let (Some((start, _)), Some((last, size))) = (place(first), place(end - 1)) {
+                add(known_to, start.min(len));
+                known_to = last + u64::from(size);
+            }
+            block = end;
+        }
+        drop(inner);
+        add(known_to, len);
+        stretches
+    }
+
+    fn keep_found(&self, lacking: &Lacking<'_>, block: u64, offset: u64, data: &[u8]) -> Result<(), Problem> {
+        let Lacking { entry, e, .. } = lacking;
+        self.write_at(*entry, e, offset, data)
+            .map_err(|err| problem(err, &e.path, "copying what is here already"))?;
+        self.found(*entry, &[block], false)
+    }
+
+    fn place_if_whole(&self, lacking: &Lacking<'_>) -> Result<(), Problem> {
+        let Lacking { entry, e, blocks } = lacking;
+        let whole = {
+            let inner = self.lock();
+            inner.has_all(blocks.clone()) && !inner.placed.contains(*entry)
+        };
+        if whole {
+            self.place(*entry, e).map_err(|err| problem(err, &e.path, "putting the file in place"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A file that cannot be read or written is no reason not to fetch it; only a full disk ends the search.
+fn tolerated(found: Result<u64, Problem>) -> Result<u64, Problem> {
+    match found {
+        Err(problem) if problem.class != ProblemClass::DiskFull && !problem.path.is_empty() => {
+            tracing::debug!(path = %problem.path.escape_ascii(), problem.detail, "nothing is taken from here");
+            Ok(0)
+        }
+        other => other,
+    }
+}
+
+/// Blocks that are looked for, by weak hash.
+struct Sought {
+    /// Sorted by weak hash.
+    rows: Vec<(u32, u64, Hash)>,
+    /// A bit for each value of the weak hash's low bits: most windows are nobody's.
+    filter: Vec<u64>,
+    mask: u32,
+}
+
+impl Sought {
+    fn new(mut rows: Vec<(u32, u64, Hash)>) -> Self {
+        rows.sort_unstable_by_key(|(weak, block, _)| (*weak, *block));
+        let bits = (rows.len() * 32).next_power_of_two().clamp(64, 1 << 24);
+        let mut filter = vec![0; bits / 64];
+        let mask = (bits - 1) as u32;
+        for (weak, ..) in &rows {
+            let bit = weak & mask;
+            filter[bit as usize / 64] |= 1 << (bit % 64);
+        }
+        Self { rows, filter, mask }
+    }
+
+    #[inline]
+    fn may_have(&self, weak: u32) -> bool {
+        let bit = weak & self.mask;
+        self.filter[bit as usize / 64] & (1 << (bit % 64)) != 0
+    }
+
+    fn with(&self, weak: u32) -> &[(u32, u64, Hash)] {
+        let first = self.rows.partition_point(|row| row.0 < weak);
+        let count = self.rows[first..].partition_point(|row| row.0 == weak);
+        &self.rows[first..first + count]
+    }
+}
+
+/// Adds the files below a folder that have one of the sizes.
+fn look_through(
+    folder: &Folder,
+    root: usize,
+    sizes: &[u64],
+    candidates: &mut Vec<Candidate>,
+    go_on: &dyn Fn() -> bool,
+) {
+    let mut waiting = vec![Vec::new()];
+    while let Some(path) = waiting.pop() {
+        if !go_on() || candidates.len() >= CANDIDATES_MAX {
+            return;
+        }
+        let Ok(names) = folder.walk(&path).and_then(Dir::read_from) else { continue };
+        for item in names {
+            let Ok(item) = item else { break };
+            let name = item.file_name().to_bytes();
+            if matches!(name, b"." | b"..") || (path.is_empty() && name == STAGING_FOLDER) {
+                continue;
+            }
+            let child = if path.is_empty() { name.to_vec() } else { [&path, &b"/"[..], name].concat() };
+            // Some file systems do not tell the kind.
+            let kind = match item.file_type() {
+                FileType::Unknown => folder.stat(&child).map_or(FileType::Unknown, |stat| file_type(&stat)),
+                kind => kind,
+            };
+            match kind {
+                FileType::Directory if waiting.len() < FOLDERS_MAX => waiting.push(child),
+                FileType::RegularFile => {
+                    let Ok(stat) = folder.stat(&child) else { continue };
+                    let size = stat.st_size as u64;
+                    if sizes.binary_search(&size).is_ok() && candidates.len() < CANDIDATES_MAX {
+                        candidates.push(Candidate { size, root, path: child });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The candidates to be tried: those with the entry's size and name, then some of its size.
+fn nearest<'a>(candidates: &'a [Candidate], e: &'a Entry) -> impl Iterator<Item = &'a Candidate> {
+    let (size, name) = (e.kind.size(), last_name(&e.path));
+    let of_size = candidates.partition_point(|candidate| candidate.size < size);
+    let named =
+        candidates.partition_point(|candidate| (candidate.size, last_name(&candidate.path)) < (size, name));
+    let is_named = move |candidate: &&Candidate| last_name(&candidate.path) == name;
+    let same = move |candidate: &&Candidate| candidate.size == size;
+    let first = candidates[named..].iter().take_while(same).take_while(is_named).take(TRIED_MAX);
+    let others = candidates[of_size..].iter().take_while(same).take(2 * TRIED_MAX);
+    first.chain(others.filter(move |candidate| !is_named(candidate)).take(TRIED_MAX))
+}
+
+fn last_name(path: &[u8]) -> &[u8] {
+    path.rsplit(|&b| b == b'/').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Case;
+    use super::*;
+
+    /// Weak hashes that promise what is not there cost a bounded time: no honest manifest has so many.
+    #[test]
+    fn false_alarms_end_the_search() {
+        let same = vec![5; WINDOW];
+        let case = Case::new(&[("file", same.clone())], &[("file", same.repeat(400))]);
+        let weak = case.manifest.known().hash(0).expect("there").weak;
+        let opened = case.open(&[]);
+        let file = File::open(case.target.path().join("other")).or_else(|_| {
+            std::fs::write(case.target.path().join("other"), same.repeat(400))?;
+            File::open(case.target.path().join("other"))
+        });
+        let page = case.manifest.page(0).expect("there");
+        let (entry, e) = page.entries().find(|(_, e)| e.path == b"file").expect("there");
+        // Every window has the weak hash of the block that is sought, and none its strong one.
+        let sought = Sought::new(vec![(weak, 0, [0; 32])]);
+        let lacking = Lacking { entry, e, blocks: page.blocks_of_entry(entry) };
+        let len = 400 * WINDOW as u64;
+        let rolled = opened.staging.roll(&file.expect("there"), len, &lacking, &sought, &|| true);
+        let rolled = rolled.expect("no trouble");
+        assert!(rolled.found == 0 && (FALSE_ALARMS..FALSE_ALARMS + 500).contains(&rolled.false_alarms));
+    }
+}
