@@ -16,6 +16,7 @@ pub mod peer;
 pub mod relay;
 mod run_secret;
 mod seal;
+pub mod sync;
 mod trust;
 
 pub use bootstrap::{Bootstrap, ManagementServer};

@@ -1,7 +1,8 @@
 //! What an agent decides about blocks: manifests, block maps, who fetches what from whom.
 //!
 //! Pure: no file, socket, clock or unseeded randomness. [`manifest`] is what is sent, [`Destination`] one run
-//! at a receiver, [`Origin`] one run at its source; `swarm.rs` is the heart.
+//! at a receiver, [`Origin`] one run at its source; `swarm.rs` is the heart. [`sync`] keeps folders of many members the
+//! same.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ mod origin;
 mod pace;
 mod ranges;
 mod swarm;
+pub mod sync;
 mod upload;
 pub mod weak;
 

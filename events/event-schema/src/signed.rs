@@ -23,6 +23,8 @@ pub enum Domain {
     Manifest,
     /// A report of an agent.
     Report,
+    /// A statement about a path of a synchronized folder, or how far a replica has counted, by the agent that made it.
+    Synchronization,
     /// The keys of a fleet, by its root key.
     Trust,
 }
@@ -35,6 +37,7 @@ impl Domain {
             Self::Enrolment => b"flotilla enrolment v1\0",
             Self::Manifest => b"flotilla manifest v1\0",
             Self::Report => b"flotilla report v1\0",
+            Self::Synchronization => b"flotilla synchronization v1\0",
             Self::Trust => b"flotilla trust v1\0",
         }
     }

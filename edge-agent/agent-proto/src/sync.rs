@@ -1,0 +1,293 @@
+//! What members of a synchronization job say to each other over a µTP2 session (`edge-agent/SYNC.md` §4, §5).
+//!
+//! Each [`SyncMessage`] is one message of µTP2's ordered channel. Blocks travel as tagged data whose tag is
+//! [`block_tag`]. Everything here is hostile input until `sync_core::sync` has checked it.
+
+use alloc::vec::Vec;
+
+use event_schema::{AgentId, Signature, tagged_enum};
+use serde::{Deserialize, Serialize};
+
+/// Statements about one path in an index entry: as many concurrent ones as a path can have (SYNC.md §9).
+pub const STATEMENTS_MAX: usize = 64;
+/// Replicas in one version.
+pub const VERSION_MAX: usize = 1024;
+/// Bytes of an entry's metadata: the largest extended attribute of Linux.
+pub const META_MAX: usize = 64 * 1024;
+/// Bytes of a file: pages of hashes of it fit into one message.
+pub const FILE_MAX: u64 = 4 << 40;
+/// Blocks whose hashes make one page: 256 MiB of a file, 256 KiB of hashes.
+pub const PAGE_BLOCKS: u32 = 8192;
+/// Entries in one `Index`.
+pub const ENTRIES_MAX: usize = 1024;
+/// Heads in one `Index`.
+pub const HEADS_MAX: usize = 4096;
+/// Members in one `Known`.
+pub const KNOWN_MAX: usize = 64;
+/// Files in one `Request`, and ranges of one file in it.
+pub const FILES_MAX: usize = 1024;
+/// The largest counter: nobody makes so many changes.
+pub const COUNTER_MAX: u64 = 1 << 53;
+
+/// One life of one member's index: the first 8 bytes of a hash over run, agent and incarnation (SYNC.md §2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReplicaId(pub [u8; 8]);
+
+/// A change: the `counter`-th of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Dot {
+    /// Whose.
+    pub replica: ReplicaId,
+    /// From 1.
+    pub counter: u64,
+}
+
+/// What is at a path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Value {
+    /// Nothing any more.
+    Deleted,
+    /// A symlink.
+    Link {
+        /// Where it points.
+        target: Vec<u8>,
+        /// Metadata as the agent encodes it; opaque here.
+        meta: Vec<u8>,
+    },
+    /// A regular file.
+    File {
+        /// Bytes.
+        size: u64,
+        /// RFC 9162 root over the hashes of its blocks.
+        root: [u8; 32],
+        /// Metadata as the agent encodes it; opaque here.
+        meta: Vec<u8>,
+    },
+    /// A folder.
+    Folder {
+        /// Metadata as the agent encodes it; opaque here.
+        meta: Vec<u8>,
+        /// Nobody made it: it is there because something in it outlived its deletion (SYNC.md §3).
+        implied: bool,
+    },
+}
+
+/// What its author says a path is, on top of what it knew (SYNC.md §2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// Who says it.
+    pub author: ReplicaId,
+    /// Every change it includes, its own as well; sorted by replica, each once.
+    pub version: Vec<Dot>,
+    /// How many statements it stands on; only compared.
+    pub depth: u32,
+    /// What is there.
+    pub value: Value,
+    /// The author's, over run, path and all the above.
+    pub signature: Signature,
+}
+
+/// How far a replica has counted, under its agent's signature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The agent's public key; its id is the hash of it.
+    pub key: [u8; 32],
+    /// Random number of this life of its index.
+    pub incarnation: u64,
+    /// The newest change it may have told anybody of.
+    pub counter: u64,
+    /// The agent's, over run and all the above.
+    pub signature: Signature,
+}
+
+/// How much of somebody's index one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Which numbering.
+    pub epoch: u64,
+    /// Everything up to here.
+    pub sequence: u64,
+}
+
+/// One path of an index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexEntry {
+    /// Path inside the folder, `/` between names.
+    pub path: Vec<u8>,
+    /// All statements that no other one includes, the winner first.
+    pub statements: Vec<Statement>,
+    /// Which of them the sender has on its disk.
+    pub holds: Option<u8>,
+}
+
+/// What one member is known to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberKnows {
+    /// Who.
+    pub member: AgentId,
+    /// Every change up to these counters.
+    pub summary: Vec<Dot>,
+}
+
+/// Blocks of one file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRequest {
+    /// The asker's number; comes back in the tag of every block.
+    pub transfer: u32,
+    /// Where the asked member said it has it.
+    pub path: Vec<u8>,
+    /// Which content.
+    pub root: [u8; 32],
+    /// First block and how many.
+    pub ranges: Vec<(u32, u32)>,
+}
+
+tagged_enum! {
+    /// From member to member.
+    pub enum SyncMessage, upcast = event_schema::upcast::none {
+        /// First message of both sides.
+        (1, 1) "sync_hello" => Hello,
+        /// A piece of the sender's index.
+        (2, 1) "sync_index" => Index,
+        /// A piece was taken.
+        (3, 1) "sync_index_taken" => IndexTaken,
+        /// What members are known to know.
+        (4, 1) "sync_known" => Known,
+        /// Ask for hashes of a file's blocks.
+        (5, 1) "sync_get_hashes" => GetHashes,
+        /// Hashes of a file's blocks, or of its pages.
+        (6, 1) "sync_hashes" => Hashes,
+        /// Ask for blocks of files.
+        (7, 1) "sync_request" => Request,
+        /// Nothing more of this transfer.
+        (8, 1) "sync_cancel" => Cancel,
+        /// The content cannot be had here.
+        (9, 1) "sync_unavailable" => Unavailable,
+    }
+}
+
+/// First message of both sides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// How much of the receiver's index the sender has.
+    pub cursor: Option<Cursor>,
+    /// What the sender believes the receiver knows.
+    pub summary: Vec<Dot>,
+}
+
+/// A piece of the sender's index, in order of its sequence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Index {
+    /// Which numbering.
+    pub epoch: u64,
+    /// Follows on this sequence.
+    pub after: u64,
+    /// And reaches up to this one.
+    pub up_to: u64,
+    /// Heads that changed since the last piece; every replica named in `entries` has had one.
+    pub heads: Vec<Head>,
+    /// Paths.
+    pub entries: Vec<IndexEntry>,
+    /// If this is all there is: what the sender knows.
+    pub summary: Option<Vec<Dot>>,
+}
+
+/// A piece was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexTaken {
+    /// Which numbering.
+    pub epoch: u64,
+    /// Up to here.
+    pub up_to: u64,
+}
+
+/// What members are known to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// At most [`KNOWN_MAX`].
+    pub members: Vec<MemberKnows>,
+}
+
+/// Ask for hashes of a file's blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetHashes {
+    /// The asker's number.
+    pub transfer: u32,
+    /// Where the asked member said it has it.
+    pub path: Vec<u8>,
+    /// Which content.
+    pub root: [u8; 32],
+    /// Page of [`PAGE_BLOCKS`] block hashes; none: the roots of all pages.
+    pub page: Option<u32>,
+}
+
+/// Hashes of a file's blocks, or of its pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hashes {
+    /// The asker's number.
+    pub transfer: u32,
+    /// As asked.
+    pub page: Option<u32>,
+    /// In order.
+    pub hashes: Vec<[u8; 32]>,
+}
+
+/// Ask for blocks of files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// At most [`FILES_MAX`].
+    pub files: Vec<FileRequest>,
+}
+
+/// Nothing more of this transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// The asker's number.
+    pub transfer: u32,
+}
+
+/// The content cannot be had here (any more).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unavailable {
+    /// The asker's number.
+    pub transfer: u32,
+}
+
+/// The µTP2 tag of a block: the asker's transfer number and the block's.
+pub const fn block_tag(transfer: u32, block: u32) -> u64 {
+    (transfer as u64) << 32 | block as u64
+}
+
+/// Transfer and block of a tag.
+pub const fn of_block_tag(tag: u64) -> (u32, u32) {
+    ((tag >> 32) as u32, tag as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn messages_and_tags_come_back() {
+        assert_eq!(of_block_tag(block_tag(7, 9)), (7, 9));
+        let dot = Dot { replica: ReplicaId([1; 8]), counter: 300 };
+        let statement = Statement {
+            author: dot.replica,
+            version: vec![dot],
+            depth: 1,
+            value: Value::Folder { meta: vec![1], implied: false },
+            signature: Signature([0; 32], [1; 32]),
+        };
+        let entry = IndexEntry { path: b"a".to_vec(), statements: vec![statement], holds: Some(0) };
+        let message = SyncMessage::from(Index {
+            epoch: 1,
+            after: 0,
+            up_to: 4,
+            heads: Vec::new(),
+            entries: vec![entry],
+            summary: Some(vec![dot]),
+        });
+        assert_eq!(SyncMessage::decode(&message.encode()), Ok(message));
+    }
+}

@@ -1,0 +1,136 @@
+//! Giving others what is here: a bounded queue for each peer, a bounded number with the transport (SYNC.md §5).
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use agent_proto::limits::BLOCK_LEN;
+use agent_proto::sync::{FILES_MAX, FileRequest, GetHashes, Request, Unavailable, Value};
+use event_schema::AgentId;
+use timebase::Instant;
+
+use super::row::Index;
+use super::{Action, Misbehaviour, Replica};
+use crate::merkle::Hash;
+
+/// What a peer asked for.
+#[derive(Debug, Default)]
+pub(super) struct Uploads {
+    queue: VecDeque<Wanted>,
+    /// Given to the transport and not acknowledged.
+    sending: usize,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    transfer: u32,
+    path: Vec<u8>,
+    root: Hash,
+    next: u32,
+    end: u32,
+}
+
+impl Replica {
+    /// Where this content is here: at the path the peer named, or anywhere.
+    fn find(&self, index: &dyn Index, path: &[u8], root: &Hash) -> Option<(Vec<u8>, u64)> {
+        let at = |path: &[u8]| match &self.row(index, path)?.present()?.value {
+            Value::File { root: here, size, .. } if here == root => Some((path.to_vec(), *size)),
+            _ => None,
+        };
+        at(path).or_else(|| at(&index.with_root(root)?))
+    }
+
+    pub(super) fn serve_hashes(
+        &mut self,
+        index: &dyn Index,
+        peer: AgentId,
+        ask: GetHashes,
+    ) -> Result<(), Misbehaviour> {
+        let GetHashes { transfer, path, root, page } = ask;
+        let action = match self.find(index, &path, &root) {
+            Some((path, _)) => Action::UploadHashes { peer, transfer, path, root, page },
+            None => Action::Send { peer, message: Unavailable { transfer }.into() },
+        };
+        self.actions.push_back(action);
+        Ok(())
+    }
+
+    pub(super) fn serve_request(
+        &mut self,
+        index: &dyn Index,
+        peer: AgentId,
+        request: Request,
+    ) -> Result<(), Misbehaviour> {
+        if request.files.len() > FILES_MAX || request.files.iter().any(|f| f.ranges.len() > FILES_MAX) {
+            return Err(Misbehaviour::BadMessage);
+        }
+        for FileRequest { transfer, path, root, ranges } in request.files {
+            let Some((path, size)) = self.find(index, &path, &root) else {
+                self.actions.push_back(Action::Send { peer, message: Unavailable { transfer }.into() });
+                continue;
+            };
+            let blocks = size.div_ceil(u64::from(BLOCK_LEN));
+            for (first, count) in ranges {
+                if u64::from(first) + u64::from(count) > blocks || count == 0 {
+                    return Err(Misbehaviour::BadMessage);
+                }
+                let Some(p) = self.peers.get_mut(&peer) else { return Ok(()) };
+                if p.uploads.queue.len() >= self.config.queue_max {
+                    // It asks again when it has waited in vain, if it is honest.
+                    return Err(Misbehaviour::Flood);
+                }
+                let path = path.clone();
+                p.uploads.queue.push_back(Wanted { transfer, path, root, next: first, end: first + count });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn serve_cancel(&mut self, peer: AgentId, transfer: u32) {
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.uploads.queue.retain(|w| w.transfer != transfer);
+        }
+    }
+
+    /// A block of [`Action::Upload`] is acknowledged, or its session over.
+    pub fn handle_sent(&mut self, now: Instant, index: &mut dyn Index, peer: AgentId) {
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.uploads.sending = p.uploads.sending.saturating_sub(1);
+        }
+        self.finish(now, index);
+    }
+
+    /// A block of [`Action::Upload`] cannot be had: the file is not what was indexed, or cannot be read.
+    pub fn handle_read_failed(
+        &mut self,
+        now: Instant,
+        index: &mut dyn Index,
+        peer: AgentId,
+        transfer: u32,
+        path: &[u8],
+    ) {
+        self.serve_cancel(peer, transfer);
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.uploads.sending = p.uploads.sending.saturating_sub(1);
+            self.actions.push_back(Action::Send { peer, message: Unavailable { transfer }.into() });
+        }
+        self.actions.push_back(Action::Look { path: path.to_vec() });
+        self.finish(now, index);
+    }
+
+    /// Hands the transport what it has room for.
+    pub(super) fn upload(&mut self, peer: AgentId) {
+        let Some(p) = self.peers.get_mut(&peer) else { return };
+        while p.uploads.sending < self.config.sending_max
+            && let Some(wanted) = p.uploads.queue.front_mut()
+        {
+            let (transfer, root, block) = (wanted.transfer, wanted.root, wanted.next);
+            let path = wanted.path.clone();
+            wanted.next += 1;
+            if wanted.next >= wanted.end {
+                p.uploads.queue.pop_front();
+            }
+            p.uploads.sending += 1;
+            self.actions.push_back(Action::Upload { peer, transfer, path, root, block });
+        }
+    }
+}

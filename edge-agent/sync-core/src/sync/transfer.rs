@@ -1,0 +1,511 @@
+//! Fetching one file: what this agent has already, then hashes, then blocks from everybody who has it (SYNC.md §5).
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use agent_proto::limits::BLOCK_LEN;
+use agent_proto::sync::{
+    Cancel, Dot, FILES_MAX, FileRequest, GetHashes, Hashes, PAGE_BLOCKS, Request, Statement, Unavailable,
+};
+use event_schema::AgentId;
+use timebase::Instant;
+
+use super::row::{Index, Row};
+use super::statement::dot;
+use super::{Action, Misbehaviour, Replica};
+use crate::merkle::{Hash, tree_root};
+
+/// Roots of the pages of a file's block hashes: what `Hashes` without a page holds.
+pub fn page_roots(blocks: &[Hash]) -> Vec<Hash> {
+    blocks.chunks(PAGE_BLOCKS as usize).map(tree_root).collect()
+}
+
+/// The root over a file's block hashes; over its page roots the same.
+pub fn root_of(hashes: &[Hash]) -> Hash {
+    tree_root(hashes)
+}
+
+/// A file being fetched.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) path: Vec<u8>,
+    pub(super) dot: Dot,
+    root: Hash,
+    blocks: u32,
+    sources: BTreeSet<AgentId>,
+    stage: Stage,
+    pub(super) placing: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The agent looks for what it has.
+    Staging,
+    /// Roots of pages are asked for; of whom, and when.
+    Pages(Option<(AgentId, Instant)>),
+    /// Hashes of one page are asked for.
+    Hashes { pages: Vec<Hash>, page: u32, asked: Option<(AgentId, Instant)> },
+    /// The agent looks for blocks of the page.
+    Reusing(Page),
+    /// Blocks are asked for.
+    Blocks(Page),
+}
+
+#[derive(Debug)]
+struct Page {
+    pages: Vec<Hash>,
+    page: u32,
+    hashes: Vec<Hash>,
+    /// Blocks of the page that nobody was asked for, as numbers in the file.
+    wanted: BTreeSet<u32>,
+    /// Of whom the others were asked.
+    asked: BTreeMap<u32, AgentId>,
+}
+
+impl Page {
+    fn first(&self) -> u32 {
+        self.page * PAGE_BLOCKS
+    }
+}
+
+fn pages_of(blocks: u32) -> u32 {
+    blocks.div_ceil(PAGE_BLOCKS)
+}
+
+fn blocks_in_page(blocks: u32, page: u32) -> u32 {
+    (blocks - page * PAGE_BLOCKS).min(PAGE_BLOCKS)
+}
+
+impl Replica {
+    pub(super) fn begin_transfer(
+        &mut self,
+        _now: Instant,
+        index: &dyn Index,
+        row: &Row,
+        winner: &Statement,
+        root: Hash,
+        size: u64,
+    ) {
+        let from = index.with_root(&root).filter(|from| !self.busy.contains(from));
+        let mut sources: BTreeSet<AgentId> =
+            row.holders.iter().filter(|h| self.is_source(**h)).copied().collect();
+        if sources.is_empty() {
+            // Those who said so are away, or it was here and is to come back: anybody may have it.
+            sources = self.peers.keys().filter(|p| self.is_source(**p)).copied().collect();
+        }
+        if from.is_none() && sources.is_empty() && size > 0 {
+            return;
+        }
+        let blocks = u32::try_from(size.div_ceil(u64::from(BLOCK_LEN))).unwrap_or(u32::MAX);
+        let transfer = self.number();
+        self.busy.insert(row.path.clone());
+        self.transfers.insert(
+            transfer,
+            Transfer {
+                path: row.path.clone(),
+                dot: dot(winner),
+                root,
+                blocks,
+                sources,
+                stage: Stage::Staging,
+                placing: false,
+            },
+        );
+        self.actions.push_back(Action::Stage { transfer, path: row.path.clone(), root, size, from });
+    }
+
+    fn is_source(&self, peer: AgentId) -> bool {
+        self.peers.get(&peer).is_some_and(|p| p.greeted && p.strikes < self.config.strikes)
+    }
+
+    /// A peer has what a path is fetched for.
+    pub(super) fn add_source(&mut self, path: &[u8], peer: AgentId) {
+        if self.is_source(peer)
+            && let Some(t) = self.transfers.values_mut().find(|t| t.path == path && !t.placing)
+        {
+            t.sources.insert(peer);
+        }
+    }
+
+    /// Gives a transfer up, or ends it before anything was placed.
+    pub(super) fn end_transfer(&mut self, transfer: u32) {
+        let Some(t) = self.transfers.remove(&transfer) else { return };
+        self.busy.remove(&t.path);
+        let mut asked: BTreeSet<AgentId> = BTreeSet::new();
+        if let Stage::Blocks(page) = &t.stage {
+            for peer in page.asked.values() {
+                asked.insert(*peer);
+                if let Some(p) = self.peers.get_mut(peer) {
+                    p.owed = p.owed.saturating_sub(1);
+                }
+            }
+        }
+        for peer in asked {
+            self.actions.push_back(Action::Send { peer, message: Cancel { transfer }.into() });
+        }
+        self.actions.push_back(Action::Drop { transfer });
+        if self.look_again.remove(&t.path) {
+            self.actions.push_back(Action::Look { path: t.path });
+        }
+        self.pass.restart();
+    }
+
+    /// What was found on this agent of a [`Action::Stage`] or [`Action::Reuse`]: verified blocks of the file.
+    pub fn handle_reused(
+        &mut self,
+        now: Instant,
+        index: &mut dyn Index,
+        transfer: u32,
+        found: &[Range<u32>],
+    ) {
+        if let Some(t) = self.transfers.get_mut(&transfer).filter(|t| !t.placing) {
+            let blocks = t.blocks;
+            let count: u64 = found.iter().map(|r| u64::from(r.end.min(blocks).saturating_sub(r.start))).sum();
+            let mut complete = false;
+            match core::mem::replace(&mut t.stage, Stage::Staging) {
+                Stage::Staging if count >= u64::from(blocks) => {
+                    complete = true;
+                    self.counters.reused += 1;
+                }
+                Stage::Staging => {
+                    t.stage = match pages_of(blocks) {
+                        1 => {
+                            let pages = alloc::vec![t.root];
+                            Stage::Hashes { pages, page: 0, asked: None }
+                        }
+                        _ => Stage::Pages(None),
+                    };
+                    if blocks == 1 {
+                        // The root of one block is its hash.
+                        t.stage = Stage::Blocks(Page {
+                            pages: Vec::new(),
+                            page: 0,
+                            hashes: alloc::vec![t.root],
+                            wanted: BTreeSet::from([0]),
+                            asked: BTreeMap::new(),
+                        });
+                    }
+                }
+                Stage::Reusing(mut page) => {
+                    for range in found {
+                        for block in range.start..range.end.min(page.first() + page.hashes.len() as u32) {
+                            page.wanted.remove(&block);
+                        }
+                    }
+                    t.stage = Stage::Blocks(page);
+                    complete = self.page_done(transfer);
+                }
+                other => t.stage = other,
+            }
+            if complete {
+                self.place(now, index, transfer);
+            }
+        }
+        self.finish(now, index);
+    }
+
+    /// Hashes came.
+    pub(super) fn take_hashes(&mut self, now: Instant, peer: AgentId, message: Hashes) {
+        let Hashes { transfer, page, hashes } = message;
+        let Some(t) = self.transfers.get_mut(&transfer) else { return };
+        let good = match (&mut t.stage, page) {
+            (Stage::Pages(Some((asked, _))), None) if *asked == peer => {
+                let good = hashes.len() as u32 == pages_of(t.blocks) && tree_root(&hashes) == t.root;
+                if good {
+                    t.stage = Stage::Hashes { pages: hashes, page: 0, asked: None };
+                } else {
+                    t.stage = Stage::Pages(None);
+                }
+                good
+            }
+            (Stage::Hashes { pages, page: wanted, asked: asked @ Some(_) }, Some(page))
+                if *wanted == page && asked.is_some_and(|(a, _)| a == peer) =>
+            {
+                let count = blocks_in_page(t.blocks, page);
+                let good =
+                    hashes.len() as u32 == count && pages.get(page as usize) == Some(&tree_root(&hashes));
+                *asked = None;
+                if good {
+                    let first = page * PAGE_BLOCKS;
+                    let action = Action::Reuse { transfer, first, hashes: hashes.clone() };
+                    let pages = core::mem::take(pages);
+                    let wanted = (first..first + count).collect();
+                    t.stage = Stage::Reusing(Page { pages, page, hashes, wanted, asked: BTreeMap::new() });
+                    self.actions.push_back(action);
+                }
+                good
+            }
+            _ => return,
+        };
+        if good {
+            self.progress(now, peer);
+        } else {
+            self.strike(now, peer);
+        }
+    }
+
+    /// A block came from a peer, was written to the staged file, and has this hash.
+    pub fn handle_block(
+        &mut self,
+        now: Instant,
+        index: &mut dyn Index,
+        peer: AgentId,
+        transfer: u32,
+        block: u32,
+        hash: &Hash,
+    ) {
+        let verdict = match self.transfers.get_mut(&transfer).map(|t| &mut t.stage) {
+            Some(Stage::Blocks(page)) if page.asked.get(&block) == Some(&peer) => {
+                page.asked.remove(&block);
+                let good = page.hashes.get((block - page.first()) as usize) == Some(hash);
+                if !good {
+                    page.wanted.insert(block);
+                }
+                Some(good)
+            }
+            // Late, or nobody asked for it: nothing is lost by dropping it.
+            _ => None,
+        };
+        if let Some(good) = verdict {
+            if let Some(p) = self.peers.get_mut(&peer) {
+                p.owed = p.owed.saturating_sub(1);
+            }
+            if good {
+                self.counters.blocks += 1;
+                self.progress(now, peer);
+                if self.page_done(transfer) {
+                    self.place(now, index, transfer);
+                }
+            } else {
+                self.strike(now, peer);
+            }
+        }
+        self.finish(now, index);
+    }
+
+    /// Goes on to the next page if this one is complete; true when the file is.
+    fn page_done(&mut self, transfer: u32) -> bool {
+        let Some(t) = self.transfers.get_mut(&transfer) else { return false };
+        let Stage::Blocks(page) = &mut t.stage else { return false };
+        if !page.wanted.is_empty() || !page.asked.is_empty() {
+            return false;
+        }
+        if page.page + 1 >= pages_of(t.blocks) {
+            return true;
+        }
+        let (pages, next) = (core::mem::take(&mut page.pages), page.page + 1);
+        t.stage = Stage::Hashes { pages, page: next, asked: None };
+        false
+    }
+
+    fn progress(&mut self, now: Instant, peer: AgentId) {
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.progress_at = now;
+            p.snubs = 0;
+        }
+    }
+
+    fn strike(&mut self, now: Instant, peer: AgentId) {
+        self.counters.bad_blocks += 1;
+        let Some(p) = self.peers.get_mut(&peer) else { return };
+        p.strikes += 1;
+        if p.strikes == self.config.strikes {
+            self.actions.push_back(Action::Misbehaved { peer, what: Misbehaviour::BadContent });
+        }
+        self.snub(now, peer);
+    }
+
+    /// Gives back what was asked of a peer, and leaves it alone for a while.
+    pub(super) fn snub(&mut self, now: Instant, peer: AgentId) {
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.snubbed_until = Some(now + self.config.snub * (1 << p.snubs.min(5)));
+            p.snubs += 1;
+        }
+        self.give_back(peer, |_| true);
+    }
+
+    /// What was asked of a peer, in the transfers chosen, may be asked of others.
+    pub(super) fn give_back(&mut self, peer: AgentId, which: impl Fn(u32) -> bool) {
+        let mut given = 0;
+        for (_, t) in self.transfers.iter_mut().filter(|(n, _)| which(**n)) {
+            match &mut t.stage {
+                Stage::Pages(asked) | Stage::Hashes { asked, .. }
+                    if asked.is_some_and(|(p, _)| p == peer) =>
+                {
+                    *asked = None;
+                }
+                Stage::Blocks(page) => {
+                    let back: Vec<u32> =
+                        page.asked.iter().filter(|(_, p)| **p == peer).map(|(b, _)| *b).collect();
+                    given += back.len();
+                    for block in back {
+                        page.asked.remove(&block);
+                        page.wanted.insert(block);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.owed = p.owed.saturating_sub(given);
+        }
+    }
+
+    /// A peer says that it has not got what it was asked for.
+    pub(super) fn take_unavailable(&mut self, index: &mut dyn Index, peer: AgentId, message: &Unavailable) {
+        self.give_back(peer, |n| n == message.transfer);
+        let Some(t) = self.transfers.get_mut(&message.transfer) else { return };
+        t.sources.remove(&peer);
+        let path = t.path.clone();
+        let mut held = self.hold(index, &path);
+        held.row.holders.retain(|h| *h != peer);
+        self.save_quietly(held.row);
+    }
+
+    /// Peers that owe something and give nothing lose it.
+    pub(super) fn check_patience(&mut self, now: Instant) {
+        let late = |p: &super::Peer| p.owed > 0 && p.progress_at + self.config.request_timeout <= now;
+        let late: Vec<AgentId> = self.peers.iter().filter(|(_, p)| late(p)).map(|(a, _)| *a).collect();
+        for peer in late {
+            self.snub(now, peer);
+        }
+    }
+
+    /// Asks for what is wanted, of those who have it and have least to do.
+    pub(super) fn fetch(&mut self, now: Instant, _index: &mut dyn Index) {
+        for peer in self.peers.values_mut() {
+            if peer.snubbed_until.is_some_and(|until| until <= now) {
+                peer.snubbed_until = None;
+            }
+        }
+        let mut requests: BTreeMap<AgentId, Vec<FileRequest>> = BTreeMap::new();
+        let mut dead: Vec<u32> = Vec::new();
+        let (pipeline, stretch, strikes) = (self.config.pipeline, self.config.stretch, self.config.strikes);
+        for (&transfer, t) in &mut self.transfers {
+            if t.placing {
+                continue;
+            }
+            t.sources.retain(|s| self.peers.get(s).is_some_and(|p| p.greeted && p.strikes < strikes));
+            if t.sources.is_empty() {
+                if !matches!(t.stage, Stage::Staging) {
+                    dead.push(transfer);
+                }
+                continue;
+            }
+            loop {
+                let peers = &self.peers;
+                let free = t.sources.iter().filter_map(|s| {
+                    let p = peers.get(s).filter(|p| p.snubbed_until.is_none() && p.owed < pipeline)?;
+                    Some((p.owed, *s))
+                });
+                let Some((_, source)) = free.min() else { break };
+                let Some(peer) = self.peers.get_mut(&source) else { break };
+                if peer.owed == 0 {
+                    peer.progress_at = now;
+                }
+                let page = match &mut t.stage {
+                    Stage::Pages(asked @ None) => {
+                        *asked = Some((source, now));
+                        None
+                    }
+                    Stage::Hashes { page, asked: asked @ None, .. } => {
+                        *asked = Some((source, now));
+                        Some(*page)
+                    }
+                    Stage::Blocks(page) if !page.wanted.is_empty() => {
+                        let room = stretch.min(pipeline - peer.owed);
+                        let blocks: Vec<u32> = page.wanted.iter().take(room).copied().collect();
+                        peer.owed += blocks.len();
+                        for &block in &blocks {
+                            page.wanted.remove(&block);
+                            page.asked.insert(block, source);
+                        }
+                        let ranges = ranges(&blocks);
+                        let file = FileRequest { transfer, path: t.path.clone(), root: t.root, ranges };
+                        requests.entry(source).or_default().push(file);
+                        continue;
+                    }
+                    _ => break,
+                };
+                peer.hashes_owed_since = Some(now);
+                let message = GetHashes { transfer, path: t.path.clone(), root: t.root, page };
+                self.actions.push_back(Action::Send { peer: source, message: message.into() });
+                break;
+            }
+        }
+        self.check_hashes(now);
+        for (peer, files) in requests {
+            let mut files = files.into_iter().peekable();
+            while files.peek().is_some() {
+                let files = files.by_ref().take(FILES_MAX).collect();
+                self.actions.push_back(Action::Send { peer, message: Request { files }.into() });
+            }
+        }
+        for transfer in dead {
+            let path = self.transfers.get(&transfer).map(|t| t.path.clone());
+            self.end_transfer(transfer);
+            // Not again at once: what promised to have it here had not.
+            if let Some(path) = path {
+                self.retry_later(now, &path);
+            }
+        }
+    }
+
+    /// Hashes that were asked for too long ago are asked of somebody else.
+    fn check_hashes(&mut self, now: Instant) {
+        let timeout = self.config.request_timeout;
+        let mut late = BTreeSet::new();
+        for t in self.transfers.values() {
+            if let Stage::Pages(Some((peer, at))) | Stage::Hashes { asked: Some((peer, at)), .. } = &t.stage
+                && *at + timeout <= now
+            {
+                late.insert(*peer);
+            }
+        }
+        for peer in self.peers.values_mut() {
+            peer.hashes_owed_since = None;
+        }
+        for peer in late {
+            self.snub(now, peer);
+        }
+        for t in self.transfers.values() {
+            if let Stage::Pages(Some((peer, at))) | Stage::Hashes { asked: Some((peer, at)), .. } = &t.stage
+                && let Some(p) = self.peers.get_mut(peer)
+            {
+                p.hashes_owed_since = Some(p.hashes_owed_since.map_or(*at, |since| since.min(*at)));
+            }
+        }
+    }
+}
+
+/// Sorted block numbers as ranges of first and count.
+fn ranges(blocks: &[u32]) -> Vec<(u32, u32)> {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for &block in blocks {
+        match ranges.last_mut() {
+            Some((first, count)) if *first + *count == block => *count += 1,
+            _ => ranges.push((block, 1)),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_roots_have_the_root_of_all_blocks() {
+        for blocks in [1, 2, 8191, 8192, 8193, 20_000] {
+            let hashes: Vec<Hash> =
+                (0..blocks as u32).map(|i| crate::merkle::block_hash(&i.to_le_bytes())).collect();
+            assert_eq!(root_of(&page_roots(&hashes)), root_of(&hashes), "{blocks} blocks");
+        }
+    }
+
+    #[test]
+    fn blocks_become_ranges() {
+        assert_eq!(ranges(&[1, 2, 3, 7, 9, 10]), [(1, 3), (7, 1), (9, 2)]);
+    }
+}
