@@ -15,6 +15,8 @@ pub(super) const HOLDERS_MAX: usize = 8;
 pub(super) const STEP: usize = 256;
 /// Paths whose next try is remembered; more are tried early.
 pub(super) const RETRIES_MAX: usize = 4096;
+/// Files that came or went just now and may have been moved; more are a deletion and a copy.
+pub(super) const RECENT_MAX: usize = 4096;
 /// Bytes of entries in one message: far below a peer message's limit, with room for heads.
 pub(super) const BATCH_BYTES: usize = 256 * 1024;
 
@@ -90,6 +92,9 @@ pub struct Config {
     pub refusals: u32,
     /// Before a file that could not be placed is tried again; doubles up to 64 times. Default 500 ms.
     pub retry: Duration,
+    /// How long a file whose content is here at another path waits for that one to go: then it can be moved, and
+    /// need not be copied. Default 1 s.
+    pub move_grace: Duration,
     /// How often blocked rows and deletions that all may know are looked at. Default 15 s.
     pub upkeep: Duration,
     /// Least time between two tellings of what is known to one peer. Default 1 s.
@@ -121,6 +126,7 @@ impl Config {
             strikes: 3,
             refusals: 3,
             retry: Duration::from_millis(500),
+            move_grace: Duration::from_secs(1),
             upkeep: Duration::from_secs(15),
             tell_known: Duration::from_secs(1),
         }

@@ -7,10 +7,11 @@ use agent_proto::sync::{Dot, Statement, Value};
 use event_schema::Signature;
 use timebase::Instant;
 
-use super::config::STEP;
+use super::config::{RECENT_MAX, STEP};
 use super::row::{Disk, Index, OnDisk, Row, Stamp, Work};
 use super::statement::{dot, insert, statement_bytes};
 use super::{Action, Replica, version};
+use crate::merkle::Hash;
 
 /// Whether a path has to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +85,13 @@ impl Replica {
             let mut held = self.hold(index, path);
             match mem::replace(&mut held.row.disk, Disk::Absent) {
                 Disk::Present(here) if here.dot.is_some() => {
+                    let root = root_of_value(&here.value);
                     held.row.disk = Disk::Missing(here);
                     self.save(held);
                     self.deletions_noticed(now);
+                    if let Some(root) = root {
+                        self.moved(index, root, path, false);
+                    }
                 }
                 Disk::Present(_) if held.row.statements.is_empty() => self.drop_row(held.row),
                 Disk::Present(_) => self.save(held),
@@ -141,6 +146,7 @@ impl Replica {
             Disk::Absent => None,
         };
         let writes = self.may_write();
+        let mut new = None;
         row.disk = match before {
             Some(here) if self.is_same(&here.value, &value) && (here.dot.is_some() || !writes) => {
                 Disk::Present(OnDisk { stamp, ..here })
@@ -157,6 +163,7 @@ impl Replica {
                         Disk::Present(OnDisk { value, stamp, dot: Some(dot) })
                     }
                     None if writes => {
+                        new = root_of_value(&value);
                         let dot = self.state(row, value.clone());
                         Disk::Present(OnDisk { value, stamp, dot: Some(dot) })
                     }
@@ -166,6 +173,9 @@ impl Replica {
         };
         self.settle(index, &mut held.row);
         self.save(held);
+        if let Some(root) = new {
+            self.moved(index, root, path, true);
+        }
         if self.meta.missing == 0 && self.meta.guarded {
             self.meta.guarded = false;
             self.meta_changed();
@@ -199,6 +209,42 @@ impl Replica {
         };
         statement.signature = self.notary.sign(&statement_bytes(self.config.run, path, &statement));
         statement
+    }
+
+    /// What is missing is deleted.
+    fn believe(&mut self, index: &dyn Index, path: &[u8]) {
+        let mut held = self.hold(index, path);
+        if !matches!(held.row.disk, Disk::Missing(_)) {
+            return;
+        }
+        self.settle(index, &mut held.row);
+        held.row.disk = Disk::Absent;
+        if self.may_write() {
+            self.state(&mut held.row, Value::Deleted);
+        } else {
+            wanted_again(&mut held.row);
+        }
+        self.settle(index, &mut held.row);
+        self.save(held);
+    }
+
+    /// A file went, or a new one came. If it is the same that came or went just now it was moved, and there is nothing
+    /// to doubt: others can move it too, if they hear of both at once.
+    fn moved(&mut self, index: &dyn Index, root: Hash, path: &[u8], came: bool) {
+        if self.meta.guarded || !self.may_write() {
+            return;
+        }
+        let (these, others) =
+            if came { (&mut self.came, &mut self.went) } else { (&mut self.went, &mut self.came) };
+        match others.remove(&root) {
+            Some(_) if !came => self.believe(index, path),
+            Some(went) => self.believe(index, &went),
+            None => {
+                if these.len() < RECENT_MAX {
+                    these.insert(root, path.to_vec());
+                }
+            }
+        }
     }
 
     pub(super) fn deletions_noticed(&mut self, now: Instant) {
@@ -236,19 +282,7 @@ impl Replica {
         }
         let more = paths.len() == STEP;
         for path in paths {
-            let mut held = self.hold(index, &path);
-            if !matches!(held.row.disk, Disk::Missing(_)) {
-                continue;
-            }
-            self.settle(index, &mut held.row);
-            held.row.disk = Disk::Absent;
-            if self.may_write() {
-                self.state(&mut held.row, Value::Deleted);
-            } else {
-                wanted_again(&mut held.row);
-            }
-            self.settle(index, &mut held.row);
-            self.save(held);
+            self.believe(index, &path);
         }
         if more {
             self.deletions = Some(Deletions { first: now, due: now });
@@ -256,6 +290,13 @@ impl Replica {
             self.meta.believed = false;
         }
         self.meta_changed();
+    }
+}
+
+fn root_of_value(value: &Value) -> Option<Hash> {
+    match value {
+        Value::File { root, size, .. } if *size > 0 => Some(*root),
+        _ => None,
     }
 }
 

@@ -30,10 +30,12 @@ use agent_proto::sync::{Dot, Head, ReplicaId};
 use event_schema::AgentId;
 use timebase::Instant;
 
+use crate::merkle::Hash;
+
 pub use action::{Action, Displaced, Expected, Make, Misbehaviour, Obstacle, Outcome};
 pub use config::{Config, Everything, LocalChanges, MEMBERS_MAX, Member, Permission, Policy};
 pub use local::{Confirm, Look};
-pub use names::{conflict_copy, kept_aside};
+pub use names::{conflict_copy, conflict_copy_of, kept_aside};
 pub use row::{Batch, Disk, Index, OnDisk, Row, Stamp, Work};
 pub use state::Counters;
 pub use statement::{KeyNotary, Notary, dot, head_bytes, replica_id, same_content, statement_bytes};
@@ -69,6 +71,11 @@ pub struct Replica {
     blocked: BTreeSet<Vec<u8>>,
     pass: Pass,
     deletions: Option<local::Deletions>,
+    /// Content that came, or went, just now: where.
+    came: BTreeMap<Hash, Vec<u8>>,
+    went: BTreeMap<Hash, Vec<u8>>,
+    /// Content that waits at a path for another one to go.
+    may_move: BTreeMap<Hash, Vec<u8>>,
     upkeep_at: Instant,
     next_number: u32,
     actions: VecDeque<Action>,
@@ -107,6 +114,9 @@ impl Replica {
             blocked: BTreeSet::new(),
             pass: Pass::default(),
             deletions: None,
+            came: BTreeMap::new(),
+            went: BTreeMap::new(),
+            may_move: BTreeMap::new(),
             upkeep_at,
             next_number: 1,
             actions: VecDeque::new(),

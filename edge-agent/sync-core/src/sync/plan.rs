@@ -10,6 +10,8 @@ use super::config::{RETRIES_MAX, STEP};
 use super::names::{conflict_copy, kept_aside, parent};
 use super::row::{Disk, Index, Row, Work};
 use super::statement::{dot, insert, meta, same_content};
+use crate::merkle::Hash;
+
 use super::{Action, Displaced, Expected, LocalChanges, Make, Obstacle, Replica, version};
 
 /// Where the walk over waiting rows is.
@@ -156,6 +158,16 @@ impl Replica {
             Value::Link { target, .. } => Make::Link { target: target.clone(), meta: new_meta },
             Value::File { root, size, .. } => match moved_from {
                 Some((from, stamp)) => Make::Moved { from, stamp, meta: new_meta },
+                None if *size > 0
+                    && !self.retries.contains_key(&row.path)
+                    && self.is_elsewhere(index, &row, root) =>
+                {
+                    self.retries.insert(row.path.clone(), (now + self.config.move_grace, 0));
+                    if self.may_move.len() < RETRIES_MAX {
+                        self.may_move.insert(*root, row.path);
+                    }
+                    return;
+                }
                 None => return self.begin_transfer(now, index, &row, &winner, *root, *size),
             },
         };
@@ -181,8 +193,22 @@ impl Replica {
         goes.then_some((from, here.stamp))
     }
 
+    /// Whether the content is on disk here at another path.
+    fn is_elsewhere(&self, index: &dyn Index, row: &Row, root: &Hash) -> bool {
+        index.with_root(root).is_some_and(|at| at != row.path)
+    }
+
     fn remove(&mut self, now: Instant, index: &mut dyn Index, row: Row) {
         let Some(here) = row.present() else { return };
+        if let Value::File { root, .. } = &here.value
+            && let Some(to) = self.may_move.remove(root)
+            && let Some(to) =
+                self.row(index, &to).filter(|to| to.work == Work::Pull && !self.busy.contains(&to.path))
+        {
+            // What waits for just this is moved; or else brought, and this goes in the next pass.
+            self.pass.restart();
+            return self.pull(now, index, to);
+        }
         let folder = is_folder(&here.value);
         if folder {
             match self.below(index, &row.path) {
@@ -323,7 +349,8 @@ impl Replica {
         let mut held = self.hold(index, path);
         let row = &mut held.row;
         let here = row.present().and_then(|h| h.dot);
-        let left = row.statements.iter().find(|s| Some(dot(s)) == here || !version::includes(&row.context, dot(s)));
+        let left =
+            row.statements.iter().find(|s| Some(dot(s)) == here || !version::includes(&row.context, dot(s)));
         let (left, value) = match (left, row.present()) {
             (Some(s), _) => (Some(dot(s)), s.value.clone()),
             (None, Some(here)) => (here.dot, here.value.clone()),
@@ -401,6 +428,9 @@ impl Replica {
     /// Looks again at what is blocked, and forgets deletions that everybody knows of (SYNC.md §3).
     pub(super) fn upkeep(&mut self, now: Instant, index: &mut dyn Index) {
         self.upkeep_at = now + self.config.upkeep;
+        self.came.clear();
+        self.may_move.clear();
+        self.went.clear();
         self.flush(index);
         let mut after: Option<Vec<u8>> = None;
         while let Some(path) = index.next_work(Work::Blocked, after.as_deref()) {

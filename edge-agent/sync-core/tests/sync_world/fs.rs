@@ -1,6 +1,7 @@
 //! A file system in memory that is as awkward as real ones: coarse times, names that fold, users who change things
 //! between any two steps of an agent. What is displaced is never destroyed but by a user.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_proto::sync::Value;
@@ -34,7 +35,8 @@ impl Content {
     }
 
     pub(crate) fn root(self) -> Hash {
-        tree_root(&self.hashes())
+        thread_local!(static ROOTS: RefCell<BTreeMap<Content, Hash>> = const { RefCell::new(BTreeMap::new()) });
+        ROOTS.with_borrow_mut(|roots| *roots.entry(self).or_insert_with(|| tree_root(&self.hashes())))
     }
 }
 

@@ -39,8 +39,11 @@ impl World {
                 let h = &mut self.nodes[node].hostile;
                 h.heads.extend(heads);
                 h.entries.extend(entries);
-                if h.entries.len() > 300 {
-                    h.entries.drain(..150);
+                if h.entries.len() > 100 {
+                    h.entries.drain(..h.entries.len() - 50);
+                }
+                if h.heads.len() > 40 {
+                    h.heads.drain(..h.heads.len() - 20);
                 }
                 if self.rng.chance(80) {
                     self.send(node, from, IndexTaken { epoch, up_to }.into());
@@ -141,7 +144,7 @@ impl World {
                     let Value::File { root, .. } = entry.statements[0].value else { continue };
                     let ranges = vec![(0, if self.rng.chance(50) { 1 } else { u32::MAX })];
                     let file = FileRequest { transfer: 1, path: entry.path.clone(), root, ranges };
-                    Request { files: vec![file; 1 + self.rng.below(1000) as usize] }.into()
+                    Request { files: vec![file; 1 + self.rng.below(60) as usize] }.into()
                 }
                 6 => GetHashes { transfer: 3, path: b"a.txt".to_vec(), root: [3; 32], page: Some(u32::MAX) }
                     .into(),
@@ -151,7 +154,7 @@ impl World {
             self.send(node, peer, message);
         }
         let more = self.now - timebase::Instant::ZERO - ms(1_000_000);
-        if more < ms(200_000) {
+        if more < ms(124_000) {
             let wait = ms(300 + self.rng.below(1500));
             self.at(more + wait, Step::Hostile(node));
         }

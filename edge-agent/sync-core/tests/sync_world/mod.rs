@@ -1,9 +1,11 @@
 //! A world in virtual time for synchronization: members with folders that people work in, partitions, crashes,
 //! watchers that lose events, everything from one seed.
 
+mod check;
 pub(crate) mod fs;
 pub(crate) mod hostile;
 pub(crate) mod index;
+mod kin;
 pub(crate) mod users;
 
 use std::cmp::Reverse;
@@ -12,109 +14,21 @@ use std::ops::Range;
 use std::time::Duration;
 
 use agent_proto::sync::{Hashes, SyncMessage, Unavailable, Value};
-use event_schema::{AgentId, RunId, Signature};
+use event_schema::{AgentId, RunId};
 use sha2::{Digest, Sha256};
 use sync_core::merkle::Hash;
 use sync_core::sync::{
-    Action, Config, Confirm, Disk, Displaced, Expected, Index, LocalChanges, Look, Make, Member,
-    Misbehaviour, Notary, Obstacle, Outcome, Permission, Policy, Replica, Stamp, page_roots,
+    Action, Config, Confirm, Disk, Displaced, Expected, Index, Look, Make, Member, Misbehaviour, Obstacle,
+    Outcome, Replica, Stamp, page_roots,
 };
 use timebase::Instant;
 
-use fs::{Content, Fs, Kind, fold};
+pub(crate) use check::Seen;
+use fs::{Content, Fs, Kind};
 use index::{SimIndex, Tables};
+pub(crate) use kin::{Kin, KinPolicy, MacNotary, Rng, mac};
 
 pub(crate) const RUN: RunId = RunId([9; 16]);
-
-/// SplitMix64.
-#[derive(Clone)]
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
-    }
-
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    pub(crate) fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
-        of.get(self.below(of.len() as u64) as usize)
-    }
-}
-
-/// A keyed hash in place of Ed25519: whoever does not take another's key cannot sign for it.
-pub(crate) struct MacNotary(pub(crate) [u8; 32]);
-
-pub(crate) fn mac(key: &[u8; 32], bytes: &[u8]) -> Signature {
-    let hash: [u8; 32] = Sha256::new().chain_update(key).chain_update(bytes).finalize().into();
-    Signature(hash, *key)
-}
-
-impl Notary for MacNotary {
-    fn sign(&self, bytes: &[u8]) -> Signature {
-        mac(&self.0, bytes)
-    }
-
-    fn holds(&self, key: &[u8; 32], bytes: &[u8], signature: &Signature) -> bool {
-        mac(key, bytes) == *signature
-    }
-}
-
-/// What a member is like.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Kin {
-    pub(crate) permission: Permission,
-    pub(crate) local: LocalChanges,
-    /// Wants nothing below folders whose name begins with `d1`.
-    pub(crate) selective: bool,
-    pub(crate) folds: bool,
-    /// Granularity of times, ns.
-    pub(crate) granularity: i64,
-    /// Speaks nonsense instead of taking part.
-    pub(crate) hostile: bool,
-}
-
-impl Default for Kin {
-    fn default() -> Self {
-        Self {
-            permission: Permission::ReadWrite,
-            local: LocalChanges::KeepAside,
-            selective: false,
-            folds: false,
-            granularity: 1_000_000,
-            hostile: false,
-        }
-    }
-}
-
-pub(crate) struct KinPolicy(Kin);
-
-impl Policy for KinPolicy {
-    fn wants(&self, path: &[u8]) -> bool {
-        !(self.0.selective && path.to_ascii_lowercase().starts_with(b"d1"))
-    }
-
-    fn fold(&self, path: &[u8]) -> Option<Vec<u8>> {
-        self.0.folds.then(|| fold(path))
-    }
-
-    fn same_meta(&self, a: &[u8], b: &[u8]) -> bool {
-        let tick = |meta: &[u8]| {
-            <[u8; 8]>::try_from(meta).map(|m| i64::from_le_bytes(m).div_euclid(self.0.granularity)).ok()
-        };
-        a == b || (tick(a).is_some() && tick(a) == tick(b))
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Staged {
@@ -144,7 +58,6 @@ pub(crate) struct Node {
     pub(crate) guards: u32,
     pub(crate) rolled_back: u32,
     pub(crate) misbehaved: Vec<(AgentId, Misbehaviour)>,
-    pub(crate) refused: u64,
     /// Answers a guard at once with this.
     pub(crate) answer: Option<Confirm>,
     backup: Option<(Tables, Fs)>,
@@ -180,6 +93,8 @@ pub(crate) enum Step {
     User(usize),
     Edit(usize, &'static str, u64),
     Delete(usize, &'static str),
+    /// The first one's file is written by another one, too.
+    Copy(usize, &'static str, usize),
     Rename(usize, &'static str, &'static str),
     Folder(usize, &'static str),
     Backup(usize),
@@ -206,6 +121,8 @@ pub(crate) struct World {
     next_session: u64,
     /// Percent of changes that a watcher does not see.
     pub(crate) deaf: u64,
+    /// Percent of changes of a folder that an agent does not survive.
+    pub(crate) frail: u64,
     /// Who took part when the agents know it.
     pub(crate) written: BTreeMap<u64, (usize, Vec<u8>)>,
     /// What somebody restored away.
@@ -265,7 +182,6 @@ impl World {
                 guards: 0,
                 rolled_back: 0,
                 misbehaved: Vec::new(),
-                refused: 0,
                 answer: None,
                 backup: None,
                 hostile: hostile::Hostile::default(),
@@ -285,6 +201,7 @@ impl World {
             last_message: BTreeMap::new(),
             next_session: 1,
             deaf: 5,
+            frail: 2,
             written: BTreeMap::new(),
             given_up: BTreeSet::new(),
             messages: 0,
@@ -605,6 +522,7 @@ impl World {
             Step::Retry(a, b) => self.connect(a, b),
             Step::User(node) => self.user(node),
             Step::Edit(node, path, size) => self.edit(node, path.as_bytes(), size),
+            Step::Copy(from, path, to) => self.copy(from, path.as_bytes(), to),
             Step::Delete(node, path) => self.delete(node, path.as_bytes()),
             Step::Rename(node, from, to) => self.rename(node, from.as_bytes(), to.as_bytes()),
             Step::Folder(node, path) => self.folder(node, path.as_bytes()),
@@ -633,6 +551,15 @@ impl World {
                 self.with(node, |r, now, index| r.handle_confirm(now, index, confirm));
             }
             Step::Hostile(node) => self.hostile_acts(node),
+        }
+    }
+
+    /// Somebody takes no part any more.
+    pub(crate) fn remove_member(&mut self, node: usize) {
+        let gone = self.nodes[node].agent;
+        let members: Vec<Member> = self.members().into_iter().filter(|m| m.agent != gone).collect();
+        for other in (0..self.nodes.len()).filter(|o| *o != node) {
+            self.with(other, |r, now, index| r.handle_members(now, index, &members));
         }
     }
 
@@ -680,11 +607,11 @@ impl World {
                 let agent = self.nodes[to].agent;
                 self.with(from, |r, now, index| r.handle_sent(now, index, agent));
             }
-            Event::Timer(node) if alive(self, node) => {
-                if self.nodes[node].timer.is_some_and(|t| t <= self.now) {
-                    self.nodes[node].timer = None;
-                    self.with(node, |r, now, index| r.handle_timeout(now, index));
-                }
+            Event::Timer(node)
+                if alive(self, node) && self.nodes[node].timer.is_some_and(|t| t <= self.now) =>
+            {
+                self.nodes[node].timer = None;
+                self.with(node, |r, now, index| r.handle_timeout(now, index));
             }
             Event::Look { node, path, deep } if alive(self, node) => {
                 self.nodes[node].looks -= 1;
@@ -720,7 +647,7 @@ impl World {
                 self.log(|| {
                     format!("{node} changed {} {expected:?} {displaced:?} {make:?}: {outcome:?}", show(&path))
                 });
-                if self.rng.chance(2) {
+                if self.rng.chance(self.frail) {
                     // The disk is done, the agent is not.
                     self.crash(node);
                     let at = self.now + ms(500 + self.rng.below(10_000));
@@ -834,167 +761,4 @@ impl World {
 
 pub(crate) fn pair(a: usize, b: usize) -> (usize, usize) {
     (a.min(b), a.max(b))
-}
-
-/// What was seen in a world that ended well.
-#[derive(Debug, Default)]
-pub(crate) struct Seen {
-    pub(crate) conflicts: usize,
-    pub(crate) edits: usize,
-    pub(crate) restarts: u64,
-    pub(crate) rolled_back: u32,
-    pub(crate) entries: usize,
-    pub(crate) archived: usize,
-    pub(crate) forgotten: u64,
-    pub(crate) refusals: u64,
-    pub(crate) messages: u64,
-    pub(crate) settled_after: Duration,
-}
-
-impl World {
-    /// Runs until all trees are the same, or fails; checks that nothing was lost and that it stays so.
-    pub(crate) fn converge(&mut self) -> Seen {
-        self.calm();
-        let began = self.now;
-        let mut problem = String::new();
-        for _ in 0..200 {
-            self.run(ms(3000));
-            problem = self.difference();
-            if problem.is_empty() {
-                break;
-            }
-        }
-        assert!(problem.is_empty(), "seed {}: {problem}\n{}", self.seed, self.describe());
-        let settled_after = self.now - began;
-        let made: u64 = self.made();
-        self.run(ms(60_000));
-        let problem = self.difference();
-        assert!(problem.is_empty(), "seed {}: came apart: {problem}\n{}", self.seed, self.describe());
-        assert_eq!(self.made(), made, "seed {}: statements are made for ever", self.seed);
-        self.nothing_lost();
-        let sum = |f: &dyn Fn(&Node) -> u64| self.nodes.iter().map(f).sum::<u64>();
-        let count = |f: fn(&sync_core::sync::Counters) -> u64| {
-            sum(&|n: &Node| n.replica.as_deref().map_or(0, |r| f(r.counters())))
-        };
-        Seen {
-            conflicts: self.nodes.iter().map(|n| n.conflicts.len()).sum(),
-            edits: self.written.len(),
-            restarts: self.restarts,
-            rolled_back: self.nodes.iter().map(|n| n.rolled_back).sum(),
-            entries: self.nodes[0].fs.tree().len(),
-            archived: self.nodes.iter().map(|n| n.fs.archive.len()).sum(),
-            forgotten: count(|c| c.forgotten),
-            refusals: count(|c| c.refusals),
-            messages: self.messages,
-            settled_after,
-        }
-    }
-
-    fn made(&self) -> u64 {
-        self.nodes.iter().filter_map(|n| n.replica.as_deref()).map(|r| r.counters().made).sum()
-    }
-
-    /// What is not the same everywhere; empty if all is.
-    pub(crate) fn difference(&self) -> String {
-        let full = |n: &&Node| {
-            !n.kin.hostile && !n.kin.selective && !n.kin.folds && n.kin.permission == Permission::ReadWrite
-        };
-        let Some(reference) = self.nodes.iter().find(full) else { return "nobody to compare with".into() };
-        let tree = reference.fs.tree();
-        for (i, n) in self.nodes.iter().enumerate().filter(|(_, n)| !n.kin.hostile) {
-            if !self.is_idle(i) {
-                return format!("{i} is at work");
-            }
-            let policy = KinPolicy(n.kin);
-            let here = n.fs.tree();
-            for (path, kind) in &tree {
-                if !policy.wants(path) {
-                    continue;
-                }
-                let has = here.get(path);
-                if has == Some(kind) {
-                    let same = match (reference.fs.mtimes().get(path), n.fs.mtimes().get(path)) {
-                        (Some(a), Some(b)) => {
-                            let coarse = n.kin.granularity.max(reference.kin.granularity);
-                            a.div_euclid(coarse) == b.div_euclid(coarse)
-                        }
-                        _ => true,
-                    };
-                    if !same {
-                        return format!("{i} has another time at {}", show(path));
-                    }
-                    continue;
-                }
-                let excused = self.is_blocked(n, path);
-                if !excused {
-                    return format!("{i} has {has:?} at {} and not {kind:?}", show(path));
-                }
-            }
-            for (path, kind) in &here {
-                let foreign =
-                    n.kin.permission == Permission::ReadOnly && n.kin.local == LocalChanges::KeepAside;
-                if !tree.contains_key(path) && !foreign && policy.wants(path) {
-                    return format!("{i} has {kind:?} at {} too", show(path));
-                }
-            }
-        }
-        String::new()
-    }
-
-    /// Blocked, and told so, or below something that is.
-    fn is_blocked(&self, n: &Node, path: &[u8]) -> bool {
-        let at = |p: &[u8]| n.blocked.contains_key(p);
-        at(path) || path.iter().enumerate().any(|(i, b)| *b == b'/' && at(&path[..i]))
-    }
-
-    /// Every content that somebody wrote and nobody gave up is in a tree or an archive.
-    fn nothing_lost(&self) {
-        let mut kept: BTreeSet<u64> = self.given_up.clone();
-        for n in &self.nodes {
-            kept.extend(n.fs.files().map(|(_, c)| c.id));
-            kept.extend(n.fs.archive.iter().map(|c| c.id));
-            kept.extend(&n.fs.given_up);
-        }
-        for (id, (node, path)) in &self.written {
-            assert!(
-                kept.contains(id),
-                "seed {}: edit {id} of {node} at {} is lost\n{}",
-                self.seed,
-                show(path),
-                self.describe()
-            );
-        }
-    }
-
-    pub(crate) fn describe(&self) -> String {
-        let mut text = String::new();
-        for (i, n) in self.nodes.iter().enumerate() {
-            if let Some(r) = n.replica.as_deref() {
-                text += &format!("now {:?} timer {:?} timeout {:?} idle {} entries {:?} {:?}\n", self.now, n.timer, r.poll_timeout(), r.is_idle(), r.entries(), r.counters());
-            }
-            text += &format!(
-                "node {i} {:?}: blocked {:?}\n",
-                n.kin,
-                n.blocked.iter().map(|(p, w)| (show(p), w)).collect::<Vec<_>>()
-            );
-            for (path, kind) in n.fs.tree() {
-                text += &format!("    {} {kind:?}\n", show(&path));
-            }
-            for row in
-                n.index.live.rows.values().filter(|r| {
-                    std::env::var_os("SYNC_ROWS").is_some() || !matches!(r.work, sync_core::sync::Work::None | sync_core::sync::Work::Tombstone)
-                })
-            {
-                text += &format!(
-                    "    waits: {} {:?} {:?} holders {} statements {:?}\n",
-                    show(&row.path),
-                    row.work,
-                    row.disk,
-                    row.holders.len(),
-                    row.statements.iter().map(|s| (&s.value, &s.version)).collect::<Vec<_>>()
-                );
-            }
-        }
-        text
-    }
 }

@@ -31,6 +31,13 @@ impl World {
         self.write(node, path, content);
     }
 
+    /// Both have the same content there, written at different times.
+    pub(crate) fn copy(&mut self, from: usize, path: &[u8], to: usize) {
+        if let Some(Kind::File(content)) = self.nodes[from].fs.get(path).map(|n| n.kind.clone()) {
+            self.write(to, path, content);
+        }
+    }
+
     pub(crate) fn folder(&mut self, node: usize, path: &[u8]) {
         let wall = self.wall();
         let n = &mut self.nodes[node];
