@@ -176,6 +176,7 @@ async fn serve(
         advertise: settings.advertise.clone(),
         upload_limit: settings.upload_limit,
         datagram: settings.datagram,
+        site: settings.tags.iter().find(|(name, _)| name == "SITE").map(|(_, value)| value.clone()),
         corrupt_blocks: settings.corrupt_blocks,
         relay: settings.relay,
         relays: settings.relays.clone(),

@@ -63,12 +63,13 @@ impl Dialer {
         }
     }
 
-    /// Peers to call now and where, at most `room`; they count as being called until [`Self::ended`].
+    /// Peers to call now and where, at most `room` and none that is `not_now` to be called, such as who is connected;
+    /// they count as being called until [`Self::ended`].
     pub(super) fn due(
         &mut self,
         now: Instant,
         room: usize,
-        connected: impl Fn(AgentId) -> bool,
+        not_now: impl Fn(AgentId) -> bool,
     ) -> Vec<(AgentId, Vec<SocketAddr>)> {
         let calling = self.targets.values().filter(|t| t.busy).count();
         let mut due = Vec::new();
@@ -76,13 +77,22 @@ impl Dialer {
             if calling + due.len() >= room {
                 break;
             }
-            if target.busy || target.next > now || target.addresses.is_empty() || connected(agent) {
+            if target.busy || target.next > now || target.addresses.is_empty() || not_now(agent) {
                 continue;
             }
             (target.busy, target.tried) = (true, Some(now));
             due.push((agent, target.addresses.clone()));
         }
         due
+    }
+
+    /// Calls a peer with the next [`Self::due`], whatever pause it is in; false if nobody knows where it is.
+    pub(super) fn call_now(&mut self, now: Instant, agent: AgentId) -> bool {
+        let Some(target) = self.targets.get_mut(&agent).filter(|t| !t.addresses.is_empty()) else {
+            return false;
+        };
+        target.next = target.next.min(now);
+        true
     }
 
     /// A call ended.

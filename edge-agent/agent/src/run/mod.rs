@@ -14,6 +14,7 @@ mod limiter;
 mod limits;
 mod link;
 mod members;
+mod neighbourhood;
 mod reach;
 mod record;
 mod task;
@@ -88,6 +89,8 @@ pub(crate) struct RunDeps {
     pub(crate) upload_limit: Option<u64>,
     /// UDP payload of the largest datagrams.
     pub(crate) datagram: Option<u16>,
+    /// What the owner's tags say of where this agent is.
+    pub(crate) site: Option<String>,
     /// Lie about every content block. For tests.
     pub(crate) corrupt_blocks: bool,
     /// Forward for other members of the fleet, within these limits.
@@ -172,6 +175,7 @@ impl RunManager {
             key,
             limiter: deps.upload_limit.map(Limiter::start),
             corrupt: deps.corrupt_blocks,
+            site: deps.site,
             discovery: Arc::new(Mutex::new(Some(discovery))),
             relays: Arc::new(Relays::new(endpoint.clone(), relay_context)),
             relays_named: Arc::new(deps.relays),

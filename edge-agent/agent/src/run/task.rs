@@ -38,6 +38,7 @@ use super::limiter::{Limited, Limiter};
 use super::limits::{RECORD_INTERVAL, RTT_INTERVAL, SENDING, STOP_PATIENCE, TELEMETRY, TICK};
 use super::link::{Link, code};
 use super::members::Members;
+use super::neighbourhood::Neighbourhood;
 use super::record::{Record, RunFolder};
 use super::work::{Indexing, Workers, place};
 use crate::discovery::{Discovery, Found};
@@ -60,6 +61,8 @@ pub(super) struct Host {
     pub(super) limiter: Option<Arc<Limiter>>,
     pub(super) corrupt: bool,
     pub(super) known: KnownFolders,
+    /// Where this agent is, as its owner says.
+    pub(super) site: Option<String>,
     pub(super) data: PathBuf,
     pub(super) storage: PathBuf,
     pub(super) discovery: Arc<Mutex<Option<Discovery>>>,
@@ -108,6 +111,7 @@ pub(super) struct Task {
     peers: BTreeMap<AgentId, Peer>,
     handles: HashMap<Handle, AgentId>,
     dialer: Dialer,
+    neighbourhood: Neighbourhood,
     reaching: Reaching,
     workers: Option<Workers>,
     indexing: Arc<Indexing>,
@@ -148,6 +152,9 @@ impl Task {
         let now = Instant::now();
         let parse = |texts: &[String]| texts.iter().filter_map(|a| a.parse::<SocketAddr>().ok()).collect();
         let dialer = Dialer::new(now, host.me, join.peers.iter().map(|p| (p.agent, parse(&p.addresses))));
+        // Without randomness everybody chooses alike, which only costs some speed.
+        let seed = getrandom::u64().unwrap_or(0);
+        let neighbourhood = Neighbourhood::new(host.me, &join, seed, CoreInstant::ZERO);
         host.members.add(context, &join);
         board.lock().stats = record.stats;
         let task = Self {
@@ -168,6 +175,7 @@ impl Task {
             peers: BTreeMap::new(),
             handles: HashMap::new(),
             dialer,
+            neighbourhood,
             reaching: Reaching::default(),
             workers: None,
             indexing: Arc::default(),
@@ -240,6 +248,9 @@ impl Task {
             Wakeup::Called(agent, conn) => {
                 self.dialer.ended(Instant::now(), agent, conn.is_some());
                 if conn.is_none() {
+                    self.neighbourhood.failed(self.now(), agent);
+                }
+                if conn.is_none() {
                     self.way_failed(agent);
                 }
                 conn.into_iter().for_each(|conn| self.adopt(conn));
@@ -251,9 +262,18 @@ impl Task {
             }
             Wakeup::Message(agent, handle, message) if self.is_present(agent, handle) => {
                 let now = self.now();
+                if matches!(message, PeerMessage::Complete(_)) {
+                    self.neighbourhood.peer_complete(agent);
+                }
+                let greeted = matches!(message, PeerMessage::Hello(_));
                 match &mut self.machine {
                     Machine::Origin(o) => o.handle_message(now, agent, message),
-                    Machine::Destination(d) => d.handle_message(now, agent, message),
+                    Machine::Destination(d) => {
+                        d.handle_message(now, agent, message);
+                        if greeted && d.is_near(agent) {
+                            self.neighbourhood.near(agent, false);
+                        }
+                    }
                     Machine::None => {}
                 }
             }
@@ -365,7 +385,10 @@ impl Task {
             Action::ManifestComplete => self.prepare(),
             Action::Lost { block, reason } => self.lost(block, reason),
             Action::Misbehaved { peer, what } => self.misbehaved(peer, what),
-            Action::ContentComplete => self.content_complete(),
+            Action::ContentComplete => {
+                self.neighbourhood.complete();
+                self.content_complete();
+            }
         }
     }
 

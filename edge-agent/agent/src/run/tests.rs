@@ -121,6 +121,7 @@ impl Agent {
             datagram: None,
             relay: None,
             relays: Vec::new(),
+            site: None,
             corrupt_blocks: self.options.lies,
             share_between_jobs: true,
         };

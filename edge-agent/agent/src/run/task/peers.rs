@@ -9,6 +9,7 @@ use crate::run::dial::call;
 use crate::run::event::Wakeup;
 use crate::run::limits::{CROSSING, PEERS_DIALLED, PEERS_MAX};
 use crate::run::link::{Link, code};
+use crate::run::neighbourhood::Admission;
 
 impl Task {
     pub(super) fn is_present(&self, agent: AgentId, handle: Handle) -> bool {
@@ -19,9 +20,19 @@ impl Task {
         if self.state == RunAgentState::Failed {
             return;
         }
+        let at = self.now();
+        while let Some(agent) = self.neighbourhood.next_drop(at) {
+            self.part(agent, "of no use at the moment");
+        }
+        while let Some(agent) = self.neighbourhood.next_call(at) {
+            if !self.dialer.call_now(now, agent) {
+                self.neighbourhood.failed(at, agent);
+            }
+        }
         let room = PEERS_DIALLED.saturating_sub(self.peers.len());
-        let peers = &self.peers;
-        for (agent, addresses) in self.dialer.due(now, room, |agent| peers.contains_key(&agent)) {
+        let (peers, neighbourhood) = (&self.peers, &self.neighbourhood);
+        let not_now = |agent| peers.contains_key(&agent) || !neighbourhood.is_chosen(agent);
+        for (agent, addresses) in self.dialer.due(now, room, not_now) {
             self.want(now, agent, &addresses);
             let (endpoint, context, wakeups) =
                 (self.host.endpoint.clone(), self.context, self.wakeups.clone());
@@ -30,6 +41,18 @@ impl Task {
                 // A run that ended meanwhile drops, and so closes, the connection.
                 let _ = wakeups.send(Wakeup::Called(agent, conn)).await;
             });
+        }
+    }
+
+    /// Ends the connection with a neighbour whose place another is to have.
+    fn part(&mut self, agent: AgentId, why: &str) {
+        match self.peers.get(&agent) {
+            Some(peer) => {
+                let handle = peer.link.handle();
+                peer.link.close(code::CROWDED, why);
+                self.drop_peer(agent, handle);
+            }
+            None => self.neighbourhood.disconnected(self.now(), agent),
         }
     }
 
@@ -53,6 +76,15 @@ impl Task {
             self.drop_peer(agent, old);
         } else if self.peers.len() >= PEERS_MAX {
             return conn.close(code::CROWDED, "as many peers as there may be");
+        } else {
+            match self.neighbourhood.admit(agent) {
+                Admission::Kept => {}
+                Admission::KeptInsteadOf(other) => self.part(other, "another one needs the place"),
+                Admission::TurnedAway => {
+                    self.neighbourhood.failed(self.now(), agent);
+                    return conn.close(code::CROWDED, "as many neighbours as there may be");
+                }
+            }
         }
         let limited = self.host.limiter.as_ref().map(|limiter| limiter.add(&conn));
         if !self.is_avoided(agent) {
@@ -62,10 +94,14 @@ impl Task {
         tracing::info!(run = %self.join.run, peer = %agent, remote = %conn.remote(), "peer connected");
         let mut link = Link::new(agent, conn, &self.wakeups);
         let now = self.now();
+        self.neighbourhood.connected(now, agent);
         match &mut self.machine {
             Machine::Origin(o) => o.handle_connected(now, agent),
             Machine::Destination(d) => {
                 d.handle_connected(now, agent);
+                if self.neighbourhood.is_local(agent) {
+                    d.handle_local(agent);
+                }
                 d.handle_rtt(agent, link.conn.stats().rtt);
             }
             Machine::None => {}
@@ -87,6 +123,7 @@ impl Task {
         self.way_lost(agent);
         tracing::info!(run = %self.join.run, peer = %agent, "peer gone");
         let now = self.now();
+        self.neighbourhood.disconnected(now, agent);
         match &mut self.machine {
             Machine::Origin(o) => o.handle_disconnected(agent),
             Machine::Destination(d) => d.handle_disconnected(now, agent),

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracker_proto::SwarmKey;
 use utp2_tokio::Endpoint;
 
-use super::Task;
+use super::{Machine, Task};
 use crate::discovery::{Found, Via};
 use crate::relay::Met;
 use crate::run::dial::call;
@@ -100,6 +100,13 @@ impl Task {
             return;
         }
         let now = Instant::now();
+        self.neighbourhood.hinted(self.now(), agent);
+        if hint.via == Via::Lan {
+            self.neighbourhood.near(agent, true);
+            if let (Machine::Destination(d), true) = (&mut self.machine, self.peers.contains_key(&agent)) {
+                d.handle_local(agent);
+            }
+        }
         let r = &mut self.reaching;
         // A probe that neither gossip nor we began was begun by the peer's call.
         let called = hint.via == Via::Probe && !r.gossiped.contains(&hint.addr);
@@ -126,6 +133,9 @@ impl Task {
             return;
         }
         self.dialer.hint(now, agent, addr);
+        if !self.neighbourhood.is_chosen(agent) && !self.neighbourhood.has_room_for(agent) {
+            return;
+        }
         // A plain call that is under way may wait for addresses that never answer. To avoid crossings the smaller id
         // calls first, and the other one only if it wanted to.
         let wait = if self.host.me < agent { Duration::ZERO } else { CROSSING_WAIT };

@@ -16,6 +16,7 @@ use crate::disk::{ReadError, file_block_hashes};
 use crate::run::blocks::Content;
 use crate::run::event::{Indexed, Prepared, Wakeup};
 use crate::run::limits::DISK_RETRY;
+use crate::run::neighbourhood::site_label;
 use crate::run::work::{self, Workers, problem};
 
 /// How long a source that was restarted listens to what its peers have before it chooses what to send.
@@ -51,7 +52,9 @@ impl Task {
                 // Without randomness ties are broken alike everywhere, which only costs some speed.
                 let seed = getrandom::u64().unwrap_or(0);
                 let source_key = self.source_key;
-                let mut destination = Destination::new(info, FetchConfig::default(), Self::uploads(), seed);
+                let site = self.host.site.as_deref().map(|tag| site_label(self.join.run, tag));
+                let mut destination = Destination::new(info, FetchConfig::default(), Self::uploads(), seed)
+                    .at_site(self.host.me, site);
                 self.set_state(RunAgentState::FindingPeers);
                 if let Some((signed, file)) = self.folder.manifest() {
                     if let Err(HeadError::Version(version)) =

@@ -64,6 +64,7 @@ impl Task {
         }
         self.record.stats.bytes_sent += u64::from(len.unwrap_or(0));
         let now = self.now();
+        self.neighbourhood.used(now, agent);
         match &mut self.machine {
             Machine::Origin(o) => o.handle_sent(now, agent, address),
             Machine::Destination(d) => d.handle_sent(agent, address),
@@ -89,6 +90,7 @@ impl Task {
     pub(super) fn take_block(&mut self, arrived: Arrived) {
         let Some(&agent) = self.handles.get(&arrived.handle) else { return };
         let (now, block) = (self.now(), arrived.address.index());
+        self.neighbourhood.used(now, agent);
         let Machine::Destination(d) = &mut self.machine else { return };
         if arrived.address.is_manifest() {
             if d.handle_manifest_block(now, agent, block, &arrived.data)
