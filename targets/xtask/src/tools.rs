@@ -93,6 +93,9 @@ pub(crate) const CARGO_NEXTEST: Pinned = Pinned {
 const DEBIAN: &[(&str, &str)] = &[
     // The second opinion on every copy: `demo` and the end-to-end tests compare with it.
     ("rsync", "rsync"),
+    // Access lists and extended attributes of what was copied.
+    ("acl", "getfacl"),
+    ("attr", "getfattr"),
     // Addresses and routes of the emulated networks (`tests/wan`, `tests/engine`).
     ("iproute2", "/sbin/ip"),
     // NATs between those networks (`tests/e2e`).

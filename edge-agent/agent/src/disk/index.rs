@@ -1,8 +1,10 @@
 //! Reading a source: a folder or a single file becomes a manifest and a list of what could not be
 //! taken in.
 
-use std::fs::File;
-use std::io::Read;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,11 +13,13 @@ use event_schema::{Problem, ProblemClass};
 use rustix::fs::{self, Dir, FileType, Stat};
 use rustix::io::Errno;
 use sync_core::manifest::{
-    BlockHash, Entry, EntryRule, Kind, ManifestError, STAGING_FOLDER, check_path, link_stays_inside,
+    BlockHash, Entry as ManifestEntry, EntryRule, Kind, ManifestError, Mtime, STAGING_FOLDER, check_path,
+    link_stays_inside,
 };
 
 use super::folder::{Folder, file_type, mtime};
 use super::manifest::{ManifestFile, ManifestWriter};
+use super::metadata::{Owners, extents, xattrs};
 use super::{Problems, problem};
 
 /// How often a file that changes under the reader is read again before it is left out.
@@ -33,7 +37,8 @@ pub(crate) struct IndexProgress {
 /// Reads everything below `path` (or the one file it names) and writes the manifest to [`super::PART`] in the folder
 /// `state`. `progress` is called now and then and stops the work by returning `false`.
 ///
-/// In memory are the names of the folders that are open, one on each level.
+/// In memory are the names of the folders that are open, one on each level, and some 40 bytes for each file with
+/// further names that were not met yet.
 ///
 /// # Errors
 /// If `path` itself cannot be read, or the manifest cannot be written. What is wrong with single entries is in the
@@ -54,10 +59,17 @@ pub(crate) fn index_path(
         _ => Path::new("."),
     };
     let folder = Folder::open(parent).map_err(|e| problem(e, shown, "opening the source folder"))?;
-    let mut index =
-        Index { folder, out, problems: Problems::default(), done: IndexProgress::default(), progress };
+    let mut index = Index {
+        folder,
+        out,
+        owners: Owners::default(),
+        links: HashMap::new(),
+        problems: Problems::default(),
+        done: IndexProgress::default(),
+        progress,
+    };
     if whole {
-        index.write(&entry(b"", &stat, Kind::Folder))?;
+        index.take_folder(b"", &stat)?;
         index.walk()?;
     } else {
         index.take(name)?;
@@ -68,6 +80,9 @@ pub(crate) fn index_path(
 struct Index<'a> {
     folder: Folder,
     out: ManifestWriter,
+    owners: Owners,
+    /// Files with further names that were not met yet: index of the entry and how many there may be.
+    links: HashMap<(u64, u64), (u64, u64)>,
     problems: Problems,
     done: IndexProgress,
     progress: &'a mut dyn FnMut(IndexProgress) -> bool,
@@ -161,18 +176,12 @@ impl Index<'_> {
             }
         };
         match file_type(&stat) {
-            FileType::Directory => return self.write(&entry(path, &stat, Kind::Folder)),
-            FileType::RegularFile => match self.file(path)? {
-                Ok(entry) => _ = self.write(&entry)?,
-                Err(problem) => {
-                    self.out.drop_hashes().map_err(not_written)?;
-                    self.problems.push(problem);
-                }
-            },
+            FileType::Directory => return self.take_folder(path, &stat),
+            FileType::RegularFile => self.take_file(path, &stat)?,
             FileType::Symlink => match read_link(&self.folder, path) {
                 Ok(target) if self.stays_inside(path, &target) => {
-                    let link = entry(path, &stat, Kind::Symlink { target });
-                    self.write(&Entry { mode: 0, ..link })?;
+                    let link = self.entry(path, &stat, Kind::Symlink { target });
+                    self.write(&ManifestEntry { mode: 0, ..link })?;
                 }
                 Ok(target) => self.problems.push(Problem {
                     class: ProblemClass::UnsafeLink,
@@ -193,8 +202,58 @@ impl Index<'_> {
         Ok(false)
     }
 
+    /// Takes in a folder; true if those in it are to follow.
+    fn take_folder(&mut self, path: &[u8], stat: &Stat) -> Result<bool, Problem> {
+        match self.folder.walk(path).and_then(|fd| xattrs(fd.as_fd())) {
+            Ok(xattrs) => {
+                let folder = ManifestEntry { xattrs, ..self.entry(path, stat, Kind::Folder) };
+                self.write(&folder)
+            }
+            // Who may not read a folder may still know that it is there.
+            Err(e) => {
+                self.problems.push(problem(e, path, "reading the folder"));
+                let folder = self.entry(path, stat, Kind::Folder);
+                self.write(&folder)?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn take_file(&mut self, path: &[u8], stat: &Stat) -> Result<(), Problem> {
+        let identity = (stat.st_dev, stat.st_ino);
+        if let Entry::Occupied(mut first) = self.links.entry(identity) {
+            let (to, left) = *first.get();
+            if left > 1 {
+                first.insert((to, left - 1))
+            } else {
+                first.remove()
+            };
+            let link = ManifestEntry::new(path, 0, Mtime::default(), Kind::HardLink { to });
+            return self.write(&link).map(|_| ());
+        }
+        let index = self.out.entries();
+        match self.file(path)? {
+            Ok((entry, stat)) => {
+                let further = (stat.st_nlink as u64).saturating_sub(1);
+                if self.write(&entry)? && further > 0 {
+                    self.links.insert((stat.st_dev, stat.st_ino), (index, further));
+                }
+            }
+            Err(problem) => {
+                self.out.drop_hashes().map_err(not_written)?;
+                self.problems.push(problem);
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, path: &[u8], stat: &Stat, kind: Kind) -> ManifestEntry {
+        let owner = Some(self.owners.of(stat));
+        ManifestEntry { owner, ..ManifestEntry::new(path, stat.st_mode & 0o7777, mtime(stat), kind) }
+    }
+
     /// Adds an entry to the manifest; false if it breaks a rule and is left out.
-    fn write(&mut self, entry: &Entry) -> Result<bool, Problem> {
+    fn write(&mut self, entry: &ManifestEntry) -> Result<bool, Problem> {
         match self.out.push(entry).map_err(not_written)? {
             Ok(()) => Ok(true),
             Err(ManifestError::Entry { rule, .. }) => {
@@ -230,7 +289,7 @@ impl Index<'_> {
     }
 
     /// Hashes a file, again if it changes meanwhile.
-    fn file(&mut self, path: &[u8]) -> Result<Result<Entry, Problem>, Problem> {
+    fn file(&mut self, path: &[u8]) -> Result<Result<(ManifestEntry, Stat), Problem>, Problem> {
         for _ in 0..READ_TRIES {
             self.out.drop_hashes().map_err(not_written)?;
             match self.read_once(path) {
@@ -248,20 +307,24 @@ impl Index<'_> {
     }
 
     /// One attempt; `None` if the file changed while it was read.
-    fn read_once(&mut self, path: &[u8]) -> rustix::io::Result<Option<Result<Entry, Problem>>> {
-        let mut file = self.folder.open_file(path)?;
+    fn read_once(
+        &mut self,
+        path: &[u8],
+    ) -> rustix::io::Result<Option<Result<(ManifestEntry, Stat), Problem>>> {
+        let file = self.folder.open_file(path)?;
         let before = fs::fstat(&file)?;
-        let mut size = 0;
-        let mut block = vec![0; (before.st_size as u64).clamp(1, u64::from(BLOCK_LEN)) as usize];
+        let xattrs = xattrs(file.as_fd())?;
+        let size = before.st_size as u64;
+        let kind = Kind::File { size, data: extents(file.as_fd(), &before)? };
+        let mut block = vec![0; size.min(u64::from(BLOCK_LEN)) as usize];
         let mut blocks = 0u64;
-        loop {
-            let len = read_full(&mut file, &mut block)?;
-            if len == 0 {
-                break;
-            }
-            size += len as u64;
-            if size > before.st_size as u64 {
-                return Ok(None);
+        for nth in kind.file_blocks().flatten() {
+            let offset = nth * u64::from(BLOCK_LEN);
+            let len = (size - offset).min(u64::from(BLOCK_LEN)) as usize;
+            match file.read_exact_at(&mut block[..len], offset) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+                Err(e) => return Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
             }
             if let Err(e) = self.out.push_hash(&BlockHash::of(&block[..len])) {
                 return Ok(Some(Err(not_written(e))));
@@ -274,8 +337,9 @@ impl Index<'_> {
                 return Ok(Some(Err(stop)));
             }
         }
-        let same = same_version(&before, &fs::fstat(&file)?) && size == before.st_size as u64;
-        Ok(same.then(|| Ok(entry(path, &before, Kind::file(size)))))
+        let same = same_version(&before, &fs::fstat(&file)?);
+        let entry = ManifestEntry { xattrs, ..self.entry(path, &before, kind) };
+        Ok(same.then_some(Ok((entry, before))))
     }
 
     fn check_in(&mut self) -> Result<(), Problem> {
@@ -328,26 +392,8 @@ fn read_link(folder: &Folder, path: &[u8]) -> rustix::io::Result<Vec<u8>> {
     Ok(fs::readlinkat(&parent, name, Vec::new())?.into_bytes())
 }
 
-fn entry(path: &[u8], stat: &Stat, kind: Kind) -> Entry {
-    Entry::new(path, stat.st_mode & 0o7777, mtime(stat), kind)
-}
-
 /// Whether nobody wrote to the file between two looks at it.
 fn same_version(a: &Stat, b: &Stat) -> bool {
     (a.st_size, a.st_mtime, a.st_mtime_nsec, a.st_ctime, a.st_ctime_nsec)
         == (b.st_size, b.st_mtime, b.st_mtime_nsec, b.st_ctime, b.st_ctime_nsec)
-}
-
-/// Fills `buf` as far as the file goes.
-fn read_full(file: &mut File, buf: &mut [u8]) -> rustix::io::Result<usize> {
-    let mut len = 0;
-    while len < buf.len() {
-        match file.read(&mut buf[len..]) {
-            Ok(0) => break,
-            Ok(n) => len += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
-        }
-    }
-    Ok(len)
 }

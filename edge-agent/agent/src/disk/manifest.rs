@@ -212,6 +212,11 @@ impl ManifestWriter {
         Ok(Self { writer: Writer::default(), folder: folder.to_owned(), out, hashes: 0, pages })
     }
 
+    /// Index of the next entry.
+    pub(crate) fn entries(&self) -> u64 {
+        self.writer.entries()
+    }
+
     /// Adds the hashes of the next block of the entry that will be pushed next.
     pub(crate) fn push_hash(&mut self, hash: &BlockHash) -> io::Result<()> {
         self.hashes += 1;

@@ -10,6 +10,7 @@ mod folder;
 mod index;
 mod journal;
 mod manifest;
+mod metadata;
 mod reader;
 mod staging;
 #[cfg(test)]

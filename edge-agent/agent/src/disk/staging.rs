@@ -24,9 +24,10 @@ use sync_core::BlockMap;
 use sync_core::manifest::{Entry, Kind, STAGING_FOLDER};
 use sync_core::merkle::{Hash, block_hash};
 
-use super::folder::{Folder, file_type, timestamps};
+use super::folder::{Folder, file_type};
 use super::journal::Journal;
 use super::manifest::{BlockInfo, EntryRef, ManifestFile};
+use super::metadata::Restorer;
 use super::reader::{BlockReader, ReadError, read_block};
 use super::{Problems, problem};
 
@@ -77,6 +78,7 @@ pub(crate) struct Staging {
     manifest: Arc<ManifestFile>,
     /// Reads finished files for others.
     placed: BlockReader,
+    restorer: Restorer,
     staging_path: Vec<u8>,
     inner: Mutex<Inner>,
 }
@@ -124,6 +126,7 @@ impl Staging {
             .map_err(|e| io(&e, "opening the resume journal"))?;
         let staging = Self {
             placed: BlockReader::new(folder, manifest.clone()),
+            restorer: Restorer::new(),
             staging_path,
             inner: Mutex::new(Inner {
                 journal,
@@ -200,8 +203,9 @@ impl Staging {
             }
         }
         if only_existing {
-            // Whole already: only mode and time are set again.
-            self.restore_file(e).map_err(|err| problem(err, &e.path, "restoring mode and time"))?;
+            // Whole already: only its metadata are set again.
+            let restored = self.folder().open_file(&e.path).and_then(|file| self.restorer.restore(&file, e));
+            restored.map_err(|err| problem(err, &e.path, "restoring the file's metadata"))?;
             self.remove_partial(entry);
             self.found(entry, &found, true)?;
             return Ok(found);
@@ -357,11 +361,12 @@ impl Staging {
             Kind::HardLink { to } => self.place_hard_link(e, *to),
         });
         self.remove_staging();
-        let doing = "restoring the folder's mode and time";
+        let doing = "restoring the folder's metadata";
         self.each_entry(true, &mut problems, doing, |_, e, _| match e.kind {
-            Kind::Folder => self.restore_folder(e),
+            Kind::Folder => self.restorer.restore(self.folder().walk(&e.path)?, e),
             _ => Ok(()),
         });
+        self.restorer.problems().into_iter().for_each(|problem| problems.push(problem));
         if let Err(err) = fs::syncfs(self.folder().root()) {
             problems.push(problem(err, b"", "writing everything to the disk"));
         }
@@ -443,12 +448,11 @@ impl Staging {
         !inner.placed.contains(entry) && !inner.given_up.contains(entry) && inner.has_all(blocks)
     }
 
-    /// Sets mode and time of an unfinished file and renames it to its name.
+    /// Sets the metadata of an unfinished file and renames it to its name.
     fn place(&self, entry: u64, e: &Entry) -> rustix::io::Result<()> {
         let file = self.open_partial(entry, true)?;
         fs::ftruncate(&file, e.kind.size())?;
-        fs::fchmod(&file, Mode::from_raw_mode(e.mode))?;
-        fs::futimens(&file, &timestamps(e.mtime))?;
+        self.restorer.restore(&file, e)?;
         self.folder().clear_folder_at(&e.path)?;
         let (parent, name) = self.folder().parent(&e.path)?;
         let (staging, partial) = (self.staging_folder()?, partial_name(entry));
@@ -469,7 +473,7 @@ impl Staging {
             fs::symlinkat(target, &staging, LINK_NAME)?;
             fs::renameat(&staging, LINK_NAME, &parent, name)?;
         }
-        fs::utimensat(&parent, name, &timestamps(e.mtime), AtFlags::SYMLINK_NOFOLLOW)
+        self.restorer.restore_link(&parent, name, e)
     }
 
     /// Makes an entry another name of a file, if that is in place. If not, that was told.
@@ -502,22 +506,6 @@ impl Staging {
             Ok(()) | Err(Errno::NOENT) => Ok(staging),
             Err(e) => Err(e),
         }
-    }
-
-    /// Mode and time of a file that was whole before.
-    fn restore_file(&self, e: &Entry) -> rustix::io::Result<()> {
-        let file = self.folder().open_file(&e.path)?;
-        let stat = fs::fstat(&file)?;
-        if stat.st_mode & 0o7777 != e.mode {
-            fs::fchmod(&file, Mode::from_raw_mode(e.mode))?;
-        }
-        fs::futimens(&file, &timestamps(e.mtime))
-    }
-
-    fn restore_folder(&self, e: &Entry) -> rustix::io::Result<()> {
-        let folder = self.folder().walk(&e.path)?;
-        fs::fchmod(&folder, Mode::from_raw_mode(e.mode))?;
-        fs::futimens(&folder, &timestamps(e.mtime))
     }
 
     /// Writes what is data of a block, and leaves its holes.

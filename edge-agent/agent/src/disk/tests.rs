@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -62,8 +62,12 @@ fn listing(root: &Path) -> Vec<String> {
     for item in walkdir::WalkDir::new(root).sort_by_file_name() {
         let item = item.expect("readable");
         let meta = fs::symlink_metadata(item.path()).expect("there");
-        let content = if meta.is_file() {
-            format!("{:?}", fs::read(item.path()).expect("readable"))
+        let content = if meta.is_file() && meta.len() > 1 << 32 {
+            // Nothing but holes: reading them takes minutes.
+            format!("{} bytes in {} blocks", meta.len(), meta.blocks())
+        } else if meta.is_file() {
+            let hash = sync_core::merkle::block_hash(&fs::read(item.path()).expect("readable"));
+            format!("{} {hash:?}", meta.len())
         } else if meta.is_symlink() {
             format!("{:?}", fs::read_link(item.path()).expect("a link"))
         } else {
@@ -71,9 +75,42 @@ fn listing(root: &Path) -> Vec<String> {
         };
         let path = item.path().strip_prefix(root).expect("below");
         let mode = if meta.is_symlink() { 0 } else { meta.mode() };
-        lines.push(format!("{path:?} {mode:o} {}.{} {content}", meta.mtime(), meta.mtime_nsec()));
+        let owner = (meta.uid(), meta.gid());
+        let time = (meta.mtime(), meta.mtime_nsec());
+        lines.push(format!("{path:?} {mode:o} {time:?} {owner:?} {:?} {content}", attributes(item.path())));
     }
     lines
+}
+
+/// Extended attributes with their values.
+fn attributes(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut names = vec![0; 65_536];
+    let len = rustix::fs::llistxattr(path, &mut names[..]).expect("a list");
+    let value = |name: &[u8]| {
+        let mut value = vec![0; 65_536];
+        let len = rustix::fs::lgetxattr(path, name, &mut value[..]).expect("a value");
+        (name.to_vec(), value[..len].to_vec())
+    };
+    let mut all: Vec<_> =
+        names[..len].split(|&b| b == 0).filter(|name| !name.is_empty()).map(value).collect();
+    all.sort();
+    all
+}
+
+fn set_attribute(path: &Path, name: &str, value: &[u8]) -> rustix::io::Result<()> {
+    rustix::fs::lsetxattr(path, name, value, rustix::fs::XattrFlags::empty())
+}
+
+/// An access list as its attribute has it: the owner may read and write, user 4321 what `named` says, nobody else.
+fn acl(named: u16) -> Vec<u8> {
+    let nobody = u32::MAX;
+    let entries = [(1, 6, nobody), (2, named, 4321), (4, 0, nobody), (0x10, 7, nobody), (0x20, 0, nobody)];
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in entries {
+        bytes.extend([tag, rights].into_iter().flat_map(u16::to_le_bytes));
+        bytes.extend(u32::to_le_bytes(id));
+    }
+    bytes
 }
 
 fn set_time(path: &Path, seconds: i64) {
@@ -350,4 +387,133 @@ fn a_full_disk_is_told_and_survived() {
     });
     assert!(mount(&["umount", "-l", path]).is_ok_and(|s| s.success()));
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// Whether the file system of temporary folders keeps what a test is about.
+fn keeps_attributes(path: &Path, test: &str) -> bool {
+    let kept = set_attribute(path, "user.test", b"1")
+        .and_then(|()| set_attribute(path, "system.posix_acl_access", &acl(4)));
+    if let Err(error) = kept {
+        assert!(std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(), "extended attributes and ACLs: {error}");
+        eprintln!("SKIPPED {test}: {error}");
+        return false;
+    }
+    true
+}
+
+#[test]
+fn attributes_lists_holes_and_further_names_arrive() {
+    let (src, dst, state) = (sample_tree(), tempdir().expect("room"), tempdir().expect("room"));
+    let (from, to) = (src.path(), dst.path());
+    let probe = tempdir().expect("room");
+    if !keeps_attributes(probe.path(), "attributes_lists_holes_and_further_names_arrive") {
+        return;
+    }
+    set_attribute(&from.join("big"), "user.note", &[5; 3000]).expect("room");
+    set_attribute(&from.join("big"), "user.empty", b"").expect("room");
+    set_attribute(&from.join("empty"), "system.posix_acl_access", &acl(5)).expect("room");
+    set_attribute(&from.join("sub"), "system.posix_acl_default", &acl(7)).expect("room");
+    set_attribute(&from.join("sub"), "user.folder", b"x").expect("room");
+    set_attribute(from, "user.top", b"x").expect("room");
+    // Made below a folder that gives its default list to all that is made in it, and without one.
+    fs::write(from.join("sub/heir"), b"x").expect("room");
+    fs::write(from.join("sub/bare"), b"x").expect("room");
+    rustix::fs::lremovexattr(from.join("sub/bare"), "system.posix_acl_access").expect("inherited");
+    fs::hard_link(from.join("big"), from.join("a name before")).expect("room");
+    fs::hard_link(from.join("big"), from.join("sub/deep/zz")).expect("room");
+    fs::hard_link(from.join("empty"), from.join("sub/empty too")).expect("room");
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::lchown(from.join("dangling"), Some(7), Some(8)).expect("root");
+        std::os::unix::fs::chown(from.join("sub/deep/script"), Some(4321), Some(4321)).expect("root");
+        fs::set_permissions(from.join("sub/deep/script"), Permissions::from_mode(0o6755)).expect("root");
+    }
+    let sparse = fs::File::create(from.join("holes")).expect("room");
+    sparse.set_len((1 << 26) + 5).expect("room");
+    for (offset, len) in [(0, 1), (100_000, 5000), (1 << 25, 70_000)] {
+        sparse.write_all_at(&vec![3; len], offset).expect("room");
+    }
+    fs::File::create(from.join("nothing but a hole")).expect("room").set_len(1 << 40).expect("room");
+    fs::write(from.join("zeros"), vec![0; 100_000]).expect("room");
+    set_time(from, 1_111_111_111);
+
+    let (manifest, problems) = indexed(from);
+    assert_eq!(problems, []);
+    let links = entries(&manifest).into_iter().filter(|e| matches!(e.kind, Kind::HardLink { .. }));
+    assert_eq!(links.map(|e| e.path).collect::<Vec<_>>(), [&b"big"[..], b"sub/deep/zz", b"sub/empty too"]);
+    let source = BlockReader::for_source(from, manifest.clone()).expect("there");
+    let opened = open(to, state.path(), &manifest);
+    // Zeros are known to everybody, but for the shorter last block.
+    let (_, zeros) = find(&manifest, b"zeros");
+    assert_eq!(blocks(&opened.verified), (zeros.start..zeros.end - 1).collect::<Vec<_>>());
+    carry(&source, &opened.staging, (0..manifest.blocks()).filter(|b| !opened.verified.contains(*b)));
+    assert_eq!(opened.staging.shortfall(), None);
+    assert_eq!(opened.staging.finalize(), []);
+    let same = || {
+        let stat = |root: &Path, name: &str| fs::symlink_metadata(root.join(name)).expect("there");
+        for name in ["nothing but a hole", "holes", "zeros"] {
+            let (a, b) = (stat(from, name), stat(to, name));
+            assert_eq!((a.len(), a.blocks(), a.mtime()), (b.len(), b.blocks(), b.mtime()), "{name}");
+        }
+        for (a, b) in [("a name before", "big"), ("big", "sub/deep/zz"), ("empty", "sub/empty too")] {
+            assert_eq!(
+                (stat(to, a).ino(), stat(to, a).nlink()),
+                (stat(to, b).ino(), stat(from, b).nlink()),
+                "{a}"
+            );
+        }
+        assert_eq!(listing(from), listing(to));
+    };
+    same();
+
+    // Once more over what is there; and after somebody made it differ in nothing but that.
+    let again = |run: &str| {
+        let opened = open(to, &state.path().join(run), &manifest);
+        assert_eq!((opened.verified.count(), &opened.problems), (manifest.blocks(), &Vec::new()));
+        assert_eq!(opened.staging.finalize(), []);
+        same();
+    };
+    again("second");
+    set_attribute(&to.join("big"), "user.extra", b"1").expect("room");
+    set_attribute(&to.join("big"), "user.note", b"other").expect("room");
+    set_attribute(&to.join("zeros"), "system.posix_acl_access", &acl(7)).expect("room");
+    fs::remove_file(to.join("sub/deep/zz")).expect("there");
+    fs::copy(to.join("big"), to.join("sub/deep/zz")).expect("room");
+    let holes = fs::OpenOptions::new().write(true).open(to.join("holes")).expect("there");
+    holes.write_all_at(&[1; 10], 1 << 24).expect("room");
+    again("third");
+}
+
+#[test]
+fn a_deep_and_a_wide_folder_are_read_and_made() {
+    let (src, dst, state) = (tempdir().expect("room"), tempdir().expect("room"), tempdir().expect("room"));
+    // Name by name: a path of that length is more than the system takes at once.
+    let folder = folder::Folder::open(src.path()).expect("there");
+    let mut path = Vec::new();
+    for depth in 0..500 {
+        path.extend_from_slice(if depth == 0 { b"d" } else { b"/d" });
+        folder.make_folder(&path).expect("room");
+    }
+    let parent = folder.walk(&path).expect("there");
+    let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+    rustix::fs::openat(&parent, "deepest", flags, rustix::fs::Mode::RUSR).expect("room");
+    let wide = src.path().join("wide");
+    fs::create_dir(&wide).expect("room");
+    for i in 0..3000u32 {
+        fs::write(wide.join(format!("file {}", i.wrapping_mul(2_654_435_761))), i.to_le_bytes())
+            .expect("room");
+    }
+    let (manifest, problems) = indexed(src.path());
+    assert_eq!((problems, manifest.entries()), (Vec::new(), 1 + 500 + 1 + 1 + 3000));
+    let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+    let opened = open(dst.path(), state.path(), &manifest);
+    carry(&source, &opened.staging, 0..manifest.blocks());
+    assert_eq!(opened.staging.finalize(), []);
+    assert_eq!(listing(&wide), listing(&dst.path().join("wide")));
+    assert_eq!(indexed(dst.path()).0.bytes(), manifest.bytes());
+    assert!(
+        folder::Folder::open(dst.path())
+            .expect("there")
+            .open_file(&[&path[..], b"/deepest"].concat())
+            .is_ok()
+    );
 }

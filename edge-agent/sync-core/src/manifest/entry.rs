@@ -144,13 +144,20 @@ impl Kind {
         }
     }
 
+    /// Its content blocks as ranges of the 32 KiB blocks of the file, ascending: all but those that lie in a hole
+    /// altogether.
+    pub fn file_blocks(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let (whole, sparse) = match self {
+            Self::File { size, data: None } => (Some(0..blocks_of(*size)), &[][..]),
+            Self::File { data: Some(data), .. } => (None, data.as_slice()),
+            _ => (None, &[][..]),
+        };
+        whole.into_iter().chain(touched(sparse))
+    }
+
     /// Number of content blocks. A block that lies in a hole altogether is none.
     pub fn blocks(&self) -> u64 {
-        match self {
-            Self::File { size, data: None } => blocks_of(*size),
-            Self::File { data: Some(data), .. } => touched(data).map(|range| range.end - range.start).sum(),
-            _ => 0,
-        }
+        self.file_blocks().map(|range| range.end - range.start).sum()
     }
 
     /// Bytes of all its content blocks together.
@@ -170,21 +177,15 @@ impl Kind {
 
     /// Position and length of the `nth` content block.
     pub fn block_at(&self, nth: u64) -> Option<(u64, u32)> {
-        let Self::File { size, data } = self else { return None };
-        let block = match data {
-            None => (nth < blocks_of(*size)).then_some(nth)?,
-            Some(data) => {
-                let mut left = nth;
-                touched(data).find_map(|range| {
-                    let count = range.end - range.start;
-                    let found = (left < count).then(|| range.start + left);
-                    left = left.saturating_sub(count);
-                    found
-                })?
-            }
-        };
+        let mut left = nth;
+        let block = self.file_blocks().find_map(|range| {
+            let count = range.end - range.start;
+            let found = (left < count).then(|| range.start + left);
+            left = left.saturating_sub(count);
+            found
+        })?;
         let offset = block * u64::from(BLOCK_LEN);
-        Some((offset, (size - offset).min(u64::from(BLOCK_LEN)) as u32))
+        Some((offset, (self.size() - offset).min(u64::from(BLOCK_LEN)) as u32))
     }
 
     /// The parts of a range of a file that are data and not holes.
@@ -222,6 +223,10 @@ impl Entry {
     pub(super) fn check(&self) -> Result<(), EntryRule> {
         let bare = matches!(self.kind, Kind::Symlink { .. } | Kind::HardLink { .. });
         if self.mode > 0o7777 || self.mtime.nanos >= 1_000_000_000 || bare && self.mode != 0 {
+            return Err(EntryRule::BadMetadata);
+        }
+        // That number means that nobody is meant.
+        if self.owner.as_ref().is_some_and(|owner| owner.uid == u32::MAX || owner.gid == u32::MAX) {
             return Err(EntryRule::BadMetadata);
         }
         if let Some(owner) = &self.owner

@@ -233,7 +233,7 @@ fn hostile_entries_are_refused() {
         ),
         (vec![Entry { owner: owner(1, &"x".repeat(256)), ..file(b"a", 1) }], Some(BadMetadata)),
         (vec![Entry { owner: owner(1, "a:b"), ..file(b"a", 1) }], Some(BadMetadata)),
-        (vec![Entry { owner: owner(u32::MAX, ""), ..link(b"a", b"b") }], None),
+        (vec![Entry { owner: owner(u32::MAX, ""), ..link(b"a", b"b") }], Some(BadMetadata)),
         // Hard links.
         (vec![file(b"a", 1), hard_link(b"b", 0)], None),
         (vec![file(b"a", 1), hard_link(b"b", 1)], Some(BadHardLink)),
@@ -290,7 +290,7 @@ fn the_largest_entry_stays_below_its_limit() {
     let path = [&[b'n'; 255][..]; 16].join(&b'/');
     let mut parents: Vec<_> = (1..16).map(|n| folder(&path[..256 * n - 1])).collect();
     parents.push(Entry {
-        owner: owner(u32::MAX, &"u".repeat(255)),
+        owner: owner(u32::MAX - 1, &"u".repeat(255)),
         kind: Kind::File { size: FILE_LEN_MAX, data: Some(data.collect()) },
         xattrs: vec![xattr(b"user.big", &vec![0; XATTRS_LEN_MAX - 8])],
         ..file(&path, 0)

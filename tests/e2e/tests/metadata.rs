@@ -1,0 +1,49 @@
+//! All that files are besides their bytes arrives, for tools that are not ours.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Options, World, ensure_identical, make_rich_tree};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Sends a folder to two agents, one of which has an older version of some of it, and compares.
+fn arrives(folder: &Path, world: &World, prepare: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let source = world.agent("source", &[])?;
+    let agents = [world.agent("agent-0", &[])?, world.agent("agent-1", &[])?];
+    let places = [world.path().join("got-0"), world.path().join("got-1")];
+    prepare(&places[1])?;
+    let to: Vec<_> =
+        agents.iter().map(|a| a.name.as_str()).zip(places.iter().map(PathBuf::as_path)).collect();
+    let run = world.distribute((source.name.as_str(), folder), &to)?;
+    world.wait_success(&run, LIMIT)?;
+    for place in &places {
+        ensure_identical(folder, place).with_context(|| place.display().to_string())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tree_with_everything_is_the_same_for_independent_tools() -> Result<()> {
+    let world = World::new(&Options::default())?;
+    let folder = world.path().join("tree");
+    make_rich_tree(&folder)?;
+    arrives(&folder, &world, |older| {
+        make_rich_tree(older)?;
+        std::fs::remove_file(older.join("shared/below/another name"))?;
+        std::fs::write(older.join("large-0"), "another list and other bytes")?;
+        std::fs::write(older.join("nothing but a hole"), vec![1; 100_000])?;
+        Ok(())
+    })
+}
+
+/// A tree that nobody here made: `FLOTILLA_TREE` names it.
+#[test]
+#[ignore = "needs FLOTILLA_TREE, a folder on a file system with extended attributes"]
+fn a_tree_of_yours_is_the_same_for_independent_tools() -> Result<()> {
+    let folder = PathBuf::from(std::env::var_os("FLOTILLA_TREE").context("FLOTILLA_TREE names no folder")?);
+    ensure!(folder.is_absolute(), "an absolute path");
+    let world = World::new(&Options::default())?;
+    arrives(&folder, &world, |_| Ok(()))
+}
