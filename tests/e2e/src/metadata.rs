@@ -28,7 +28,7 @@ pub fn make_rich_tree(root: &Path) -> Result<()> {
     tool(root, "setfattr", &["-n", "user.large", "-v", &"v".repeat(2000), "shared/heir/file"])?;
     tool(root, "setfattr", &["-n", "user.of a folder", "-v", "x", "shared/below"])?;
     tool(root, "ln", &["large-1", "shared/below/another name"])?;
-    tool(root, "ln", &["large-1", "- sorts before all others"])?;
+    tool(root, "ln", &["large-1", "./- sorts before all others"])?;
     tool(root, "ln", &["shared/plain", "shared/below/plain"])?;
     tool(root, "truncate", &["-s", "300M", "nothing but a hole"])?;
     tool(root, "truncate", &["-s", "40M", "holes"])?;

@@ -11,6 +11,8 @@ mod index;
 mod journal;
 mod manifest;
 mod metadata;
+#[cfg(test)]
+mod million;
 mod reader;
 mod staging;
 #[cfg(test)]

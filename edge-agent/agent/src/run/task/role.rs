@@ -68,7 +68,9 @@ impl Task {
                             None => self.fail(work::other_release(version)),
                         };
                     }
-                    if let (Ok(hashes), Ok(meta)) = (file_block_hashes(&file), file.metadata())
+                    // Seconds for a manifest of gigabytes, in which other runs go on.
+                    let hashes = tokio::task::block_in_place(|| file_block_hashes(&file));
+                    if let (Ok(hashes), Ok(meta)) = (hashes, file.metadata())
                         && destination.restore_manifest(self.now(), signed, hashes)
                     {
                         self.blocks.set_manifest(meta.len(), Arc::new(file));
