@@ -57,7 +57,7 @@ fn a_million_files_are_indexed_and_put_in_place() {
     let manifest = Arc::new(manifest);
     tell("indexed");
     let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
-    let opened = Staging::open(dst.path(), state.path(), RunId([1; 16]), manifest.clone(), &|| true);
+    let opened = Staging::open(dst.path(), state.path(), RunId([1; 16]), manifest.clone(), &[], &|| true);
     let staging = opened.expect("usable").staging;
     let begun = tell("opened");
     for block in 0..files {
@@ -67,7 +67,8 @@ fn a_million_files_are_indexed_and_put_in_place() {
     assert_eq!(staging.finalize(), []);
     let ended = tell("finalized");
     drop((staging, source));
-    let again = Staging::open(dst.path(), &state.path().join("again"), RunId([2; 16]), manifest, &|| true);
+    let again =
+        Staging::open(dst.path(), &state.path().join("again"), RunId([2; 16]), manifest, &[], &|| true);
     assert_eq!(again.expect("usable").reused, files);
     let found = tell("found again");
     for each in [begun, written, ended, found] {
