@@ -234,6 +234,8 @@ async fn serve(
         was_removed: removed,
         status: status.clone(),
         witness,
+        met: None,
+        obeying: Arc::default(),
     };
     let mut link = tokio::spawn(link.run(stopped));
     let sweeping = tokio::spawn(sweep_archives(folder.path().to_owned(), clock_of_fleet));

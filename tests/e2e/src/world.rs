@@ -1,6 +1,6 @@
 //! A fleet: control service, tracker, agents, each a real process with its own folder.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -18,6 +18,8 @@ pub struct Options {
     pub nats: Option<String>,
     /// Start a tracker and tell the service of it.
     pub tracker: bool,
+    /// Address of this end, where gateway, tracker and agents listen; loopback if none.
+    pub host: Option<IpAddr>,
 }
 
 /// A fleet in a folder that goes when the test has passed.
@@ -27,6 +29,7 @@ pub struct World {
     pub control: Control,
     /// The tracker, if one was asked for.
     pub tracker: Option<Process>,
+    host: IpAddr,
 }
 
 /// The control service's process and how to reach it.
@@ -93,7 +96,7 @@ impl Agent {
 fn start_agent(dir: &Path, name: &str, bootstrap: &Path, data: &Path, args: &[String]) -> Result<Process> {
     let mut command = Command::new(binary("flotilla-agent"));
     command.arg("run").arg("--bootstrap").arg(bootstrap).arg("--data").arg(data);
-    command.args(["--listen", "127.0.0.1:0"]).args(args).env("FLOTILLA_LOG", "info");
+    command.args(args).env("FLOTILLA_LOG", "info");
     Process::start(name, dir, &mut command)
 }
 
@@ -128,16 +131,18 @@ impl World {
         let dir = tempfile::Builder::new().prefix("flotilla-e2e-").tempdir()?;
         let mut args = Vec::new();
         let mut tracker = None;
+        let host = options.host.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let any = SocketAddr::new(host, 0).to_string();
         if options.tracker {
-            let (process, address) = start_tracker(dir.path(), "127.0.0.1:0")?;
+            let (process, address) = start_tracker(dir.path(), &any)?;
             args.extend(["--tracker".to_owned(), address.to_string()]);
             tracker = Some(process);
         }
         if let Some(url) = &options.nats {
             args.extend(["--nats".to_owned(), url.clone()]);
         }
-        let control = Control::start(dir.path(), args, "127.0.0.1:0", "127.0.0.1:0")?;
-        Ok(Self { dir: Some(dir), control, tracker })
+        let control = Control::start(dir.path(), args, "127.0.0.1:0", &any)?;
+        Ok(Self { dir: Some(dir), control, tracker, host })
     }
 
     /// The world's folder.
@@ -174,7 +179,8 @@ impl World {
     pub fn agent(&self, name: &str, args: &[&str]) -> Result<Agent> {
         let bootstrap = self.token(name, &[])?;
         let data = self.path().join(name);
-        let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
+        let listen = ["--listen".to_owned(), SocketAddr::new(self.host, 0).to_string()];
+        let args: Vec<String> = listen.into_iter().chain(args.iter().map(|&a| a.to_owned())).collect();
         let process = start_agent(self.path(), name, &bootstrap, &data, &args)?;
         let dir = self.path().to_path_buf();
         let agent = Agent { process, name: name.into(), data, dir, bootstrap, args };

@@ -67,7 +67,7 @@ impl Scene {
 
 #[test]
 fn everything_arrives_and_the_source_sends_it_about_once() -> Result<()> {
-    let scene = Scene::begin(&Options { tracker: true, nats: None }, TREE, 4, &[])?;
+    let scene = Scene::begin(&Options { tracker: true, ..Options::default() }, TREE, 4, &[])?;
     let run = scene.check()?;
     let sent = scene
         .world
@@ -97,7 +97,7 @@ fn a_source_killed_in_the_middle_goes_on_where_it_stopped() -> Result<()> {
 
 #[test]
 fn without_control_and_tracker_the_transfer_completes_and_reports_come_later() -> Result<()> {
-    let mut scene = Scene::begin(&Options { tracker: true, nats: None }, TREE, 2, SLOW)?;
+    let mut scene = Scene::begin(&Options { tracker: true, ..Options::default() }, TREE, 2, SLOW)?;
     scene.wait_middle()?;
     scene.world.control.process.kill();
     if let Some(tracker) = &mut scene.world.tracker {
@@ -147,7 +147,7 @@ fn all_agents_away_and_control_restarted_loses_nothing() -> Result<()> {
 
 #[test]
 fn a_tracker_killed_in_the_middle_is_not_missed() -> Result<()> {
-    let mut scene = Scene::begin(&Options { tracker: true, nats: None }, TREE, 2, SLOW)?;
+    let mut scene = Scene::begin(&Options { tracker: true, ..Options::default() }, TREE, 2, SLOW)?;
     scene.wait_middle()?;
     if let Some(tracker) = &mut scene.world.tracker {
         tracker.kill();

@@ -18,7 +18,7 @@ fn a_distribution_over_nats_survives_the_server_and_the_service() -> Result<()> 
     };
     let dir = tempfile::tempdir()?;
     let mut nats = NatsServer::start(program, dir.path())?;
-    let mut world = World::new(&Options { nats: Some(nats.url()), tracker: true })?;
+    let mut world = World::new(&Options { nats: Some(nats.url()), tracker: true, ..Options::default() })?;
     let folder = world.path().join("tree");
     Tree { small: 400, large: 2, large_bytes: 8 << 20 }.make(&folder)?;
     let slow = ["--upload-limit", "6MB"];

@@ -6,6 +6,7 @@
 
 mod backoff;
 mod enrol;
+mod network;
 mod places;
 mod stream;
 
@@ -29,6 +30,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::clock::FleetClock;
 use crate::command::{Verdict, judge};
+use crate::config::Gateway;
 use crate::limits::{
     BAD_COMMANDS_MAX, CONNECT_TIMEOUT, CONNECT_TIMEOUT_OF_SEVERAL, PROGRESS_INTERVAL, REPORT_BYTES_IN_FLIGHT,
     SESSION_GOOD, WELCOME_OF_SEVERAL,
@@ -41,6 +43,7 @@ use crate::witness::Witness;
 use crate::{VERSION, tls};
 use backoff::Backoff;
 pub(crate) use enrol::{EnrolError, enrol};
+use network::WaysOut;
 pub(crate) use places::{Place, Places};
 use stream::{LinkError, Reader, Stream, Writer};
 
@@ -105,6 +108,10 @@ pub(crate) struct Link {
     pub(crate) was_removed: bool,
     pub(crate) status: Arc<Status>,
     pub(crate) witness: Arc<Mutex<Witness>>,
+    /// Where a gateway was met last.
+    pub(crate) met: Option<SocketAddr>,
+    /// Held while a command is stored and handed on, so that orders stay in their sequence.
+    pub(crate) obeying: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Link {
@@ -113,9 +120,11 @@ impl Link {
         let mut backoff = Backoff::default();
         loop {
             let began = Instant::now();
+            let ways = self.ways_out();
             let error = tokio::select! {
                 () = async { drop(stopped.wait_for(|stop| *stop).await) } => return LinkEnd::Stopped,
                 error = self.session() => error,
+                () = ways.moved() => LinkError::Moved,
             };
             self.status.link_failed(&error.to_string());
             match error {
@@ -124,21 +133,36 @@ impl Link {
                     return LinkEnd::Removed(refused.detail);
                 }
                 error => {
-                    if began.elapsed() >= SESSION_GOOD {
+                    let moved = matches!(error, LinkError::Moved);
+                    if moved || began.elapsed() >= SESSION_GOOD {
                         backoff.reset();
                     }
-                    if self.places.fails() {
+                    // A gateway that was cut off with us has not failed.
+                    if !moved && self.places.fails() {
                         backoff.grow();
                     }
                     let pause = backoff.pause();
+                    let ways = self.ways_out();
                     tracing::warn!(%error, again_in = ?pause, "no link to the gateway");
                     tokio::select! {
                         () = async { drop(stopped.wait_for(|stop| *stop).await) } => return LinkEnd::Stopped,
                         () = sleep(pause) => {}
+                        () = ways.opened() => {
+                            tracing::info!("the network has changed");
+                            backoff.reset();
+                            sleep(backoff.pause()).await;
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// The ways to the gateway whose turn it is as they are now.
+    fn ways_out(&self) -> WaysOut {
+        let Gateway { host, port } = &self.places.current().gateway;
+        let literal = host.parse().ok().map(|ip| SocketAddr::new(ip, *port));
+        WaysOut::now(literal.or(self.met))
     }
 
     /// One connection, from the handshake to whatever ends it.
@@ -164,6 +188,7 @@ impl Link {
             }
             stream => stream?,
         };
+        self.met = stream.gateway;
         let hello = Hello {
             version: VERSION.into(),
             command_cursor: self.cursor.sequence,
@@ -331,6 +356,7 @@ impl Link {
             }
             CommandBody::StopRun(stop) => (RunChange::Wish(stop.run, Wish::Stop), Order::Stop(stop.run)),
         };
+        let gate = self.obeying.clone().lock_owned().await;
         self.cursor = Cursor { sequence: command.sequence, command: Some(command.id) };
         let accepted = CommandAccepted { command: command.id, sequence: command.sequence };
         let write = Write {
@@ -339,11 +365,17 @@ impl Link {
             run: Some(run),
             ..Write::default()
         };
-        self.reporter.write(write).await;
         self.status.cursor(self.cursor.sequence);
-        tracing::info!(command = %command.id, sequence = command.sequence, "command accepted");
-        // The receiver ends with the agent; the order is stored and carried out after the restart.
-        let _ = self.orders.send(order).await;
+        // The link may end, and with it whatever waits here: what is stored as taken has to be done all the same.
+        let (reporter, orders) = (self.reporter.clone(), self.orders.clone());
+        let obeyed = tokio::spawn(async move {
+            reporter.write(write).await;
+            tracing::info!(command = %command.id, sequence = command.sequence, "command accepted");
+            // The receiver ends with the agent; the order is stored and carried out after the restart.
+            let _ = orders.send(order).await;
+            drop(gate);
+        });
+        obeyed.await.expect("storing a command does not panic");
         Ok(())
     }
 

@@ -38,6 +38,8 @@ pub(crate) enum LinkError {
     OurTime,
     #[error("nothing came from the gateway in time while {0}")]
     Timeout(&'static str),
+    #[error("this machine is in another network")]
+    Moved,
     #[error("the gateway closed the link")]
     Closed,
     #[error("the gateway broke the protocol: {0}")]
@@ -96,6 +98,8 @@ pub(crate) struct Stream {
     pub(crate) is_witness: bool,
     /// Our end of it: an address under which neighbours may find us.
     pub(crate) local: std::net::IpAddr,
+    /// The other end.
+    pub(crate) gateway: Option<std::net::SocketAddr>,
 }
 
 impl Stream {
@@ -113,7 +117,7 @@ impl Stream {
             .map_err(|_| LinkError::Timeout("connecting"))?
             .map_err(LinkError::Io)?;
         tcp.set_nodelay(true)?;
-        let local = tcp.local_addr()?.ip().to_canonical();
+        let (local, met) = (tcp.local_addr()?.ip().to_canonical(), tcp.peer_addr().ok());
         let tls = timeout(limit, TlsConnector::from(config).connect(name, tcp))
             .await
             .map_err(|_| LinkError::Timeout("shaking hands"))?
@@ -126,9 +130,14 @@ impl Stream {
         let mut reader = Reader { stream: read, buffer: FrameBuffer::default(), patience: DEAD_AFTER };
         let first = timeout(limit.min(Duration::from_secs(HANDSHAKE_TIMEOUT_S)), reader.next());
         match first.await.map_err(|_| LinkError::Timeout("waiting for its challenge"))?? {
-            ToAgent::Challenge(challenge) => {
-                Ok(Self { reader, writer: Writer { stream: write }, challenge, is_witness, local })
-            }
+            ToAgent::Challenge(challenge) => Ok(Self {
+                reader,
+                writer: Writer { stream: write },
+                challenge,
+                is_witness,
+                local,
+                gateway: met,
+            }),
             _ => Err(LinkError::OutOfPlace("its first message is no challenge")),
         }
     }

@@ -349,7 +349,15 @@ async fn an_enrolled_agent_needs_no_bootstrap_file() {
     let (code, log) = world.home.start(&[]).end().await;
     assert_eq!(code, Some(1));
     assert!(log.contains("another flotilla-agent runs on"), "{log}");
-    let status = world.home.status_json().await;
+    // The link counts as up once what the welcome told is on disk, which may take a while.
+    let mut status = world.home.status_json().await;
+    for _ in 0..200 {
+        if status["connected"] == true {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        status = world.home.status_json().await;
+    }
     assert_eq!((&status["connected"], &status["name"]), (&true.into(), &"camera 7".into()));
     assert_eq!(status["agent"], world.agent().to_string());
     let shown = String::from_utf8(world.home.status(false).await.stdout).expect("text");
