@@ -7,7 +7,7 @@ mod sync_world;
 
 use sync_core::sync::{Confirm, LocalChanges, Permission};
 use sync_world::fs::{BLOCK, Kind};
-use sync_world::{Kin, Rng, Seen, Step, World, ms};
+use sync_world::{Back, Kin, Rng, Seen, Step, World, ms};
 
 /// Minutes of members at work, with everything that goes wrong.
 fn disorder(seed: u64, kins: &[Kin], seconds: u64) -> World {
@@ -58,7 +58,10 @@ fn with_returns(seed: u64, kins: &[Kin]) -> World {
         let copied = rng.below(70_000);
         let back = copied + 5000 + rng.below(50_000);
         world.at(ms(copied), Step::Backup(node));
-        world.at(ms(back), Step::Restore(node, rng.chance(50)));
+        world.at(
+            ms(back),
+            Step::Restore(node, [Back::Index, Back::Folder, Back::Both][rng.below(3) as usize]),
+        );
         world.at(ms(back + 100 + rng.below(5000)), Step::Start(node));
     }
     world
@@ -377,7 +380,7 @@ fn a_deletion_is_known_until_all_know_it_and_not_longer() {
     world.converge();
     assert_eq!((rows(&world, 0), rows(&world, 1), rows(&world, 2)), (1, 1, 1), "forgotten everywhere");
     // Somebody comes back with what all have forgotten: it is not new.
-    does(&mut world, [Step::Restore(2, true), Step::Start(2)]);
+    does(&mut world, [Step::Restore(2, Back::Both), Step::Start(2)]);
     world.converge();
     assert_eq!(paths(&world, 2), ["b"]);
 }

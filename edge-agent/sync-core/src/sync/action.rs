@@ -71,7 +71,7 @@ pub enum Action {
         block: u32,
     },
     /// Send `Hashes` of a file here: of the blocks of one page, or the roots of all pages; `Unavailable` if they are
-    /// not known any more.
+    /// not known any more. One at a time for a peer: answer `handle_hashes_sent`.
     UploadHashes {
         /// To whom.
         peer: AgentId,
@@ -236,6 +236,8 @@ pub enum Obstacle {
     },
     /// The file system has no such names.
     BadName,
+    /// Nobody who could be asked has its content (any more).
+    NobodyHas,
     /// It is a symlink that leads out of the folder.
     UnsafeLink,
     /// The folder it would be in is not here.

@@ -59,7 +59,7 @@ impl Replica {
                     self.block(row, Obstacle::NotEmpty);
                 }
             }
-            Outcome::Failed => self.retry_later(now, &done.path),
+            Outcome::Failed => _ = self.retry_later(now, &done.path),
         }
         for path in core::mem::take(&mut self.look_again) {
             if self.busy.contains(&path) {

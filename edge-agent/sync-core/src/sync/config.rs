@@ -13,6 +13,10 @@ pub const MEMBERS_MAX: usize = 256;
 pub(super) const HOLDERS_MAX: usize = 8;
 /// Rows looked at in one go, so that a call stays short.
 pub(super) const STEP: usize = 256;
+/// Blocked rows, and deletions, looked at in one upkeep; the next goes on from there.
+pub(super) const UPKEEP_MAX: usize = 4096;
+/// Requests for hashes of one peer that wait; our own have 64.
+pub(super) const HASH_REQUESTS_MAX: usize = 256;
 /// Paths whose next try is remembered; more are tried early.
 pub(super) const RETRIES_MAX: usize = 4096;
 /// Files that came or went just now and may have been moved; more are a deletion and a copy.

@@ -244,6 +244,9 @@ impl Replica {
         if !self.members.contains_key(&agent) && !self.writes(peer) {
             return Err(Misbehaviour::NotAllowed);
         }
+        if known == 0 && self.authors.len() >= HEADS_MAX {
+            return Err(Misbehaviour::BadMessage);
+        }
         if known == 0 && self.authors.values().filter(|a| a.agent == agent).count() >= REPLICAS_PER_AGENT_MAX
         {
             return Err(Misbehaviour::BadMessage);

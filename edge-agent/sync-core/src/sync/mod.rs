@@ -77,6 +77,10 @@ pub struct Replica {
     /// Content that waits at a path for another one to go.
     may_move: BTreeMap<Hash, Vec<u8>>,
     upkeep_at: Instant,
+    /// How far upkeep has come in what is blocked, and in what is deleted; and what all knew when it last came to the end.
+    upkeep_blocked: Option<Vec<u8>>,
+    upkeep_deleted: Option<Vec<u8>>,
+    upkeep_known: Vec<Dot>,
     next_number: u32,
     actions: VecDeque<Action>,
     counters: Counters,
@@ -118,6 +122,9 @@ impl Replica {
             went: BTreeMap::new(),
             may_move: BTreeMap::new(),
             upkeep_at,
+            upkeep_blocked: None,
+            upkeep_deleted: None,
+            upkeep_known: Vec::new(),
             next_number: 1,
             actions: VecDeque::new(),
             counters: Counters::default(),

@@ -6,7 +6,7 @@ use agent_proto::sync::{Dot, Statement, Value};
 use timebase::Instant;
 
 use super::change::Change;
-use super::config::{RETRIES_MAX, STEP};
+use super::config::{RETRIES_MAX, STEP, UPKEEP_MAX};
 use super::names::{conflict_copy, kept_aside, parent};
 use super::row::{Disk, Index, Row, Work};
 use super::statement::{dot, insert, meta, same_content};
@@ -147,7 +147,8 @@ impl Replica {
             if is_folder(&here.value) {
                 match self.below(index, &row.path) {
                     Below::Live => return self.imply_or_block(index, row, Obstacle::NotEmpty),
-                    Below::OnDisk => return,
+                    Below::Going => return,
+                    Below::Kept => return self.block(row, Obstacle::NotEmpty),
                     Below::Nothing => {}
                 }
             }
@@ -213,7 +214,8 @@ impl Replica {
         if folder {
             match self.below(index, &row.path) {
                 Below::Live => return self.imply_or_block(index, row, Obstacle::NotEmpty),
-                Below::OnDisk => return,
+                Below::Going => return,
+                Below::Kept => return self.block(row, Obstacle::NotEmpty),
                 Below::Nothing => {}
             }
         } else if !here.stamp.settled {
@@ -404,9 +406,11 @@ impl Replica {
         self.retry_later(now, path);
     }
 
-    pub(super) fn retry_later(&mut self, now: Instant, path: &[u8]) {
+    /// Tries a path again later, each time later; how often that was so.
+    pub(super) fn retry_later(&mut self, now: Instant, path: &[u8]) -> u32 {
         let tries = self.retries.get(path).map_or(0, |(_, tries)| (*tries + 1).min(6));
         self.retries.insert(path.to_vec(), (now + self.config.retry * (1 << tries), tries));
+        tries
     }
 
     fn below(&self, index: &dyn Index, folder: &[u8]) -> Below {
@@ -417,8 +421,11 @@ impl Replica {
             if row.is_live() && self.policy.wants(&row.path) {
                 return Below::Live;
             }
-            if row.disk != Disk::Absent && (row.winner().is_some() || !self.keeps_aside()) {
-                found = Below::OnDisk;
+            match (&row.disk, row.work) {
+                (Disk::Absent, _) => {}
+                (_, Work::Remove | Work::Missing) if !matches!(found, Below::Kept) => found = Below::Going,
+                (_, Work::Remove | Work::Missing) => {}
+                _ => found = Below::Kept,
             }
             at = row.path;
         }
@@ -432,18 +439,28 @@ impl Replica {
         self.may_move.clear();
         self.went.clear();
         self.flush(index);
-        let mut after: Option<Vec<u8>> = None;
-        while let Some(path) = index.next_work(Work::Blocked, after.as_deref()) {
+        let mut room = UPKEEP_MAX;
+        while room > 0
+            && let Some(path) = index.next_work(Work::Blocked, self.upkeep_blocked.as_deref())
+        {
             let held = self.hold(index, &path);
             self.save(held);
-            after = Some(path);
-            if self.pending.rows() >= STEP {
-                self.flush(index);
-            }
+            self.upkeep_blocked = Some(path);
+            self.flush_some(index);
+            room -= 1;
         }
+        if room > 0 {
+            self.upkeep_blocked = None;
+        }
+        // Deletions are looked at again only when somebody has learned something.
         let known = self.known_to_all();
-        let mut after: Option<Vec<u8>> = None;
-        while let Some(path) = index.next_work(Work::Tombstone, after.as_deref()) {
+        if self.upkeep_deleted.is_none() && known == self.upkeep_known {
+            return;
+        }
+        let mut room = UPKEEP_MAX;
+        while room > 0
+            && let Some(path) = index.next_work(Work::Tombstone, self.upkeep_deleted.as_deref())
+        {
             let all_know = self
                 .row(index, &path)
                 .is_some_and(|row| row.statements.iter().all(|s| version::includes(&known, dot(s))));
@@ -451,9 +468,20 @@ impl Replica {
                 self.forget(&path);
                 self.counters.forgotten += 1;
             }
-            after = Some(path);
+            self.upkeep_deleted = Some(path);
+            self.flush_some(index);
+            room -= 1;
         }
-        self.flush(index);
+        if room > 0 {
+            self.upkeep_deleted = None;
+            self.upkeep_known = known;
+        }
+    }
+
+    fn flush_some(&mut self, index: &mut dyn Index) {
+        if self.pending.rows() >= STEP {
+            self.flush(index);
+        }
     }
 
     /// Every change that all members know.
@@ -475,7 +503,9 @@ enum Below {
     /// Something that is to be there.
     Live,
     /// Only what is still to be removed.
-    OnDisk,
+    Going,
+    /// What a read-only member's owner made, or what cannot be removed.
+    Kept,
     Nothing,
 }
 

@@ -8,6 +8,7 @@ use agent_proto::sync::{FILES_MAX, FileRequest, GetHashes, Request, Unavailable,
 use event_schema::AgentId;
 use timebase::Instant;
 
+use super::config::HASH_REQUESTS_MAX;
 use super::row::Index;
 use super::{Action, Misbehaviour, Replica};
 use crate::merkle::Hash;
@@ -16,6 +17,9 @@ use crate::merkle::Hash;
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     queue: VecDeque<Wanted>,
+    hashes: VecDeque<GetHashes>,
+    /// Hashes are being sent.
+    hashing: bool,
     /// Given to the transport and not acknowledged.
     sending: usize,
 }
@@ -45,12 +49,14 @@ impl Replica {
         peer: AgentId,
         ask: GetHashes,
     ) -> Result<(), Misbehaviour> {
-        let GetHashes { transfer, path, root, page } = ask;
-        let action = match self.find(index, &path, &root) {
-            Some((path, _)) => Action::UploadHashes { peer, transfer, path, root, page },
-            None => Action::Send { peer, message: Unavailable { transfer }.into() },
-        };
-        self.actions.push_back(action);
+        let transfer = ask.transfer;
+        let found = self.find(index, &ask.path, &ask.root);
+        let Some(p) = self.peers.get_mut(&peer) else { return Ok(()) };
+        match found {
+            _ if p.uploads.hashes.len() >= HASH_REQUESTS_MAX => return Err(Misbehaviour::Flood),
+            Some((path, _)) => p.uploads.hashes.push_back(GetHashes { path, ..ask }),
+            None => self.actions.push_back(Action::Send { peer, message: Unavailable { transfer }.into() }),
+        }
         Ok(())
     }
 
@@ -88,6 +94,7 @@ impl Replica {
     pub(super) fn serve_cancel(&mut self, peer: AgentId, transfer: u32) {
         if let Some(p) = self.peers.get_mut(&peer) {
             p.uploads.queue.retain(|w| w.transfer != transfer);
+            p.uploads.hashes.retain(|w| w.transfer != transfer);
         }
     }
 
@@ -95,6 +102,14 @@ impl Replica {
     pub fn handle_sent(&mut self, now: Instant, index: &mut dyn Index, peer: AgentId) {
         if let Some(p) = self.peers.get_mut(&peer) {
             p.uploads.sending = p.uploads.sending.saturating_sub(1);
+        }
+        self.finish(now, index);
+    }
+
+    /// What [`Action::UploadHashes`] asked for was sent, or could not be.
+    pub fn handle_hashes_sent(&mut self, now: Instant, index: &mut dyn Index, peer: AgentId) {
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.uploads.hashing = false;
         }
         self.finish(now, index);
     }
@@ -120,6 +135,12 @@ impl Replica {
     /// Hands the transport what it has room for.
     pub(super) fn upload(&mut self, peer: AgentId) {
         let Some(p) = self.peers.get_mut(&peer) else { return };
+        if !p.uploads.hashing
+            && let Some(GetHashes { transfer, path, root, page }) = p.uploads.hashes.pop_front()
+        {
+            p.uploads.hashing = true;
+            self.actions.push_back(Action::UploadHashes { peer, transfer, path, root, page });
+        }
         while p.uploads.sending < self.config.sending_max
             && let Some(wanted) = p.uploads.queue.front_mut()
         {

@@ -1,6 +1,6 @@
 //! What a replica remembers beside rows, how rows are stored, and what waits for that (SYNC.md §8).
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
 use agent_proto::sync::{Cursor, Dot, Head, ReplicaId, Value};
@@ -127,7 +127,7 @@ fn told(row: &Row) -> (Vec<Dot>, Option<usize>) {
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     rows: BTreeMap<Vec<u8>, Row>,
-    forgotten: Vec<Vec<u8>>,
+    forgotten: BTreeSet<Vec<u8>>,
     members: Vec<AgentId>,
     meta: bool,
     /// Number of the last put.
@@ -143,7 +143,7 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) fn rows(&self) -> usize {
-        self.rows.len()
+        self.rows.len() + self.forgotten.len()
     }
 
     pub(super) fn is_durable(&self) -> bool {
@@ -262,7 +262,7 @@ impl Replica {
     }
 
     pub(super) fn row(&self, index: &dyn Index, path: &[u8]) -> Option<Row> {
-        if self.pending.forgotten.iter().any(|f| f == path) {
+        if self.pending.forgotten.contains(path) {
             return None;
         }
         self.pending.rows.get(path).cloned().or_else(|| index.row(path))
@@ -298,17 +298,19 @@ impl Replica {
         if !matches!(row.work, Work::Pull | Work::Remove) && self.blocked.remove(&row.path) {
             self.actions.push_back(Action::Unblocked { path: row.path.clone() });
         }
+        self.pending.forgotten.remove(&row.path);
         self.pending.rows.insert(row.path.clone(), row);
     }
 
     /// Keeps a row that changed in nothing that others are told.
     pub(super) fn save_quietly(&mut self, row: Row) {
+        self.pending.forgotten.remove(&row.path);
         self.pending.rows.insert(row.path.clone(), row);
     }
 
     pub(super) fn forget(&mut self, path: &[u8]) {
         self.pending.rows.remove(path);
-        self.pending.forgotten.push(path.to_vec());
+        self.pending.forgotten.insert(path.to_vec());
     }
 
     pub(super) fn meta_changed(&mut self) {
@@ -368,7 +370,7 @@ impl Replica {
         let members = core::mem::take(&mut self.pending.members);
         let batch = Batch {
             rows: core::mem::take(&mut self.pending.rows).into_values().collect(),
-            forgotten: core::mem::take(&mut self.pending.forgotten),
+            forgotten: core::mem::take(&mut self.pending.forgotten).into_iter().collect(),
             meta: core::mem::take(&mut self.pending.meta).then(|| self.encode_meta()),
             members: members
                 .into_iter()

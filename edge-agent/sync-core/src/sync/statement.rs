@@ -114,3 +114,87 @@ pub(super) fn insert(statements: &mut Vec<Statement>, new: Statement) -> bool {
     statements.insert(at, new);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    fn of(author: u8, version: &[(u8, u64)], depth: u32, value: Value) -> Statement {
+        let version =
+            version.iter().map(|&(r, counter)| Dot { replica: ReplicaId([r; 8]), counter }).collect();
+        let signature = Signature([0; 32], [0; 32]);
+        Statement { author: ReplicaId([author; 8]), version, depth, value, signature }
+    }
+
+    fn file(root: u8) -> Value {
+        Value::File { size: 1, root: [root; 32], meta: Vec::new() }
+    }
+
+    #[test]
+    fn whatever_the_order_the_same_statements_stay() {
+        let folder = Value::Folder { meta: Vec::new(), implied: false };
+        let all = [
+            of(1, &[(1, 1)], 1, file(1)),
+            of(2, &[(1, 1), (2, 1)], 2, file(2)),
+            of(3, &[(1, 1), (3, 1)], 2, Value::Deleted),
+            of(1, &[(1, 2)], 2, file(3)),
+            of(3, &[(1, 1), (2, 1), (3, 2)], 3, file(4)),
+            of(4, &[(4, 1)], 1, folder),
+            // Said under a number that was used.
+            of(4, &[(4, 1)], 1, file(9)),
+        ];
+        let expected = [5, 4, 3].map(|i: usize| all[i].clone());
+        // All 5040 orders.
+        for n in 0..5040 {
+            let (mut left, mut order, mut n) = (all.to_vec(), Vec::new(), n);
+            while !left.is_empty() {
+                let choices = left.len();
+                order.push(left.remove(n % choices));
+                n /= choices;
+            }
+            let mut kept = vec![];
+            order.into_iter().for_each(|s| _ = insert(&mut kept, s));
+            assert_eq!(kept, expected);
+        }
+    }
+
+    #[test]
+    fn a_change_on_top_of_the_winner_wins_over_the_same_losers() {
+        let loser = of(9, &[(9, 50)], 3, file(1));
+        let winner = of(1, &[(1, 1)], 4, file(2));
+        let next = of(2, &[(1, 1), (2, 7)], 5, file(3));
+        assert_eq!((rank(&winner, &loser), rank(&next, &loser)), (Ordering::Greater, Ordering::Greater));
+    }
+
+    #[test]
+    #[ignore = "measures"]
+    fn what_signatures_cost() {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+        let public = key.verifying_key().to_bytes();
+        let notary = KeyNotary(Box::new(key));
+        let bytes =
+            statement_bytes(RunId([1; 16]), b"some/folder/with a file", &of(1, &[(1, 1)], 1, file(1)));
+        let (n, began) = (5000, std::time::Instant::now());
+        let signature = (0..n).map(|_| notary.sign(&bytes)).last().unwrap();
+        let (signed, began) = (began.elapsed(), std::time::Instant::now());
+        assert!((0..n).all(|_| notary.holds(&public, &bytes, &signature)));
+        std::println!("to sign {:?}, to verify {:?}", signed / n, began.elapsed() / n);
+    }
+
+    #[test]
+    fn signatures_hold_for_their_path_and_run_alone() {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+        let public = key.verifying_key().to_bytes();
+        let notary = KeyNotary(Box::new(key));
+        let s = of(1, &[(1, 1)], 1, file(1));
+        let signature = notary.sign(&statement_bytes(RunId([1; 16]), b"a", &s));
+        let holds = |run, path: &[u8], s: &Statement| {
+            notary.holds(&public, &statement_bytes(RunId([run; 16]), path, s), &signature)
+        };
+        assert!(holds(1, b"a", &s));
+        assert!(!holds(2, b"a", &s) && !holds(1, b"b", &s));
+        assert!(!holds(1, b"a", &Statement { depth: 2, ..s.clone() }));
+        assert!(!notary.holds(&[3; 32], &statement_bytes(RunId([1; 16]), b"a", &s), &signature));
+    }
+}

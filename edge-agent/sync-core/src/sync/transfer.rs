@@ -13,8 +13,11 @@ use timebase::Instant;
 
 use super::row::{Index, Row};
 use super::statement::dot;
-use super::{Action, Misbehaviour, Replica};
+use super::{Action, Misbehaviour, Obstacle, Replica};
 use crate::merkle::{Hash, tree_root};
+
+/// How often everybody is asked for a content before people are told that nobody has it.
+const TRIES_IN_VAIN: u32 = 5;
 
 /// Roots of the pages of a file's block hashes: what `Hashes` without a page holds.
 pub fn page_roots(blocks: &[Hash]) -> Vec<Hash> {
@@ -373,7 +376,7 @@ impl Replica {
     }
 
     /// Asks for what is wanted, of those who have it and have least to do.
-    pub(super) fn fetch(&mut self, now: Instant, _index: &mut dyn Index) {
+    pub(super) fn fetch(&mut self, now: Instant, index: &mut dyn Index) {
         for peer in self.peers.values_mut() {
             if peer.snubbed_until.is_some_and(|until| until <= now) {
                 peer.snubbed_until = None;
@@ -447,7 +450,12 @@ impl Replica {
             self.end_transfer(transfer);
             // Not again at once: what promised to have it here had not.
             if let Some(path) = path {
-                self.retry_later(now, &path);
+                let tries = self.retry_later(now, &path);
+                if tries >= TRIES_IN_VAIN
+                    && let Some(row) = self.row(index, &path)
+                {
+                    self.block(row, Obstacle::NobodyHas);
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sync_core::sync::{LocalChanges, Permission, Policy};
+use sync_core::sync::{LocalChanges, Obstacle, Permission, Policy};
 
 use super::{KinPolicy, Node, World, ms, show};
 
@@ -90,7 +90,15 @@ impl World {
             }
             let policy = KinPolicy(n.kin);
             let here = n.fs.tree();
+            // What went with its only holder: people are told, and it stays as it is.
+            let lost = |path: &Vec<u8>| {
+                [n, reference].iter().any(|n| n.blocked.get(path) == Some(&Obstacle::NobodyHas))
+                    && !self.given_up.is_empty()
+            };
             for (path, kind) in &tree {
+                if lost(path) {
+                    continue;
+                }
                 if !policy.wants(path) {
                     continue;
                 }
@@ -116,7 +124,7 @@ impl World {
             for (path, kind) in &here {
                 let foreign =
                     n.kin.permission == Permission::ReadOnly && n.kin.local == LocalChanges::KeepAside;
-                if !tree.contains_key(path) && !foreign && policy.wants(path) {
+                if !tree.contains_key(path) && !lost(path) && !foreign && policy.wants(path) {
                     return format!("{i} has {kind:?} at {} too", show(path));
                 }
             }

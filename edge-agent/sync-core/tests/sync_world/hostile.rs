@@ -109,7 +109,7 @@ impl World {
 
     /// Says a few things to everybody, and goes on.
     pub(crate) fn hostile_acts(&mut self, node: usize) {
-        let (key, agent) = (self.nodes[node].key, self.nodes[node].agent);
+        let key = self.nodes[node].key;
         for peer in 0..self.nodes.len() {
             let message: SyncMessage = match self.rng.below(8) {
                 0..4 => {
@@ -150,8 +150,17 @@ impl World {
                     .into(),
                 _ => Hello { cursor: None, summary: Vec::new() }.into(),
             };
-            let _ = agent;
-            self.send(node, peer, message);
+            let mut bytes = message.encode();
+            if self.rng.chance(30) {
+                for _ in 0..1 + self.rng.below(4) {
+                    let at = self.rng.below(bytes.len() as u64) as usize;
+                    bytes[at] ^= 1 << self.rng.below(8);
+                }
+            }
+            // Agents end the session where a message cannot be read at all.
+            if let Ok(message) = SyncMessage::decode(&bytes) {
+                self.send(node, peer, message);
+            }
         }
         let more = self.now - timebase::Instant::ZERO - ms(1_000_000);
         if more < ms(124_000) {

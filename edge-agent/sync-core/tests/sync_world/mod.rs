@@ -68,6 +68,7 @@ enum Event {
     Message { from: usize, to: usize, session: u64, message: SyncMessage },
     Block { from: usize, to: usize, session: u64, transfer: u32, block: u32, hash: Hash },
     Sent { from: usize, session: u64, to: usize },
+    HashesSent { node: usize, peer: AgentId },
     Timer(usize),
     Look { node: usize, path: Vec<u8>, deep: bool },
     Read { node: usize, path: Vec<u8>, stamp: Stamp, value: Value },
@@ -98,11 +99,19 @@ pub(crate) enum Step {
     Rename(usize, &'static str, &'static str),
     Folder(usize, &'static str),
     Backup(usize),
-    /// Puts an older index back, and the folder with it if so.
-    Restore(usize, bool),
+    /// Puts back what it was when it was copied.
+    Restore(usize, Back),
     Mount(usize, bool),
     Confirm(usize, Confirm),
     Hostile(usize),
+}
+
+/// What is put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Back {
+    Index,
+    Folder,
+    Both,
 }
 
 pub(crate) struct World {
@@ -362,6 +371,7 @@ impl World {
                     }
                 };
                 self.send(node, to, message);
+                self.later(node, 10, 1_000, Event::HashesSent { node, peer });
             }
             Action::Change { change, path, expected, displaced, make } => {
                 self.later(
@@ -530,12 +540,14 @@ impl World {
                 let n = &mut self.nodes[node];
                 n.backup = Some((n.index.durable.clone(), n.fs.clone()));
             }
-            Step::Restore(node, folder_too) => {
+            Step::Restore(node, back) => {
                 self.crash(node);
                 let n = &mut self.nodes[node];
                 let Some((tables, folder)) = n.backup.clone() else { return };
-                n.index.restore(&tables);
-                if folder_too {
+                if back != Back::Folder {
+                    n.index.restore(&tables);
+                }
+                if back != Back::Index {
                     let lost: Vec<u64> =
                         n.fs.files().map(|(_, c)| c.id).chain(n.fs.archive.iter().map(|c| c.id)).collect();
                     self.given_up.extend(lost);
@@ -612,6 +624,9 @@ impl World {
             {
                 self.nodes[node].timer = None;
                 self.with(node, |r, now, index| r.handle_timeout(now, index));
+            }
+            Event::HashesSent { node, peer } if alive(self, node) => {
+                self.with(node, |r, now, index| r.handle_hashes_sent(now, index, peer));
             }
             Event::Look { node, path, deep } if alive(self, node) => {
                 self.nodes[node].looks -= 1;
