@@ -4,8 +4,6 @@
 //! recorded, under the key of the subject that [`whose`] names, and what it reads it opens as far as it can. Nothing
 //! that is decided depends on a text that some replica might not be able to read, save on names being taken.
 
-use std::collections::BTreeSet;
-
 use event_schema::{AgentId, Event, JobDeleted, JobId, Owner, Subject, SubjectErased, UserId};
 use serde::{Deserialize, Serialize};
 
@@ -15,15 +13,15 @@ use crate::{Rejection, State, plan, text};
 /// Agents named in a refusal.
 const NAMED_MAX: usize = 5;
 
-/// What the log says of a subject's keys, each by its commitment. It grows with what operators erase.
+/// What the log says of a subject's keys, each by its commitment, oldest first. It grows with what operators erase.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     /// The one that texts are recorded under; none since the last erasure.
     pub live: Option<[u8; 32]>,
     /// Those before it that were not erased: whoever opened the next one did not have them.
-    pub lost: BTreeSet<[u8; 32]>,
+    pub lost: Vec<[u8; 32]>,
     /// Those that are destroyed, or to be. None of them counts ever again, whatever a later record says.
-    pub erased: BTreeSet<[u8; 32]>,
+    pub erased: Vec<[u8; 32]>,
 }
 
 impl Known {
@@ -32,7 +30,7 @@ impl Known {
         let before = self.live.take().filter(|before| *before != commitment);
         self.lost.extend(before);
         if !self.erased.contains(&commitment) {
-            self.lost.remove(&commitment);
+            self.lost.retain(|lost| *lost != commitment);
             self.live = Some(commitment);
         }
     }
@@ -189,7 +187,7 @@ mod tests {
         known.open([1; 32]);
         assert_eq!(standing(&known), [[1; 32], [2; 32]]);
         known.erase();
-        assert!(known.is_erased() && known.erased == BTreeSet::from([[1; 32], [2; 32]]));
+        assert!(known.is_erased() && known.erased == [[2; 32], [1; 32]]);
         known.open([3; 32]);
         assert_eq!(standing(&known), [[3; 32]]);
         // A history in which somebody began with an erased one.

@@ -17,7 +17,7 @@ pub(super) type Commitment = [u8; 32];
 #[derive(Debug, Default)]
 pub(super) struct Held {
     /// Never one that was erased.
-    keys: HashMap<Subject, BTreeMap<Commitment, SubjectKey>>,
+    keys: HashMap<Subject, Vec<(Commitment, SubjectKey)>>,
     /// What the log says, as far as it was read.
     told: HashMap<Subject, Known>,
     /// Made here, sealed with, and not kept yet.
@@ -41,12 +41,12 @@ pub(super) struct Held {
 impl Held {
     /// The key with this commitment.
     pub(super) fn key(&self, subject: Subject, commitment: Commitment) -> Option<&SubjectKey> {
-        self.keys.get(&subject)?.get(&commitment)
+        self.keys_of(subject).find_map(|(of, key)| (of == commitment).then_some(key))
     }
 
     /// The keys at hand.
     pub(super) fn keys_of(&self, subject: Subject) -> impl Iterator<Item = (Commitment, &SubjectKey)> {
-        self.keys.get(&subject).into_iter().flatten().map(|(commitment, key)| (*commitment, key))
+        self.keys.get(&subject).into_iter().flatten().map(|(of, key)| (*of, key))
     }
 
     /// The keys at hand that the log names.
@@ -61,13 +61,18 @@ impl Held {
         self.told.get(&subject)
     }
 
-    /// Subjects whose key the log names, which is not at hand and was not asked for.
-    pub(super) fn wanted(&self) -> Vec<Subject> {
+    /// The log was read to its end: a key that it names, that the list of the store did not have when that began, and that
+    /// could be asked for since, is not there.
+    pub(super) fn conclude(&mut self) {
         let lacks = |(subject, known): (&Subject, &Known)| {
-            let wanted = known.live.is_some_and(|live| self.key(*subject, live).is_none());
-            (wanted && !self.absent.contains(subject)).then_some(*subject)
+            let lacks = known.live.is_some_and(|live| self.key(*subject, live).is_none());
+            (lacks && !self.unresolved.contains(subject)).then_some(*subject)
         };
-        self.told.iter().filter_map(lacks).collect()
+        let absent: Vec<Subject> = self.told.iter().filter_map(lacks).collect();
+        for subject in absent {
+            self.absent.insert(subject);
+            self.weigh(subject);
+        }
     }
 
     /// Takes a key in; an erased one not, which is doomed.
@@ -77,7 +82,9 @@ impl Held {
             self.doomed.insert(subject);
             return false;
         }
-        self.keys.entry(subject).or_default().insert(commitment, key);
+        if self.key(subject, commitment).is_none() {
+            self.keys.entry(subject).or_default().push((commitment, key));
+        }
         self.weigh(subject);
         true
     }
@@ -85,7 +92,9 @@ impl Held {
     /// Forgets a key; says whether it was there.
     pub(super) fn drop_key(&mut self, subject: Subject, commitment: Commitment) -> bool {
         let Some(keys) = self.keys.get_mut(&subject) else { return false };
-        let was_there = keys.remove(&commitment).is_some();
+        let before = keys.len();
+        keys.retain(|(of, _)| *of != commitment);
+        let was_there = keys.len() < before;
         if keys.is_empty() {
             self.keys.remove(&subject);
         }

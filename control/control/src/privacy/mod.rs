@@ -554,13 +554,10 @@ impl Ring {
         if self.keys.is_none() {
             return;
         }
-        self.held().may_destroy = true;
-        let mut wanted = self.held().wanted().into_iter();
-        while let Some(subject) = wanted.next() {
-            if !self.look_up(subject).await {
-                self.held().unresolved.extend(wanted);
-                break;
-            }
+        {
+            let mut held = self.held();
+            held.may_destroy = true;
+            held.conclude();
         }
         if let Err(error) = self.destroy_doomed().await {
             tracing::warn!(%error, "keys of erased texts are not destroyed yet");
