@@ -267,7 +267,7 @@ impl Fleet {
     fn wait_way(&self, ways: &[&str]) -> Result<Value> {
         let mut last = Value::Null;
         let found = wait_until(&format!("a connection that is one of {ways:?}"), LIMIT, || {
-            last = self.status("agent1")?["runs"][0]["connections"][0].take();
+            last = self.status("agent1")?.pointer("/runs/0/connections/0").cloned().unwrap_or_default();
             Ok(ways.iter().any(|way| last["way"] == *way).then(|| last.clone()))
         });
         found.with_context(|| format!("it stands at {last:#}"))

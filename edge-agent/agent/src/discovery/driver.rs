@@ -14,6 +14,7 @@ use tracker_proto::limits::DATAGRAM_MAX;
 use utp2_tokio::{Beside, Endpoint};
 
 use super::lan::{self, LanSockets};
+use super::lan6::LanSocketsV6;
 use super::{DiscoveryConfig, Shared, addresses};
 
 /// How often interfaces and our own addresses are looked at again: a vehicle that comes into range should
@@ -36,6 +37,7 @@ pub(super) struct Driver {
     tracker_v4: Option<UdpSocket>,
     tracker_v6: Option<UdpSocket>,
     lan: Option<LanSockets>,
+    lan_v6: Option<LanSocketsV6>,
     refresh: Interval,
     buffers: Buffers,
 }
@@ -45,6 +47,7 @@ struct Buffers {
     v4: [u8; BUFFER],
     v6: [u8; BUFFER],
     lan: [u8; BUFFER],
+    lan_v6: [u8; BUFFER],
 }
 
 enum Wakeup {
@@ -52,7 +55,7 @@ enum Wakeup {
     Beside(SocketAddr, Vec<u8>),
     /// The µTP2 socket is gone.
     BesideEnded,
-    FromLan(usize, SocketAddr),
+    FromLan(usize, SocketAddr, Family),
     ReceiveFailed,
     Timer,
     Refresh,
@@ -72,9 +75,19 @@ impl Driver {
         let (tracker_v4, tracker_v6) = tracker_sockets(config.listen.ip(), usable)?;
         let mut refresh = time::interval(REFRESH);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let buffers = Buffers { v4: [0; BUFFER], v6: [0; BUFFER], lan: [0; BUFFER] };
-        let mut driver =
-            Self { config, beside, usable, shared, tracker_v4, tracker_v6, lan: None, refresh, buffers };
+        let buffers = Buffers { v4: [0; BUFFER], v6: [0; BUFFER], lan: [0; BUFFER], lan_v6: [0; BUFFER] };
+        let mut driver = Self {
+            config,
+            beside,
+            usable,
+            shared,
+            tracker_v4,
+            tracker_v6,
+            lan: None,
+            lan_v6: None,
+            refresh,
+            buffers,
+        };
         driver.refresh();
         Ok(driver)
     }
@@ -106,8 +119,12 @@ impl Driver {
                     }
                 }
                 Wakeup::BesideEnded => self.beside = None,
-                Wakeup::FromLan(len, from) => {
-                    let bytes = &self.buffers.lan[..len];
+                Wakeup::FromLan(len, from, family) => {
+                    let buffer = match family {
+                        Family::V4 => &self.buffers.lan,
+                        Family::V6 => &self.buffers.lan_v6,
+                    };
+                    let bytes = &buffer[..len];
                     self.shared.lock().lan.handle_datagram(self.shared.now(), from, bytes);
                 }
                 Wakeup::ReceiveFailed => time::sleep(RECEIVE_ERROR_PAUSE).await,
@@ -131,6 +148,7 @@ impl Driver {
             }
             while let Some(bytes) = state.lan.poll_transmit(now) {
                 self.lan.iter().for_each(|lan| lan.send(&bytes));
+                self.lan_v6.iter().for_each(|lan| lan.send(&bytes));
             }
             while let Some(datagram) = state.prober.poll_transmit(now) {
                 probes.push(datagram);
@@ -180,6 +198,12 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
+        let lan_v6 = async {
+            match &self.lan_v6 {
+                Some(lan) => lan.receive(&mut self.buffers.lan_v6).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = self.shared.wake.notified() => Wakeup::Control,
@@ -190,7 +214,10 @@ impl Driver {
             got = receive(&self.tracker_v6, &mut self.buffers.v6) =>
                 got.map_or(Wakeup::ReceiveFailed, |(len, from)| Wakeup::FromTracker(len, from, Family::V6)),
             got = beside => got.map_or(Wakeup::BesideEnded, |(from, bytes)| Wakeup::Beside(from, bytes)),
-            got = lan => got.map_or(Wakeup::ReceiveFailed, |(len, from)| Wakeup::FromLan(len, from)),
+            got = lan =>
+                got.map_or(Wakeup::ReceiveFailed, |(len, from)| Wakeup::FromLan(len, from, Family::V4)),
+            got = lan_v6 =>
+                got.map_or(Wakeup::ReceiveFailed, |(len, from)| Wakeup::FromLan(len, from, Family::V6)),
         }
     }
 
@@ -208,6 +235,7 @@ impl Driver {
             }
             Err(error) => state.status.lan_error = Some(error.to_string()),
         }
+        state.status.lan_interfaces_v6 = self.lan_v6.as_ref().map_or(0, LanSocketsV6::interfaces);
         state.status.lan_interfaces = self.lan.as_ref().map_or(0, LanSockets::interfaces);
         let DiscoveryConfig { listen, advertise, .. } = &self.config;
         let trackers: Vec<_> = state.client.trackers().map(|t| t.0).collect();
@@ -223,10 +251,25 @@ impl Driver {
         }
         let ip = self.config.listen.ip();
         let interfaces = lan::interfaces(ip, &config.interfaces);
-        if let Some(lan) = &mut self.lan {
-            return Ok(lan.update(&interfaces));
+        let loopback_only = ip.to_canonical().is_loopback();
+        let mut new_v6 = false;
+        if spoken(ip).v6 {
+            match &mut self.lan_v6 {
+                Some(lan) => new_v6 = lan.update(&interfaces),
+                None => match LanSocketsV6::open(config.port, loopback_only, &interfaces) {
+                    Ok(lan) => (self.lan_v6, new_v6) = (Some(lan), true),
+                    // Many networks have IPv4 only; IPv4 tells what is wrong with all of them.
+                    Err(error) => tracing::debug!(%error, "no multicast over IPv6"),
+                },
+            }
+            if !spoken(ip).v4 {
+                return Ok(new_v6);
+            }
         }
-        self.lan = Some(LanSockets::open(config, ip.to_canonical().is_loopback(), &interfaces)?);
+        if let Some(lan) = &mut self.lan {
+            return Ok(lan.update(&interfaces) || new_v6);
+        }
+        self.lan = Some(LanSockets::open(config, loopback_only, &interfaces)?);
         Ok(true)
     }
 }

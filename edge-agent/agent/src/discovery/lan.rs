@@ -1,7 +1,7 @@
 //! Multicast sockets: one that receives, shared by all agents of this host, and one that sends on each
 //! interface (`PROTOCOL.md` §7).
 //!
-//! IPv4 only for now: the group's address over IPv6, and its scopes, are still to be chosen.
+//! Over IPv4; `lan6.rs` does the same over IPv6, on the interfaces that are found here.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket as StdUdpSocket};
@@ -163,6 +163,19 @@ pub(super) fn interfaces(listen: IpAddr, wanted: &LanInterfaces) -> Vec<Interfac
     let mut found = system_interfaces(wanted);
     found.truncate(INTERFACES_MAX);
     found
+}
+
+/// The loopback's index.
+#[cfg(target_os = "linux")]
+pub(super) fn loopback_index() -> u32 {
+    let text = std::fs::read_to_string("/sys/class/net/lo/ifindex").ok();
+    text.and_then(|t| t.trim().parse().ok()).unwrap_or(1)
+}
+
+/// The loopback's index, as it usually is.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn loopback_index() -> u32 {
+    1
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -11,6 +11,7 @@
 mod addresses;
 mod driver;
 mod lan;
+mod lan6;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -124,6 +125,8 @@ pub(crate) struct DiscoveryStatus {
     pub(crate) observed: BTreeMap<SocketAddr, SocketAddr>,
     /// Interfaces that multicast works on.
     pub(crate) lan_interfaces: usize,
+    /// Those that it works on over IPv6.
+    pub(crate) lan_interfaces_v6: usize,
     /// Why multicast does not work at the moment, if it should.
     pub(crate) lan_error: Option<String>,
     /// Swarms that are joined.

@@ -238,3 +238,76 @@ async fn a_dropped_receiver_leaves_the_swarm() {
     drop(first.join(key(1), [1; 16]));
     until("left", || first.status().swarms == 0).await;
 }
+
+#[tokio::test]
+async fn agents_on_ipv6_find_each_other_on_the_local_network() {
+    let lan = lan();
+    let agent = |port: u16| {
+        Discovery::start(DiscoveryConfig {
+            listen: SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), port),
+            advertise: vec![],
+            trackers: vec![],
+            lan: lan.clone(),
+            relay: true,
+            socket: None,
+            seed: [port as u8; 32],
+        })
+        .unwrap()
+    };
+    if StdUdpSocket::bind("[::1]:0").is_err() {
+        eprintln!("SKIPPED agents_on_ipv6_find_each_other_on_the_local_network: no IPv6 here");
+        return;
+    }
+    let (first, second) = (agent(4001), agent(4002));
+    if first.status().lan_interfaces_v6 == 0 {
+        eprintln!("SKIPPED agents_on_ipv6_find_each_other_on_the_local_network: no IPv6 multicast here");
+        return;
+    }
+    let mut found = first.join(key(1), [1; 16]);
+    let _second_found = second.join(key(1), [2; 16]);
+    let hint = next(&mut found).await;
+    assert_eq!((hint.addr, hint.via, hint.relay), ("[::1]:4002".parse().unwrap(), Via::Lan, true));
+}
+
+/// The µTP2 socket asks the tracker and is what peers are told of; members probe each other there.
+#[tokio::test]
+async fn trackers_and_probes_use_the_utp2_socket() {
+    let tracker = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let at = tracker.local_addr().unwrap();
+    let mut agents = vec![];
+    for id in [1u8, 2] {
+        let config = utp2_tokio::EndpointConfig::new(utp2::Identity::new([id; 32], vec![]), |_, _| true);
+        let (endpoint, incoming) = Endpoint::bind("127.0.0.1:0".parse().unwrap(), config).unwrap();
+        let config = DiscoveryConfig {
+            listen: endpoint.local_addr(),
+            advertise: vec![],
+            trackers: vec![at],
+            lan: no_lan(),
+            relay: false,
+            socket: Some((endpoint.clone(), endpoint.beside())),
+            seed: [id; 32],
+        };
+        let discovery = Discovery::start(config).unwrap();
+        let found = discovery.join(key(1), [id; 16]);
+        agents.push((endpoint, incoming, discovery, found));
+    }
+    let mut buffer = [0; 2000];
+    let mut heard = std::collections::BTreeSet::new();
+    while heard.len() < 2 {
+        let received = time::timeout(PATIENCE, tracker.recv_from(&mut buffer)).await;
+        let (len, from) = received.expect("in time").unwrap();
+        let announce = Announce::parse(&buffer[..len]).unwrap();
+        assert!(announce.entry.flags().observed_usable);
+        heard.insert(from);
+    }
+    let own: std::collections::BTreeSet<_> = agents.iter().map(|a| a.0.local_addr()).collect();
+    assert_eq!(heard, own);
+    // Called without a tracker that answers, at an address where nobody is and the right one.
+    let other = agents[1].0.local_addr();
+    let asked = agents[0].2.call(key(1).swarm(), key(1).peer_id(&[2; 16]), &[addr(9), other]);
+    assert_eq!(asked, 0, "no tracker has answered");
+    let hint = next(&mut agents[0].3).await;
+    assert_eq!((hint.addr, hint.via, hint.peer), (other, Via::Probe, key(1).peer_id(&[2; 16])));
+    let hint = next(&mut agents[1].3).await;
+    assert_eq!((hint.addr, hint.via), (agents[0].0.local_addr(), Via::Probe));
+}

@@ -297,6 +297,7 @@ impl RunManager {
             "trackers": status.trackers.iter().map(tracker).collect::<Vec<_>>(),
             "swarms": status.swarms,
             "lan_interfaces": status.lan_interfaces,
+            "lan_interfaces_v6": status.lan_interfaces_v6,
             "lan_error": status.lan_error,
             "hints_dropped": status.hints_dropped,
             "tracker_counters": {
