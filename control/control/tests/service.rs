@@ -522,6 +522,7 @@ async fn telemetry_is_for_those_who_take_part() {
         bytes_sent: 5,
         peers: 6,
         entries: 7,
+        connections: None,
     };
     let position = service.views().position();
     service.progress(agents[1].id, progress(run));

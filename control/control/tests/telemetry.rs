@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use agent_proto::link::Progress;
+use agent_proto::link::{PeerConnection, Progress, Way};
 use control::config::{Settings, TelemetrySettings};
 use control::gateway::Fleet as _;
 use control::serve::{self, Running};
@@ -49,6 +49,7 @@ fn progress(run: RunId, bytes_done: u64) -> Progress {
         bytes_sent: bytes_done / 2,
         peers: 2,
         entries: 0,
+        connections: None,
     }
 }
 
@@ -88,6 +89,31 @@ async fn a_runs_course_outlives_the_process_and_its_figures_outlive_the_course()
         assert!(status == 400 || status == 404, "{bad}: {status}");
     }
     assert_eq!(get(&running, "runs/nothing/telemetry").await.0, 404);
+
+    // How they are connected, as one of them tells it; who is not in the run is not shown.
+    let connection = |peer| PeerConnection {
+        peer,
+        way: Way::Punched,
+        relay: None,
+        local: "192.168.1.2:4000".into(),
+        remote: "203.0.113.7:4000".into(),
+        initiator: true,
+        rtt_us: 20_000,
+        sent_per_s: 1,
+        received_per_s: 2,
+        since: event_schema::Timestamp(0),
+        tried: vec!["called through 1 tracker(s)".into()],
+        last_error: String::new(),
+    };
+    let told = vec![connection(two), connection(event_schema::AgentId([9; 16]))];
+    service.progress(one, Progress { connections: Some(told), ..progress(run, 100_000) });
+    service.progress(one, progress(run, 100_000));
+    let (status, view) = get(&running, &format!("runs/{run}/connections")).await;
+    assert_eq!((status, view["connections"].as_array().map(Vec::len)), (200, Some(1)), "{view}");
+    let shown = &view["connections"][0];
+    assert_eq!((&shown["agent"], &shown["peer"]), (&one.to_string().into(), &two.to_string().into()));
+    assert_eq!((&shown["way"], &shown["remote"]), (&"punched".into(), &"203.0.113.7:4000".into()), "{view}");
+    assert_eq!(get(&running, "runs/nothing/connections").await.0, 404);
 
     // The run's end is on the log, with who gave how much.
     for (n, from_source, from_peers, sent) in [(1, 70_000, 30_000, 30_000), (2, 40_000, 60_000, 0)] {

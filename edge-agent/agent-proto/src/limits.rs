@@ -98,6 +98,13 @@ pub const ADVANCE_MAX: usize = CHECKPOINT_NOTE_MAX + 4 * 1024;
 /// Bytes of what an agent says about a checkpoint that it refused: two heads in words.
 pub const REFUSAL_LEN_MAX: usize = 512;
 
+/// Connections in one `Progress`, what was tried for one of them, and bytes of a text: 64 KiB in all, every 10 s.
+pub const CONNECTIONS_TOLD: usize = 64;
+/// See [`CONNECTIONS_TOLD`].
+pub const TRIES_TOLD: usize = 4;
+/// See [`CONNECTIONS_TOLD`].
+pub const TRY_LEN_MAX: usize = 200;
+
 /// Peers in one `Peers`: half of what an agent dials in a run.
 pub const PEERS_TOLD: usize = 32;
 

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    DecodeError, Domain, RefusalReason, RunAgentState, RunId, Signature, Signed, Tagged, Timestamp,
+    AgentId, DecodeError, Domain, RefusalReason, RunAgentState, RunId, Signature, Signed, Tagged, Timestamp,
     tagged_enum,
 };
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ tagged_enum! {
         /// A signed report from the outbox.
         (3, 1) "report" => ReportSent,
         /// Telemetry, not recorded.
-        (4, 1) "progress" => Progress,
+        (4, 2) "progress" => Progress,
         /// Still there?
         (5, 1) "ping" => Ping,
         /// What I hold as a witness of the log; only where [`WITNESS_ALPN`] was agreed on.
@@ -75,8 +75,38 @@ struct Hello1 {
     trust_version: u64,
 }
 
+/// The shape of [`Progress`] before it told of connections.
+#[derive(Serialize, Deserialize)]
+struct Progress1 {
+    run: RunId,
+    state: RunAgentState,
+    blocks_done: u64,
+    blocks_total: u64,
+    bytes_done: u64,
+    bytes_total: u64,
+    bytes_sent: u64,
+    peers: u32,
+    entries: u64,
+}
+
 /// Old shapes of what agents send: they are older than their gateway while a fleet is upgraded.
 fn upcast_to_gateway(tagged: &Tagged) -> Option<Tagged> {
+    if (tagged.kind, tagged.version) == (4, 1) {
+        let old: Progress1 = event_schema::decode_exact("progress", &tagged.payload).ok()?;
+        let new = Progress {
+            run: old.run,
+            state: old.state,
+            blocks_done: old.blocks_done,
+            blocks_total: old.blocks_total,
+            bytes_done: old.bytes_done,
+            bytes_total: old.bytes_total,
+            bytes_sent: old.bytes_sent,
+            peers: old.peers,
+            entries: old.entries,
+            connections: None,
+        };
+        return Some(ToGateway::from(new).to_tagged());
+    }
     if (tagged.kind, tagged.version) != (2, 1) {
         return None;
     }
@@ -177,6 +207,65 @@ pub struct Progress {
     pub peers: u32,
     /// Entries read so far while indexing.
     pub entries: u64,
+    /// How the peers are connected; every 10 s. At most [`crate::limits::CONNECTIONS_TOLD`].
+    pub connections: Option<Vec<PeerConnection>>,
+}
+
+/// How two agents are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Way {
+    /// Not at all.
+    None,
+    /// On this host, or as heard on the local network.
+    Lan,
+    /// From address to address.
+    Direct,
+    /// So, because both sides sent at the same time.
+    Punched,
+    /// Another agent forwards.
+    Relayed,
+}
+
+impl Way {
+    /// Its name, as `punched`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Lan => "lan",
+            Self::Direct => "direct",
+            Self::Punched => "punched",
+            Self::Relayed => "relayed",
+        }
+    }
+}
+
+/// One peer of a run, as the agent that tells it sees it (`edge-agent/PATHS.md` §5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerConnection {
+    /// Who.
+    pub peer: AgentId,
+    /// How.
+    pub way: Way,
+    /// Who forwards, if somebody does.
+    pub relay: Option<AgentId>,
+    /// The teller's address on the way there; empty if not known.
+    pub local: String,
+    /// The peer's, or the relay's; empty without a connection.
+    pub remote: String,
+    /// The teller called.
+    pub initiator: bool,
+    /// Smoothed round trip time, µs.
+    pub rtt_us: u32,
+    /// Bytes a second sent to it, over the last second.
+    pub sent_per_s: u64,
+    /// Bytes a second received from it.
+    pub received_per_s: u64,
+    /// Since when.
+    pub since: Timestamp,
+    /// What was tried since it was connected last, newest last.
+    pub tried: Vec<String>,
+    /// Why the last try failed; empty if none did.
+    pub last_error: String,
 }
 
 /// Still there?

@@ -97,8 +97,12 @@ impl Reporter {
     }
 
     /// Telemetry: the latest of each run is sent while there is a link, a few times a second.
-    pub(crate) fn progress(&self, progress: Progress) {
+    pub(crate) fn progress(&self, mut progress: Progress) {
         let mut latest = self.shared.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(unsent) = latest.remove(&progress.run) {
+            // Connections are told now and then only.
+            progress.connections = progress.connections.or(unsent.connections);
+        }
         latest.insert(progress.run, progress);
         drop(latest);
         self.shared.progressed.notify_one();
@@ -365,6 +369,7 @@ mod tests {
             bytes_sent: 0,
             peers: 0,
             entries: 0,
+            connections: None,
         };
         for blocks in 0..10 {
             reporter.progress(progress(1, blocks));

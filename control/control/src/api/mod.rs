@@ -9,6 +9,7 @@ mod audit;
 mod auth;
 mod batches;
 mod check;
+mod connections;
 mod erase;
 mod error;
 mod events;
@@ -140,6 +141,7 @@ impl Api {
             .route("/runs/{run}", get(runs::show))
             .route("/runs/{run}/history", get(runs::history))
             .route("/runs/{run}/telemetry", get(telemetry::show))
+            .route("/runs/{run}/connections", get(connections::show))
             .route("/runs/{run}/stop", post(runs::stop))
             .route("/batches", get(batches::list))
             .route("/batches/{batch}", get(batches::show))

@@ -699,6 +699,7 @@ mod tests {
                 bytes_sent: u64::MAX,
                 peers: u32::MAX,
                 entries: u64::MAX,
+                connections: None,
             };
             telemetry.take(
                 agent,

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_proto::link::Progress;
+use agent_proto::limits::CONNECTIONS_TOLD;
+use agent_proto::link::{PeerConnection, Progress};
 use event_schema::{AgentId, RunId};
 
 /// Pairs of run and agent; the largest runs together. Beyond that, those of ended runs are dropped.
@@ -13,6 +14,9 @@ const ENTRIES_MAX: usize = 50_000;
 
 /// A rate follows changes with this time constant.
 const RATE_WINDOW: Duration = Duration::from_secs(3);
+
+/// Without news for so long nobody knows how an agent is connected.
+const CONNECTIONS_STALE: Duration = Duration::from_secs(60);
 
 /// Without news for so long a rate counts as 0.
 const RATE_STALE: Duration = Duration::from_secs(10);
@@ -25,7 +29,16 @@ pub struct Live {
     /// Bytes verified per second, smoothed over some seconds.
     pub rate_bytes_s: f64,
     at: Instant,
+    connections_at: Instant,
     ended: bool,
+}
+
+impl Live {
+    /// How its peers are connected as it told last, unless that is too long ago.
+    pub fn connections(&self, now: Instant) -> &[PeerConnection] {
+        let fresh = !self.ended && now.saturating_duration_since(self.connections_at) < CONNECTIONS_STALE;
+        self.progress.connections.as_deref().filter(|_| fresh).unwrap_or_default()
+    }
 }
 
 /// The latest of everybody.
@@ -55,7 +68,16 @@ impl Telemetry {
                     if first { now } else { known.rate_bytes_s + weight * (now - known.rate_bytes_s) };
                 known.at = at;
             }
+            let connections = known.progress.connections.take();
             known.progress = progress;
+            match &mut known.progress.connections {
+                Some(told) => {
+                    told.truncate(CONNECTIONS_TOLD);
+                    known.connections_at = at;
+                }
+                // Told now and then only.
+                none => *none = connections,
+            }
             return;
         }
         if live.len() >= ENTRIES_MAX {
@@ -64,7 +86,9 @@ impl Telemetry {
                 return;
             }
         }
-        live.insert(key, Live { progress, rate_bytes_s: 0.0, at, ended: false });
+        let mut progress = progress;
+        progress.connections.iter_mut().for_each(|told| told.truncate(CONNECTIONS_TOLD));
+        live.insert(key, Live { progress, rate_bytes_s: 0.0, at, connections_at: at, ended: false });
     }
 
     /// What an agent told last about a run, with the rate as it counts at `now`.
@@ -100,7 +124,35 @@ mod tests {
             bytes_sent: 0,
             peers: 1,
             entries: 0,
+            connections: None,
         }
+    }
+
+    #[test]
+    fn connections_are_kept_for_a_while_and_bounded() {
+        let (telemetry, start, agent) = (Telemetry::default(), Instant::now(), AgentId([2; 16]));
+        let one = PeerConnection {
+            peer: AgentId([3; 16]),
+            way: agent_proto::link::Way::Relayed,
+            relay: None,
+            local: String::new(),
+            remote: String::new(),
+            initiator: true,
+            rtt_us: 1,
+            sent_per_s: 2,
+            received_per_s: 3,
+            since: event_schema::Timestamp(4),
+            tried: Vec::new(),
+            last_error: String::new(),
+        };
+        let told = |at: u64| {
+            let now = start + Duration::from_secs(at);
+            telemetry.of(RunId([1; 16]), agent, now).map(|live| live.connections(now).len())
+        };
+        let many = Some(vec![one; 2 * CONNECTIONS_TOLD]);
+        telemetry.take(agent, Progress { connections: many, ..progress(0) }, start);
+        telemetry.take(agent, progress(5), start + Duration::from_secs(50));
+        assert_eq!((told(50), told(61)), (Some(CONNECTIONS_TOLD), Some(0)));
     }
 
     #[test]

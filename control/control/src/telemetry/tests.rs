@@ -33,6 +33,7 @@ fn progress(run: RunId, bytes_done: u64, bytes_sent: u64) -> Progress {
         bytes_sent,
         peers: 3,
         entries: 0,
+        connections: None,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use agent_proto::limits::CONNECTIONS_TOLD;
 use agent_proto::link::Progress;
 use event_schema::{
     Problem, ProblemClass, ProblemReported, ReportBody, Role, RunAgentState, RunId, TransferStats,
@@ -92,7 +93,15 @@ impl Board {
             bytes_sent: status.stats.bytes_sent,
             peers: status.peers,
             entries: status.entries,
+            connections: None,
         }
+    }
+
+    /// The same with how the peers are connected.
+    pub(super) fn progress_with_connections(&self, state: RunAgentState) -> Progress {
+        let told =
+            self.lock().connections.iter().take(CONNECTIONS_TOLD).map(ConnectionStatus::told).collect();
+        Progress { connections: Some(told), ..self.progress(state) }
     }
 }
 

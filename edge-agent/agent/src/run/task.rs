@@ -335,7 +335,8 @@ impl Task {
         self.refresh_board();
         if now >= self.ticks.telemetry {
             self.ticks.telemetry = now + TELEMETRY;
-            self.host.reporter.progress(self.board.progress(self.state));
+            let progress = self.telemetry(now);
+            self.host.reporter.progress(progress);
         }
         if now >= self.ticks.rtt {
             self.ticks.rtt = now + RTT_INTERVAL;

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 
+use agent_proto::limits::{TRIES_TOLD, TRY_LEN_MAX};
+use agent_proto::link::{PeerConnection, Way};
 use event_schema::{AgentId, Timestamp};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -23,28 +25,13 @@ const TRIES: usize = 8;
 /// Addresses of which it is remembered how they were found.
 const FOUND: usize = 1024;
 
-/// How two agents are connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Way {
-    /// Not at all.
-    None,
-    /// On this host, or as heard on the local network.
-    Lan,
-    /// From address to address.
-    Direct,
-    /// So, because both sides sent at the same time.
-    Punched,
-    /// Another agent forwards.
-    Relayed,
-}
-
 /// One peer as it is shown.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ConnectionStatus {
     /// Who.
     pub(crate) agent: AgentId,
     /// How.
+    #[serde(serialize_with = "way_name")]
     pub(crate) way: Way,
     /// Who forwards, if somebody does.
     pub(crate) relay: Option<AgentId>,
@@ -66,6 +53,31 @@ pub(crate) struct ConnectionStatus {
     pub(crate) tried: Vec<String>,
     /// Why the last try failed, or the last connection ended.
     pub(crate) last_error: Option<String>,
+}
+
+fn way_name<S: serde::Serializer>(way: &Way, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(way.name())
+}
+
+impl ConnectionStatus {
+    /// As the control service is told of it.
+    pub(super) fn told(&self) -> PeerConnection {
+        let cut = |text: &str| text.chars().take(TRY_LEN_MAX / 4).collect::<String>();
+        PeerConnection {
+            peer: self.agent,
+            way: self.way,
+            relay: self.relay,
+            local: self.local.clone().unwrap_or_default(),
+            remote: self.remote.clone().unwrap_or_default(),
+            initiator: self.initiator,
+            rtt_us: (self.rtt_ms * 1000.0) as u32,
+            sent_per_s: self.sent_per_s,
+            received_per_s: self.received_per_s,
+            since: self.since,
+            tried: self.tried.iter().rev().take(TRIES_TOLD).rev().map(|t| cut(t)).collect(),
+            last_error: self.last_error.as_deref().map(cut).unwrap_or_default(),
+        }
+    }
 }
 
 #[derive(Default)]

@@ -362,6 +362,7 @@ async fn stopping_ends_sessions_in_order() {
         bytes_sent: 5,
         peers: 6,
         entries: 7,
+        connections: None,
     };
     client.send(progress).await;
     assert_eq!(world.told().await, Told::Progress(agent.id()));

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use agent_proto::limits::{ADDRESSES_TOLD, PEERS_TOLD};
+use agent_proto::link::{Progress, Way};
 use agent_proto::peer::{KnownPeer, PackedAddress, PeerMessage, Peers};
 use event_schema::AgentId;
 use sha2::{Digest, Sha256};
@@ -19,7 +20,7 @@ use crate::relay::Met;
 use crate::run::dial::call;
 use crate::run::event::Wakeup;
 use crate::run::reach::{Reach, Step};
-use crate::run::ways::{Way, Ways};
+use crate::run::ways::Ways;
 
 /// Relays that one agent considers.
 const RELAYS: usize = 8;
@@ -27,6 +28,9 @@ const RELAYS: usize = 8;
 /// How long the larger id waits before it calls a peer that answers a probe, and how long nobody calls it again there.
 const CROSSING_WAIT: Duration = Duration::from_secs(1);
 const CALL_AGAIN: Duration = Duration::from_secs(3);
+
+/// How often the control service is told how peers are connected.
+const SHOW: Duration = Duration::from_secs(10);
 
 /// How often connections are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -70,6 +74,8 @@ pub(super) struct Reaching {
     /// Addresses that peers told, which therefore work without a call if they do.
     gossiped: Vec<SocketAddr>,
     looked: Option<Instant>,
+    /// When the control service was told of connections last.
+    shown: Option<Instant>,
     /// When peers were called where they answered.
     called: BTreeMap<AgentId, Instant>,
 }
@@ -245,6 +251,15 @@ impl Task {
                 self.reaching.reach.relay_ended(now, agent);
             }
         }
+    }
+
+    /// What the control service is told now.
+    pub(super) fn telemetry(&mut self, now: Instant) -> Progress {
+        if self.reaching.shown.is_some_and(|at| now - at < SHOW) {
+            return self.board.progress(self.state);
+        }
+        self.reaching.shown = Some(now);
+        self.board.progress_with_connections(self.state)
     }
 
     /// A call ended without a connection.
