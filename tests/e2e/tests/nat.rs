@@ -349,7 +349,7 @@ fn the_relay_is_left_when_there_is_a_direct_way() -> Result<()> {
            }
          }",
     )?;
-    let run = fleet.distribute(&Tree { small: 20, large: 1, large_bytes: 20 << 20 })?;
+    let run = fleet.distribute(&Tree { small: 20, large: 1, large_bytes: 16 << 20 })?;
     let before = fleet.wait_way(&["relayed"])?;
     // Plain calls of before are given up, so that it is this connection that finds the way.
     std::thread::sleep(Duration::from_secs(8));

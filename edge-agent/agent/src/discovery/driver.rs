@@ -253,10 +253,10 @@ impl Driver {
         let interfaces = lan::interfaces(ip, &config.interfaces);
         let loopback_only = ip.to_canonical().is_loopback();
         let mut new_v6 = false;
-        if spoken(ip).v6 {
+        if spoken(ip).v6 && !loopback_only {
             match &mut self.lan_v6 {
                 Some(lan) => new_v6 = lan.update(&interfaces),
-                None => match LanSocketsV6::open(config.port, loopback_only, &interfaces) {
+                None => match LanSocketsV6::open(config.port, &interfaces) {
                     Ok(lan) => (self.lan_v6, new_v6) = (Some(lan), true),
                     // Many networks have IPv4 only; IPv4 tells what is wrong with all of them.
                     Err(error) => tracing::debug!(%error, "no multicast over IPv6"),

@@ -165,19 +165,6 @@ pub(super) fn interfaces(listen: IpAddr, wanted: &LanInterfaces) -> Vec<Interfac
     found
 }
 
-/// The loopback's index.
-#[cfg(target_os = "linux")]
-pub(super) fn loopback_index() -> u32 {
-    let text = std::fs::read_to_string("/sys/class/net/lo/ifindex").ok();
-    text.and_then(|t| t.trim().parse().ok()).unwrap_or(1)
-}
-
-/// The loopback's index, as it usually is.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn loopback_index() -> u32 {
-    1
-}
-
 #[cfg(not(target_os = "linux"))]
 fn system_interfaces(_: &LanInterfaces) -> Vec<Interface> {
     vec![Interface::Default, Interface::Loopback]

@@ -240,7 +240,7 @@ async fn a_dropped_receiver_leaves_the_swarm() {
 }
 
 #[tokio::test]
-async fn agents_on_ipv6_find_each_other_on_the_local_network() {
+async fn agents_on_the_ipv6_loopback_find_each_other() {
     let lan = lan();
     let agent = |port: u16| {
         Discovery::start(DiscoveryConfig {
@@ -255,14 +255,11 @@ async fn agents_on_ipv6_find_each_other_on_the_local_network() {
         .unwrap()
     };
     if StdUdpSocket::bind("[::1]:0").is_err() {
-        eprintln!("SKIPPED agents_on_ipv6_find_each_other_on_the_local_network: no IPv6 here");
+        eprintln!("SKIPPED agents_on_the_ipv6_loopback_find_each_other: no IPv6 here");
         return;
     }
     let (first, second) = (agent(4001), agent(4002));
-    if first.status().lan_interfaces_v6 == 0 {
-        eprintln!("SKIPPED agents_on_ipv6_find_each_other_on_the_local_network: no IPv6 multicast here");
-        return;
-    }
+    assert_eq!(first.status().lan_interfaces_v6, 0, "the loopback has multicast over IPv4 only");
     let mut found = first.join(key(1), [1; 16]);
     let _second_found = second.join(key(1), [2; 16]);
     let hint = next(&mut found).await;
