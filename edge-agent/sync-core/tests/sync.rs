@@ -1,6 +1,6 @@
 //! Synchronization in virtual time: everybody ends with one tree, and no edit is lost (`edge-agent/SYNC.md`).
 //!
-//! `SYNC_SEED=n` runs one seed of the randomized tests, `SYNC_TRACE=1` tells what happens in it, `SYNC_ROWS=1` shows
+//! `SYNC_SEED=n` runs one seed of the randomized tests (`n..m` some), `SYNC_TRACE=1` tells what happens in it, `SYNC_ROWS=1` shows
 //! whole indexes where it fails.
 
 mod sync_world;
@@ -69,7 +69,10 @@ fn with_returns(seed: u64, kins: &[Kin]) -> World {
 
 fn seeds(range: std::ops::Range<u64>) -> Vec<u64> {
     match std::env::var("SYNC_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
+        Ok(seeds) => match seeds.split_once("..") {
+            Some((from, to)) => (from.parse().expect("a number")..to.parse().expect("a number")).collect(),
+            None => vec![seeds.parse().expect("a number")],
+        },
         Err(_) => range.collect(),
     }
 }
