@@ -87,7 +87,7 @@ impl World {
                         if d.replica != own {
                             version.push(Dot {
                                 replica: d.replica,
-                                counter: d.counter + self.rng.below(2) * 1000,
+                                counter: d.counter.wrapping_add(self.rng.below(2) * 1000),
                             });
                         }
                     }
@@ -121,7 +121,7 @@ impl World {
                     heads.truncate(20);
                     heads.push(own);
                     if self.rng.chance(10) {
-                        heads.iter_mut().for_each(|h| h.counter += 1);
+                        heads.iter_mut().for_each(|h| h.counter = h.counter.wrapping_add(1));
                     }
                     let h = &mut self.nodes[node].hostile;
                     let (epoch, after) = (h.epoch, h.sent);
