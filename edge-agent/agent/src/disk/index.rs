@@ -82,7 +82,7 @@ struct Index<'a> {
     out: ManifestWriter,
     owners: Owners,
     /// Files with further names that were not met yet: index of the entry and how many there may be.
-    links: HashMap<(u64, u64), (u64, u64)>,
+    links: HashMap<(u64, u64), (u64, u32)>,
     problems: Problems,
     done: IndexProgress,
     progress: &'a mut dyn FnMut(IndexProgress) -> bool,
@@ -234,7 +234,7 @@ impl Index<'_> {
         let index = self.out.entries();
         match self.file(path)? {
             Ok((entry, stat)) => {
-                let further = (stat.st_nlink as u64).saturating_sub(1);
+                let further = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX).saturating_sub(1);
                 if self.write(&entry)? && further > 0 {
                     self.links.insert((stat.st_dev, stat.st_ino), (index, further));
                 }

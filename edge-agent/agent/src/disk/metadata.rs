@@ -249,15 +249,7 @@ impl Restorer {
         e: &Entry,
         chown: impl FnOnce(Option<Uid>, Option<Gid>) -> Result<()>,
     ) -> (bool, bool) {
-        let Some(owner) = &e.owner else { return (false, false) };
-        let user = lock(&self.users).of((owner.uid, owner.user.clone()), |(uid, name)| {
-            let known = (!name.is_empty()).then(|| nix::unistd::User::from_name(name).ok().flatten());
-            Uid::from_raw(known.flatten().map_or(*uid, |user| user.uid.as_raw()))
-        });
-        let group = lock(&self.groups).of((owner.gid, owner.group.clone()), |(gid, name)| {
-            let known = (!name.is_empty()).then(|| nix::unistd::Group::from_name(name).ok().flatten());
-            Gid::from_raw(known.flatten().map_or(*gid, |group| group.gid.as_raw()))
-        });
+        let Some((user, group)) = self.owner(e) else { return (false, false) };
         if (stat.st_uid, stat.st_gid) == (user.as_raw(), group.as_raw()) {
             return (true, false);
         }
@@ -266,6 +258,28 @@ impl Restorer {
         }
         let given = self.note(What::Owner, e, chown(Some(user), Some(group)));
         (given, given)
+    }
+
+    /// Whether a file has the mode and the owner that [`Self::restore`] would give it.
+    pub(super) fn fits(&self, stat: &Stat, e: &Entry) -> bool {
+        let owner = self.owner(e).map(|(user, group)| (user.as_raw(), group.as_raw()));
+        let owned = owner == Some((stat.st_uid, stat.st_gid));
+        let mode = if owned { e.mode } else { e.mode & !SET_IDS };
+        stat.st_mode & 0o7777 == mode && (owned || !self.root || owner.is_none())
+    }
+
+    /// Whose an entry is to be on this system.
+    fn owner(&self, e: &Entry) -> Option<(Uid, Gid)> {
+        let owner = e.owner.as_ref()?;
+        let user = lock(&self.users).of((owner.uid, owner.user.clone()), |(uid, name)| {
+            let known = (!name.is_empty()).then(|| nix::unistd::User::from_name(name).ok().flatten());
+            Uid::from_raw(known.flatten().map_or(*uid, |user| user.uid.as_raw()))
+        });
+        let group = lock(&self.groups).of((owner.gid, owner.group.clone()), |(gid, name)| {
+            let known = (!name.is_empty()).then(|| nix::unistd::Group::from_name(name).ok().flatten());
+            Gid::from_raw(known.flatten().map_or(*gid, |group| group.gid.as_raw()))
+        });
+        Some((user, group))
     }
 
     /// Makes the extended attributes those of the entry, but for the access list, which is only removed here. Says

@@ -8,7 +8,7 @@ mod reuse;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -139,6 +139,7 @@ impl Staging {
             manifest,
         };
         let (mut reused, mut problems, mut unwanted) = (0, Problems::default(), BlockMap::new(blocks));
+        let mut shared = HashSet::new();
         for page in 0..staging.manifest.pages() {
             if !go_on() {
                 break;
@@ -146,7 +147,7 @@ impl Staging {
             let page = staging.manifest.page(page).map_err(unreadable)?;
             for (entry, e) in page.entries() {
                 let range = page.blocks_of_entry(entry);
-                match staging.recover(entry, e, range.clone()) {
+                match staging.recover(entry, e, range.clone(), &mut shared) {
                     Ok(found) => {
                         reused += found.iter().filter(|&&block| !fetched.contains(block)).count() as u64;
                     }
@@ -167,8 +168,15 @@ impl Staging {
     }
 
     /// Looks for an entry's blocks on disk: the finished file, else the unfinished one, else an
-    /// older file of the same name, whose matching blocks are copied.
-    fn recover(&self, entry: u64, e: &Entry, range: Range<u64>) -> Result<Vec<u64>, Problem> {
+    /// older file of the same name, whose matching blocks are copied. `shared` are files with further names that are
+    /// in place as another entry.
+    fn recover(
+        &self,
+        entry: u64,
+        e: &Entry,
+        range: Range<u64>,
+        shared: &mut HashSet<(u64, u64)>,
+    ) -> Result<Vec<u64>, Problem> {
         let Kind::File { size, .. } = e.kind else {
             if e.is_folder() {
                 self.folder()
@@ -201,6 +209,14 @@ impl Staging {
             if staged || here || is_zeros(&info) {
                 found.push(block);
             }
+        }
+        if only_existing
+            && let Some(stat) = existing.as_ref().and_then(|f| fs::fstat(f).ok())
+            && stat.st_nlink > 1
+        {
+            // What is changed under this name would change under others, which may be no business of ours; and what
+            // are two files at the source must not be one here.
+            only_existing = self.restorer.fits(&stat, e) && shared.insert((stat.st_dev, stat.st_ino));
         }
         if only_existing {
             // Whole already: only its metadata are set again.

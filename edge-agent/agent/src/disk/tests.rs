@@ -478,9 +478,17 @@ fn attributes_lists_holes_and_further_names_arrive() {
     set_attribute(&to.join("zeros"), "system.posix_acl_access", &acl(7)).expect("room");
     fs::remove_file(to.join("sub/deep/zz")).expect("there");
     fs::copy(to.join("big"), to.join("sub/deep/zz")).expect("room");
+    // Two files that became one; and another one with a name elsewhere, which keeps what it has there.
+    fs::remove_file(to.join("sub/heir")).expect("there");
+    fs::hard_link(to.join("sub/bare"), to.join("sub/heir")).expect("room");
+    let elsewhere = state.path().join("elsewhere");
+    fs::hard_link(to.join("-rf"), &elsewhere).expect("room");
+    fs::set_permissions(&elsewhere, Permissions::from_mode(0o640)).expect("ours");
     let holes = fs::OpenOptions::new().write(true).open(to.join("holes")).expect("there");
     holes.write_all_at(&[1; 10], 1 << 24).expect("room");
     again("third");
+    assert_eq!(fs::metadata(&elsewhere).expect("there").mode() & 0o7777, 0o640);
+    assert_eq!(fs::metadata(to.join("-rf")).expect("there").nlink(), 1);
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! The rules of PROTOCOL.md §4.3, the byte form there and back, the head.
+
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
