@@ -37,7 +37,9 @@ async fn secrets_are_written_once_and_overwritten_when_they_go() {
     // Another tool deleted one, which leaves a marker: it can be written again.
     let client = async_nats::connect(server.url()).await.expect("connects");
     let subject = format!("$KV.{}-keys.job.marked", NatsLogOptions::new("").stream);
-    let stored = async_nats::jetstream::new(client).publish(subject, Vec::new().into()).await.expect("sent");
+    // Kept until it has answered.
+    let context = async_nats::jetstream::new(client);
+    let stored = context.publish(subject, Vec::new().into()).await.expect("sent");
     stored.await.expect("stored, before anything that follows");
     let marked = || vec![("job.marked".to_owned(), secret(8000))];
     assert!(vault.create(marked()).await.expect("written").is_empty());
