@@ -11,7 +11,7 @@ use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, DisposalReported, JoinRun, RunId};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::archive;
@@ -185,6 +185,7 @@ async fn serve(
         reporter: reporter.clone(),
     };
     let clock_of_fleet = clock.clone();
+    let network = Arc::new(Notify::new());
     let runs = Arc::new(start_runs(settings.listen, store.port()?, deps).await?);
     reporter.write(Write { port: Some(runs.local_addr().port()), ..Write::default() }).await;
 
@@ -235,9 +236,19 @@ async fn serve(
         status: status.clone(),
         witness,
         met: None,
+        network: network.clone(),
         obeying: Arc::default(),
     };
     let mut link = tokio::spawn(link.run(stopped));
+    let calling = tokio::spawn({
+        let runs = runs.clone();
+        async move {
+            loop {
+                network.notified().await;
+                runs.network_changed();
+            }
+        }
+    });
     let sweeping = tokio::spawn(sweep_archives(folder.path().to_owned(), clock_of_fleet));
     let end = tokio::select! {
         end = &mut link => end,
@@ -249,6 +260,7 @@ async fn serve(
     };
     let end = end.expect("the link does not panic");
     sweeping.abort();
+    calling.abort();
     if let LinkEnd::Removed(_) = &end {
         status.removed();
     }

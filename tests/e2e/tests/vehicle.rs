@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Agent, Options, Process, Run, Tree, World, binary, differences, wait_until};
+use e2e::{Agent, Options, Process, Run, Tree, World, binary, differences};
 use serde_json::Value;
 use wan::{Config, Link, Loss, NotPermitted, Shape};
 
@@ -21,6 +21,9 @@ use wan::{Config, Link, Loss, NotPermitted, Shape};
 const RATE_BPS: u64 = 8_000_000;
 const DELAY: Duration = Duration::from_millis(30);
 const LOSS: f64 = 0.05;
+
+/// How often it is looked.
+const POLL: Duration = Duration::from_millis(250);
 
 /// Contacts after which the test gives up.
 const CONTACTS_MAX: u32 = 12;
@@ -60,15 +63,12 @@ struct Scene {
     link: Link,
     world: Arc<World>,
     car: Process,
-    pace: Pace2,
-    contacts: u32,
-    began: Instant,
-}
-
-/// What is kept of a [`Pace`].
-struct Pace2 {
     there: Duration,
     away: Duration,
+    /// When the contact that it is in ends.
+    there_until: Option<Instant>,
+    contacts: u32,
+    began: Instant,
 }
 
 fn scenario(pace: &Pace) -> Result<()> {
@@ -121,8 +121,9 @@ fn scenario(pace: &Pace) -> Result<()> {
     fs::create_dir(&maps)?;
     fs::write(maps.join("north.map"), vec![7; 300_000])?;
 
-    let pace = Pace2 { there: pace.there, away: pace.away };
-    let mut scene = Scene { link, world, car, pace, contacts: 1, began: Instant::now() };
+    let Pace { there, away, .. } = *pace;
+    let (began, there_until) = (Instant::now(), None);
+    let mut scene = Scene { link, world, car, there, away, there_until, contacts: 1, began };
     let (from, to) = (format!("car:{}", footage.display()), format!("base:{}", store.display()));
     let started = scene.flotilla(&[
         "jobs",
@@ -142,7 +143,7 @@ fn scenario(pace: &Pace) -> Result<()> {
     let run = started["runs"][0].as_str().with_context(|| format!("a run in {started}"))?.to_owned();
 
     // The first contact ends in the middle of it.
-    std::thread::sleep(scene.pace.there);
+    std::thread::sleep(scene.there);
     scene.leave();
     let away = scene.run(&run)?;
     let (done, total) = (number(&away, "base", "bytes_done")?, number(&away, "base", "bytes_total")?);
@@ -251,8 +252,9 @@ impl Scene {
     }
 
     /// The network is gone.
-    fn leave(&self) {
+    fn leave(&mut self) {
         self.link.set_down(true);
+        self.there_until = None;
     }
 
     /// Into range again, as somebody else.
@@ -262,18 +264,22 @@ impl Scene {
         let address = Ipv4Addr::new(10, 77, 0, 10 + u8::try_from(self.contacts)?);
         self.link.a.change_address(address)?;
         self.link.set_down(false);
+        self.there_until = Some(Instant::now() + self.there);
         say(&format!("contact {} as {address}", self.contacts));
         Ok(())
     }
 
-    /// Comes and goes until it is so, and is away then: contacts are as long as they are.
+    /// Comes and goes until it is so; the contact in which that happens goes on.
     fn until(&mut self, what: &str, enough: impl Fn(&Self) -> Result<bool>) -> Result<()> {
         while !enough(self)? {
-            std::thread::sleep(self.pace.away);
-            self.arrive()?;
-            // Nobody waits longer than a contact for what comes in it.
-            let _ = wait_until(what, self.pace.there, || Ok(enough(self)?.then_some(())));
-            self.leave();
+            match self.there_until {
+                Some(end) if Instant::now() < end => std::thread::sleep(POLL),
+                Some(_) => self.leave(),
+                None => {
+                    std::thread::sleep(self.away);
+                    self.arrive().with_context(|| format!("waiting for {what}"))?;
+                }
+            }
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ use event_schema::{
     AgentId, Command, CommandAccepted, CommandBody, CommandRefused, Disposal, FinishAndDispose, JoinRun,
     RefusalReason, RunId, Signed, Timestamp,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::clock::FleetClock;
@@ -110,6 +110,8 @@ pub(crate) struct Link {
     pub(crate) witness: Arc<Mutex<Witness>>,
     /// Where a gateway was met last.
     pub(crate) met: Option<SocketAddr>,
+    /// Told when this machine is in another network.
+    pub(crate) network: Arc<Notify>,
     /// Held while a command is stored and handed on, so that orders stay in their sequence.
     pub(crate) obeying: Arc<tokio::sync::Mutex<()>>,
 }
@@ -134,6 +136,9 @@ impl Link {
                 }
                 error => {
                     let moved = matches!(error, LinkError::Moved);
+                    if moved {
+                        self.network.notify_one();
+                    }
                     if moved || began.elapsed() >= SESSION_GOOD {
                         backoff.reset();
                     }
@@ -149,6 +154,7 @@ impl Link {
                         () = sleep(pause) => {}
                         () = ways.opened() => {
                             tracing::info!("the network has changed");
+                            self.network.notify_one();
                             backoff.reset();
                             sleep(backoff.pause()).await;
                         }

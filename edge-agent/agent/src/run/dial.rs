@@ -95,6 +95,14 @@ impl Dialer {
         true
     }
 
+    /// We are in another network: what could not be reached from the last one may be near.
+    pub(super) fn begin_anew(&mut self, now: Instant) {
+        for target in self.targets.values_mut() {
+            target.pause = REDIAL.0;
+            target.next = target.next.min(now + jitter(REDIAL.0));
+        }
+    }
+
     /// A call ended.
     pub(super) fn ended(&mut self, now: Instant, agent: AgentId, connected: bool) {
         let Some(target) = self.targets.get_mut(&agent) else { return };

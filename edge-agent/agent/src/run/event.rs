@@ -48,6 +48,8 @@ pub(super) enum Wakeup {
     Prepared(Result<Box<Prepared>, Problem>),
     /// Everything was put in place, but for these.
     Finalized(Vec<Problem>),
+    /// This machine is in another network.
+    Network,
     /// The end of it.
     End(Ending, oneshot::Sender<()>),
 }

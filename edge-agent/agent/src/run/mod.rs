@@ -257,6 +257,14 @@ impl RunManager {
         }
     }
 
+    /// This machine is in another network: peers are called again at once.
+    pub(crate) fn network_changed(&self) {
+        for active in self.shared.runs().values() {
+            // A run that has that much to do is not waiting for anybody.
+            let _ = active.wakeups.try_send(Wakeup::Network);
+        }
+    }
+
     /// The run is over everywhere: stops serving and forgets it. What is in place stays.
     pub(crate) async fn finish(&self, run: RunId) {
         self.end(run, Ending::Finish).await;

@@ -257,6 +257,7 @@ impl Task {
             }
             Wakeup::Met(agent, met) => self.take_met(agent, met),
             Wakeup::Closed(agent, handle) => self.drop_peer(agent, handle),
+            Wakeup::Network => self.dialer.begin_anew(Instant::now()),
             Wakeup::Message(agent, handle, PeerMessage::Peers(told)) if self.is_present(agent, handle) => {
                 self.take_peers(agent, &told);
             }
