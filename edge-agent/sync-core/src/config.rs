@@ -28,7 +28,7 @@ pub struct FetchConfig {
     /// Consecutive blocks asked of a peer before looking elsewhere: long enough that the peer reads in
     /// sequence, short enough that neighbours differ. Default 16: 512 KiB.
     pub run_len: u32,
-    /// Announce verified blocks after so long at the latest. Default 40 ms.
+    /// Announce verified blocks after so long, or up to three times as long where few come. Default 40 ms.
     pub have_delay: Duration,
     /// Announce verified blocks at once when there are so many. Default 128.
     pub have_batch: usize,

@@ -31,6 +31,8 @@ use patience::Patience;
 const TICK: Duration = Duration::from_millis(250);
 /// The same once everything missing is asked of somebody.
 const ENDGAME_TICK: Duration = Duration::from_millis(50);
+/// Blocks worth an announcement.
+const HAVE_BLOCKS: u32 = 8;
 /// Blocks declared lost in one tick: keeps a tick short when a large source file changed.
 const LOST_PER_TICK: usize = 4096;
 
@@ -436,7 +438,10 @@ impl Swarm {
         if self.announce.len() >= self.config.have_batch || self.is_settled() {
             self.announce_now();
         } else {
-            self.announce_at.get_or_insert(now + self.config.have_delay);
+            // Where blocks come slowly they are announced less often, else messages would be a larger share.
+            let least = self.config.have_delay;
+            let delay = (HAVE_BLOCKS * self.pace.interval()).clamp(least, 3 * least);
+            self.announce_at.get_or_insert(now + delay);
         }
     }
 
