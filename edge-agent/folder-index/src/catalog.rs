@@ -7,12 +7,18 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use sync_core::merkle::Hash;
 
-use crate::index::{Index, IndexError};
+use crate::index::{Counters, Index, IndexError};
+
+/// An index that was not asked for by its path for so long is forgotten at the next start: its job is
+/// gone, or it is soon made again.
+const UNUSED: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// In the folder of an index: the path of the folder that it is of.
 const ROOT: &str = "root";
@@ -33,6 +39,19 @@ impl Place {
     pub fn file(&self) -> PathBuf {
         self.root.join(OsStr::from_bytes(&self.path))
     }
+}
+
+/// How an index stands, for people and programs.
+#[derive(Clone, Debug)]
+pub struct IndexStatus {
+    /// The folder.
+    pub root: PathBuf,
+    /// What is in the index.
+    pub counters: Counters,
+    /// Whether a scan ever came to its end.
+    pub complete: bool,
+    /// Entries looked at, files hashed and bytes read for that, by a scan that is going on.
+    pub scanning: Option<(u64, u64, u64)>,
 }
 
 /// See the module. Clones share everything.
@@ -57,8 +76,12 @@ impl Catalog {
                 Ok(root) => PathBuf::from(OsStr::from_bytes(&root)),
                 Err(_) => continue,
             };
-            if catalog.place_of(&root) == path
-                && let Err(error) = catalog.index(&root)
+            let used = fs::metadata(path.join(ROOT)).and_then(|stat| stat.modified());
+            if used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > UNUSED)) {
+                tracing::info!(root = %root.display(), "an index that nobody used for long is forgotten");
+                fs::remove_dir_all(&path)?;
+            } else if catalog.place_of(&root) == path
+                && let Err(error) = catalog.index_at(&root, false)
             {
                 tracing::warn!(root = %root.display(), %error, "an index cannot be opened");
             }
@@ -72,15 +95,37 @@ impl Catalog {
     /// # Errors
     /// If its files cannot be used.
     pub fn index(&self, root: &Path) -> Result<Arc<Index>, IndexError> {
+        self.index_at(root, true)
+    }
+
+    fn index_at(&self, root: &Path, used: bool) -> Result<Arc<Index>, IndexError> {
         let mut open = self.opened();
-        if let Some(index) = open.get(root) {
-            return Ok(index.clone());
-        }
         let place = self.place_of(root);
-        let index = Arc::new(Index::open(&place, root)?);
-        fs::write(place.join(ROOT), root.as_os_str().as_bytes())?;
+        let index = match open.get(root) {
+            Some(index) => index.clone(),
+            None => Arc::new(Index::open(&place, root)?),
+        };
+        if used {
+            // Its time tells when the index was last used.
+            fs::write(place.join(ROOT), root.as_os_str().as_bytes())?;
+        }
         open.insert(root.to_owned(), index.clone());
         Ok(index)
+    }
+
+    /// How all indexes stand.
+    pub fn status(&self) -> Vec<IndexStatus> {
+        let indexes: Vec<_> = self.opened().values().cloned().collect();
+        let of = |index: Arc<Index>| {
+            let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            IndexStatus {
+                root: index.root().to_owned(),
+                counters: index.counters().unwrap_or_default(),
+                complete: index.is_complete().unwrap_or_default(),
+                scanning: index.activity().map(|p| (load(&p.entries), load(&p.hashed), load(&p.bytes))),
+            }
+        };
+        indexes.into_iter().map(of).collect()
     }
 
     /// Folders that have an index.
@@ -165,7 +210,14 @@ mod tests {
         assert_eq!(find(&catalog, b"one"), [of("one/own")], "after a restart");
         catalog.forget(&of("one")).expect("forgotten");
         assert!(find(&catalog, b"one").is_empty());
+        let status = &catalog.status()[0];
+        assert_eq!((status.counters.files, status.complete, status.scanning), (2, true, None));
+        let place = catalog.place_of(&of("two"));
         drop(catalog);
         assert_eq!(open().roots(), [of("two")]);
+        let long_ago = std::time::SystemTime::now() - 2 * UNUSED;
+        let file = fs::File::options().write(true).open(place.join(ROOT)).expect("there");
+        file.set_modified(long_ago).expect("set");
+        assert!(open().roots().is_empty() && !place.exists(), "not used for long");
     }
 }

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, ReadableDatabase, TableError};
 use serde::{Deserialize, Serialize};
 
 use crate::content::{ContentKey, ContentTable, Row};
 use crate::limits::CACHE;
+use crate::scan::Progress;
 use crate::snapshot::{Entry, Snapshot};
 use crate::tables::{Identity, META, Meta, Tables, VERSION, parse_meta};
 
@@ -79,6 +80,8 @@ pub struct Index {
     database: Database,
     /// Held by the one scan that there is at a time.
     scanning: Mutex<()>,
+    /// How far that is.
+    activity: Mutex<Option<Arc<Progress>>>,
     content: Mutex<ContentTable>,
 }
 
@@ -113,6 +116,7 @@ impl Index {
             root: root.to_owned(),
             database,
             scanning: Mutex::new(()),
+            activity: Mutex::default(),
             content: Mutex::new(ContentTable::new(folder)),
         };
         index.write(|_| Ok(()))?;
@@ -182,6 +186,15 @@ impl Index {
     /// Waits for a scan that is going on, and keeps others away.
     pub(crate) fn scanning(&self) -> MutexGuard<'_, ()> {
         self.scanning.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far a scan is, if one is going on.
+    pub fn activity(&self) -> Option<Arc<Progress>> {
+        self.activity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_activity(&self, progress: Option<Arc<Progress>>) {
+        *self.activity.lock().unwrap_or_else(PoisonError::into_inner) = progress;
     }
 
     pub(crate) fn identity(&self) -> Result<Option<Identity>, IndexError> {

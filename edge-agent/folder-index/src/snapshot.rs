@@ -123,7 +123,7 @@ impl Snapshot {
         Ok(self.folders.get(folder.0)?.is_some())
     }
 
-    fn at(&self, folder: FolderId, name: &[u8]) -> Result<Option<Record>, IndexError> {
+    pub(crate) fn at(&self, folder: FolderId, name: &[u8]) -> Result<Option<Record>, IndexError> {
         match self.entries.get(key(folder, name).as_slice())? {
             Some(bytes) => parse_record(bytes.value()).map(Some),
             None => Ok(None),

@@ -9,6 +9,7 @@ use event_schema::{Problem, ProblemClass};
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, Result};
 use sha2::{Digest, Sha256};
+use sync_core::manifest::xattr_may_travel;
 
 use crate::limits::FOLDER_NAMES_MAX;
 use crate::tables::Identity;
@@ -160,7 +161,7 @@ pub(super) fn attributes(file: &OwnedFd) -> Result<Option<[u8; 16]>> {
         }
         Err(e) => return Err(e),
     };
-    let mut names: Vec<&[u8]> = names.split(|&b| b == 0).filter(|name| travels(name)).collect();
+    let mut names: Vec<&[u8]> = names.split(|&b| b == 0).filter(|name| xattr_may_travel(name)).collect();
     if names.is_empty() {
         return Ok(None);
     }
@@ -182,12 +183,6 @@ pub(super) fn attributes(file: &OwnedFd) -> Result<Option<[u8; 16]>> {
     let mut half = [0; 16];
     half.copy_from_slice(&digest.finalize()[..16]);
     Ok(Some(half))
-}
-
-/// Whether an attribute belongs to the entry's content for others: those of users, ACLs and capabilities,
-/// not the labels of this machine.
-fn travels(name: &[u8]) -> bool {
-    name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_") || name == b"security.capability"
 }
 
 pub(super) fn file_type(stat: &Stat) -> FileType {

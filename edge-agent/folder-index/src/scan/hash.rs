@@ -7,12 +7,12 @@ use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use agent_proto::limits::BLOCK_LEN;
-use rustix::fs::{self, Advice, FileType, Stat};
+use rustix::fs::{self, Advice, FileType, SeekFrom, Stat};
 use rustix::io::{Errno, ReadWriteFlags, Result};
 use sync_core::merkle::{Hash, block_hash};
 use sync_core::weak::weak_hash;
@@ -203,6 +203,7 @@ fn hash_once(
         let _ = fs::fadvise(&file, 0, None, Advice::Sequential);
     }
     let blocks = sync_core::manifest::blocks_of(size);
+    let mut holes = (before.st_blocks as u64).saturating_mul(512).lt(&size).then(Holes::default);
     let (mut root, mut first_weak, mut at, mut row) = (RootHash::new(), 0, 0u64, Vec::new());
     let mut rows = 0;
     while at < size {
@@ -210,13 +211,21 @@ fn hash_once(
             return Err(Failure::Stopped);
         }
         let want = (size - at).min(READ as u64) as usize;
-        shared.pace.wait(want);
-        let len = read_full(&file, &mut buffer[..want], at, large, shared)?;
-        if len < want {
-            return Ok(None);
+        let hole = holes.as_mut().is_some_and(|holes| holes.cover(&file, at, want));
+        if hole {
+            buffer[..want].fill(0);
+        } else {
+            shared.pace.wait(want);
+            if read_full(&file, &mut buffer[..want], at, large, shared)? < want {
+                return Ok(None);
+            }
+            shared.progress.bytes.fetch_add(want as u64, Ordering::Relaxed);
         }
-        for block in buffer[..len].chunks(BLOCK_LEN as usize) {
-            let (strong, weak) = (block_hash(block), weak_hash(block));
+        for block in buffer[..want].chunks(BLOCK_LEN as usize) {
+            let (strong, weak) = match hole && block.len() == BLOCK_LEN as usize {
+                true => *ZEROS,
+                false => (block_hash(block), weak_hash(block)),
+            };
             root.add(strong);
             if blocks == 1 {
                 first_weak = weak;
@@ -230,8 +239,7 @@ fn hash_once(
                 rows += 1;
             }
         }
-        at += len as u64;
-        shared.progress.bytes.fetch_add(len as u64, Ordering::Relaxed);
+        at += want as u64;
     }
     // One byte more than was told: it grew.
     if read_full(&file, &mut buffer[..1], at, false, shared)? != 0 {
@@ -246,6 +254,34 @@ fn hash_once(
         send(tell, Told::Blocks { token: job.token, row: rows, hashes: row })?;
     }
     Ok(Some(Hashed { stat: before, root: root.finish(), weak: first_weak, blocks, attributes, settled }))
+}
+
+/// Hashes of a whole block of zeros.
+static ZEROS: LazyLock<(Hash, u32)> = LazyLock::new(|| {
+    let zeros = [0; BLOCK_LEN as usize];
+    (block_hash(&zeros), weak_hash(&zeros))
+});
+
+/// Where a sparse file has data.
+#[derive(Default)]
+struct Holes {
+    /// No data before this.
+    data: u64,
+}
+
+impl Holes {
+    /// Whether a stretch that comes next lies in a hole altogether. A file system that cannot tell has none.
+    fn cover(&mut self, file: &OwnedFd, at: u64, len: usize) -> bool {
+        if self.data <= at {
+            self.data = match fs::seek(file, SeekFrom::Data(at)) {
+                Ok(data) => data,
+                // None behind this.
+                Err(Errno::NXIO) => u64::MAX,
+                Err(_) => at,
+            };
+        }
+        self.data >= at + len as u64
+    }
 }
 
 fn send(tell: &SyncSender<Told>, told: Told) -> std::result::Result<(), Failure> {

@@ -153,6 +153,21 @@ pub(crate) fn scan_guarded(
     guard: &mut Guard,
 ) -> Result<Outcome, IndexError> {
     let _alone = index.scanning();
+    index.set_activity(Some(progress.clone()));
+    let outcome = scan_alone(index, options, scope, observer, progress, stop, guard);
+    index.set_activity(None);
+    outcome
+}
+
+fn scan_alone(
+    index: &Index,
+    options: &ScanOptions,
+    scope: &Scope,
+    observer: &mut dyn Observer,
+    progress: &Arc<Progress>,
+    stop: &Arc<AtomicBool>,
+    guard: &mut Guard,
+) -> Result<Outcome, IndexError> {
     let mut outcome = Outcome::default();
     let known = index.counters()?.entries();
     let root = match open_root(index.root()) {

@@ -632,3 +632,47 @@ fn attributes_and_hard_links_are_seen() {
     bed.scan();
     assert!(bed.sequence() > before.0 && record(b"x").attributes != before.1);
 }
+
+#[test]
+fn holes_are_not_read() {
+    let bed = Bed::new();
+    let file = fs::File::create(bed.tree.join("sparse")).expect("a file");
+    let at = |offset: u64, bytes: &[u8]| {
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, offset).expect("written");
+    };
+    at(100_000, b"begin");
+    at(40 << 20, &[7; 300_000]);
+    file.set_len((60 << 20) + 12_345).expect("made longer");
+    let outcome = bed.scan();
+    bed.check();
+    let read = outcome.bytes;
+    assert!(read <= 60 << 20, "{read}");
+    let stat = fs::metadata(bed.tree.join("sparse")).expect("stat");
+    if std::os::unix::fs::MetadataExt::blocks(&stat) * 512 < 2 << 20 {
+        assert!(read < 2 << 20, "{read}");
+    }
+}
+
+#[test]
+fn who_reads_the_folder_anyway_is_told_the_hashes() {
+    let bed = Bed::new();
+    ordinary(&bed);
+    bed.scan();
+    let mut known = crate::Known::open(&bed.index).expect("read").expect("the folder is there");
+    let stat = |path: &str| rustix::fs::lstat(bed.tree.join(path)).expect("stat");
+    for path in ["a/x", "a/empty", "a.b", "b/c/e", "large", "rows/two"] {
+        let stat = stat(path);
+        let content = known.content(path.as_bytes(), &stat).expect("read").expect(path);
+        let blocks: Vec<Hash> =
+            known.blocks(stat.st_size as u64, &content).map(|block| block.expect("read").0).collect();
+        let bytes = fs::read(bed.tree.join(path)).expect("a file");
+        assert_eq!(blocks, bytes.chunks(32 << 10).map(block_hash).collect::<Vec<_>>(), "{path}");
+    }
+    assert!(known.content(b"b/link", &stat("b/link")).expect("read").is_none());
+    assert!(known.content(b"not/there", &stat("a/x")).expect("read").is_none());
+    bed.write("a/x", b"two");
+    assert!(known.content(b"a/x", &stat("a/x")).expect("read").is_none(), "changed since");
+    fs::rename(&bed.tree, bed.tree.with_file_name("aside")).expect("renamed");
+    fs::create_dir(&bed.tree).expect("a folder");
+    assert!(crate::Known::open(&bed.index).expect("read").is_none(), "another folder");
+}
