@@ -206,6 +206,7 @@ async fn serve(
                 "clock_offset_ms": clock.offset_ms(),
                 "utp2": runs.local_addr().to_string(),
                 "runs": runs.status(),
+                "indexes": runs.indexes(),
                 "discovery": runs.discovery(),
                 "witness": witness.lock().unwrap_or_else(PoisonError::into_inner).status(),
             })

@@ -64,20 +64,39 @@ pub(crate) struct ContentTable {
     /// Rows since then, sorted up to `sorted`.
     pending: Vec<Row>,
     sorted: usize,
+    /// Whether `pending` holds all rows since then.
+    loaded: bool,
 }
 
 impl ContentTable {
     pub(crate) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), file: None, rows: 0, up_to: 0, pending: Vec::new(), sorted: 0 }
+        Self {
+            folder: folder.to_owned(),
+            file: None,
+            rows: 0,
+            up_to: 0,
+            pending: Vec::new(),
+            sorted: 0,
+            loaded: false,
+        }
     }
 
-    /// Opens the file and takes in what came since; a file that is none is passed over.
-    pub(crate) fn open(&mut self, snapshot: &Snapshot) -> Result<(), IndexError> {
+    /// Opens the file; one that is none is passed over. `sequence` is the index's.
+    pub(crate) fn open(&mut self, sequence: u64) {
         if let Ok(Some((file, up_to, rows))) = open_file(&self.folder.join(NAME)) {
             // An index that was begun anew counts from one again.
-            if up_to <= snapshot.counters().sequence {
+            if up_to <= sequence {
                 (self.file, self.up_to, self.rows) = (Some(file), up_to, rows);
             }
+        }
+        self.loaded = self.up_to == sequence;
+    }
+
+    /// Takes in what came since the file was made: the first time that somebody asks, so that opening an
+    /// index does not wait for it.
+    pub(crate) fn load(&mut self, snapshot: &Snapshot) -> Result<(), IndexError> {
+        if self.loaded {
+            return Ok(());
         }
         let (mut since, most) = (Vec::new(), self.pending_max());
         rows_since(snapshot, self.up_to, &mut |row| {
@@ -87,19 +106,27 @@ impl ContentTable {
             }
             Ok(())
         })?;
+        (self.pending, self.sorted) = (Vec::new(), 0);
         self.add(since);
         if self.wants_merge() {
             self.merge(snapshot)?;
         }
+        self.loaded = true;
         Ok(())
+    }
+
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.loaded
     }
 
     fn pending_max(&self) -> usize {
         CONTENT_PENDING_MIN.max(self.rows as usize / 8)
     }
 
-    pub(crate) fn pending(&self) -> usize {
-        self.pending.len()
+    /// Whether so much came since the file was made that merging it is worth it at the end of a scan: it
+    /// has to be read anew after a restart.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.pending.len() > 4096.max(self.rows as usize / 64)
     }
 
     pub(crate) fn wants_merge(&self) -> bool {
@@ -148,8 +175,7 @@ impl ContentTable {
         if self.rows > 2 * now.files + CONTENT_PENDING_MIN as u64 {
             (self.file, self.rows, self.up_to) = (None, 0, 0);
         }
-        self.pending = Vec::new();
-        self.sorted = 0;
+        (self.pending, self.sorted, self.loaded) = (Vec::new(), 0, true);
         // In portions, so that a table made from nothing does not take all memory.
         let mut portion = Vec::new();
         let after = self.up_to;

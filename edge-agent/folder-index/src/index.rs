@@ -120,9 +120,8 @@ impl Index {
             content: Mutex::new(ContentTable::new(folder)),
         };
         index.write(|_| Ok(()))?;
-        let snapshot = index.snapshot()?;
-        let table = index.content.get_mut().unwrap_or_else(PoisonError::into_inner);
-        table.open(&snapshot)?;
+        let sequence = index.counters()?.sequence;
+        index.content.get_mut().unwrap_or_else(PoisonError::into_inner).open(sequence);
         Ok(index)
     }
 
@@ -207,7 +206,12 @@ impl Index {
     /// # Errors
     /// If the index cannot be read.
     pub fn find_content(&self, root: &sync_core::merkle::Hash, size: u64) -> Result<Vec<Entry>, IndexError> {
-        let sequences = self.content().find(ContentKey::of(root))?;
+        let mut table = self.content();
+        if !table.is_loaded() {
+            table.load(&self.snapshot()?)?;
+        }
+        let sequences = table.find(ContentKey::of(root))?;
+        drop(table);
         if sequences.is_empty() {
             return Ok(Vec::new());
         }
@@ -224,15 +228,21 @@ impl Index {
         Ok(entries)
     }
 
-    /// Merges what was found since into the table of contents if it is worth it; after a scan, and now
-    /// and then during a long one.
-    pub(crate) fn merge_contents(&self, at_once: bool) -> Result<(), IndexError> {
+    /// Merges what was found since into the table of contents if it is worth it; `end`: of a scan, else
+    /// now and then during a long one.
+    pub(crate) fn merge_contents(&self, end: bool) -> Result<(), IndexError> {
         let mut table = self.content();
-        if table.wants_merge() || at_once && table.pending() > 0 {
+        if table.wants_merge() || end && table.is_behind() {
             let snapshot = self.snapshot()?;
             table.merge(&snapshot)?;
         }
         Ok(())
+    }
+
+    /// Merges whatever there is.
+    #[cfg(test)]
+    pub(crate) fn merge_all_contents(&self) -> Result<(), IndexError> {
+        self.content().merge(&self.snapshot()?)
     }
 
     fn content(&self) -> MutexGuard<'_, ContentTable> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass};
+use folder_index::Known;
 use rustix::fs::{self, Dir, FileType, Stat};
 use rustix::io::Errno;
 use sync_core::manifest::{
@@ -34,8 +35,19 @@ pub(crate) struct IndexProgress {
     pub(crate) bytes: u64,
 }
 
-/// Reads everything below `path` (or the one file it names) and writes the manifest to [`super::PART`] in the folder
-/// `state`. `progress` is called now and then and stops the work by returning `false`.
+/// [`index_known`], reading every file.
+#[cfg(test)]
+pub(crate) fn index_path(
+    path: &Path,
+    state: &Path,
+    progress: &mut dyn FnMut(IndexProgress) -> bool,
+) -> Result<(ManifestFile, Vec<Problem>), Problem> {
+    index_known(path, state, None, progress)
+}
+
+/// Reads everything below `path` (or the one file it names), but for the files that the folder's index knows as they
+/// are, and writes the manifest to [`super::PART`] in the folder `state`. `progress` is called now and then and stops
+/// the work by returning `false`.
 ///
 /// In memory are the names of the folders that are open, one on each level, and some 40 bytes for each file with
 /// further names that were not met yet.
@@ -43,9 +55,10 @@ pub(crate) struct IndexProgress {
 /// # Errors
 /// If `path` itself cannot be read, or the manifest cannot be written. What is wrong with single entries is in the
 /// list of problems, and those entries are not in the manifest.
-pub(crate) fn index_path(
+pub(crate) fn index_known(
     path: &Path,
     state: &Path,
+    known: Option<Known>,
     progress: &mut dyn FnMut(IndexProgress) -> bool,
 ) -> Result<(ManifestFile, Vec<Problem>), Problem> {
     let shown = path.as_os_str().as_encoded_bytes();
@@ -62,6 +75,7 @@ pub(crate) fn index_path(
     let mut index = Index {
         folder,
         out,
+        known,
         owners: Owners::default(),
         links: HashMap::new(),
         problems: Problems::default(),
@@ -80,6 +94,8 @@ pub(crate) fn index_path(
 struct Index<'a> {
     folder: Folder,
     out: ManifestWriter,
+    /// Of a whole folder, if it has an index.
+    known: Option<Known>,
     owners: Owners,
     /// Files with further names that were not met yet: index of the entry and how many there may be.
     links: HashMap<(u64, u64), (u64, u32)>,
@@ -316,9 +332,10 @@ impl Index<'_> {
         let xattrs = xattrs(file.as_fd())?;
         let size = before.st_size as u64;
         let kind = Kind::File { size, data: extents(file.as_fd(), &before)? };
+        let known = self.push_known(path, &before, &kind);
         let mut block = vec![0; size.min(u64::from(BLOCK_LEN)) as usize];
         let mut blocks = 0u64;
-        for nth in kind.file_blocks().flatten() {
+        for nth in kind.file_blocks().flatten().take_while(|_| !known) {
             let offset = nth * u64::from(BLOCK_LEN);
             let len = (size - offset).min(u64::from(BLOCK_LEN)) as usize;
             match file.read_exact_at(&mut block[..len], offset) {
@@ -340,6 +357,37 @@ impl Index<'_> {
         let same = same_version(&before, &fs::fstat(&file)?);
         let entry = ManifestEntry { xattrs, ..self.entry(path, &before, kind) };
         Ok(same.then_some(Ok((entry, before))))
+    }
+
+    /// Takes the hashes of a file from the folder's index if it knows the file as it is. What goes wrong with that
+    /// is no problem: the file is read.
+    fn push_known(&mut self, path: &[u8], stat: &Stat, kind: &Kind) -> bool {
+        let Some(known) = &mut self.known else { return false };
+        let content = match known.content(path, stat) {
+            Ok(None) => return false,
+            Ok(Some(content)) => Ok(content),
+            Err(e) => Err(e.to_string()),
+        };
+        let pushed = content.and_then(|content| {
+            // The index has hashes of all blocks, the manifest none of those in holes.
+            let mut blocks = known.blocks(stat.st_size as u64, &content);
+            let mut next = 0;
+            for wanted in kind.file_blocks().flatten() {
+                let block = blocks.nth((wanted - next) as usize).ok_or("a file with too few hashes")?;
+                let (strong, weak) = block.map_err(|e| e.to_string())?;
+                self.out.push_hash(&BlockHash { strong, weak }).map_err(|e| e.to_string())?;
+                next = wanted + 1;
+            }
+            Ok::<_, String>(())
+        });
+        if let Err(error) = pushed {
+            tracing::warn!(error, "the folder's index cannot be read; its files are");
+            self.known = None;
+            // If that fails, so does the next hash.
+            let _ = self.out.drop_hashes();
+            return false;
+        }
+        true
     }
 
     fn check_in(&mut self) -> Result<(), Problem> {

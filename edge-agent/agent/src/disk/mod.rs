@@ -22,6 +22,8 @@ use event_schema::{Problem, ProblemClass};
 use rustix::io::Errno;
 
 pub(crate) use folder::{Folder, file_type, mtime};
+pub(crate) use index::index_known;
+#[cfg(test)]
 pub(crate) use index::index_path;
 pub(crate) use manifest::{ManifestFile, PART, file_block_hashes};
 pub(crate) use reader::{BlockReader, ReadError};

@@ -524,4 +524,37 @@ fn a_deep_and_a_wide_folder_are_read_and_made() {
             .open_file(&[&path[..], b"/deepest"].concat())
             .is_ok()
     );
+#[test]
+fn what_the_index_knows_is_not_read_again() {
+    use folder_index::scan::{ScanOptions, Scope, Unobserved, scan};
+    use sync_core::manifest::Source;
+    let (src, state) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    std::fs::create_dir(src.path().join("sub")).expect("a folder");
+    for (name, len) in [("empty", 0), ("small", 10), ("sub/large", 20 * 32768 + 7), ("zzz", 0)] {
+        std::fs::write(src.path().join(name), vec![7; len]).expect("a file");
+    }
+    let sparse = std::fs::File::create(src.path().join("sparse")).expect("a file");
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"data behind a hole", 10 << 20).expect("written");
+    let index = folder_index::Index::open(&state.path().join("index"), src.path()).expect("opened");
+    let (options, progress, stop) = (ScanOptions::default(), Arc::default(), Arc::default());
+    scan(&index, &options, &Scope::All, &mut Unobserved, &progress, &stop).expect("scanned");
+    let make = |known| {
+        let mut bytes = 0;
+        let (manifest, problems) = index_known(src.path(), state.path(), known, &mut |at| {
+            bytes = at.bytes;
+            true
+        })
+        .expect("a readable source");
+        assert!(problems.is_empty());
+        let mut encoded = vec![0; manifest.known().source().len() as usize];
+        manifest.known().source().read_at(0, &mut encoded).expect("read");
+        (encoded, bytes)
+    };
+    let known = || folder_index::Known::open(&index).expect("read");
+    let (anew, read) = make(None);
+    assert!(read > 20 * 32768);
+    assert_eq!(make(known()), (anew, 0));
+    std::fs::write(src.path().join("small"), b"changed").expect("a file");
+    let (changed, read) = make(known());
+    assert_eq!((changed, read), (make(None).0, 7), "only what changed since the scan");
 }

@@ -37,6 +37,7 @@ use event_schema::{
     AgentId, JoinRun, ProblemClass, ProblemReported, Role, RunAgentState, RunCompleted, RunId,
     RunStateReported, TransferStats,
 };
+use folder_index::{Catalog, IndexStatus};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -170,7 +171,17 @@ impl RunManager {
             socket: Some((endpoint.clone(), beside)),
             seed,
         })?;
+        let indexes = deps.data_dir.join("indexes");
+        let catalog = match tokio::task::spawn_blocking(move || Catalog::open(&indexes)).await {
+            Ok(Ok(catalog)) => Some(catalog),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "indexes of folders cannot be kept; sources are read anew for each run");
+                None
+            }
+            Err(_) => None,
+        };
         let host = Host {
+            catalog,
             me: AgentId::of_key(&key.verifying_key().to_bytes()),
             key,
             limiter: deps.upload_limit.map(Limiter::start),
@@ -323,6 +334,25 @@ impl RunManager {
             },
             "relay": self.shared.forwarder.as_ref().map(|f| f.stats()),
         })
+    }
+
+    /// What is known of folders, and how far they are read, as JSON.
+    pub(crate) fn indexes(&self) -> serde_json::Value {
+        let status = self.shared.host.catalog.as_ref().map(Catalog::status).unwrap_or_default();
+        let index = |index: &IndexStatus| {
+            let scanning = index.scanning.map(|(entries, hashed, bytes)| {
+                serde_json::json!({ "entries": entries, "hashed": hashed, "bytes": bytes })
+            });
+            serde_json::json!({
+                "path": index.root.to_string_lossy(),
+                "files": index.counters.files,
+                "folders": index.counters.folders,
+                "bytes": index.counters.bytes,
+                "complete": index.complete,
+                "scanning": scanning,
+            })
+        };
+        status.iter().map(index).collect()
     }
 
     /// Every run as it stands.

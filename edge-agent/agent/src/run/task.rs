@@ -21,6 +21,7 @@ use ed25519_dalek::SigningKey;
 use event_schema::{
     AgentId, JoinRun, Role, RunAgentState, RunCompleted, RunServed, RunStateReported, TransferStats,
 };
+use folder_index::Catalog;
 use sync_core::config::UploadConfig;
 use sync_core::{Action, Destination, Origin};
 use timebase::Instant as CoreInstant;
@@ -64,6 +65,8 @@ pub(super) struct Host {
     /// Where this agent is, as its owner says.
     pub(super) site: Option<String>,
     pub(super) data: PathBuf,
+    /// Indexes of folders; none if they cannot be kept.
+    pub(super) catalog: Option<Catalog>,
     pub(super) storage: PathBuf,
     pub(super) discovery: Arc<Mutex<Option<Discovery>>>,
     pub(super) relays: Arc<Relays>,
@@ -427,8 +430,8 @@ impl Task {
             board.blocks_done = have.count();
         }
         if self.state == RunAgentState::Indexing {
-            board.entries = self.indexing.entries.load(Ordering::Relaxed);
-            board.bytes_done = self.indexing.bytes.load(Ordering::Relaxed);
+            board.entries = self.indexing.entries();
+            board.bytes_done = self.indexing.bytes();
         }
     }
 

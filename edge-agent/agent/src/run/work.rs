@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 
 use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, Problem, ProblemClass, RunId, Signed};
+use folder_index::scan::{Effort, Progress, ScanOptions, Scope, Unobserved, scan};
+use folder_index::{Catalog, IndexError, Known};
 use sync_core::BlockMap;
 use sync_core::manifest::{HeadError, MANIFEST_VERSION, ManifestHead};
 
@@ -15,7 +17,7 @@ use super::blocks::{Blocks, Content};
 use super::event::{Indexed, Prepared, ReadJob, Wakeup, WriteJob};
 use super::limits::WRITERS;
 use super::record::RunFolder;
-use crate::disk::{BlockReader, ManifestFile, Staging, file_block_hashes, index_path};
+use crate::disk::{BlockReader, ManifestFile, Staging, file_block_hashes, index_known};
 
 /// A problem of the run as a whole.
 pub(super) fn problem(class: ProblemClass, detail: impl std::fmt::Display) -> Problem {
@@ -25,7 +27,9 @@ pub(super) fn problem(class: ProblemClass, detail: impl std::fmt::Display) -> Pr
 /// How far a source has come with reading; shared with the run's task.
 #[derive(Default)]
 pub(super) struct Indexing {
-    pub(super) stop: AtomicBool,
+    pub(super) stop: Arc<AtomicBool>,
+    /// Of the scan that brings the folder's index up to date, before the manifest is made.
+    pub(super) scan: Arc<Progress>,
     pub(super) entries: AtomicU64,
     pub(super) bytes: AtomicU64,
 }
@@ -38,12 +42,47 @@ pub(super) fn other_release(version: u8) -> Problem {
     problem(ProblemClass::BadManifest, detail)
 }
 
+impl Indexing {
+    /// Entries seen.
+    pub(super) fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed).max(self.scan.entries.load(Ordering::Relaxed))
+    }
+
+    /// Bytes read, by whichever read them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed) + self.scan.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Brings the index of a source's folder up to date. Without one, every file is read.
+fn refresh(catalog: &Catalog, path: &Path, progress: &Indexing) -> Option<Known> {
+    if !path.is_dir() {
+        return None;
+    }
+    let options = ScanOptions {
+        effort: Effort { background: false, ..Effort::default() },
+        // What is not there is not sent; nothing is deleted anywhere for that.
+        accept: true,
+        ..ScanOptions::default()
+    };
+    let known = || -> Result<Option<Known>, IndexError> {
+        let index = catalog.index(path)?;
+        scan(&index, &options, &Scope::All, &mut Unobserved, &progress.scan, &progress.stop)?;
+        Known::open(&index)
+    };
+    known().unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "a source is read without its index");
+        None
+    })
+}
+
 /// Indexes a source, or takes up what was indexed before.
 pub(super) fn index(
     path: &Path,
     folder: &RunFolder,
     run: RunId,
     key: &SigningKey,
+    catalog: Option<&Catalog>,
     progress: &Indexing,
 ) -> Result<Indexed, Problem> {
     let public = key.verifying_key().to_bytes();
@@ -70,7 +109,8 @@ pub(super) fn index(
             Err(HeadError::Bad) => {}
         }
     }
-    let (manifest, problems) = index_path(path, folder.path(), &mut |at| {
+    let known = catalog.and_then(|catalog| refresh(catalog, path, progress));
+    let (manifest, problems) = index_known(path, folder.path(), known, &mut |at| {
         progress.entries.store(at.entries, Ordering::Relaxed);
         progress.bytes.store(at.bytes, Ordering::Relaxed);
         !progress.stop.load(Ordering::Relaxed)

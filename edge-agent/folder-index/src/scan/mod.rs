@@ -234,7 +234,7 @@ fn scan_alone(
                 })?;
             }
         }
-        index.merge_contents(false)?;
+        index.merge_contents(true)?;
     }
     let now = Counted::of(progress);
     outcome.entries = now.entries - counted.entries;

@@ -259,7 +259,7 @@ fn contents_are_found_wherever_they_are() {
     bed.scan();
     for merged in [false, true] {
         if merged {
-            bed.index.merge_contents(true).expect("merged");
+            bed.index.merge_all_contents().expect("merged");
         }
         let same = bed.index.find_content(&block_hash(b"the same everywhere"), 19).expect("read");
         assert_eq!(same.len(), 16, "as many as are told");

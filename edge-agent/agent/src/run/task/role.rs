@@ -109,10 +109,11 @@ impl Task {
         self.set_state(RunAgentState::Indexing);
         let (folder, run, key, progress) =
             (self.folder.clone(), self.join.run, self.host.key.clone(), self.indexing.clone());
-        let known = self.host.known.clone();
+        let (known, catalog) = (self.host.known.clone(), self.host.catalog.clone());
         self.work(move || {
             known.note(&path);
-            Wakeup::Indexed(work::index(&path, &folder, run, &key, &progress).map(Box::new))
+            let indexed = work::index(&path, &folder, run, &key, catalog.as_ref(), &progress);
+            Wakeup::Indexed(indexed.map(Box::new))
         });
     }
 
