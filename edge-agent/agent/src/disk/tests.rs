@@ -524,6 +524,8 @@ fn a_deep_and_a_wide_folder_are_read_and_made() {
             .open_file(&[&path[..], b"/deepest"].concat())
             .is_ok()
     );
+}
+
 #[test]
 fn what_the_index_knows_is_not_read_again() {
     use folder_index::scan::{ScanOptions, Scope, Unobserved, scan};
