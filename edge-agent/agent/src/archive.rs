@@ -10,7 +10,7 @@
 use std::fs::{self as std_fs, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use event_schema::Timestamp;
 use rustix::fs::{self, AtFlags, Dir, Mode, OFlags, RenameFlags};
@@ -242,7 +242,7 @@ pub(crate) fn sweep(data: &Path, now: Timestamp) {
     }
 }
 
-fn expire(place: &PathBuf, now: Timestamp) -> Result<Expired> {
+fn expire(place: &Path, now: Timestamp) -> Result<Expired> {
     Archive::of(&Folder::open(place)?).expire(now)
 }
 

@@ -88,11 +88,6 @@ fn scenario(pace: &Pace) -> Result<()> {
     let host = Some(link.b.address());
     let world = link.b.run(move || World::new(&Options { host, ..Options::default() }))??;
     let world = Arc::new(world);
-    let at_base = |job: Box<dyn FnOnce(&World) -> Result<Value> + Send>| -> Result<Value> {
-        let world = world.clone();
-        link.b.run(move || job(&world))?
-    };
-
     // The base is at home, the car as well once, to enrol.
     let _base: Agent = {
         let world = world.clone();
@@ -109,7 +104,10 @@ fn scenario(pace: &Pace) -> Result<()> {
         command.args(["--listen", "0.0.0.0:0"]).env("FLOTILLA_LOG", "info");
         Process::start("car", &dir, &mut command)
     })??;
-    at_base(Box::new(|world| world.wait_online(&["car"]).map(|()| Value::Null)))?;
+    {
+        let world = world.clone();
+        link.b.run(move || world.wait_online(&["car"]))??;
+    }
 
     // What its camera has recorded, and what was at home the whole time.
     let footage = world.path().join("footage");
