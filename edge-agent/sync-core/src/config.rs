@@ -8,7 +8,20 @@ pub const BLOCKS_MAX: u64 = 1 << 32;
 /// Blocks of one request that are answered at all; our own requests name 1024 at most.
 pub(crate) const REQUEST_MAX: usize = 8192;
 
-/// How a destination fetches.
+/// Short blocks stand in for one of full length in limits, so many at most.
+const SHORTER_MAX: u64 = 8;
+
+/// How many blocks of a run with these bytes and blocks take the place of one of full length. Limits that mean memory,
+/// or what is under way in a round trip, are given in blocks of full length; a run of small files has short ones.
+///
+/// From 1 to 8: below 4 KiB a block costs as much in work as in bytes.
+#[must_use]
+pub fn shorter(bytes: u64, blocks: u64) -> u32 {
+    let full = u64::from(agent_proto::limits::BLOCK_LEN).saturating_mul(blocks);
+    full.checked_div(bytes.max(1)).unwrap_or(1).clamp(1, SHORTER_MAX) as u32
+}
+
+/// How a destination fetches. Numbers of blocks are of such of full length; see [`FetchConfig::for_blocks`].
 #[derive(Clone, Debug)]
 pub struct FetchConfig {
     /// Blocks asked of one peer at first and at least, where there are few: enough to keep it busy while it is
@@ -56,6 +69,21 @@ pub struct FetchConfig {
     pub origin_strikes: u32,
 }
 
+impl FetchConfig {
+    /// The same for a run of so many bytes in so many blocks: where those are short, more of them are asked for at a
+    /// time.
+    #[must_use]
+    pub fn for_blocks(mut self, bytes: u64, blocks: u64) -> Self {
+        let times = shorter(bytes, blocks);
+        for number in [&mut self.pipeline_min, &mut self.pipeline_max, &mut self.want_max, &mut self.run_len]
+        {
+            *number = number.saturating_mul(times);
+        }
+        self.outstanding_max = self.outstanding_max.saturating_mul(times as usize);
+        self
+    }
+}
+
 impl Default for FetchConfig {
     fn default() -> Self {
         Self {
@@ -81,7 +109,7 @@ impl Default for FetchConfig {
     }
 }
 
-/// How blocks are sent, by destinations and origin alike.
+/// How blocks are sent, by destinations and origin alike. Numbers are of blocks of full length.
 #[derive(Clone, Debug)]
 pub struct UploadConfig {
     /// Blocks of one peer given to the transport and not yet acknowledged. Default 1024: 32 MiB, which the
@@ -90,8 +118,19 @@ pub struct UploadConfig {
     /// Blocks of all peers given to the transport. Default 8192.
     pub sending_total_max: usize,
     /// Blocks of one peer's requests kept waiting; more are ignored, and asked again by the peer. Default 8192,
-    /// eight times what our own destinations ask.
+    /// the most that our own destinations ask where blocks are short.
     pub queue_max: usize,
+}
+
+impl UploadConfig {
+    /// The same for a run of so many bytes in so many blocks: where those are short, more of them are under way.
+    #[must_use]
+    pub fn for_blocks(mut self, bytes: u64, blocks: u64) -> Self {
+        let times = shorter(bytes, blocks) as usize;
+        self.sending_max = self.sending_max.saturating_mul(times);
+        self.sending_total_max = self.sending_total_max.saturating_mul(times);
+        self
+    }
 }
 
 impl Default for UploadConfig {

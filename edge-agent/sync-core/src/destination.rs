@@ -244,6 +244,11 @@ impl Destination {
         }
     }
 
+    /// Sends within these limits from now on.
+    pub fn set_uploads(&mut self, uploads: UploadConfig) {
+        self.uploads.set_config(uploads);
+    }
+
     /// A session with a peer of the run is up.
     pub fn handle_connected(&mut self, now: Instant, peer: AgentId) {
         self.handle_disconnected(now, peer);
@@ -533,11 +538,12 @@ impl Destination {
     }
 
     fn learn_head(&mut self, now: Instant, head: ManifestHead, signed: Signed) {
-        let swarm = |space, len, seed| Swarm::new(space, len, self.config.clone(), self.me, seed, now);
+        let content = self.config.clone().for_blocks(head.bytes, head.blocks);
+        let swarm = |space, len, config, seed| Swarm::new(space, len, config, self.me, seed, now);
         self.known = Some(Known {
             hashes: Vec::new(),
-            manifest: swarm(Space::Manifest, head.manifest_blocks(), self.seed),
-            content: swarm(Space::Content, head.blocks, !self.seed),
+            manifest: swarm(Space::Manifest, head.manifest_blocks(), self.config.clone(), self.seed),
+            content: swarm(Space::Content, head.blocks, content, !self.seed),
             head,
             signed,
         });

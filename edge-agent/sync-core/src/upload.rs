@@ -54,6 +54,11 @@ impl Uploads {
         Self { config, lanes: BTreeMap::new(), sending: 0, waiting: 0, turns: 0 }
     }
 
+    /// From now on within these limits.
+    pub(crate) fn set_config(&mut self, config: UploadConfig) {
+        self.config = config;
+    }
+
     pub(crate) fn add_peer(&mut self, peer: AgentId) {
         self.lanes.entry(peer).or_default();
     }

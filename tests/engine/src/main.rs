@@ -5,6 +5,7 @@
 //! `docs/engine.md`. Everything runs in network, mount and process namespaces of its own and ends with the command.
 
 mod changed;
+mod disk;
 mod files;
 mod fleet;
 mod net;

@@ -10,6 +10,7 @@ use e2e::differences;
 use serde::Serialize;
 
 use crate::Common;
+use crate::disk::Disk;
 use crate::files::many;
 use crate::fleet::Fleet;
 use crate::net::{Long, Place, prepare};
@@ -49,6 +50,10 @@ pub(crate) struct Args {
     /// Who. May be given several times or with commas.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Who::Flotilla, Who::Rsync])]
     contender: Vec<Who>,
+    /// Writes into `--dir` itself instead of a new ext4 file system in an image there. On ext4 files that somebody
+    /// removed in the last minutes make new ones slow.
+    #[arg(long)]
+    here: bool,
     /// Every contender so often, in turns.
     #[arg(long, default_value_t = 1)]
     runs: usize,
@@ -181,11 +186,13 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
                 }
                 let dir = folder.path().join(format!("{over}-{who}-{run}"));
                 fs::create_dir_all(&dir)?;
+                let disk = if args.here { None } else { Some(Disk::mount(&dir, args.files, args.bytes)?) };
                 let mut row = Trial { args, dir: &dir, source: &source }
                     .hold(over, who)
                     .with_context(|| format!("{who} over {over}"))?;
                 row.run = run;
                 results.add(row)?;
+                drop(disk);
                 if !args.common.keep {
                     fs::remove_dir_all(&dir)?;
                 }
@@ -222,7 +229,7 @@ impl Trial<'_> {
             let (sound, packets, lost) = link.report();
             (row.sound, row.packets, row.packets_lost) = (Some(sound), Some(packets), Some(lost));
         }
-        let found = differences(self.source, &self.dir.join("got"))?;
+        let found = differences(self.source, &self.dir.join("disk/got"))?;
         ensure!(
             found.is_empty(),
             "what arrived is not what was sent:\n{}",
@@ -234,7 +241,7 @@ impl Trial<'_> {
     fn flotilla(&self, near: (Place, String), far: (Place, String)) -> Result<Small> {
         let mut fleet = Fleet::start(&self.dir.join("fleet"), near.0.clone(), &near.1)?;
         fleet.enrol(vec![("source".into(), near.0, near.1), ("destination".into(), far.0, far.1)])?;
-        let (got, staging) = (self.dir.join("got"), self.dir.join("got/.flotilla"));
+        let (got, staging) = (self.dir.join("disk/got"), self.dir.join("disk/got/.flotilla"));
         let cost = |fleet: &Fleet, n: usize| fleet.agents[n].process().map(|p| p.cost());
         let before: [Cost; 2] = [cost(&fleet, 0)?, cost(&fleet, 1)?];
         let began = Instant::now();
@@ -285,7 +292,7 @@ impl Trial<'_> {
     fn rsync(&self, near: (Place, String), far: (Place, String)) -> Result<Small> {
         let daemon = Daemon::start(self.dir, &near.0, &near.1, self.source)?;
         let began = Instant::now();
-        let mut process = daemon.fetch("rsync", self.dir, &far.0, &self.dir.join("got"))?;
+        let mut process = daemon.fetch("rsync", self.dir, &far.0, &self.dir.join("disk/got"))?;
         rsync::finish(&mut process, PATIENCE + self.fair())?;
         Ok(self.row(None, began.elapsed().as_secs_f64()))
     }

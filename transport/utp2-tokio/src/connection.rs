@@ -244,6 +244,19 @@ impl Connection {
         .await
     }
 
+    /// Everything that [`Self::recv_event`] would give without waiting; it waits for the first.
+    ///
+    /// # Errors
+    /// [`Closed`] after the last event.
+    pub async fn recv_events(&self) -> Result<Vec<BlockEvent>, Closed> {
+        self.next(&self.0.state.event, |mailbox| match std::mem::take(&mut mailbox.events_lost) {
+            0 if mailbox.events.is_empty() => None,
+            0 => Some(mailbox.events.drain(..).collect()),
+            count => Some(vec![BlockEvent::Lagged { count }]),
+        })
+        .await
+    }
+
     async fn next<T>(
         &self,
         notify: &Notify,

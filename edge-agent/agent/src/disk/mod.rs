@@ -14,6 +14,7 @@ mod metadata;
 #[cfg(test)]
 mod million;
 mod reader;
+mod recent;
 mod staging;
 #[cfg(test)]
 mod tests;

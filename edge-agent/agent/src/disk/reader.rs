@@ -12,10 +12,11 @@ use sync_core::merkle::block_hash;
 use super::cache::Cache;
 use super::folder::Folder;
 use super::manifest::{BlockInfo, ManifestFile};
+use super::recent::Recent;
 
 /// Blocks kept in memory: pieces of a block leave one after the other, and several receivers ask for
-/// the same block at about the same time. 512 blocks are 16 MiB.
-const BLOCKS_CACHED: usize = 512;
+/// the same block at about the same time. Just above what is given to the transport at a time (`SENDING`).
+const BYTES_CACHED: usize = 32 << 20;
 
 /// Files kept open. Blocks of a large file are read in a row; a handful of receivers read elsewhere.
 const FILES_OPEN: usize = 64;
@@ -45,7 +46,7 @@ impl std::fmt::Display for ReadError {
 pub(crate) struct BlockReader {
     folder: Folder,
     manifest: Arc<ManifestFile>,
-    blocks: Mutex<Cache<u64, Arc<[u8]>>>,
+    blocks: Mutex<Recent>,
     files: Mutex<Cache<u64, Arc<File>>>,
 }
 
@@ -67,7 +68,7 @@ impl BlockReader {
     }
 
     pub(super) fn new(folder: Folder, manifest: Arc<ManifestFile>) -> Self {
-        let (blocks, files) = (Mutex::new(Cache::new(BLOCKS_CACHED)), Mutex::new(Cache::new(FILES_OPEN)));
+        let (blocks, files) = (Mutex::new(Recent::new(BYTES_CACHED)), Mutex::new(Cache::new(FILES_OPEN)));
         Self { folder, manifest, blocks, files }
     }
 
@@ -78,7 +79,7 @@ impl BlockReader {
 
     /// A content block, whole and verified.
     pub(crate) fn read(&self, index: u64) -> Result<Arc<[u8]>, ReadError> {
-        if let Some(block) = lock(&self.blocks).get(&index) {
+        if let Some(block) = lock(&self.blocks).get(index) {
             return Ok(block);
         }
         let info = self.manifest.block(index).map_err(ReadError::Io)?.ok_or(ReadError::NotHere)?;

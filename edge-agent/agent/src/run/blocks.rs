@@ -3,7 +3,7 @@
 //!
 //! Both sides are called by the transport's driver with its lock held: memory and cached files only. A
 //! block goes on to the run's task when it is whole; nothing here is checked yet, and a peer can fill
-//! [`BLOCKS_HELD`] buffers at most.
+//! [`BYTES_BEGUN`] at most.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -19,7 +19,7 @@ use sync_core::{BlockMap, manifest_block_len};
 use tokio::sync::mpsc;
 use utp2_tokio::{BlockSink, BlockSource, Handle};
 
-use super::limits::{BLOCKS_BEGUN, BLOCKS_HELD, PIECES_APART, PIECES_PATIENCE, REPEATS};
+use super::limits::{BLOCK_COST, BYTES_BEGUN, BYTES_HELD, PIECES_APART, PIECES_PATIENCE, REPEATS};
 use crate::disk::{BlockReader, ManifestFile, ReadError, Staging};
 
 /// Where the content is.
@@ -71,11 +71,23 @@ struct ManifestPart {
 }
 
 /// A buffer that counts until it is dropped.
-struct Held(Arc<AtomicUsize>);
+struct Held {
+    all: Arc<AtomicUsize>,
+    cost: usize,
+}
+
+impl Held {
+    /// Room for a block; `None` if too much is held already.
+    fn take(all: &Arc<AtomicUsize>, len: usize) -> Option<Self> {
+        let cost = len + BLOCK_COST;
+        let held = Self { all: all.clone(), cost };
+        (all.fetch_add(cost, Ordering::Relaxed) < BYTES_HELD).then_some(held)
+    }
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.all.fetch_sub(self.cost, Ordering::Relaxed);
     }
 }
 
@@ -102,6 +114,8 @@ struct Assembly {
 #[derive(Default)]
 struct Inbox {
     open: HashMap<BlockAddress, Assembly>,
+    /// What those cost.
+    begun: usize,
     /// Blocks that were whole lately.
     done: HashMap<BlockAddress, Instant>,
     order: VecDeque<BlockAddress>,
@@ -156,6 +170,7 @@ impl Blocks {
     pub(super) fn sweep(&self) {
         for inbox in lock(&self.inboxes).values_mut() {
             inbox.open.retain(|_, a| a.touched.elapsed() < PIECES_PATIENCE);
+            inbox.begun = inbox.open.values().map(|a| a.held.cost).sum();
         }
     }
 
@@ -219,11 +234,12 @@ impl Blocks {
             if inbox.done.get(&address).is_some_and(|at| at.elapsed() < REPEATS) {
                 return None;
             }
-            let begun = (inbox.open.len() < BLOCKS_BEGUN).then(|| self.begin(address)).flatten();
+            let begun = (inbox.begun < BYTES_BEGUN).then(|| self.begin(address)).flatten();
             let Some(assembly) = begun else {
                 drop_it();
                 return None;
             };
+            inbox.begun += assembly.held.cost;
             inbox.open.insert(address, assembly);
         }
         let assembly = inbox.open.get_mut(&address)?;
@@ -235,15 +251,14 @@ impl Blocks {
             return None;
         }
         inbox.note_done(address);
-        inbox.open.remove(&address)
+        let whole = inbox.open.remove(&address)?;
+        inbox.begun -= whole.held.cost;
+        Some(whole)
     }
 
     fn begin(&self, address: BlockAddress) -> Option<Assembly> {
         let len = self.len_of(address)? as usize;
-        let held = Held(self.held.clone());
-        if self.held.fetch_add(1, Ordering::Relaxed) >= BLOCKS_HELD {
-            return None;
-        }
+        let held = Held::take(&self.held, len)?;
         let data = std::iter::repeat_n(0, len).collect();
         Some(Assembly { data, have: Vec::new(), touched: Instant::now(), held })
     }
@@ -341,7 +356,7 @@ mod tests {
     use super::*;
 
     fn assembly(len: usize) -> Assembly {
-        let held = Held(Arc::new(AtomicUsize::new(1)));
+        let held = Held::take(&Arc::default(), len).expect("room");
         let data = std::iter::repeat_n(0, len).collect();
         Assembly { data, have: Vec::new(), touched: Instant::now(), held }
     }
@@ -371,10 +386,11 @@ mod tests {
             assert!(blocks.put(inbox, BlockAddress::manifest(block), 0, &[1]).is_none());
         };
         (0..4000).for_each(|block| begin(&mut liar, block));
-        (0..1000).for_each(|block| begin(&mut honest, block));
-        assert_eq!((liar.open.len(), honest.open.len()), (BLOCKS_BEGUN, 1000));
+        (0..900).for_each(|block| begin(&mut honest, block));
+        let cost = agent_proto::limits::BLOCK_LEN as usize + BLOCK_COST;
+        assert_eq!((liar.open.len(), honest.open.len()), (BYTES_BEGUN.div_ceil(cost), 900));
         drop(liar);
-        assert_eq!(blocks.held.load(Ordering::Relaxed), 1000);
+        assert_eq!(blocks.held.load(Ordering::Relaxed), 900 * cost);
     }
 
     #[test]

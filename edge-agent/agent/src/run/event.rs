@@ -34,14 +34,14 @@ pub(super) enum Wakeup {
     Met(AgentId, Result<Met, String>),
     /// A message came.
     Message(AgentId, Handle, PeerMessage),
-    /// A block was acknowledged, or could not be read.
-    Sent { agent: AgentId, handle: Handle, address: BlockAddress, read: bool },
+    /// Blocks were acknowledged, or could not be read.
+    Sent(AgentId, Handle, Vec<Sent>),
     /// A connection ended.
     Closed(AgentId, Handle),
-    /// A block to be sent was looked up; if that failed, why.
-    Looked { agent: AgentId, handle: Handle, block: u64, len: Result<u32, ReadError>, priority: u8 },
-    /// An arrived block was checked and written, or not.
-    Stored { agent: AgentId, handle: Handle, block: u64, len: u32, result: Result<(), StoreError> },
+    /// Blocks to be sent were looked up.
+    Looked(Vec<Looked>),
+    /// Arrived blocks were checked and written, or not.
+    Stored(Vec<Stored>),
     /// The source's folder is indexed.
     Indexed(Result<Box<Indexed>, Problem>),
     /// The manifest is decoded and the disk looked at.
@@ -52,6 +52,29 @@ pub(super) enum Wakeup {
     Network,
     /// The end of it.
     End(Ending, oneshot::Sender<()>),
+}
+
+/// What became of a block that was to be sent.
+#[derive(Clone, Copy)]
+pub(super) struct Sent {
+    pub(super) address: BlockAddress,
+    /// Acknowledged; otherwise it could not be read.
+    pub(super) read: bool,
+}
+
+/// A block that was looked up; if that failed, why.
+pub(super) struct Looked {
+    pub(super) job: ReadJob,
+    pub(super) len: Result<u32, ReadError>,
+}
+
+/// A block that was written, or not.
+pub(super) struct Stored {
+    pub(super) agent: AgentId,
+    pub(super) handle: Handle,
+    pub(super) block: u64,
+    pub(super) len: u32,
+    pub(super) result: Result<(), StoreError>,
 }
 
 /// A source that is ready.

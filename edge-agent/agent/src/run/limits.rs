@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-/// Blocks of one run held in memory: arriving, or waiting to be checked and written. Twice what a run asks
-/// for at a time (`FetchConfig::outstanding_max` and `want_max`), so only a peer that sends unasked meets
-/// it. 96 MiB at worst.
-pub(super) const BLOCKS_HELD: usize = 3072;
+/// Bytes of blocks of one run held in memory, each counted with [`BLOCK_COST`]: arriving, or waiting to be checked
+/// and written. Twice what a run asks for at a time (`FetchConfig::outstanding_max` and `want_max`), so only a peer
+/// that sends unasked meets it.
+pub(super) const BYTES_HELD: usize = 96 << 20;
 
-/// Blocks of one connection that are there in part. Above what we ask of a peer (1024 by number and 512 of
-/// its choice) and below [`BLOCKS_HELD`]: one that sends unasked does not take the room of the others.
-pub(super) const BLOCKS_BEGUN: usize = 2048;
+/// Bytes of blocks of one connection that are there in part, counted alike. Above what we ask of a peer (32 MiB by
+/// number and 16 of its choice) and below [`BYTES_HELD`]: one that sends unasked does not take the room of the others.
+pub(super) const BYTES_BEGUN: usize = 64 << 20;
+
+/// What a block that is being put together takes beside its bytes.
+pub(super) const BLOCK_COST: usize = 512;
 
 /// Separate ranges of one block: honest peers make some 25 pieces of a block.
 pub(super) const PIECES_APART: usize = 256;
@@ -20,12 +23,15 @@ pub(super) const REPEATS: Duration = Duration::from_secs(2);
 /// A block of which nothing came for so long never becomes whole: its rest was cancelled.
 pub(super) const PIECES_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Blocks of one run given to the transport and not acknowledged, for one peer and for all. Just below what
-/// the disk's cache keeps (512), so that the transport reads from memory.
-pub(super) const SENDING: (usize, usize) = (192, 448);
+/// Blocks of full length of one run given to the transport and not acknowledged, for one peer and for all: 16 MiB
+/// are 1 Gbit/s at 130 ms. Just below what the disk's cache keeps (32 MiB), so that the transport reads from memory.
+pub(super) const SENDING: (usize, usize) = (512, 896);
 
 /// Threads that check and write blocks of one run.
 pub(super) const WRITERS: usize = 2;
+
+/// Blocks that a thread takes, and tells of, at a time: one message and one record of the journal for all of them.
+pub(super) const JOBS: usize = 64;
 
 /// Connections of one run that this agent makes itself. A swarm is well connected with fewer.
 pub(super) const PEERS_DIALLED: usize = 64;
@@ -51,9 +57,9 @@ pub(super) const MESSAGES_WAITING: usize = 32 << 20;
 /// What a message that waits costs beside its bytes.
 pub(super) const MESSAGE_COST: usize = 64;
 
-/// Blocks of one peer that wait to be looked up on the disk. Far above [`SENDING`]: only a peer that asks
-/// and takes back all the time gets there, and loses its connection.
-pub(super) const READS_WAITING: usize = 4096;
+/// Blocks of one peer that wait to be looked up on the disk. Far above [`SENDING`] of the shortest blocks: only a peer
+/// that asks and takes back all the time gets there, and loses its connection.
+pub(super) const READS_WAITING: usize = 16_384;
 
 /// Things that may wait for a run's task; who brings more waits.
 pub(super) const EVENTS_WAITING: usize = 4096;

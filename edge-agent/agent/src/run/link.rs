@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use utp2_tokio::{BlockEvent, Connection, Handle};
 
-use super::event::Wakeup;
+use super::event::{Sent, Wakeup};
 use super::limits::{MESSAGE_COST, MESSAGES_WAITING};
 
 /// Close codes of the peer protocol.
@@ -137,15 +137,18 @@ async fn receive(agent: AgentId, conn: Connection, wakeups: mpsc::Sender<Wakeup>
 
 async fn watch_blocks(agent: AgentId, conn: Connection, wakeups: mpsc::Sender<Wakeup>) {
     let handle = conn.handle();
-    while let Ok(event) = conn.recv_event().await {
-        let (tag, read) = match event {
-            BlockEvent::Sent { tag } => (tag, true),
-            BlockEvent::Failed { tag } => (tag, false),
-            // More than ever are queued; to count on would be to count wrong.
-            BlockEvent::Lagged { .. } => return conn.close(code::SLOW, "lost count of blocks"),
-        };
-        let address = BlockAddress(tag);
-        if wakeups.send(Wakeup::Sent { agent, handle, address, read }).await.is_err() {
+    while let Ok(events) = conn.recv_events().await {
+        let mut sent = Vec::with_capacity(events.len());
+        for event in events {
+            let (tag, read) = match event {
+                BlockEvent::Sent { tag } => (tag, true),
+                BlockEvent::Failed { tag } => (tag, false),
+                // More than ever are queued; to count on would be to count wrong.
+                BlockEvent::Lagged { .. } => return conn.close(code::SLOW, "lost count of blocks"),
+            };
+            sent.push(Sent { address: BlockAddress(tag), read });
+        }
+        if wakeups.send(Wakeup::Sent(agent, handle, sent)).await.is_err() {
             return;
         }
     }

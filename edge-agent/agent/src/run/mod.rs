@@ -15,6 +15,7 @@ mod limits;
 mod link;
 mod members;
 mod neighbourhood;
+mod queue;
 mod reach;
 mod record;
 mod task;

@@ -281,20 +281,16 @@ impl Task {
                     Machine::None => {}
                 }
             }
-            Wakeup::Sent { agent, handle, address, read } if self.is_present(agent, handle) => {
-                self.block_sent(agent, address, read);
+            Wakeup::Sent(agent, handle, sent) if self.is_present(agent, handle) => {
+                sent.into_iter().for_each(|sent| self.block_sent(agent, sent));
             }
-            Wakeup::Looked { agent, handle, block, len, priority } if self.is_present(agent, handle) => {
-                self.block_looked_up(agent, block, len, priority);
-            }
-            Wakeup::Stored { agent, handle, block, len, result } => {
-                self.block_stored(agent, handle, block, len, result);
-            }
+            Wakeup::Looked(looked) => self.blocks_looked_up(looked),
+            Wakeup::Stored(stored) => stored.into_iter().for_each(|stored| self.block_stored(stored)),
             Wakeup::Indexed(result) => self.indexed(result),
             Wakeup::Prepared(result) => self.prepared(result),
             Wakeup::Finalized(problems) => self.finalized(problems),
             // From a connection that another one took over.
-            Wakeup::Message(..) | Wakeup::Sent { .. } | Wakeup::Looked { .. } => {}
+            Wakeup::Message(..) | Wakeup::Sent(..) => {}
         }
         None
     }

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use ed25519_dalek::SigningKey;
@@ -14,8 +14,9 @@ use sync_core::BlockMap;
 use sync_core::manifest::{HeadError, MANIFEST_VERSION, ManifestHead};
 
 use super::blocks::{Blocks, Content};
-use super::event::{Indexed, Prepared, ReadJob, Wakeup, WriteJob};
-use super::limits::WRITERS;
+use super::event::{Indexed, Looked, Prepared, ReadJob, Stored, Wakeup, WriteJob};
+use super::limits::{JOBS, WRITERS};
+use super::queue::Queue;
 use super::record::RunFolder;
 use crate::disk::{BlockReader, ManifestFile, Staging, file_block_hashes, index_known};
 
@@ -182,10 +183,10 @@ pub(super) fn disk_class(error: &std::io::Error) -> ProblemClass {
     }
 }
 
-/// The threads of one run that touch its content; they end when their queues are dropped.
+/// The threads of one run that touch its content; they end when their queues are closed.
 pub(super) struct Workers {
-    reads: Option<mpsc::Sender<ReadJob>>,
-    writes: Option<mpsc::Sender<WriteJob>>,
+    reads: Arc<Queue<ReadJob>>,
+    writes: Option<Arc<Queue<WriteJob>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -199,44 +200,49 @@ impl Workers {
         staging: Option<&Arc<Staging>>,
         wakeups: &tokio::sync::mpsc::Sender<Wakeup>,
     ) -> std::io::Result<Self> {
-        let mut threads = Vec::new();
-        let (reads, jobs) = mpsc::channel();
-        let (content, told) = (blocks.clone(), wakeups.clone());
-        threads.push(spawn("run read", move || read(&content, &jobs, &told))?);
-        let mut writes = None;
+        let mut workers = Self { reads: Queue::new(1), writes: None, threads: Vec::new() };
+        let (content, jobs, told) = (blocks.clone(), workers.reads.clone(), wakeups.clone());
+        workers.threads.push(spawn("run read", move || read(&content, &jobs, &told))?);
         if let Some(staging) = staging {
-            let (sender, jobs) = mpsc::channel();
-            let jobs = Arc::new(Mutex::new(jobs));
+            let writes = Queue::new(WRITERS);
             for _ in 0..WRITERS {
-                let (staging, jobs, told) = (staging.clone(), jobs.clone(), wakeups.clone());
-                threads.push(spawn("run write", move || write(&staging, &jobs, &told))?);
+                let (staging, jobs, told) = (staging.clone(), writes.clone(), wakeups.clone());
+                workers.threads.push(spawn("run write", move || write(&staging, &jobs, &told))?);
             }
-            writes = Some(sender);
+            workers.writes = Some(writes);
         }
-        Ok(Self { reads: Some(reads), writes, threads })
+        Ok(workers)
     }
 
     pub(super) fn read(&self, job: ReadJob) {
-        if let Some(reads) = &self.reads {
-            // A thread that is gone panicked; the block is asked again elsewhere.
-            let _ = reads.send(job);
-        }
+        self.reads.push(job);
     }
 
     pub(super) fn write(&self, job: WriteJob) {
         if let Some(writes) = &self.writes {
-            let _ = writes.send(job);
+            writes.push(job);
         }
     }
 
     /// Waits until what is queued is done. Blocks; nothing must wait for a full channel of wake-ups.
     pub(super) fn finish(mut self) {
-        (self.reads, self.writes) = (None, None);
+        self.close();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a run's thread panicked");
             }
         }
+    }
+
+    fn close(&self) {
+        self.reads.close();
+        self.writes.iter().for_each(|writes| writes.close());
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -245,29 +251,25 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<Jo
 }
 
 /// Reads blocks before they are sent, so that the transport finds them in memory.
-fn read(blocks: &Blocks, jobs: &mpsc::Receiver<ReadJob>, told: &tokio::sync::mpsc::Sender<Wakeup>) {
-    for ReadJob { agent, handle, block, priority } in jobs {
+fn read(blocks: &Blocks, queue: &Queue<ReadJob>, told: &tokio::sync::mpsc::Sender<Wakeup>) {
+    while let Some(jobs) = queue.take(JOBS) {
         let Some(content) = blocks.content() else { continue };
-        let len = content.read(block).map(|data| data.len() as u32);
-        if told.blocking_send(Wakeup::Looked { agent, handle, block, len, priority }).is_err() {
+        let look = |job: ReadJob| Looked { job, len: content.read(job.block).map(|data| data.len() as u32) };
+        if told.blocking_send(Wakeup::Looked(jobs.into_iter().map(look).collect())).is_err() {
             return;
         }
     }
 }
 
-fn write(
-    staging: &Staging,
-    jobs: &Mutex<mpsc::Receiver<WriteJob>>,
-    told: &tokio::sync::mpsc::Sender<Wakeup>,
-) {
-    loop {
-        let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(WriteJob { agent, arrived }) = next else { return };
-        let (handle, block) = (arrived.handle, arrived.address.index());
-        let len = arrived.data.len() as u32;
-        let result = staging.write(block, arrived.data.clone());
-        drop(arrived);
-        if told.blocking_send(Wakeup::Stored { agent, handle, block, len, result }).is_err() {
+fn write(staging: &Staging, queue: &Queue<WriteJob>, told: &tokio::sync::mpsc::Sender<Wakeup>) {
+    while let Some(jobs) = queue.take(JOBS) {
+        let store = |WriteJob { agent, arrived }: WriteJob| {
+            let (handle, block) = (arrived.handle, arrived.address.index());
+            let len = arrived.data.len() as u32;
+            let result = staging.write(block, arrived.data.clone());
+            Stored { agent, handle, block, len, result }
+        };
+        if told.blocking_send(Wakeup::Stored(jobs.into_iter().map(store).collect())).is_err() {
             return;
         }
     }

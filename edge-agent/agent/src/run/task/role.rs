@@ -149,7 +149,8 @@ impl Task {
         }
         let config =
             OriginConfig { settle: if again { SETTLE } else { Duration::ZERO }, ..OriginConfig::default() };
-        let mut origin = Origin::new(crate::VERSION.into(), signed, hashes, blocks, config, Self::uploads());
+        let uploads = Self::uploads().for_blocks(bytes, blocks);
+        let mut origin = Origin::new(crate::VERSION.into(), signed, hashes, blocks, config, uploads);
         let now = self.now();
         for (agent, peer) in &mut self.peers {
             origin.handle_connected(now, *agent);
@@ -249,6 +250,7 @@ impl Task {
         problems.into_iter().for_each(|problem| self.reports.problem(problem));
         let now = self.now();
         if let Machine::Destination(d) = &mut self.machine {
+            d.set_uploads(Self::uploads().for_blocks(manifest.bytes(), manifest.blocks()));
             d.begin_content(now, have);
             d.forgo(unwanted.ranges().flatten());
         }

@@ -3,12 +3,11 @@
 use agent_proto::peer::{BlockAddress, UnavailableReason};
 use event_schema::{AgentId, ProblemClass, RunAgentState};
 use sync_core::{Arrival, Misbehaviour};
-use utp2_tokio::Handle;
 
 use super::{Machine, Task};
 use crate::disk::{ReadError, StoreError};
 use crate::run::blocks::Arrived;
-use crate::run::event::{ReadJob, WriteJob};
+use crate::run::event::{Looked, ReadJob, Sent, Stored, WriteJob};
 use crate::run::limits::READS_WAITING;
 use crate::run::link::code;
 use crate::run::work::problem;
@@ -32,13 +31,17 @@ impl Task {
         }
     }
 
-    pub(super) fn block_looked_up(
-        &mut self,
-        agent: AgentId,
-        block: u64,
-        len: Result<u32, ReadError>,
-        priority: u8,
-    ) {
+    pub(super) fn blocks_looked_up(&mut self, looked: Vec<Looked>) {
+        for Looked { job, len } in looked {
+            // Otherwise from a connection that another one took over.
+            if self.is_present(job.agent, job.handle) {
+                self.block_looked_up(job, len);
+            }
+        }
+    }
+
+    fn block_looked_up(&mut self, job: ReadJob, len: Result<u32, ReadError>) {
+        let ReadJob { agent, block, priority, .. } = job;
         let address = BlockAddress::content(block);
         let Some(peer) = self.peers.get_mut(&agent) else { return };
         peer.link.reads = peer.link.reads.saturating_sub(1);
@@ -56,7 +59,8 @@ impl Task {
         }
     }
 
-    pub(super) fn block_sent(&mut self, agent: AgentId, address: BlockAddress, read: bool) {
+    pub(super) fn block_sent(&mut self, agent: AgentId, sent: Sent) {
+        let Sent { address, read } = sent;
         let Some(peer) = self.peers.get_mut(&agent) else { return };
         let len = peer.link.sending.remove(&address.0);
         if !read {
@@ -108,14 +112,8 @@ impl Task {
         }
     }
 
-    pub(super) fn block_stored(
-        &mut self,
-        agent: AgentId,
-        handle: Handle,
-        block: u64,
-        len: u32,
-        result: Result<(), StoreError>,
-    ) {
+    pub(super) fn block_stored(&mut self, stored: Stored) {
+        let Stored { agent, handle, block, len, result } = stored;
         let now = self.now();
         let Machine::Destination(d) = &mut self.machine else { return };
         let address = BlockAddress::content(block);
