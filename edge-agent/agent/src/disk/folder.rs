@@ -107,28 +107,28 @@ impl Folder {
         }
     }
 
-    /// Makes sure a folder that can be written to is at `path`. A file or symlink in its place is
-    /// replaced: the manifest says that a folder belongs there.
-    pub(crate) fn make_folder(&self, path: &[u8]) -> Result<()> {
+    /// Makes sure a folder that can be written to is at `path`; true if it is new and nothing is in it. A file or
+    /// symlink in its place is replaced: the manifest says that a folder belongs there.
+    pub(crate) fn make_folder(&self, path: &[u8]) -> Result<bool> {
         if path.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let (parent, name) = self.parent(path)?;
         match fs::mkdirat(&parent, name, Mode::RWXU) {
             Err(Errno::EXIST) => {}
-            other => return other,
+            other => return other.map(|()| true),
         }
         let stat = fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if file_type(&stat) != FileType::Directory {
             fs::unlinkat(&parent, name, AtFlags::empty())?;
             self.forget();
-            return fs::mkdirat(&parent, name, Mode::RWXU);
+            return fs::mkdirat(&parent, name, Mode::RWXU).map(|()| true);
         }
         let mode = Mode::from_raw_mode(stat.st_mode);
         if !mode.contains(Mode::RWXU) {
             fs::chmodat(&parent, name, mode | Mode::RWXU, AtFlags::empty())?;
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Removes what is at `path` so that a file or symlink can take its place. A folder goes only if

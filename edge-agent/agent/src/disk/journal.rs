@@ -37,11 +37,12 @@ impl Journal {
         Ok(Self { file, len })
     }
 
-    /// Adds a record. One write of 8 bytes: there or not there after a kill.
-    pub(crate) fn push(&mut self, block: u64) -> io::Result<()> {
-        match self.file.write_all(&block.to_le_bytes()) {
+    /// Adds records, with one write: after a kill some of the first ones may be there, and the others not.
+    pub(crate) fn push_all(&mut self, blocks: impl Iterator<Item = u64>) -> io::Result<()> {
+        let records: Vec<u8> = blocks.flat_map(u64::to_le_bytes).collect();
+        match self.file.write_all(&records) {
             Ok(()) => {
-                self.len += RECORD_LEN as u64;
+                self.len += records.len() as u64;
                 Ok(())
             }
             Err(e) => {
@@ -75,14 +76,14 @@ mod tests {
         };
         let (mut journal, _) = open();
         for block in [3, 1, u64::MAX] {
-            journal.push(block).expect("room");
+            journal.push_all([block].into_iter()).expect("room");
         }
         let bytes = std::fs::read(&path).expect("written");
         for cut in 0..=bytes.len() {
             std::fs::write(&path, &bytes[..cut]).expect("room");
             let (mut journal, blocks) = open();
             assert_eq!(blocks, [3, 1, u64::MAX][..cut / 8]);
-            journal.push(7).expect("room");
+            journal.push_all([7].into_iter()).expect("room");
             assert_eq!(open().1.last(), Some(&7));
         }
     }

@@ -4,14 +4,16 @@
 //! A block counts only after it matched its hash. After a restart every block that the journal or the
 //! disk claims is read and checked again, so nothing is trusted that power loss could have damaged.
 
+mod arrivals;
 mod reuse;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
@@ -80,6 +82,10 @@ pub(crate) struct Staging {
     placed: BlockReader,
     restorer: Restorer,
     staging_path: Vec<u8>,
+    /// That folder, open: every small file is made in it and renamed out of it.
+    staging: Arc<OwnedFd>,
+    /// Entries that have an unfinished file from an earlier life.
+    partial: BlockMap,
     inner: Mutex<Inner>,
 }
 
@@ -116,10 +122,17 @@ impl Staging {
         std::fs::create_dir_all(root).map_err(|e| io(&e, "making the destination folder"))?;
         std::fs::create_dir_all(state).map_err(|e| io(&e, "making the run's state folder"))?;
         let folder = Folder::open(root).map_err(|e| problem(e, shown, "opening the destination folder"))?;
+        let mut fresh = Fresh::default();
+        if is_empty(folder.root()) {
+            fresh.made(b"");
+        }
         let staging_path = [STAGING_FOLDER, b"/", run.to_string().as_bytes()].concat();
         for path in [STAGING_FOLDER, &staging_path] {
             folder.make_folder(path).map_err(|e| problem(e, path, "making the staging folder"))?;
         }
+        let unusable = |e| problem(e, &staging_path, "opening the staging folder");
+        let opened = folder.walk(&staging_path).map_err(unusable)?;
+        let partial = partials(opened.as_fd(), manifest.entries()).map_err(unusable)?;
         let (entries, blocks) = (manifest.entries(), manifest.blocks());
         let mut fetched = BlockMap::new(blocks);
         let journal = Journal::open(&state.join("blocks.journal"), |block| _ = fetched.insert(block))
@@ -128,6 +141,8 @@ impl Staging {
             placed: BlockReader::new(folder, manifest.clone()),
             restorer: Restorer::new(),
             staging_path,
+            staging: opened,
+            partial,
             inner: Mutex::new(Inner {
                 journal,
                 have: BlockMap::new(blocks),
@@ -147,7 +162,7 @@ impl Staging {
             let page = staging.manifest.page(page).map_err(unreadable)?;
             for (entry, e) in page.entries() {
                 let range = page.blocks_of_entry(entry);
-                match staging.recover(entry, e, range.clone(), &mut shared) {
+                match staging.recover(entry, e, range.clone(), &mut shared, &mut fresh) {
                     Ok(found) => {
                         reused += found.iter().filter(|&&block| !fetched.contains(block)).count() as u64;
                     }
@@ -176,22 +191,24 @@ impl Staging {
         e: &Entry,
         range: Range<u64>,
         shared: &mut HashSet<(u64, u64)>,
+        fresh: &mut Fresh,
     ) -> Result<Vec<u64>, Problem> {
         let Kind::File { size, .. } = e.kind else {
             if e.is_folder() {
-                self.folder()
-                    .make_folder(&e.path)
-                    .map_err(|err| problem(err, &e.path, "making the folder"))?;
+                let made = self.folder().make_folder(&e.path);
+                if made.map_err(|err| problem(err, &e.path, "making the folder"))? {
+                    fresh.made(&e.path);
+                }
             }
             return Ok(Vec::new());
         };
-        let existing = self.folder().open_file(&e.path).ok();
+        let existing = if fresh.holds(&e.path) { None } else { self.folder().open_file(&e.path).ok() };
         let existing_len = existing.as_ref().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len());
-        let partial = match self.open_partial(entry, false) {
-            Ok(file) => Some(file),
-            Err(Errno::NOENT) => None,
+        let partial = match self.partial.contains(entry).then(|| self.open_partial(entry, false)) {
+            None | Some(Err(Errno::NOENT)) => None,
+            Some(Ok(file)) => Some(file),
             // Nothing that we made.
-            Err(_) => {
+            Some(Err(_)) => {
                 self.remove_partial(entry);
                 None
             }
@@ -257,49 +274,6 @@ impl Staging {
         }
         if in_place {
             self.lock().placed.insert(entry);
-        }
-        Ok(())
-    }
-
-    /// Keeps a content block that arrived, if it matches its hash. Puts its file in place when that
-    /// was the last one. A block that is here already is ignored.
-    ///
-    /// # Errors
-    /// Why the block does not count.
-    pub(crate) fn write(&self, index: u64, data: Arc<[u8]>) -> Result<(), StoreError> {
-        let own = |e: Errno| StoreError::Full(unreadable(e));
-        let info = self.manifest.block(index).map_err(own)?.ok_or(StoreError::Corrupt)?;
-        if data.len() != info.len as usize || block_hash(&data) != info.hash {
-            return Err(StoreError::Corrupt);
-        }
-        {
-            let inner = self.lock();
-            if inner.given_up.contains(info.entry) {
-                return Err(StoreError::GivenUp);
-            }
-            if inner.have.contains(index) {
-                return Ok(());
-            }
-        }
-        let e = self.manifest.entry(info.entry).map_err(own)?;
-        self.write_at(info.entry, &e, info.offset, &data)
-            .map_err(|err| self.refused(info.entry, &e, problem(err, &e.path, "writing a block")))?;
-        let mut inner = self.lock();
-        if let Err(err) = inner.journal.push(index) {
-            // The journal is the agent's own file: its trouble is not this entry's.
-            let errno = Errno::from_io_error(&err).unwrap_or(Errno::IO);
-            return Err(StoreError::Full(problem(errno, &e.path, "writing the resume journal")));
-        }
-        if !inner.have.insert(index) {
-            return Ok(());
-        }
-        inner.missing -= u64::from(info.len);
-        let whole = inner.has_all(e.blocks());
-        drop(inner);
-        self.placed.keep(index, data);
-        // A file that is whole but cannot be put in place now is tried again by `finalize`.
-        if whole && let Err(error) = self.place(info.entry, &e) {
-            tracing::warn!(path = %e.path.escape_ascii(), %error, "cannot put the file in place yet");
         }
         Ok(())
     }
@@ -436,10 +410,10 @@ impl Staging {
     /// Gets there name by name as everything else does: whoever may write to the destination must not
     /// have us remove something elsewhere by laying a symlink.
     fn try_remove_staging(&self) -> rustix::io::Result<()> {
-        let staging = self.staging_folder()?;
+        let staging = &self.staging;
         loop {
             let mut names = Vec::new();
-            for item in Dir::read_from(&staging)? {
+            for item in Dir::read_from(staging)? {
                 let item = item?;
                 if item.file_name() != c"." && item.file_name() != c".." {
                     names.push(item.file_name().to_owned());
@@ -452,7 +426,7 @@ impl Staging {
                 break;
             }
             for name in names {
-                fs::unlinkat(&staging, name, AtFlags::empty())?;
+                fs::unlinkat(staging, name, AtFlags::empty())?;
             }
         }
         let (parent, name) = self.folder().parent(&self.staging_path)?;
@@ -469,10 +443,23 @@ impl Staging {
         let file = self.open_partial(entry, true)?;
         fs::ftruncate(&file, e.kind.size())?;
         self.restorer.restore(&file, e)?;
-        self.folder().clear_folder_at(&e.path)?;
-        let (parent, name) = self.folder().parent(&e.path)?;
-        let (staging, partial) = (self.staging_folder()?, partial_name(entry));
-        fs::renameat(&staging, partial.as_bytes(), &parent, name)?;
+        self.give_name(entry, e)
+    }
+
+    /// Renames an unfinished file to its name, in place of what is there.
+    fn give_name(&self, entry: u64, e: &Entry) -> rustix::io::Result<()> {
+        let partial = partial_name(entry);
+        let rename = || {
+            let (parent, name) = self.folder().parent(&e.path)?;
+            fs::renameat(&self.staging, partial.as_bytes(), &parent, name)
+        };
+        match rename() {
+            Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
+                self.folder().clear_folder_at(&e.path)?;
+                rename()?;
+            }
+            done => done?,
+        }
         let mut inner = self.lock();
         inner.files.remove(&entry);
         inner.placed.insert(entry);
@@ -486,8 +473,8 @@ impl Staging {
             self.folder().clear_folder_at(&e.path)?;
             // Made under another name and renamed, so that the old entry is there until the new one is.
             let staging = self.free_link_name()?;
-            fs::symlinkat(target, &staging, LINK_NAME)?;
-            fs::renameat(&staging, LINK_NAME, &parent, name)?;
+            fs::symlinkat(target, staging, LINK_NAME)?;
+            fs::renameat(staging, LINK_NAME, &parent, name)?;
         }
         self.restorer.restore_link(&parent, name, e)
     }
@@ -510,16 +497,15 @@ impl Staging {
         self.folder().clear_folder_at(&e.path)?;
         let staging = self.free_link_name()?;
         let (parent, name) = self.folder().parent(&file.path)?;
-        fs::linkat(&parent, name, &staging, LINK_NAME, AtFlags::empty())?;
+        fs::linkat(&parent, name, staging, LINK_NAME, AtFlags::empty())?;
         let (parent, name) = self.folder().parent(&e.path)?;
-        fs::renameat(&staging, LINK_NAME, &parent, name)
+        fs::renameat(staging, LINK_NAME, &parent, name)
     }
 
     /// The staging folder, with nothing under [`LINK_NAME`].
-    fn free_link_name(&self) -> rustix::io::Result<Arc<OwnedFd>> {
-        let staging = self.staging_folder()?;
-        match fs::unlinkat(&staging, LINK_NAME, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(staging),
+    fn free_link_name(&self) -> rustix::io::Result<&OwnedFd> {
+        match fs::unlinkat(&self.staging, LINK_NAME, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(&self.staging),
             Err(e) => Err(e),
         }
     }
@@ -548,8 +534,8 @@ impl Staging {
         if create {
             flags |= OFlags::CREATE;
         }
-        let staging = self.staging_folder()?;
-        let fd = fs::openat(staging.as_fd(), partial_name(entry).as_bytes(), flags, Mode::RUSR | Mode::WUSR)?;
+        let fd =
+            fs::openat(self.staging.as_fd(), partial_name(entry).as_bytes(), flags, Mode::RUSR | Mode::WUSR)?;
         let stat = fs::fstat(&fd)?;
         // One with another name is somebody else's file, laid here to be written to.
         if file_type(&stat) != FileType::RegularFile || stat.st_nlink != 1 {
@@ -569,13 +555,7 @@ impl Staging {
 
     fn remove_partial(&self, entry: u64) {
         self.lock().files.remove(&entry);
-        if let Ok(staging) = self.staging_folder() {
-            let _ = fs::unlinkat(&staging, partial_name(entry).as_bytes(), AtFlags::empty());
-        }
-    }
-
-    fn staging_folder(&self) -> rustix::io::Result<Arc<OwnedFd>> {
-        self.folder().walk(&self.staging_path)
+        let _ = fs::unlinkat(&self.staging, partial_name(entry).as_bytes(), AtFlags::empty());
     }
 
     fn folder(&self) -> &Folder {
@@ -591,6 +571,45 @@ impl Inner {
     fn has_all(&self, blocks: Range<u64>) -> bool {
         self.have.next_clear(blocks.start).is_none_or(|missing| missing >= blocks.end)
     }
+}
+
+/// The folder made last in which nothing was before: there is nothing to look at in it. Entries come sorted, so those in
+/// it follow.
+#[derive(Default)]
+struct Fresh(Option<Vec<u8>>);
+
+impl Fresh {
+    fn made(&mut self, path: &[u8]) {
+        if !self.holds(path) {
+            self.0 = Some(path.to_vec());
+        }
+    }
+
+    fn holds(&self, path: &[u8]) -> bool {
+        self.0.as_ref().is_some_and(|fresh| {
+            fresh.is_empty() || path.strip_prefix(&fresh[..]).is_some_and(|rest| rest.first() == Some(&b'/'))
+        })
+    }
+}
+
+/// Whether nothing is in a folder.
+fn is_empty(folder: BorrowedFd<'_>) -> bool {
+    let is_itself = |name: &CStr| name == c"." || name == c"..";
+    let all_are = |mut names: Dir| names.all(|name| name.is_ok_and(|name| is_itself(name.file_name())));
+    Dir::read_from(folder).is_ok_and(all_are)
+}
+
+/// The entries that have an unfinished file in the staging folder.
+fn partials(staging: BorrowedFd<'_>, entries: u64) -> rustix::io::Result<BlockMap> {
+    let mut found = BlockMap::new(entries);
+    for item in Dir::read_from(staging)? {
+        let item = item?;
+        let entry = item.file_name().to_str().ok().and_then(|name| name.parse::<u64>().ok());
+        if let Some(entry) = entry.filter(|entry| *entry < entries) {
+            found.insert(entry);
+        }
+    }
+    Ok(found)
 }
 
 fn partial_name(entry: u64) -> String {

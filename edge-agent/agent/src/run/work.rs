@@ -263,13 +263,17 @@ fn read(blocks: &Blocks, queue: &Queue<ReadJob>, told: &tokio::sync::mpsc::Sende
 
 fn write(staging: &Staging, queue: &Queue<WriteJob>, told: &tokio::sync::mpsc::Sender<Wakeup>) {
     while let Some(jobs) = queue.take(JOBS) {
-        let store = |WriteJob { agent, arrived }: WriteJob| {
-            let (handle, block) = (arrived.handle, arrived.address.index());
-            let len = arrived.data.len() as u32;
-            let result = staging.write(block, arrived.data.clone());
-            Stored { agent, handle, block, len, result }
+        let data = jobs.iter().map(|job| (job.arrived.address.index(), job.arrived.data.clone()));
+        let results = staging.write_all(data);
+        let stored = |(WriteJob { agent, arrived }, result): (WriteJob, _)| Stored {
+            agent,
+            handle: arrived.handle,
+            block: arrived.address.index(),
+            len: arrived.data.len() as u32,
+            result,
         };
-        if told.blocking_send(Wakeup::Stored(jobs.into_iter().map(store).collect())).is_err() {
+        let stored = jobs.into_iter().zip(results).map(stored).collect();
+        if told.blocking_send(Wakeup::Stored(stored)).is_err() {
             return;
         }
     }

@@ -188,6 +188,11 @@ impl Kind {
         Some((offset, (self.size() - offset).min(u64::from(BLOCK_LEN)) as u32))
     }
 
+    /// Whether it is a file that is data all through.
+    pub fn has_no_holes(&self) -> bool {
+        matches!(self, Self::File { data: None, .. })
+    }
+
     /// The parts of a range of a file that are data and not holes.
     pub fn data_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
         let (whole, sparse) = match self {
