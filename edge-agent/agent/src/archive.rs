@@ -62,7 +62,7 @@ impl<'f> Archive<'f> {
             fs::renameat(&archive, beside.as_str(), &archive, name.as_str())?;
             fs::fsync(&archive)?;
         }
-        self.folder.make_folder(&self.path(group, b""))
+        self.folder.make_folder(&self.path(group, b"")).map(|_| ())
     }
 
     /// Moves the entry at `path` into a group, below the same path.

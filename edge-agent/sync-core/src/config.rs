@@ -75,8 +75,8 @@ impl FetchConfig {
     #[must_use]
     pub fn for_blocks(mut self, bytes: u64, blocks: u64) -> Self {
         let times = shorter(bytes, blocks);
-        for number in [&mut self.pipeline_min, &mut self.pipeline_max, &mut self.want_max, &mut self.run_len]
-        {
+        let Self { pipeline_min, pipeline_max, pipeline_all, want_max, run_len, .. } = &mut self;
+        for number in [pipeline_min, pipeline_max, pipeline_all, want_max, run_len] {
             *number = number.saturating_mul(times);
         }
         self.outstanding_max = self.outstanding_max.saturating_mul(times as usize);

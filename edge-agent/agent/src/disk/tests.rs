@@ -524,6 +524,67 @@ fn a_deep_and_a_wide_folder_are_read_and_made() {
             .open_file(&[&path[..], b"/deepest"].concat())
             .is_ok()
     );
+
+#[test]
+fn many_small_files_at_once_are_each_told_of_and_in_place() {
+    let (src, dst, state) = (tempdir().expect("room"), tempdir().expect("room"), tempdir().expect("room"));
+    let modes = [0o644, 0o600, 0o444, 0o755, 0o4755, 0o400];
+    for n in 0..60usize {
+        fs::create_dir_all(src.path().join(format!("d{}", n % 3))).expect("room");
+        let path = src.path().join(format!("d{}/f{n}", n % 3));
+        fs::write(&path, vec![n as u8; 100 + n]).expect("room");
+        fs::set_permissions(&path, Permissions::from_mode(modes[n % modes.len()])).expect("ours");
+    }
+    fs::write(src.path().join("two blocks"), vec![1; 40_000]).expect("room");
+    let (manifest, _) = indexed(src.path());
+    let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+    let read = |block| source.read(block).expect("unchanged");
+    // What may stand in the way of a small file: an empty folder, a file of the same name, a symlink, and what an
+    // earlier life left unfinished.
+    fs::create_dir_all(dst.path().join("d0/f0")).expect("room");
+    fs::write(dst.path().join("d0/f3"), "old").expect("room");
+    symlink("/dev/null", dst.path().join("d0/f6")).expect("room");
+    let unfinished = dst.path().join(".flotilla").join(RUN.to_string());
+    fs::create_dir_all(&unfinished).expect("room");
+    let entry = find(&manifest, b"d1/f1").0;
+    fs::write(unfinished.join(entry.to_string()), vec![7; 5000]).expect("room");
+    let opened = open(dst.path(), state.path(), &manifest);
+    let staging = opened.staging;
+    let mut batch: Vec<_> = (0..manifest.blocks()).map(|block| (block, read(block))).collect();
+    let bad = batch[5].1[1..].to_vec();
+    batch.insert(3, (5, bad.into()));
+    batch.push((9, read(9)));
+    batch.push((manifest.blocks(), read(0)));
+    let results = staging.write_all(batch);
+    let failed: Vec<usize> = (0..results.len()).filter(|&n| results[n].is_err()).collect();
+    assert_eq!(failed, [3, results.len() - 1]);
+    let again = (0..manifest.blocks()).map(|block| (block, read(block)));
+    assert!(staging.write_all(again).iter().all(Result::is_ok));
+    assert_eq!(staging.blocks_fetched(), manifest.blocks() + 1, "one came twice before it counted");
+    assert_eq!(staging.finalize(), []);
+    assert_eq!(listing(src.path()), listing(dst.path()));
+}
+
+#[test]
+fn what_was_written_and_not_named_is_found_after_a_kill() {
+    let (src, dst, state) = (tempdir().expect("room"), tempdir().expect("room"), tempdir().expect("room"));
+    (0..10).for_each(|n| fs::write(src.path().join(format!("f{n}")), vec![n; 3000]).expect("room"));
+    let (manifest, _) = indexed(src.path());
+    let source = BlockReader::for_source(src.path(), manifest.clone()).expect("there");
+    let staging = open(dst.path(), state.path(), &manifest).staging;
+    carry(&source, &staging, 0..4);
+    drop(staging);
+    // As if it had been killed between writing a file and renaming it, and in the middle of writing another one.
+    let unfinished = dst.path().join(".flotilla").join(RUN.to_string());
+    let name = |path: &[u8]| unfinished.join(find(&manifest, path).0.to_string());
+    fs::write(name(b"f4"), vec![4; 3000]).expect("room");
+    fs::write(name(b"f5"), vec![5; 1000]).expect("room");
+    let opened = open(dst.path(), state.path(), &manifest);
+    assert_eq!(blocks(&opened.verified), [0, 1, 2, 3, 4]);
+    assert!(dst.path().join("f4").exists() && !dst.path().join("f5").exists());
+    carry(&source, &opened.staging, 5..10);
+    assert_eq!(opened.staging.finalize(), []);
+    assert_eq!(listing(src.path()), listing(dst.path()));
 }
 
 #[test]
