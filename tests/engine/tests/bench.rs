@@ -49,7 +49,18 @@ fn a_file_reaches_three_nodes_of_the_same_rate_also_when_one_leaves() {
 
 #[test]
 fn small_files_are_in_place_over_a_long_link_and_on_loopback() {
-    let args = ["small", "--files", "1500", "--rtt", "50ms", "--rate", "200mbit", "--contender", "flotilla"];
+    let args = [
+        "small",
+        "--files",
+        "1500",
+        "--rtt",
+        "50ms",
+        "--rate",
+        "200mbit",
+        "--contender",
+        "flotilla",
+        "--here",
+    ];
     let Some(rows) = bench("small", &args) else { return };
     let over: Vec<&str> = rows.iter().filter_map(|row| row["over"].as_str()).collect();
     assert_eq!(over, ["link", "loopback"]);

@@ -524,6 +524,7 @@ fn a_deep_and_a_wide_folder_are_read_and_made() {
             .open_file(&[&path[..], b"/deepest"].concat())
             .is_ok()
     );
+}
 
 #[test]
 fn many_small_files_at_once_are_each_told_of_and_in_place() {

@@ -101,12 +101,7 @@ impl Staging {
 
     /// Makes the file of an entry that has this block and nothing else; `None` if it has more, or something of it is
     /// there.
-    fn write_new(
-        &self,
-        info: &BlockInfo,
-        entry: &EntryRef,
-        data: &[u8],
-    ) -> rustix::io::Result<Option<File>> {
+    fn write_new(&self, info: &BlockInfo, entry: &EntryRef, data: &[u8]) -> rustix::io::Result<Option<File>> {
         if entry.kind.size() != data.len() as u64 || !entry.kind.has_no_holes() {
             return Ok(None);
         }
