@@ -105,6 +105,20 @@ impl<'f> Archive<'f> {
         rename_new(&from, name, &to, old)
     }
 
+    /// Removes what is left of a group from which everything was taken again; what is in it still stays, and its time.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub(crate) fn end(&self, group: &str) -> Result<()> {
+        self.folder.forget();
+        let archive = self.folder.walk(&base())?;
+        if remove_empty(&archive, group.as_bytes())? {
+            fs::unlinkat(&archive, format!("{group}{UNTIL}").as_str(), AtFlags::empty())?;
+        }
+        self.folder.forget();
+        Ok(())
+    }
+
     /// Deletes the groups whose time is over at `now`; says how many, and how many there are still.
     ///
     /// # Errors
@@ -176,6 +190,24 @@ fn names(folder: impl AsFd) -> Result<Vec<Vec<u8>>> {
         }
     }
     Ok(names)
+}
+
+/// Deletes the folder at `name` if nothing but empty folders is in it; says whether it is gone.
+fn remove_empty(parent: &OwnedFd, name: &[u8]) -> Result<bool> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let folder = match fs::openat(parent, name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(true),
+        Err(Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+        folder => folder?,
+    };
+    let mut is_empty = true;
+    for name in names(&folder)? {
+        is_empty &= remove_empty(&folder, &name)?;
+    }
+    if is_empty {
+        fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(is_empty)
 }
 
 /// Deletes what is at `name` and all below it, following no symlink.
@@ -287,6 +319,29 @@ mod tests {
         register(data.path(), &at("gone")).expect("registered");
         sweep(data.path(), Timestamp(u64::MAX));
         assert_eq!(known(), 1);
+    }
+
+    #[test]
+    fn what_is_left_of_a_group_stays_and_empty_folders_go() {
+        let root = tempfile::tempdir().expect("a folder");
+        let at = |path: &str| root.path().join(path);
+        std_fs::create_dir_all(at("day/1")).expect("made");
+        for name in ["day/1/a", "day/b"] {
+            std_fs::write(at(name), name).expect("written");
+        }
+        let folder = Folder::open(root.path()).expect("opened");
+        let archive = Archive::of(&folder);
+        archive.begin("one", Timestamp(1_000)).expect("begun");
+        for name in [&b"day/1/a"[..], b"day/b"] {
+            archive.take("one", name).expect("moved");
+        }
+        std_fs::remove_file(at(".flotilla/archive/one/day/1/a")).expect("removed");
+        archive.end("one").expect("looked through");
+        assert!(at(".flotilla/archive/one/day/b").exists() && !at(".flotilla/archive/one/day/1").exists());
+        assert!(at(".flotilla/archive/one.until").exists());
+        std_fs::remove_file(at(".flotilla/archive/one/day/b")).expect("removed");
+        archive.end("one").expect("looked through");
+        assert_eq!(std_fs::read_dir(at(".flotilla/archive")).expect("there").count(), 0);
     }
 
     #[test]

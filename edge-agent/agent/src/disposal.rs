@@ -30,6 +30,9 @@ const PROBLEMS_MAX: usize = 100;
 /// A day, in milliseconds.
 const DAY_MS: u64 = 86_400_000;
 
+/// How long a file is kept that was not the one to be deleted and had lost its place meanwhile.
+const KEPT_MS: u64 = 30 * DAY_MS;
+
 /// A name of a file as the manifest has it.
 struct Known<'m> {
     manifest: &'m ManifestFile,
@@ -74,11 +77,12 @@ pub(crate) fn dispose(
     let folder = Folder::open(root).map_err(|e| problem(e, shown, "opening the source folder"))?;
     let archive = Archive::of(&folder);
     let group = run.to_string();
-    // What is to be deleted passes through the archive, with a time that is over: a power cut leaves nothing for good.
+    // What is to be deleted passes through the archive too: what turns out to be another file than was sent, and cannot
+    // go back to its place, is kept there for a while, and so is what a power cut leaves.
     let until = match disposal {
         Disposal::Keep => return Ok(Some(Outcome { disposed: Disposed::default(), problems: vec![] })),
         Disposal::Archive { days } => Timestamp(now.0.saturating_add(u64::from(days).saturating_mul(DAY_MS))),
-        Disposal::Delete => Timestamp(0),
+        Disposal::Delete => Timestamp(now.0.saturating_add(KEPT_MS)),
     };
     archive.begin(&group, until).map_err(|e| problem(e, shown, "making the archive"))?;
     let mut reached: Note =
@@ -142,9 +146,9 @@ pub(crate) fn dispose(
     }
     keep(note, reached);
     if disposal == Disposal::Delete
-        && let Err(error) = archive.expire(now)
+        && let Err(error) = archive.end(&group)
     {
-        tracing::warn!(%run, %error, "what is left of deleted files is looked for later");
+        tracing::warn!(%run, %error, "empty folders of deleted files are left in the archive");
     }
     Ok(Some(Outcome { disposed: reached.disposed, problems }))
 }

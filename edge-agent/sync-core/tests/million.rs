@@ -106,7 +106,7 @@ fn a_million_files_take_less_than_a_byte_each() {
 }
 
 #[test]
-#[ignore = "half a minute, and 700 MB of temporary files"]
+#[ignore = "measures; half a minute, and 700 MB of temporary files"]
 fn ten_million_files_take_less_than_a_byte_each() {
     measure(10_000_000);
 }

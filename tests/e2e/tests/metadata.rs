@@ -77,7 +77,7 @@ fn the_comparison_finds_every_kind_of_difference() -> Result<()> {
 
 /// A tree that nobody here made: `FLOTILLA_TREE` names it.
 #[test]
-#[ignore = "needs FLOTILLA_TREE, a folder on a file system with extended attributes"]
+#[ignore = "writes a copy of FLOTILLA_TREE, a folder on a file system with extended attributes"]
 fn a_tree_of_yours_is_the_same_for_independent_tools() -> Result<()> {
     let folder = PathBuf::from(std::env::var_os("FLOTILLA_TREE").context("FLOTILLA_TREE names no folder")?);
     ensure!(folder.is_absolute(), "an absolute path");

@@ -15,6 +15,9 @@ use e2e::{Process, Tree, binary, differences, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Longer than a call to a peer that nobody answers is tried.
+const CALLS_GIVEN_UP: Duration = Duration::from_secs(8);
+
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Control service and tracker.
@@ -352,7 +355,7 @@ fn the_relay_is_left_when_there_is_a_direct_way() -> Result<()> {
     let run = fleet.distribute(&Tree { small: 20, large: 1, large_bytes: 16 << 20 })?;
     let before = fleet.wait_way(&["relayed"])?;
     // Plain calls of before are given up, so that it is this connection that finds the way.
-    std::thread::sleep(Duration::from_secs(8));
+    std::thread::sleep(CALLS_GIVEN_UP);
     fleet.net.nft(&hub, "delete table ip wall")?;
     let after = fleet.wait_way(&["direct", "punched"])?;
     ensure!(before["initiator"] == after["initiator"], "the same connection: {before} {after}");

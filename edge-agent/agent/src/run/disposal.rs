@@ -81,7 +81,7 @@ impl Shared {
         let whole = manifest.entry(0).is_ok_and(|entry| entry.path.is_empty());
         let top =
             if whole { place.to_owned() } else { place.parent().map_or_else(PathBuf::new, Path::to_owned) };
-        if matches!(disposal, Disposal::Archive { .. }) {
+        if disposal != Disposal::Keep {
             crate::archive::register(&self.host.data, &top)
                 .map_err(|e| problem(ProblemClass::Io, format_args!("noting the archive: {e}")))?;
         }
