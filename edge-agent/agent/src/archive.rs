@@ -244,11 +244,7 @@ pub(crate) fn register(data: &Path, folder: &Path) -> io::Result<()> {
     if std_fs::read(&path).is_ok_and(|known| known == bytes) {
         return Ok(());
     }
-    let beside = path.with_extension("tmp");
-    let mut file = File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std_fs::rename(beside, path)
+    crate::folder::write_private(&path, bytes)
 }
 
 /// Deletes what is over in every archive that is known. A folder that is not there, a medium that was taken out, is looked

@@ -207,7 +207,7 @@ impl Shared {
 impl Notice for Shared {
     fn name(&self, now: Instant, folder: FolderId, name: &[u8], how: How) {
         let mut inbox = self.inbox();
-        if folder == FolderId::ROOT && name == sync_core::manifest::STAGING_FOLDER {
+        if name == sync_core::manifest::STAGING_FOLDER {
             return;
         }
         // Other rules for what is left out concern everything.

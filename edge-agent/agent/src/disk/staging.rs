@@ -440,7 +440,8 @@ impl Staging {
 
     /// Sets the metadata of an unfinished file and renames it to its name.
     fn place(&self, entry: u64, e: &Entry) -> rustix::io::Result<()> {
-        let file = self.open_partial(entry, true)?;
+        // One with content that is gone, whoever removed it, is not to be taken for one of zeros.
+        let file = self.open_partial(entry, e.kind.blocks() == 0)?;
         fs::ftruncate(&file, e.kind.size())?;
         self.restorer.restore(&file, e)?;
         self.give_name(entry, e)

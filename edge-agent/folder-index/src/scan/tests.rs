@@ -133,7 +133,7 @@ fn independent(folder: &Path, at: &mut Vec<Vec<u8>>, found: &mut BTreeMap<Vec<Ve
         at.push(item.file_name().into_vec());
         let kind = item.file_type().expect("a kind");
         if kind.is_dir() {
-            if at.len() > 1 || at[0] != b".flotilla" {
+            if !at.iter().any(|name| name == b".flotilla") {
                 independent(&item.path(), at, found);
             }
         } else if kind.is_symlink() {
@@ -288,7 +288,7 @@ fn hostile_names_and_kinds_are_problems_and_not_the_end() {
     ordinary(&bed);
     fs::create_dir_all(bed.tree.join(".flotilla/runs")).expect("a folder");
     bed.write(".Flotilla/x", b"reserved, for who folds case");
-    bed.write("sub/.flotilla/x", b"only at the top");
+    bed.write("sub/.flotilla/x", b"at any depth");
     for name in
         [&b"line\nbreak"[..], b"not \xff\xfe utf-8", b"\x01\x7f", b" ", b"...", b"-rf", b"a\\b", b"CON"]
     {

@@ -343,8 +343,8 @@ impl Scan<'_> {
         old: Option<Record>,
     ) -> Result<bool, IndexError> {
         let path = join(&self.path, name);
-        // Our own staging folder is no content, should the folder be a destination too.
-        if path == STAGING_FOLDER {
+        // What agents keep in their folders is no content, be this one or one below it a destination too, or have an archive.
+        if name == STAGING_FOLDER {
             return Ok(false);
         }
         self.progress.entries.fetch_add(1, Ordering::Relaxed);

@@ -37,6 +37,9 @@ const CHUNK: usize = 1 << 20;
 /// somebody's making, and each costs 25 µs.
 const FALSE_ALARMS: u64 = 1_000;
 
+/// Contents of one weak hash that are compared with a window.
+const SAME_WEAK_MAX: usize = 8;
+
 /// Files of other names that are remembered as candidates: some 100 MB at most with long paths, in a run whose manifest
 /// lacks as many.
 const CANDIDATES_MAX: usize = 500_000;
@@ -204,8 +207,8 @@ impl Staging {
         if len >= u64::from(BLOCK_LEN) {
             let mut from = range.start;
             for _ in 0..PASSES_MAX {
-                let Some(sought) = self.sought(&mut from, range.end)? else { break };
-                found += self.roll(&file, len, lacking, &sought, go_on)?.found;
+                let Some(mut sought) = self.sought(&mut from, range.end)? else { break };
+                found += self.roll(&file, len, lacking, &mut sought, go_on)?.found;
             }
         }
         self.place_if_whole(lacking)?;
@@ -236,7 +239,7 @@ impl Staging {
         file: &File,
         len: u64,
         lacking: &Lacking<'_>,
-        sought: &Sought,
+        sought: &mut Sought,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Rolled, Problem> {
         let (mut rolled, mut passed) = (Rolled::default(), 0);
@@ -272,17 +275,21 @@ impl Staging {
                 if sought.may_have(hash.value()) {
                     let mut hit = false;
                     let mut strong: Option<Hash> = None;
-                    for (_, block, wanted) in sought.with(hash.value()) {
+                    for group in sought.with(hash.value()) {
                         // What is here needs no second look: content that repeats itself comes by often.
-                        if self.lock().have.contains(*block)
-                            || *strong.get_or_insert_with(|| block_hash(window)) != *wanted
+                        if sought.groups[group].found
+                            || *strong.get_or_insert_with(|| block_hash(window))
+                                != sought.groups[group].strong
                         {
                             continue;
                         }
                         hit = true;
-                        let info = self.block(*block)?;
-                        self.keep_found(lacking, *block, info.offset, window)?;
-                        rolled.found += 1;
+                        sought.groups[group].found = true;
+                        for block in sought.blocks(group) {
+                            let info = self.block(block)?;
+                            self.keep_found(lacking, block, info.offset, window)?;
+                            rolled.found += 1;
+                        }
                     }
                     if hit {
                         // What follows it there most likely follows it here.
@@ -382,23 +389,40 @@ fn tolerated(found: Result<u64, Problem>) -> Result<u64, Problem> {
 /// Blocks that are looked for, by weak hash.
 struct Sought {
     /// Sorted by weak hash.
-    rows: Vec<(u32, u64, Hash)>,
+    groups: Vec<Group>,
+    /// The blocks of all groups, one after the other.
+    blocks: Vec<u64>,
     /// A bit for each value of the weak hash's low bits: most windows are nobody's.
     filter: Vec<u64>,
     mask: u32,
 }
 
+/// Blocks of the same content, however many: found together, and not looked at again.
+struct Group {
+    weak: u32,
+    strong: Hash,
+    /// Where its blocks end in the list of all.
+    end: usize,
+    found: bool,
+}
+
 impl Sought {
     fn new(mut rows: Vec<(u32, u64, Hash)>) -> Self {
-        rows.sort_unstable_by_key(|(weak, block, _)| (*weak, *block));
+        rows.sort_unstable_by_key(|(weak, block, strong)| (*weak, *strong, *block));
         let bits = (rows.len() * 32).next_power_of_two().clamp(64, 1 << 24);
         let mut filter = vec![0; bits / 64];
         let mask = (bits - 1) as u32;
-        for (weak, ..) in &rows {
+        let (mut groups, mut blocks): (Vec<Group>, Vec<u64>) = (Vec::new(), Vec::with_capacity(rows.len()));
+        for (weak, block, strong) in rows {
             let bit = weak & mask;
             filter[bit as usize / 64] |= 1 << (bit % 64);
+            blocks.push(block);
+            match groups.last_mut() {
+                Some(last) if last.weak == weak && last.strong == strong => last.end = blocks.len(),
+                _ => groups.push(Group { weak, strong, end: blocks.len(), found: false }),
+            }
         }
-        Self { rows, filter, mask }
+        Self { groups, blocks, filter, mask }
     }
 
     #[inline]
@@ -407,10 +431,16 @@ impl Sought {
         self.filter[bit as usize / 64] & (1 << (bit % 64)) != 0
     }
 
-    fn with(&self, weak: u32) -> &[(u32, u64, Hash)] {
-        let first = self.rows.partition_point(|row| row.0 < weak);
-        let count = self.rows[first..].partition_point(|row| row.0 == weak);
-        &self.rows[first..first + count]
+    /// The groups with this weak hash: one, but for chance and malice.
+    fn with(&self, weak: u32) -> Range<usize> {
+        let first = self.groups.partition_point(|group| group.weak < weak);
+        let count = self.groups[first..].partition_point(|group| group.weak == weak);
+        first..first + count.min(SAME_WEAK_MAX)
+    }
+
+    fn blocks(&self, group: usize) -> Vec<u64> {
+        let start = group.checked_sub(1).map_or(0, |before| self.groups[before].end);
+        self.blocks[start..self.groups[group].end].to_vec()
     }
 }
 
@@ -431,7 +461,7 @@ fn look_through(
         for item in names {
             let Ok(item) = item else { break };
             let name = item.file_name().to_bytes();
-            if matches!(name, b"." | b"..") || (path.is_empty() && name == STAGING_FOLDER) {
+            if matches!(name, b"." | b"..") || name == STAGING_FOLDER {
                 continue;
             }
             let child = if path.is_empty() { name.to_vec() } else { [&path, &b"/"[..], name].concat() };
@@ -490,10 +520,10 @@ mod tests {
         let page = case.manifest.page(0).expect("there");
         let (entry, e) = page.entries().find(|(_, e)| e.path == b"file").expect("there");
         // Every window has the weak hash of the block that is sought, and none its strong one.
-        let sought = Sought::new(vec![(weak, 0, [0; 32])]);
+        let mut sought = Sought::new(vec![(weak, 0, [0; 32])]);
         let lacking = Lacking { entry, e, blocks: page.blocks_of_entry(entry) };
         let len = 400 * WINDOW as u64;
-        let rolled = opened.staging.roll(&file, len, &lacking, &sought, &|| true);
+        let rolled = opened.staging.roll(&file, len, &lacking, &mut sought, &|| true);
         let rolled = rolled.expect("no trouble");
         assert!(rolled.found == 0 && (FALSE_ALARMS..FALSE_ALARMS + 500).contains(&rolled.false_alarms));
     }

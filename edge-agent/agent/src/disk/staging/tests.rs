@@ -150,3 +150,43 @@ fn renamed_moved_and_known_to_another_job() {
     case.same("y/f6");
     assert!(!case.target.path().join("y/f5").exists());
 }
+
+/// Whoever empties the staging folder under a run must not get files of zeros for it.
+#[test]
+fn a_file_whose_content_was_removed_is_not_put_in_place() {
+    let case = Case::new(&[("file", noise(1, 3 * BLOCK)), ("empty", vec![])], &[("file", noise(2, 100))]);
+    let opened = case.open(&[]);
+    let source =
+        super::super::BlockReader::for_source(case.source.path(), case.manifest.clone()).expect("there");
+    for block in 0..2 {
+        opened.staging.write(block, source.read(block).expect("unchanged")).expect("kept");
+    }
+    let staging = case.target.path().join(".flotilla").join(RunId([7; 16]).to_string());
+    let removed =
+        fs::read_dir(&staging).expect("there").map(|file| fs::remove_file(file.expect("there").path()));
+    assert!(removed.map(|one| one.expect("removed")).count() > 0);
+    drop(opened);
+    let opened = case.open(&[]);
+    assert_eq!(opened.verified.count(), 0, "nothing is there any more");
+    for block in 0..3 {
+        opened.staging.write(block, source.read(block).expect("unchanged")).expect("kept");
+        if block == 1 {
+            fs::remove_dir_all(&staging).expect("removed");
+            fs::create_dir(&staging).expect("made");
+        }
+    }
+    opened.staging.finalize();
+    assert!(fs::read(case.target.path().join("file")).expect("the old one") != vec![0; 3 * BLOCK]);
+}
+
+/// A large region of one content that moved: each window of it looks like every block of it.
+#[test]
+fn a_moved_region_of_one_content_is_found_in_good_time() {
+    let region = vec![0xff; 512 * BLOCK];
+    let (new, old) =
+        ([&noise(5, 100)[..], &region, &noise(6, 777)].concat(), [&region[..], &noise(7, 55)].concat());
+    let case = Case::new(&[("file", new)], &[("file", old)]);
+    let start = std::time::Instant::now();
+    assert!(case.lacks(&[]) <= 3);
+    println!("{:?}", start.elapsed());
+}
