@@ -91,6 +91,8 @@ pub(crate) struct Staging {
 
 struct Inner {
     journal: Journal,
+    /// Blocks of unfinished files that were copied from the disk: they are not to be taken for fetched.
+    copied: Journal,
     /// Blocks that are here and verified, in place or not.
     have: BlockMap,
     /// Entries that are in place.
@@ -134,9 +136,13 @@ impl Staging {
         let opened = folder.walk(&staging_path).map_err(unusable)?;
         let partial = partials(opened.as_fd(), manifest.entries()).map_err(unusable)?;
         let (entries, blocks) = (manifest.entries(), manifest.blocks());
-        let mut fetched = BlockMap::new(blocks);
-        let journal = Journal::open(&state.join("blocks.journal"), |block| _ = fetched.insert(block))
-            .map_err(|e| io(&e, "opening the resume journal"))?;
+        let (mut fetched, mut copied) = (BlockMap::new(blocks), BlockMap::new(blocks));
+        let open = |name: &str, noted: &mut BlockMap| {
+            let opened = Journal::open(&state.join(name), |block| _ = noted.insert(block));
+            opened.map_err(|e| io(&e, "opening the resume journal"))
+        };
+        let journal = open("blocks.journal", &mut fetched)?;
+        let copies = open("copied.journal", &mut copied)?;
         let staging = Self {
             placed: BlockReader::new(folder, manifest.clone()),
             restorer: Restorer::new(),
@@ -145,6 +151,7 @@ impl Staging {
             partial,
             inner: Mutex::new(Inner {
                 journal,
+                copied: copies,
                 have: BlockMap::new(blocks),
                 placed: BlockMap::new(entries),
                 given_up: BlockMap::new(entries),
@@ -162,7 +169,8 @@ impl Staging {
             let page = staging.manifest.page(page).map_err(unreadable)?;
             for (entry, e) in page.entries() {
                 let range = page.blocks_of_entry(entry);
-                match staging.recover(entry, e, range.clone(), &mut shared, &mut fresh) {
+                let noted = (&mut fetched, &copied);
+                match staging.recover(entry, e, range.clone(), noted, &mut shared, &mut fresh) {
                     Ok(found) => {
                         reused += found.iter().filter(|&&block| !fetched.contains(block)).count() as u64;
                     }
@@ -190,6 +198,7 @@ impl Staging {
         entry: u64,
         e: &Entry,
         range: Range<u64>,
+        (fetched, copied): (&mut BlockMap, &BlockMap),
         shared: &mut HashSet<(u64, u64)>,
         fresh: &mut Fresh,
     ) -> Result<Vec<u64>, Problem> {
@@ -213,7 +222,7 @@ impl Staging {
                 None
             }
         };
-        let mut found = Vec::new();
+        let (mut found, mut unnoted) = (Vec::new(), Vec::new());
         let mut only_existing = existing_len == size && existing.as_ref().is_some_and(|f| holes_fit(f, e));
         for block in range.clone() {
             let info = self.block(block)?;
@@ -225,6 +234,9 @@ impl Staging {
             only_existing &= here;
             if staged || here || is_zeros(&info) {
                 found.push(block);
+            }
+            if staged && !fetched.contains(block) && !copied.contains(block) {
+                unnoted.push(block);
             }
         }
         if only_existing
@@ -243,6 +255,11 @@ impl Staging {
             self.found(entry, &found, true)?;
             return Ok(found);
         }
+        // Written before a kill, which came before they were noted.
+        let noting = self.lock().journal.push_all(unnoted.iter().copied());
+        noting.map_err(|err| cannot_note(&err))?;
+        unnoted.iter().for_each(|&block| _ = fetched.insert(block));
+        let mut copies = Vec::new();
         for &block in &found {
             let info = self.block(block)?;
             if partial.as_ref().is_some_and(|f| read_block(f, &info).is_ok()) {
@@ -255,12 +272,19 @@ impl Staging {
             };
             self.write_at(entry, e, info.offset, &data)
                 .map_err(|err| problem(err, &e.path, "copying what is here already"))?;
+            copies.push(block);
         }
+        self.note_copies(&copies)?;
         self.found(entry, &found, false)?;
         if found.len() as u64 == range.end - range.start {
             self.place(entry, e).map_err(|err| problem(err, &e.path, "putting the file in place"))?;
         }
         Ok(found)
+    }
+
+    fn note_copies(&self, blocks: &[u64]) -> Result<(), Problem> {
+        let noting = self.lock().copied.push_all(blocks.iter().copied());
+        noting.map_err(|err| cannot_note(&err))
     }
 
     /// Notes that blocks of an entry are here.
@@ -638,6 +662,11 @@ fn holes_fit(file: &File, e: &Entry) -> bool {
         at = end;
     }
     true
+}
+
+/// The journals are the agent's own files: their trouble is no entry's.
+fn cannot_note(error: &std::io::Error) -> Problem {
+    problem(Errno::from_io_error(error).unwrap_or(Errno::IO), b"", "writing the resume journal")
 }
 
 fn changed(e: &Entry) -> Problem {

@@ -359,6 +359,7 @@ impl Staging {
         let Lacking { entry, e, .. } = lacking;
         self.write_at(*entry, e, offset, data)
             .map_err(|err| problem(err, &e.path, "copying what is here already"))?;
+        self.note_copies(&[block])?;
         self.found(*entry, &[block], false)
     }
 
