@@ -13,7 +13,7 @@ use super::error::{Json, Query};
 use super::sight::Moment;
 use super::view::{ErrorView, JobStarted, JobView, JobWish, JobsView, PlaceWish, SkippedView};
 use super::{Api, ApiError, OPERATOR, batches, resolve, shape};
-use crate::service::{Ids, Origin, SubmitError, now};
+use crate::service::{Ids, Origin, now};
 
 /// All jobs that are not deleted.
 #[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", params(Page),
@@ -44,18 +44,7 @@ pub(super) async fn create(
         let (name, spec) = (name.clone(), spec.clone());
         job::decide(state, job::Command::Create { job: id, name, spec })
     };
-    // Whether it may be made at all, before there is a key for it.
-    let may = decide.clone();
-    api.service.decide(origin.clone(), move |state, now| may(state, now).map(|_| Vec::new())).await?;
-    // Here and not in the writer, behind which everybody would wait for the store of keys.
-    let prepared = api.service.ring().prepare(Subject::Job(id)).await;
-    prepared.map_err(|error| ApiError::unavailable(error.to_string()))?;
-    let decided = api.service.decide(origin, decide).await;
-    if matches!(decided, Err(SubmitError::Rejected(_))) {
-        // Somebody took the name meanwhile.
-        api.service.ring().discard(Subject::Job(id)).await;
-    }
-    decided?;
+    api.service.decide_new(origin, Subject::Job(id), decide).await?;
     let mut started = JobStarted { job: id.to_string(), ..nothing() };
     if wish.start.unwrap_or(true) {
         match start_job(&api, id, consolidates).await {

@@ -31,7 +31,7 @@ use control_core::projection::Views;
 use control_core::replica::Session;
 use control_core::{Rejection, State};
 use event_log::{EventLog, Position};
-use event_schema::{Actor, AgentId, Event, Record, RecordId, ReplicaId, Timestamp};
+use event_schema::{Actor, AgentId, Event, Record, RecordId, ReplicaId, Subject, Timestamp};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::privacy::Ring;
@@ -323,6 +323,28 @@ impl Service {
         F: FnMut(&State, Timestamp) -> Result<Vec<Event>, Rejection> + Send + 'static,
     {
         self.submit(origin, move |state, now| decide(state, now).map(|events| (events, ()))).await
+    }
+
+    /// The same for a decision that makes what has a key of its own, whose id nobody else knows yet. The key is made here
+    /// and not in the writer, behind which everybody would wait for the store of keys.
+    ///
+    /// # Errors
+    /// As [`Service::submit`], and if the store of keys does not answer for a while.
+    pub async fn decide_new<F>(&self, origin: Origin, subject: Subject, decide: F) -> Result<(), SubmitError>
+    where
+        F: FnMut(&State, Timestamp) -> Result<Vec<Event>, Rejection> + Clone + Send + 'static,
+    {
+        // Whether it may be made at all, before there is a key for it.
+        let mut may = decide.clone();
+        self.decide(origin.clone(), move |state, now| may(state, now).map(|_| Vec::new())).await?;
+        let prepared = self.shared.ring.prepare(subject).await;
+        prepared.map_err(|error| SubmitError::Unavailable(error.to_string()))?;
+        let decided = self.decide(origin, decide).await;
+        if matches!(decided, Err(SubmitError::Rejected(_))) {
+            // Somebody came first meanwhile.
+            self.shared.ring.discard(subject).await;
+        }
+        decided
     }
 
     /// The projections. The lock is to be held shortly and never across an await.

@@ -241,7 +241,7 @@ pub(crate) async fn create_job(service: &Service, source: AgentId, destinations:
     let destinations = destinations.iter().map(|agent| place(*agent, "in")).collect();
     let spec = JobSpec::Distribution { source: place(source, "out"), destinations };
     let origin = Origin::operator("test", format!("job/{id}"));
-    let decided = service.decide(origin, move |state, _| {
+    let decided = service.decide_new(origin, Subject::Job(id), move |state, _| {
         let (name, spec) = (id.to_string()[..30].to_string(), spec.clone());
         job::decide(state, job::Command::Create { job: id, name, spec })
     });
