@@ -10,8 +10,14 @@ use serde::{Deserialize, Serialize};
 
 /// Statements about one path in an index entry: as many concurrent ones as a path can have (SYNC.md §9).
 pub const STATEMENTS_MAX: usize = 64;
+/// Statements of one content about one path; of more the greatest stay (SYNC.md §2).
+pub const ALIKE_MAX: usize = 8;
+/// What all statements of a path may weigh together (SYNC.md §2), so that a row fits into a message.
+pub const ROW_WEIGHT_MAX: usize = 256 * 1024;
 /// Replicas in one version.
 pub const VERSION_MAX: usize = 1024;
+/// Replicas in a summary.
+pub const SUMMARY_MAX: usize = 4096;
 /// Bytes of an entry's metadata: the largest extended attribute of Linux.
 pub const META_MAX: usize = 64 * 1024;
 /// Bytes of a file: pages of hashes of it fit into one message.
@@ -20,8 +26,10 @@ pub const FILE_MAX: u64 = 4 << 40;
 pub const PAGE_BLOCKS: u32 = 8192;
 /// Entries in one `Index`.
 pub const ENTRIES_MAX: usize = 1024;
-/// Heads in one `Index`.
-pub const HEADS_MAX: usize = 4096;
+/// Heads in one `Index` or `Hello`, and heads of others that are kept.
+pub const HEADS_MAX: usize = 2048;
+/// Lives in one head: the newest.
+pub const LIVES_MAX: usize = 8;
 /// Members in one `Known`.
 pub const KNOWN_MAX: usize = 64;
 /// Files in one `Request`, and ranges of one file in it.
@@ -79,12 +87,21 @@ pub struct Statement {
     pub author: ReplicaId,
     /// Every change it includes, its own as well; sorted by replica, each once.
     pub version: Vec<Dot>,
-    /// How many statements it stands on; only compared.
-    pub depth: u32,
+    /// How many statements it stands on, and itself; at most the sum of the version's counters.
+    pub depth: u64,
     /// What is there.
     pub value: Value,
     /// The author's, over run, path and all the above.
     pub signature: Signature,
+}
+
+/// What a replica counted between two starts of its agent: from `since` on, until the next life begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// Random, new at every start.
+    pub id: u32,
+    /// The last counter before it.
+    pub since: u64,
 }
 
 /// How far a replica has counted, under its agent's signature.
@@ -96,6 +113,9 @@ pub struct Head {
     pub incarnation: u64,
     /// The newest change it may have told anybody of.
     pub counter: u64,
+    /// The newest [`LIVES_MAX`] lives in which it told anything, oldest first: two heads of which neither goes on
+    /// where the other was are of two copies of one index (SYNC.md §8).
+    pub lives: Vec<Life>,
     /// The agent's, over run and all the above.
     pub signature: Signature,
 }
@@ -105,6 +125,8 @@ pub struct Head {
 pub struct Cursor {
     /// Which numbering.
     pub epoch: u64,
+    /// In which life of it that was told.
+    pub life: u32,
     /// Everything up to here.
     pub sequence: u64,
 }
@@ -173,6 +195,9 @@ pub struct Hello {
     pub cursor: Option<Cursor>,
     /// What the sender believes the receiver knows.
     pub summary: Vec<Dot>,
+    /// What it has that the receiver signed: heads of the receiver's replicas. Whoever is an older copy of itself
+    /// sees it by them before it tells anything.
+    pub heads: Vec<Head>,
 }
 
 /// A piece of the sender's index, in order of its sequence.
@@ -180,11 +205,13 @@ pub struct Hello {
 pub struct Index {
     /// Which numbering.
     pub epoch: u64,
+    /// Which life of it (SYNC.md §8).
+    pub life: u32,
     /// Follows on this sequence.
     pub after: u64,
     /// And reaches up to this one.
     pub up_to: u64,
-    /// Heads that changed since the last piece; every replica named in `entries` has had one.
+    /// Heads of every replica that `entries` name, and of those whose count in `summary` is news.
     pub heads: Vec<Head>,
     /// Paths.
     pub entries: Vec<IndexEntry>,
@@ -282,6 +309,7 @@ mod tests {
         let entry = IndexEntry { path: b"a".to_vec(), statements: vec![statement], holds: Some(0) };
         let message = SyncMessage::from(Index {
             epoch: 1,
+            life: 7,
             after: 0,
             up_to: 4,
             heads: Vec::new(),

@@ -98,7 +98,7 @@ pub enum Action {
         make: Make,
     },
     /// Look at a path (of a folder: at everything in it) and tell `handle_found` or `handle_gone`, now or as soon as
-    /// it can be read in a settled state.
+    /// it can be read in a settled state; `handle_gone` too if the index has nothing there either.
     Look {
         /// Which.
         path: Vec<u8>,
@@ -242,6 +242,8 @@ pub enum Obstacle {
     UnsafeLink,
     /// The folder it would be in is not here.
     NoFolder,
+    /// What somebody made here is larger than any member takes, or its metadata is; others keep what was there.
+    TooLarge,
     /// What is to be removed or replaced is a folder that holds things which are not synchronized.
     NotEmpty,
 }

@@ -17,7 +17,7 @@ pub(super) struct Change {
     pub(super) value: Option<Value>,
     pub(super) dot: Option<Dot>,
     pub(super) context: Vec<Dot>,
-    pub(super) depth: u32,
+    pub(super) depth: u64,
     pub(super) transfer: Option<u32>,
     /// Where it is moved from.
     pub(super) from: Option<Vec<u8>>,

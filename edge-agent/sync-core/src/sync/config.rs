@@ -5,14 +5,22 @@ use core::time::Duration;
 
 use event_schema::{AgentId, RunId};
 
-/// Replicas of one agent that are taken: each is one loss of its index.
+/// Replicas of one agent that are taken from that agent itself: each is one loss of its index.
 pub(super) const REPLICAS_PER_AGENT_MAX: usize = 64;
+/// Heads kept of one replica: of so many copies of one index.
+pub(super) const RIVALS_MAX: usize = 4;
+/// Starts of this agent that its index remembers.
+pub(super) const LIVES_KEPT: usize = 64;
+/// Paths that a peer is told again in one session because it lost a part of them.
+pub(super) const ECHOES_MAX: usize = 256;
 /// Members of a job: their summaries are in memory, each with each.
 pub const MEMBERS_MAX: usize = 256;
 /// Holders kept of a row.
 pub(super) const HOLDERS_MAX: usize = 8;
 /// Rows looked at in one go, so that a call stays short.
 pub(super) const STEP: usize = 256;
+/// Rows looked at in one go of a walk over all of them.
+pub(super) const WALK: usize = 2048;
 /// Blocked rows, and deletions, looked at in one upkeep; the next goes on from there.
 pub(super) const UPKEEP_MAX: usize = 4096;
 /// Requests for hashes of one peer that wait; our own have 64.
@@ -21,7 +29,7 @@ pub(super) const HASH_REQUESTS_MAX: usize = 256;
 pub(super) const RETRIES_MAX: usize = 4096;
 /// Files that came or went just now and may have been moved; more are a deletion and a copy.
 pub(super) const RECENT_MAX: usize = 4096;
-/// Bytes of entries in one message: far below a peer message's limit, with room for heads.
+/// Bytes of entries in one message, or one entry: far below a peer message's limit, with room for heads.
 pub(super) const BATCH_BYTES: usize = 256 * 1024;
 
 /// What a member may do.
@@ -68,6 +76,8 @@ pub struct Config {
     pub guard_percent: u64,
     /// Fewer gone entries than this are always believed. Default 20: a folder emptied by hand.
     pub guard_min: u64,
+    /// Deletions less than this apart are one for the guard, however long it takes. Default 5 min.
+    pub guard_quiet: Duration,
     /// How long after the last deletion was noticed they are believed together. Default 2 s: a move is seen whole …
     pub delete_delay: Duration,
     /// … but at the latest so long after the first. Default 20 s.
@@ -116,6 +126,7 @@ impl Config {
             local_changes: LocalChanges::KeepAside,
             guard_percent: 25,
             guard_min: 20,
+            guard_quiet: Duration::from_secs(300),
             delete_delay: Duration::from_secs(2),
             delete_delay_max: Duration::from_secs(20),
             transfers_max: 64,

@@ -3,14 +3,15 @@
 use alloc::vec::Vec;
 use core::mem;
 
-use agent_proto::sync::{Dot, Statement, Value};
+use agent_proto::sync::{Dot, FILE_MAX, Statement, VERSION_MAX, Value};
 use event_schema::Signature;
 use timebase::Instant;
 
-use super::config::{RECENT_MAX, STEP};
+use super::config::{RECENT_MAX, RETRIES_MAX, STEP};
 use super::row::{Disk, Index, OnDisk, Row, Stamp, Work};
-use super::statement::{dot, insert, statement_bytes};
-use super::{Action, Replica, version};
+use super::state::Episode;
+use super::statement::{depth_max, dot, insert, is_fit, statement_bytes};
+use super::{Action, Obstacle, Replica, version};
 use crate::merkle::Hash;
 
 /// Whether a path has to be read.
@@ -22,6 +23,8 @@ pub enum Look {
     Read,
     /// It is not to be synchronized here.
     Skip,
+    /// It is larger than any member takes: do not read it, call [`Replica::handle_unfit`].
+    TooLarge,
 }
 
 /// What a person said to [`Action::Guard`].
@@ -46,6 +49,9 @@ impl Replica {
         if crate::manifest::check_path(path).is_err() || path.is_empty() || !self.policy.wants(path) {
             return Look::Skip;
         }
+        if stamp.size > FILE_MAX {
+            return Look::TooLarge;
+        }
         match self.row(index, path).map(|r| r.disk) {
             Some(Disk::Present(here))
                 if here.stamp.is(stamp)
@@ -68,23 +74,49 @@ impl Replica {
         stamp: Stamp,
     ) {
         if value != Value::Deleted && self.look(index, path, &stamp) != Look::Skip {
-            if self.busy.contains(path) {
+            if !is_fit(&value) {
+                self.unfit(path);
+            } else if self.busy.contains(path) {
                 self.look_again.insert(path.to_vec());
             } else {
-                self.found(index, path, value, stamp);
+                self.found(now, index, path, value, stamp);
             }
         }
         self.finish(now, index);
     }
 
-    /// Nothing is at a path where the index has something.
+    /// What is at a path no member would take: it is too large, or its metadata or link target is. Others keep what
+    /// was there before; the path is listed as blocked, and looked at again now and then.
+    pub fn handle_unfit(&mut self, now: Instant, index: &mut dyn Index, path: &[u8]) {
+        if crate::manifest::check_path(path).is_ok() && !path.is_empty() {
+            self.unfit(path);
+        }
+        self.finish(now, index);
+    }
+
+    fn unfit(&mut self, path: &[u8]) {
+        if self.unfit.len() < RETRIES_MAX && self.unfit.insert(path.to_vec()) {
+            self.actions.push_back(Action::Blocked { path: path.to_vec(), why: Obstacle::TooLarge });
+        }
+    }
+
+    /// What was too large is gone, or is not any more.
+    fn fits_again(&mut self, path: &[u8]) {
+        if self.unfit.remove(path) {
+            self.actions.push_back(Action::Unblocked { path: path.to_vec() });
+        }
+    }
+
+    /// Nothing is at a path where the index has something, or that was to be looked at.
     pub fn handle_gone(&mut self, now: Instant, index: &mut dyn Index, path: &[u8]) {
+        self.fits_again(path);
         if self.busy.contains(path) {
             self.look_again.insert(path.to_vec());
         } else {
             let mut held = self.hold(index, path);
             match mem::replace(&mut held.row.disk, Disk::Absent) {
                 Disk::Present(here) if here.dot.is_some() => {
+                    self.begin_episode(now);
                     let root = root_of_value(&here.value);
                     held.row.disk = Disk::Missing(here);
                     self.save(held);
@@ -108,22 +140,17 @@ impl Replica {
             self.meta_changed();
             match confirm {
                 Confirm::Delete => {
-                    self.meta.believed = true;
+                    // So many as people were told of, and nothing that goes after that.
+                    let shown = self.guard_shown.min(self.meta.missing);
+                    let total = self.meta.present + self.meta.missing - shown;
+                    self.meta.episode = Some(Episode { total, believed: 0, came: shown });
+                    self.episode_ends = now + self.config.guard_quiet;
                     self.deletions = Some(Deletions { first: now, due: now });
                 }
                 Confirm::Restore => {
-                    let mut after = None;
-                    while let Some(path) = index.next_work(Work::Missing, after.as_deref()) {
-                        let mut held = self.hold(index, &path);
-                        held.row.disk = Disk::Absent;
-                        wanted_again(&mut held.row);
-                        self.save(held);
-                        if self.pending.rows() >= STEP {
-                            self.flush(index);
-                        }
-                        after = Some(path);
-                    }
-                    self.deletions = None;
+                    self.meta.restoring = true;
+                    self.meta.episode = None;
+                    self.walk(now, index);
                 }
             }
         }
@@ -137,7 +164,8 @@ impl Replica {
         self.forget(&row.path);
     }
 
-    fn found(&mut self, index: &mut dyn Index, path: &[u8], value: Value, stamp: Stamp) {
+    fn found(&mut self, now: Instant, index: &mut dyn Index, path: &[u8], value: Value, stamp: Stamp) {
+        self.fits_again(path);
         let mut held = self.hold(index, path);
         self.settle(index, &mut held.row);
         let row = &mut held.row;
@@ -145,6 +173,11 @@ impl Replica {
             Disk::Present(here) | Disk::Missing(here) => Some(here),
             Disk::Absent => None,
         };
+        if before.is_none()
+            && let Some(episode) = &mut self.meta.episode
+        {
+            episode.came += 1;
+        }
         let writes = self.may_write();
         let mut new = None;
         row.disk = match before {
@@ -176,16 +209,29 @@ impl Replica {
         if let Some(root) = new {
             self.moved(index, root, path, true);
         }
-        if self.meta.missing == 0 && self.meta.guarded {
+        // Not as soon as some are back: the rest is still to be looked at. But what came under other names was moved.
+        if self.meta.guarded && (self.meta.missing == 0 || !self.is_too_much(self.guard_shown)) {
             self.meta.guarded = false;
             self.meta_changed();
             self.actions.push_back(Action::GuardLifted);
+            if self.meta.missing > 0 {
+                self.deletions_noticed(now);
+            }
         }
     }
 
     /// States a change made here, on top of what is on disk; the caller sets `disk`.
     pub(super) fn state(&mut self, row: &mut Row, value: Value) -> Dot {
-        let statement = self.make(&row.path, &row.context, row.depth, value);
+        // What it replaces because it has a greater number of this replica, it stands on as well.
+        let mut context = row.context.clone();
+        for s in
+            row.statements.iter().filter(|s| s.author == self.me || version::includes(&row.context, dot(s)))
+        {
+            version::join(&mut context, &s.version);
+            row.depth = row.depth.max(s.depth);
+        }
+        self.shorten(&mut context, &row.statements);
+        let statement = self.make(&row.path, &context, row.depth, value);
         row.context.clone_from(&statement.version);
         row.depth = statement.depth;
         let made = dot(&statement);
@@ -193,20 +239,27 @@ impl Replica {
         made
     }
 
+    /// A version has room for so many replicas: those that nothing here is of go first. What somebody brings of them
+    /// then is a conflict and not known to be old.
+    pub(super) fn shorten(&self, context: &mut Vec<Dot>, statements: &[Statement]) {
+        let mut excess = (context.len() + 1).saturating_sub(VERSION_MAX);
+        context.retain(|d| {
+            let goes = excess > 0 && d.replica != self.me && statements.iter().all(|s| s.author != d.replica);
+            excess -= usize::from(goes);
+            !goes
+        });
+    }
+
     /// A new statement of this replica on top of a context.
-    pub(super) fn make(&mut self, path: &[u8], context: &[Dot], depth: u32, value: Value) -> Statement {
+    pub(super) fn make(&mut self, path: &[u8], context: &[Dot], depth: u64, value: Value) -> Statement {
         self.meta.counter += 1;
         self.meta_changed();
         self.counters.made += 1;
         let mut version = context.to_vec();
         version::add(&mut version, Dot { replica: self.me, counter: self.meta.counter });
-        let mut statement = Statement {
-            author: self.me,
-            version,
-            depth: depth.saturating_add(1),
-            value,
-            signature: Signature([0; 32], [0; 32]),
-        };
+        let depth = depth.saturating_add(1).min(depth_max(&version));
+        let signature = Signature([0; 32], [0; 32]);
+        let mut statement = Statement { author: self.me, version, depth, value, signature };
         statement.signature = self.notary.sign(&statement_bytes(self.config.run, path, &statement));
         statement
     }
@@ -219,6 +272,9 @@ impl Replica {
         }
         self.settle(index, &mut held.row);
         held.row.disk = Disk::Absent;
+        if let Some(episode) = &mut self.meta.episode {
+            episode.believed += 1;
+        }
         if self.may_write() {
             self.state(&mut held.row, Value::Deleted);
         } else {
@@ -253,26 +309,43 @@ impl Replica {
         self.deletions = Some(Deletions { first, due });
     }
 
+    /// Counts from here on what goes, if nothing went for a while.
+    fn begin_episode(&mut self, now: Instant) {
+        if self.meta.episode.is_none() || now >= self.episode_ends && self.meta.missing == 0 {
+            // What is gone at this moment is still among them.
+            let total = self.meta.present + self.meta.missing;
+            self.meta.episode = Some(Episode { total, believed: 0, came: 0 });
+        }
+        self.episode_ends = now + self.config.guard_quiet;
+        self.meta_changed();
+    }
+
+    /// Whether more went since the episode began than is believed unasked, and did not come back elsewhere.
+    fn is_too_much(&self, missing: u64) -> bool {
+        let total = self.meta.present + self.meta.missing;
+        let Episode { total, believed, came } =
+            self.meta.episode.unwrap_or(Episode { total, believed: 0, came: 0 });
+        let gone = (believed + missing).saturating_sub(came);
+        missing > 0 && gone >= self.config.guard_min && gone * 100 > total * self.config.guard_percent
+    }
+
     /// When nothing more went for a while: believes that what is gone was deleted, unless it is too much.
     pub(super) fn settle_deletions(&mut self, now: Instant, index: &mut dyn Index) {
-        if self.deletions.is_none_or(|d| d.due > now) {
+        if self.meta.restoring || self.deletions.is_none_or(|d| d.due > now) {
             return;
         }
         self.deletions = None;
-        let (missing, total) = (self.meta.missing, self.meta.present + self.meta.missing);
-        if missing == 0 {
-            self.meta.believed = false;
+        if self.meta.missing == 0 {
             return;
         }
-        let too_many = missing >= self.config.guard_min && missing * 100 > total * self.config.guard_percent;
-        if self.meta.guarded || (too_many && !self.meta.believed) {
+        if self.meta.guarded || self.is_too_much(self.meta.missing) {
+            let (missing, total) = (self.meta.missing, self.meta.present + self.meta.missing);
             self.meta.guarded = true;
+            self.guard_shown = missing;
             self.meta_changed();
             self.actions.push_back(Action::Guard { missing, total });
             return;
         }
-        // The rest of a great deletion is the same deletion, however small it has become.
-        self.meta.believed = true;
         self.flush(index);
         let mut paths: Vec<Vec<u8>> = Vec::new();
         while paths.len() < STEP
@@ -286,8 +359,6 @@ impl Replica {
         }
         if more {
             self.deletions = Some(Deletions { first: now, due: now });
-        } else {
-            self.meta.believed = false;
         }
         self.meta_changed();
     }

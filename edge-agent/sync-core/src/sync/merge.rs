@@ -13,9 +13,7 @@ impl Replica {
     pub(super) fn merge(&mut self, index: &mut dyn Index, peer: AgentId, entry: IndexEntry) {
         let IndexEntry { path, statements, holds } = entry;
         let held_by_peer = holds.and_then(|i| statements.get(usize::from(i))).map(dot);
-        if self.row(index, &path).is_none()
-            && statements.iter().all(|s| version::includes(&self.meta.summary, dot(s)))
-        {
+        if self.row(index, &path).is_none() && statements.iter().all(|s| self.knew(dot(s))) {
             // Known once, deleted, and forgotten when everybody knew (SYNC.md §3). Whoever comes with it missed that.
             if statements.iter().any(|s| s.value != Value::Deleted) && self.may_write() {
                 let mut held = self.hold(index, &path);
@@ -33,6 +31,7 @@ impl Replica {
         let mut held = self.hold(index, &path);
         let winner_before = held.row.winner().map(dot);
         let mut learned = false;
+        let echo = self.must_echo(peer, &held.row, &statements);
         for statement in statements {
             if insert(&mut held.row.statements, statement) {
                 self.counters.learned += 1;
@@ -61,6 +60,10 @@ impl Replica {
             self.settle(index, &mut held.row);
             self.save(held);
             self.winner_changed(&path, winner);
+        } else if echo {
+            self.echoed(peer, &path);
+            held.tell_again();
+            self.save(held);
         } else if changed && held.row.work == super::Work::Pull {
             if holds {
                 self.add_source(&path, peer);

@@ -15,6 +15,7 @@ mod local;
 mod merge;
 mod names;
 mod plan;
+mod rollback;
 mod row;
 mod serve;
 mod state;
@@ -70,7 +71,15 @@ pub struct Replica {
     /// Blocked paths that people were told of.
     blocked: BTreeSet<Vec<u8>>,
     pass: Pass,
+    /// When a walk over all rows goes on, if one is under way.
+    walk_at: Instant,
+    /// Paths with what no member takes: listed as blocked, and looked at again now and then.
+    unfit: BTreeSet<Vec<u8>>,
     deletions: Option<local::Deletions>,
+    /// When the guard's episode ends.
+    episode_ends: Instant,
+    /// How many gone entries people were told of.
+    guard_shown: u64,
     /// Content that came, or went, just now: where.
     came: BTreeMap<Hash, Vec<u8>>,
     went: BTreeMap<Hash, Vec<u8>>,
@@ -100,6 +109,7 @@ impl Replica {
             index.meta().and_then(|bytes| Meta::decode(&bytes)).unwrap_or_else(|| Meta::new(config.fresh));
         let me = statement::replica_id(config.run, config.agent, meta.incarnation);
         let upkeep_at = now + config.upkeep;
+        let guard_shown = if meta.guarded { meta.missing } else { 0 };
         let mut replica = Self {
             me,
             policy,
@@ -117,7 +127,11 @@ impl Replica {
             retries: BTreeMap::new(),
             blocked: BTreeSet::new(),
             pass: Pass::default(),
+            walk_at: now,
+            unfit: BTreeSet::new(),
             deletions: None,
+            episode_ends: now + config.guard_quiet,
+            guard_shown,
             came: BTreeMap::new(),
             went: BTreeMap::new(),
             may_move: BTreeMap::new(),
@@ -131,7 +145,7 @@ impl Replica {
             config,
         };
         replica.load(index, members);
-        if replica.meta.missing > 0 {
+        if replica.meta.missing > 0 && !replica.meta.restoring {
             replica.deletions_noticed(now);
         }
         replica.flush(index);
@@ -140,38 +154,26 @@ impl Replica {
 
     /// Who takes part has changed. Sessions with those that do not any more are to be closed.
     pub fn handle_members(&mut self, now: Instant, index: &mut dyn Index, members: &[Member]) {
-        self.set_members(members);
+        if self.set_members(members) {
+            self.ask_skipped_again();
+        }
         let gone: Vec<AgentId> =
             self.peers.keys().filter(|p| !self.members.contains_key(p)).copied().collect();
         for peer in gone {
+            self.lose_peer(peer);
             self.actions.push_back(Action::Disconnect { peer });
-            self.lose_peer(now, peer);
         }
         self.pass.restart();
         self.finish(now, index);
     }
 
-    /// What is wanted here, or what names are possible, has changed. Follow it with a scan: what was not wanted
-    /// before may be on disk.
+    /// What is wanted here, or what names are possible, has changed. All rows are looked at, some in each call, over
+    /// restarts too. Follow it with a scan: what was not wanted before may be on disk.
     pub fn handle_policy(&mut self, now: Instant, index: &mut dyn Index, policy: Box<dyn Policy + Send>) {
         self.policy = policy;
-        let mut after: Option<Row> = index.next(&[]);
-        while let Some(row) = after {
-            let path = row.path.clone();
-            let mut held = self.hold(index, &path);
-            if !self.policy.wants(&path) {
-                // Out of sight, not deleted: what is on disk stays there and is nobody's any more.
-                held.row.disk = Disk::Absent;
-                held.row.context.clear();
-                held.row.depth = 0;
-            }
-            self.save(held);
-            if self.pending.rows() >= config::STEP {
-                self.flush(index);
-            }
-            after = index.next(&path);
-        }
-        self.pass.restart();
+        self.meta.recheck = Some(Vec::new());
+        self.meta_changed();
+        self.walk(now, index);
         self.finish(now, index);
     }
 
@@ -183,6 +185,7 @@ impl Replica {
 
     /// The time of [`Self::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Instant, index: &mut dyn Index) {
+        self.walk(now, index);
         self.settle_deletions(now, index);
         self.check_patience(now);
         if now >= self.upkeep_at {
@@ -203,6 +206,9 @@ impl Replica {
         if self.pass.is_unfinished() {
             at = at.min(self.pass.at);
         }
+        if self.is_walking() {
+            at = at.min(self.walk_at);
+        }
         for peer in self.peers.values() {
             at = at.min(peer.due(&self.config));
         }
@@ -215,9 +221,7 @@ impl Replica {
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
-        self.pending
-            .ask(self.meta.told_sequence, self.meta.told_counter, &self.meta.summary)
-            .map(|ticket| Action::Sync { ticket })
+        self.pending.ask(&self.meta).map(|ticket| Action::Sync { ticket })
     }
 
     /// Counts since the start.
@@ -251,6 +255,7 @@ impl Replica {
             && self.changes.is_empty()
             && self.deletions.is_none()
             && !self.pass.is_unfinished()
+            && !self.is_walking()
             && self.pending.is_quiet()
     }
 

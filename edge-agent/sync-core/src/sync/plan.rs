@@ -54,7 +54,7 @@ impl Replica {
             *at = Instant::ZERO;
             self.pass.restart();
         }
-        if self.meta.guarded {
+        if self.meta.guarded || self.meta.rolling.is_some() {
             self.pass.at = Instant::from_micros(u64::MAX);
             return;
         }
@@ -244,7 +244,9 @@ impl Replica {
             };
             return (aside.map_or(Displaced::Archive, Displaced::Keep), None);
         };
-        let lost = row.statements.iter().any(|s| dot(s) == held);
+        // Nobody replaced it knowingly; it may be among those that a row has no room for (SYNC.md §2).
+        let lost = row.statements.iter().any(|s| dot(s) == held)
+            || !row.statements.iter().any(|s| version::includes(&s.version, held));
         // A folder that nobody made takes the place of a file that nobody deleted.
         let pushed_out = matches!(winner.value, Value::Folder { implied: true, .. });
         if !(lost || pushed_out) || !self.may_write() {
@@ -364,6 +366,7 @@ impl Replica {
             version::join(&mut context, &statement.version);
             depth = depth.max(statement.depth);
         }
+        self.shorten(&mut context, &row.statements);
         let statement = self.make(path, &context, depth, value);
         if let Disk::Present(on_disk) = &mut row.disk
             && on_disk.dot.is_some()
@@ -387,6 +390,7 @@ impl Replica {
         }
         let old = held.row.present().filter(|d| is_folder(&d.value)).map(|d| meta(&d.value).to_vec());
         let value = Value::Folder { meta: old.unwrap_or_default(), implied: true };
+        self.shorten(&mut context, &held.row.statements);
         let statement = self.make(path, &context, depth, value);
         insert(&mut held.row.statements, statement);
         self.settle(index, &mut held.row);
@@ -438,6 +442,8 @@ impl Replica {
         self.came.clear();
         self.may_move.clear();
         self.went.clear();
+        let unfit = self.unfit.iter().take(STEP);
+        self.actions.extend(unfit.map(|path| Action::Look { path: path.clone() }));
         self.flush(index);
         let mut room = UPKEEP_MAX;
         while room > 0
@@ -478,7 +484,7 @@ impl Replica {
         }
     }
 
-    fn flush_some(&mut self, index: &mut dyn Index) {
+    pub(super) fn flush_some(&mut self, index: &mut dyn Index) {
         if self.pending.rows() >= STEP {
             self.flush(index);
         }
@@ -486,7 +492,7 @@ impl Replica {
 
     /// Every change that all members know.
     pub(super) fn known_to_all(&self) -> Vec<Dot> {
-        let mut known = self.pending.summary.clone();
+        let mut known = self.pending.durable.summary.clone();
         for (agent, member) in &self.members {
             if *agent != self.config.agent {
                 for d in &mut known {

@@ -6,7 +6,7 @@ use agent_proto::sync::{Dot, Statement, Value};
 use event_schema::{AgentId, DecodeError, decode_exact, encode};
 use serde::{Deserialize, Serialize};
 
-use super::statement::dot;
+use super::statement::{dot, same_content};
 use crate::merkle::Hash;
 
 /// How a file looked when its content was read, to notice that it changed.
@@ -83,7 +83,7 @@ pub struct Row {
     /// What a change made here now would be based on.
     pub context: Vec<Dot>,
     /// Depth of that.
-    pub depth: u32,
+    pub depth: u64,
     /// Some of those who said that they have what wins.
     pub holders: Vec<AgentId>,
     /// When it last changed in what others are told; 0: never told.
@@ -126,8 +126,10 @@ impl Row {
 
     /// Which of its statements is on disk here.
     pub fn holds(&self) -> Option<usize> {
-        let held = self.present()?.dot?;
-        self.statements.iter().position(|s| dot(s) == held)
+        let here = self.present()?;
+        let held = here.dot?;
+        // A number may have been used twice.
+        self.statements.iter().position(|s| dot(s) == held && same_content(&s.value, &here.value))
     }
 
     /// The content on disk here: what [`Index::with_root`] finds it by.

@@ -36,7 +36,8 @@ struct Wanted {
 impl Replica {
     /// Where this content is here: at the path the peer named, or anywhere.
     fn find(&self, index: &dyn Index, path: &[u8], root: &Hash) -> Option<(Vec<u8>, u64)> {
-        let at = |path: &[u8]| match &self.row(index, path)?.present()?.value {
+        // What a read-only member's owner made is told to nobody.
+        let at = |path: &[u8]| match &self.row(index, path)?.present().filter(|h| h.dot.is_some())?.value {
             Value::File { root: here, size, .. } if here == root => Some((path.to_vec(), *size)),
             _ => None,
         };

@@ -3,12 +3,14 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
-use agent_proto::sync::{Cursor, Dot, Head, ReplicaId, Value};
-use event_schema::{AgentId, decode_exact, encode};
+use agent_proto::sync::{Cursor, Dot, Head, LIVES_MAX, Life, ReplicaId, Value};
+use event_schema::{AgentId, Signature, decode_exact, encode};
 use serde::{Deserialize, Serialize};
 
+use super::config::{LIVES_KEPT, RIVALS_MAX};
+use super::rollback::Rolling;
 use super::row::{Batch, Disk, Index, Row, Work};
-use super::statement::{dot, head_bytes, replica_id, same_content};
+use super::statement::{Kinship, dot, head_bytes, kinship, replica_id, same_content};
 use super::{Action, Member, Permission, Replica, version};
 
 /// Counts since the start, for status and tests.
@@ -36,6 +38,10 @@ pub struct Counters {
     pub copies: u64,
     /// Deletions that everybody knows of and that were forgotten.
     pub forgotten: u64,
+    /// Statements left out: nobody who told them could vouch for them, or they name too many replicas.
+    pub skipped: u64,
+    /// Rows told again because somebody who had taken them had not got all of it.
+    pub echoes: u64,
     /// Deletions told again because somebody came with what all had forgotten.
     pub deleted_again: u64,
 }
@@ -44,7 +50,37 @@ pub struct Counters {
 #[derive(Clone, Debug)]
 pub(super) struct Author {
     pub(super) agent: AgentId,
-    pub(super) head: Head,
+    /// The newest head; several if its index was restored from a copy: one of each branch.
+    pub(super) heads: Vec<Head>,
+    /// Up to here its numbers mean one thing.
+    pub(super) sure: u64,
+}
+
+impl Author {
+    /// The newest counter that it has signed.
+    pub(super) fn reached(&self) -> u64 {
+        self.heads.iter().map(|h| h.counter).max().unwrap_or(0)
+    }
+
+    /// Takes a checked head; false if it says nothing new.
+    pub(super) fn add(&mut self, head: Head) -> bool {
+        let mut news = true;
+        self.heads.retain(|old| match kinship(old, &head) {
+            Kinship::Newer => {
+                news = false;
+                true
+            }
+            Kinship::Older => false,
+            Kinship::Forked(at) => {
+                self.sure = self.sure.min(at);
+                true
+            }
+        });
+        if news && self.heads.len() < RIVALS_MAX {
+            self.heads.push(head);
+        }
+        news
+    }
 }
 
 /// What is kept of a member.
@@ -61,6 +97,26 @@ pub(super) struct Kept {
     pub(super) cursor: Option<Cursor>,
     /// What it is known to know.
     pub(super) summary: Vec<Dot>,
+    /// Something that it told was left out: what it says it knows is not known here.
+    pub(super) skipped: bool,
+}
+
+/// What this index told between two starts: since which counter and sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Told {
+    pub(super) id: u32,
+    pub(super) counter: u64,
+    pub(super) sequence: u64,
+}
+
+/// Deletions that came one after the other, and how many entries there were at the first (SYNC.md §6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Episode {
+    pub(super) total: u64,
+    /// Of these, believed by now.
+    pub(super) believed: u64,
+    /// New entries since.
+    pub(super) came: u64,
 }
 
 /// The replica's own state, stored whole with each batch that changes it.
@@ -79,8 +135,14 @@ pub(super) struct Meta {
     pub(super) present: u64,
     pub(super) missing: u64,
     pub(super) guarded: bool,
-    /// Somebody said that what is missing is to be believed.
-    pub(super) believed: bool,
+    pub(super) episode: Option<Episode>,
+    /// Everything that is missing is to be fetched again.
+    pub(super) restoring: bool,
+    /// A walk over all rows is under way, because what is wanted changed: behind this path they are as it was.
+    pub(super) recheck: Option<Vec<u8>>,
+    /// A new life as another replica is under way.
+    pub(super) rolling: Option<Rolling>,
+    pub(super) lives: Vec<Told>,
     pub(super) summary: Vec<Dot>,
     pub(super) heads: Vec<Head>,
 }
@@ -97,14 +159,18 @@ impl Meta {
             present: 0,
             missing: 0,
             guarded: false,
-            believed: false,
+            episode: None,
+            restoring: false,
+            recheck: None,
+            rolling: None,
+            lives: Vec::new(),
             summary: Vec::new(),
             heads: Vec::new(),
         }
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        decode_exact::<(u8, Self)>("meta", bytes).ok().filter(|(v, _)| *v == 1).map(|(_, meta)| meta)
+        decode_exact::<(u8, Self)>("meta", bytes).ok().filter(|(v, _)| *v == 2).map(|(_, meta)| meta)
     }
 }
 
@@ -112,15 +178,25 @@ impl Meta {
 pub(super) struct Held {
     pub(super) row: Row,
     was: (bool, bool),
-    told: (Vec<Dot>, Option<usize>),
+    told: Shown,
+}
+
+/// What others are told of a row: which statements, and which of them is here.
+type Shown = (Vec<(Dot, Signature)>, Option<usize>);
+
+impl Held {
+    /// Numbers the row anew although nothing in it changed.
+    pub(super) fn tell_again(&mut self) {
+        self.row.sequence = 0;
+    }
 }
 
 fn places(disk: &Disk) -> (bool, bool) {
     (matches!(disk, Disk::Present(_)), matches!(disk, Disk::Missing(_)))
 }
 
-fn told(row: &Row) -> (Vec<Dot>, Option<usize>) {
-    (row.statements.iter().map(dot).collect(), row.holds())
+fn told(row: &Row) -> Shown {
+    (row.statements.iter().map(|s| (dot(s), s.signature)).collect(), row.holds())
 }
 
 /// What is put and not yet durable, and what waits for that.
@@ -132,13 +208,30 @@ pub(super) struct Pending {
     meta: bool,
     /// Number of the last put.
     put: u64,
-    asked: Option<(u64, u64, u64, Vec<Dot>)>,
+    asked: Option<(u64, Durable)>,
     synced: u64,
-    /// What may be told: durable, and known to the durable index as told.
+    pub(super) durable: Durable,
+    waiting: VecDeque<(u64, Action)>,
+}
+
+/// What may be told: it is durable, and the durable index knows that it may have been told.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Durable {
     pub(super) sequence: u64,
     pub(super) counter: u64,
+    pub(super) lives: Vec<Told>,
     pub(super) summary: Vec<Dot>,
-    waiting: VecDeque<(u64, Action)>,
+}
+
+impl Durable {
+    pub(super) fn of(meta: &Meta) -> Self {
+        Self {
+            sequence: meta.told_sequence,
+            counter: meta.told_counter,
+            lives: meta.lives.clone(),
+            summary: meta.summary.clone(),
+        }
+    }
 }
 
 impl Pending {
@@ -155,28 +248,25 @@ impl Pending {
     }
 
     /// The ticket to ask a sync for, if one is needed and none is under way.
-    pub(super) fn ask(&mut self, sequence: u64, counter: u64, summary: &[Dot]) -> Option<u64> {
+    pub(super) fn ask(&mut self, meta: &Meta) -> Option<u64> {
         if self.asked.is_some() || self.synced == self.put {
             return None;
         }
-        self.asked = Some((self.put, sequence, counter, summary.to_vec()));
+        self.asked = Some((self.put, Durable::of(meta)));
         Some(self.put)
     }
 
     pub(super) fn synced(&mut self, ticket: u64) {
-        let Some((asked, sequence, counter, summary)) = self.asked.take() else { return };
-        if asked != ticket {
-            self.asked = Some((asked, sequence, counter, summary));
-            return;
+        if let Some((_, durable)) = self.asked.take_if(|(asked, _)| *asked == ticket) {
+            (self.synced, self.durable) = (ticket, durable);
         }
-        (self.synced, self.sequence, self.counter, self.summary) = (ticket, sequence, counter, summary);
     }
 
-    /// What is on its way to the disk is of a replica that is none any more.
+    /// What is durable, or on its way to the disk, is of a replica that is none any more.
     pub(super) fn disown(&mut self) {
-        if let Some((_, sequence, counter, summary)) = &mut self.asked {
-            (*sequence, *counter) = (0, 0);
-            summary.clear();
+        self.durable = Durable::default();
+        if let Some((_, durable)) = &mut self.asked {
+            *durable = Durable::default();
         }
     }
 
@@ -206,46 +296,64 @@ impl Replica {
         for head in self.meta.heads.clone() {
             self.remember_head(head);
         }
-        self.pending.sequence = self.meta.told_sequence;
-        self.pending.counter = self.meta.told_counter;
-        self.pending.summary = self.meta.summary.clone();
+        self.pending.durable = Durable::of(&self.meta);
         if index.meta().is_none() {
             self.pending.meta = true;
         }
     }
 
-    pub(super) fn set_members(&mut self, members: &[Member]) {
+    /// Says whether anybody may do something that it might not before, or the other way round.
+    pub(super) fn set_members(&mut self, members: &[Member]) -> bool {
         let mut before = core::mem::take(&mut self.members);
+        let mut changed = false;
         for member in members.iter().take(super::MEMBERS_MAX) {
-            let kept = before.remove(&member.agent).map(|m| m.kept).unwrap_or_default();
+            let old = before.remove(&member.agent);
+            changed |= old.as_ref().is_none_or(|m| m.permission != member.permission);
+            let kept = old.map(|m| m.kept).unwrap_or_default();
             self.members.insert(member.agent, MemberState { permission: member.permission, kept });
         }
+        changed || !before.is_empty()
     }
 
-    /// A head whose signature was checked.
-    pub(super) fn remember_head(&mut self, head: Head) {
+    /// Keeps a head whose signature was checked; false if it says nothing new.
+    pub(super) fn remember_head(&mut self, head: Head) -> bool {
         let agent = AgentId::of_key(&head.key);
         let id = replica_id(self.config.run, agent, head.incarnation);
-        self.authors.insert(id, Author { agent, head });
+        let none = Author { agent, heads: Vec::new(), sure: u64::MAX };
+        self.authors.entry(id).or_insert(none).add(head)
     }
 
     /// This replica's own head as far as it is durable.
     pub(super) fn sign_head(&mut self) -> Head {
-        let counter = self.pending.counter;
+        let counter = self.pending.durable.counter;
         if let Some(head) = &self.own_head
             && (head.counter, head.incarnation) == (counter, self.meta.incarnation)
         {
             return head.clone();
         }
-        let mut head = Head {
-            key: self.config.key,
-            incarnation: self.meta.incarnation,
-            counter,
-            signature: event_schema::Signature([0; 32], [0; 32]),
-        };
+        let mut head = self.unsigned_head(&self.pending.durable.lives, counter);
+        let old = head.lives.len().saturating_sub(LIVES_MAX);
+        head.lives.drain(..old);
         head.signature = self.notary.sign(&head_bytes(self.config.run, &head));
         self.own_head = Some(head.clone());
         head
+    }
+
+    /// With all lives that this index remembers, to compare others with.
+    pub(super) fn unsigned_head(&self, lives: &[Told], counter: u64) -> Head {
+        Head {
+            key: self.config.key,
+            incarnation: self.meta.incarnation,
+            counter,
+            // Lives that counted nothing tell nothing.
+            lives: lives
+                .iter()
+                .enumerate()
+                .filter(|(i, l)| lives.get(i + 1).is_none_or(|next| next.counter > l.counter))
+                .map(|(_, l)| Life { id: l.id, since: l.counter })
+                .collect(),
+            signature: Signature([0; 32], [0; 32]),
+        }
     }
 
     /// The agent behind a replica.
@@ -258,7 +366,13 @@ impl Replica {
 
     /// How far a replica has counted for all one can prove.
     pub(super) fn reached(&self, id: ReplicaId) -> u64 {
-        if id == self.me { self.meta.counter } else { self.authors.get(&id).map_or(0, |a| a.head.counter) }
+        if id == self.me { self.meta.counter } else { self.authors.get(&id).map_or(0, Author::reached) }
+    }
+
+    /// Whether this member knows, or knew, the very change, and not another one of the same number.
+    pub(super) fn knew(&self, dot: Dot) -> bool {
+        version::includes(&self.meta.summary, dot)
+            && self.authors.get(&dot.replica).is_none_or(|a| dot.counter <= a.sure)
     }
 
     pub(super) fn row(&self, index: &dyn Index, path: &[u8]) -> Option<Row> {
@@ -269,9 +383,11 @@ impl Replica {
     }
 
     /// The row of a path, to be changed and saved.
-    pub(super) fn hold(&self, index: &dyn Index, path: &[u8]) -> Held {
+    pub(super) fn hold(&mut self, index: &dyn Index, path: &[u8]) -> Held {
         let row = self.row(index, path).unwrap_or_else(|| Row::new(path));
-        Held { was: places(&row.disk), told: told(&row), row }
+        let mut held = Held { was: places(&row.disk), told: told(&row), row };
+        self.roll_row(&mut held.row);
+        held
     }
 
     /// Decides what the row waits for, numbers it if others are to be told, and keeps it for the next put.
@@ -323,7 +439,7 @@ impl Replica {
         }
     }
 
-    fn work_of(&self, row: &Row) -> Work {
+    pub(super) fn work_of(&self, row: &Row) -> Work {
         let on_disk = match &row.disk {
             Disk::Missing(_) => return Work::Missing,
             Disk::Absent => None,
@@ -360,9 +476,18 @@ impl Replica {
     /// Puts everything that changed.
     pub(super) fn flush(&mut self, index: &mut dyn Index) {
         // Before anything of it is told, the index has to know that it was (SYNC.md §8).
-        if !self.peers.is_empty()
+        if self.peers.values().any(|p| p.greeted)
+            && self.meta.rolling.is_none()
             && (self.meta.told_counter, self.meta.told_sequence) != (self.meta.counter, self.meta.sequence)
         {
+            let life = (self.config.fresh ^ self.config.fresh >> 32) as u32;
+            if self.meta.lives.last().is_none_or(|l| l.id != life) {
+                if self.meta.lives.len() >= LIVES_KEPT {
+                    self.meta.lives.remove(0);
+                }
+                let (counter, sequence) = (self.meta.told_counter, self.meta.told_sequence);
+                self.meta.lives.push(Told { id: life, counter, sequence });
+            }
             self.meta.told_counter = self.meta.counter;
             self.meta.told_sequence = self.meta.sequence;
             self.pending.meta = true;
@@ -384,11 +509,11 @@ impl Replica {
     }
 
     fn encode_meta(&mut self) -> Vec<u8> {
-        self.meta.heads = self.authors.values().map(|a| a.head.clone()).collect();
+        self.meta.heads = self.authors.values().flat_map(|a| a.heads.iter().cloned()).collect();
         let own = Dot { replica: self.me, counter: self.meta.counter };
         if own.counter > 0 {
             version::add(&mut self.meta.summary, own);
         }
-        encode(&(1u8, &self.meta))
+        encode(&(2u8, &self.meta))
     }
 }

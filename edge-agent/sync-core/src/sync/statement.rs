@@ -4,7 +4,11 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
-use agent_proto::sync::{Dot, Head, ReplicaId, Statement, Value};
+use agent_proto::limits::PATH_LEN_MAX;
+use agent_proto::sync::{
+    ALIKE_MAX, Dot, FILE_MAX, Head, META_MAX, ROW_WEIGHT_MAX, ReplicaId, STATEMENTS_MAX, Statement,
+    VERSION_MAX, Value,
+};
 use event_schema::{AgentId, Domain, RunId, Signature, Signed, encode};
 use sha2::{Digest, Sha256};
 
@@ -52,7 +56,7 @@ pub fn statement_bytes(run: RunId, path: &[u8], s: &Statement) -> Vec<u8> {
 
 /// What an agent signs as its head.
 pub fn head_bytes(run: RunId, head: &Head) -> Vec<u8> {
-    encode(&(2u8, run, head.key, head.incarnation, head.counter))
+    encode(&(2u8, run, head.key, head.incarnation, head.counter, &head.lives))
 }
 
 /// The change that a statement is.
@@ -97,22 +101,132 @@ pub(super) fn rank(a: &Statement, b: &Statement) -> Ordering {
         .then_with(|| (&a.version, &a.value).cmp(&(&b.version, &b.value)))
 }
 
-/// Adds a statement to those of a path, winner first; false if it is known or obsolete.
+/// Whether a value is one that all members take.
+pub(super) fn is_fit(value: &Value) -> bool {
+    let sound = match value {
+        Value::File { size, .. } => *size <= FILE_MAX,
+        Value::Link { target, .. } => target.len() <= PATH_LEN_MAX && !target.contains(&0),
+        Value::Deleted | Value::Folder { .. } => true,
+    };
+    sound && meta(value).len() <= META_MAX
+}
+
+/// Whether a statement is within all limits; nobody tells, and nobody takes, one that is not.
+pub(super) fn is_sound(s: &Statement) -> bool {
+    is_fit(&s.value)
+        && s.version.len() <= VERSION_MAX
+        && version::is_well_formed(&s.version)
+        && dot(s).counter > 0
+        && (1..=depth_max(&s.version)).contains(&s.depth)
+}
+
+/// Each statement that one stands on is a change in its version.
+pub(super) fn depth_max(version: &[Dot]) -> u64 {
+    version.iter().fold(0, |sum: u64, d| sum.saturating_add(d.counter))
+}
+
+/// Whether `a` was made on top of `b`. The depth keeps made-up versions from going in circles.
+pub(super) fn replaces(a: &Statement, b: &Statement) -> bool {
+    dot(a) != dot(b) && a.depth > b.depth && version::includes(&a.version, dot(b))
+}
+
+/// Adds a statement to those of a path, winner first; false if that changes nothing.
 pub(super) fn insert(statements: &mut Vec<Statement>, new: Statement) -> bool {
     let new_dot = dot(&new);
+    if statements.iter().any(|s| replaces(s, &new)) {
+        return false;
+    }
     if let Some(same) = statements.iter().position(|s| dot(s) == new_dot) {
         // Said twice under one number: somebody's fault, but all must choose the same.
-        if rank(&statements[same], &new) != Ordering::Less {
+        if order(&statements[same], &new) != Ordering::Less {
             return false;
         }
         statements.remove(same);
-    } else if statements.iter().any(|s| version::includes(&s.version, new_dot)) {
-        return false;
     }
-    statements.retain(|s| !version::includes(&new.version, dot(s)));
-    let at = statements.partition_point(|s| rank(s, &new) == Ordering::Greater);
+    statements.retain(|s| !replaces(&new, s));
+    let at = statements.partition_point(|s| order(s, &new) == Ordering::Greater);
     statements.insert(at, new);
-    true
+    limit(statements);
+    statements.iter().any(|s| dot(s) == new_dot)
+}
+
+/// The total order: the winner is the greatest, and the signature decides between what is the same in all else.
+fn order(a: &Statement, b: &Statement) -> Ordering {
+    rank(a, b).then_with(|| (a.signature.0, a.signature.1).cmp(&(b.signature.0, b.signature.1)))
+}
+
+/// What the least may be left out of (SYNC.md §2): of each content some, of all together as much as a message holds.
+fn limit(statements: &mut Vec<Statement>) {
+    let weigh = |s: &Statement| {
+        let target = if let Value::Link { target, .. } = &s.value { target.len() } else { 0 };
+        192 + 16 * s.version.len() + meta(&s.value).len() + target
+    };
+    if statements.len() <= ALIKE_MAX.min(STATEMENTS_MAX)
+        && statements.iter().map(weigh).sum::<usize>() <= ROW_WEIGHT_MAX
+    {
+        return;
+    }
+    let mut weight = 0;
+    let mut kept: Vec<Statement> = Vec::new();
+    for statement in statements.drain(..) {
+        let alike = kept.iter().filter(|k| same_content(&k.value, &statement.value)).count();
+        if kept.len() == STATEMENTS_MAX || weight + weigh(&statement) > ROW_WEIGHT_MAX {
+            break;
+        }
+        if alike < ALIKE_MAX {
+            weight += weigh(&statement);
+            kept.push(statement);
+        }
+    }
+    *statements = kept;
+}
+
+/// How two heads of one replica go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kinship {
+    /// The first says nothing that the second does not.
+    Older,
+    /// The second says nothing that the first does not.
+    Newer,
+    /// They are of two copies of one index, that was one up to this counter.
+    Forked(u64),
+}
+
+/// Compares two heads of one replica.
+pub(super) fn kinship(a: &Head, b: &Head) -> Kinship {
+    let newer = |newer: bool| if newer { Kinship::Newer } else { Kinship::Older };
+    // The last life that both had.
+    let common = a.lives.iter().enumerate().rev().find_map(|(i, life)| {
+        b.lives.iter().position(|other| other == life).map(|j| (a.lives.get(i + 1), b.lives.get(j + 1)))
+    });
+    let shared = match common {
+        Some((None, None)) => return newer(a.counter >= b.counter),
+        Some((x, y)) => x.into_iter().chain(y).map(|life| life.since).min().unwrap_or(0),
+        None => {
+            let began = |head: &Head| head.lives.first().map_or(head.counter, |life| life.since);
+            // One may be from so long before that its lives are not told any more.
+            if began(a) >= b.counter || began(b) >= a.counter {
+                return newer(a.counter >= b.counter);
+            }
+            began(a).min(began(b))
+        }
+    };
+    if b.counter <= shared {
+        Kinship::Newer
+    } else if a.counter <= shared {
+        Kinship::Older
+    } else {
+        Kinship::Forked(shared)
+    }
+}
+
+/// Whether a head is one that an honest agent signs.
+pub(super) fn is_head(head: &Head) -> bool {
+    head.counter <= agent_proto::sync::COUNTER_MAX
+        && head.lives.len() <= agent_proto::sync::LIVES_MAX
+        && head.lives.windows(2).all(|w| w[0].since <= w[1].since)
+        && head.lives.last().is_none_or(|life| life.since <= head.counter)
+        && (head.counter == 0 || !head.lives.is_empty())
 }
 
 #[cfg(test)]
@@ -120,7 +234,7 @@ mod tests {
     use super::*;
     use alloc::vec;
 
-    fn of(author: u8, version: &[(u8, u64)], depth: u32, value: Value) -> Statement {
+    fn of(author: u8, version: &[(u8, u64)], depth: u64, value: Value) -> Statement {
         let version =
             version.iter().map(|&(r, counter)| Dot { replica: ReplicaId([r; 8]), counter }).collect();
         let signature = Signature([0; 32], [0; 32]);

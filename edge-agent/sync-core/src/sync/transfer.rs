@@ -35,6 +35,7 @@ pub(super) struct Transfer {
     pub(super) path: Vec<u8>,
     pub(super) dot: Dot,
     root: Hash,
+    size: u64,
     blocks: u32,
     sources: BTreeSet<AgentId>,
     stage: Stage,
@@ -109,6 +110,7 @@ impl Replica {
                 path: row.path.clone(),
                 dot: dot(winner),
                 root,
+                size,
                 blocks,
                 sources,
                 stage: Stage::Staging,
@@ -248,7 +250,20 @@ impl Replica {
         }
     }
 
-    /// A block came from a peer, was written to the staged file, and has this hash.
+    /// How many bytes a block has that was asked of a peer and has not come: only such a block, of just this
+    /// length, is written to the staged file. None: drop it; it may be late, and another one is there already.
+    pub fn expected_block(&self, peer: AgentId, transfer: u32, block: u32) -> Option<u32> {
+        let t = self.transfers.get(&transfer)?;
+        let Stage::Blocks(page) = &t.stage else { return None };
+        if page.asked.get(&block) != Some(&peer) {
+            return None;
+        }
+        let left = t.size.checked_sub(u64::from(block) * u64::from(BLOCK_LEN))?;
+        Some(left.min(u64::from(BLOCK_LEN)) as u32)
+    }
+
+    /// A block that [`Self::expected_block`] told came from a peer, was written to the staged file, and has this hash;
+    /// of a wrong length: was not written, and any hash will do that is not the right one.
     pub fn handle_block(
         &mut self,
         now: Instant,
@@ -325,23 +340,31 @@ impl Replica {
             p.snubbed_until = Some(now + self.config.snub * (1 << p.snubs.min(5)));
             p.snubs += 1;
         }
-        self.give_back(peer, |_| true);
+        for transfer in self.give_back(peer, |_| true) {
+            // Or else it sends, when it comes to it, what nobody waits for.
+            self.actions.push_back(Action::Send { peer, message: Cancel { transfer }.into() });
+        }
     }
 
-    /// What was asked of a peer, in the transfers chosen, may be asked of others.
-    pub(super) fn give_back(&mut self, peer: AgentId, which: impl Fn(u32) -> bool) {
+    /// What was asked of a peer, in the transfers chosen, may be asked of others; says in which something was.
+    pub(super) fn give_back(&mut self, peer: AgentId, which: impl Fn(u32) -> bool) -> Vec<u32> {
         let mut given = 0;
-        for (_, t) in self.transfers.iter_mut().filter(|(n, _)| which(**n)) {
+        let mut transfers = Vec::new();
+        for (n, t) in self.transfers.iter_mut().filter(|(n, _)| which(**n)) {
             match &mut t.stage {
                 Stage::Pages(asked) | Stage::Hashes { asked, .. }
                     if asked.is_some_and(|(p, _)| p == peer) =>
                 {
                     *asked = None;
+                    transfers.push(*n);
                 }
                 Stage::Blocks(page) => {
                     let back: Vec<u32> =
                         page.asked.iter().filter(|(_, p)| **p == peer).map(|(b, _)| *b).collect();
                     given += back.len();
+                    if !back.is_empty() {
+                        transfers.push(*n);
+                    }
                     for block in back {
                         page.asked.remove(&block);
                         page.wanted.insert(block);
@@ -353,6 +376,7 @@ impl Replica {
         if let Some(p) = self.peers.get_mut(&peer) {
             p.owed = p.owed.saturating_sub(given);
         }
+        transfers
     }
 
     /// A peer says that it has not got what it was asked for.

@@ -40,8 +40,13 @@ impl World {
         }
         assert!(problem.is_empty(), "seed {}: {problem}\n{}", self.seed, self.describe());
         let settled_after = self.now - began;
-        let made: u64 = self.made();
+        let mut made: u64 = self.made();
         self.run(ms(60_000));
+        if self.made() != made {
+            // Something that was blocked, and is looked at every 15 s: but once.
+            made = self.made();
+            self.run(ms(120_000));
+        }
         // Now and then somebody looks again at what is blocked.
         let mut problem = self.difference();
         for _ in 0..10 {
@@ -146,16 +151,27 @@ impl World {
             kept.extend(&n.fs.given_up);
         }
         let may = |node: usize| self.nodes[node].kin.permission == Permission::ReadWrite;
-        let lost = self.written.iter().filter(|(id, (node, _))| may(*node) && !kept.contains(id));
-        let only_archived = lost
-            .inspect(|(id, (node, path))| {
-                self.log(|| format!("only archived: {id} of {node} at {}", show(path)))
-            })
-            .count();
+        let lost = self.written.iter().filter(|(id, (node, ..))| may(*node) && !kept.contains(id));
+        let lost: Vec<_> = lost.collect();
+        let only_archived = lost.len();
+        for (id, (node, path, new)) in &lost {
+            self.log(|| format!("only archived: {id} of {node} at {} new {new}", show(path)));
+        }
+        // A new file that nobody deleted, and that is in archives alone, is lost for whoever made it. (A member that
+        // turned may delete what it likes if it may write.)
+        let free = !self.nodes.iter().any(|n| n.kin.hostile && n.kin.permission == Permission::ReadWrite);
+        if let Some((id, (node, path, _))) = lost.iter().find(|(_, (_, _, new))| *new && free) {
+            panic!(
+                "seed {}: {id}, new, of {node} at {} vanished into archives\n{}",
+                self.seed,
+                show(path),
+                self.describe()
+            );
+        }
         for n in &self.nodes {
             kept.extend(n.fs.archive.iter().map(|c| c.id));
         }
-        for (id, (node, path)) in &self.written {
+        for (id, (node, path, _)) in &self.written {
             assert!(
                 kept.contains(id),
                 "seed {}: edit {id} of {node} at {} is lost\n{}",

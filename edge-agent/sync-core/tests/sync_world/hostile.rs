@@ -1,13 +1,39 @@
 //! A member that turned: it says whatever might hurt, from what it heard and from nothing.
 
 use agent_proto::sync::{
-    Dot, FileRequest, GetHashes, Head, Hello, Index, IndexEntry, IndexTaken, Known, MemberKnows, Request,
-    Statement, SyncMessage, Unavailable, Value,
+    Dot, FileRequest, GetHashes, Head, Hello, Index, IndexEntry, IndexTaken, Known, Life, MemberKnows,
+    ReplicaId, Request, Statement, SyncMessage, Unavailable, Value,
 };
 use event_schema::Signature;
 use sync_core::sync::{head_bytes, replica_id, statement_bytes};
 
-use super::{RUN, Step, World, mac, ms};
+use super::{Event, RUN, Step, World, mac, ms, pair};
+
+/// A head of one of its many replicas.
+pub(crate) fn own_head(key: &[u8; 32], incarnation: u64, counter: u64, lives: Vec<Life>) -> Head {
+    let mut head = Head { key: *key, incarnation, counter, lives, signature: Signature([0; 32], [0; 32]) };
+    head.signature = mac(key, &head_bytes(RUN, &head));
+    head
+}
+
+/// A statement under its key.
+pub(crate) fn own_statement(
+    key: &[u8; 32],
+    author: ReplicaId,
+    path: &[u8],
+    mut version: Vec<Dot>,
+    depth: u64,
+    value: Value,
+) -> Statement {
+    version.sort();
+    version.dedup_by_key(|d| d.replica);
+    let signature = Signature([0; 32], [0; 32]);
+    let mut s = Statement { author, version, depth, value, signature };
+    s.signature = mac(key, &statement_bytes(RUN, path, &s));
+    s
+}
+
+const FIRST: Life = Life { id: 1, since: 0 };
 
 #[derive(Default)]
 pub(crate) struct Hostile {
@@ -26,7 +52,17 @@ impl World {
             Vec::new()
         };
         let cursor = None;
-        self.send(node, peer, Hello { cursor, summary }.into());
+        // Under the receiver's key, if it could: an old copy of itself is what each is afraid to be.
+        let (key, theirs) = (self.nodes[node].key, self.nodes[peer].key);
+        let mut heads = self.nodes[node].hostile.heads.clone();
+        heads.retain(|h| h.key == theirs);
+        heads.truncate(3);
+        if self.rng.chance(30) {
+            let mut head = own_head(&key, self.rng.next(), 1 << 40, vec![FIRST]);
+            head.key = theirs;
+            heads.push(head);
+        }
+        self.send(node, peer, Hello { cursor, summary, heads }.into());
         self.nodes[node].hostile.epoch += 1;
         self.nodes[node].hostile.sent = 0;
         self.at(self.now - timebase::Instant::ZERO - ms(1_000_000) + ms(200), Step::Hostile(node));
@@ -50,10 +86,20 @@ impl World {
                 }
             }
             SyncMessage::Request(request) => {
-                // Stalls, or says no.
+                // Stalls, says no, or sends something else, often when it is asked of others already.
                 for file in request.files {
                     if self.rng.chance(30) {
                         self.send(node, from, Unavailable { transfer: file.transfer }.into());
+                    }
+                    let Some(&session) = self.sessions.get(&pair(node, from)) else { continue };
+                    for &(first, _) in file.ranges.iter().take(3) {
+                        let at = self.now + ms(self.rng.below(20_000));
+                        let (transfer, hash) = (file.transfer, [9; 32]);
+                        self.push(
+                            at,
+                            0,
+                            Event::Block { from: node, to: from, session, transfer, block: first, hash },
+                        );
                     }
                 }
             }
@@ -76,32 +122,66 @@ impl World {
                 .version
                 .iter_mut()
                 .for_each(|d| d.counter = d.counter.saturating_mul(1 << 40)),
-            6 => entry.statements[0].depth = u32::MAX,
+            6 => entry.statements[0].depth = u64::MAX,
             7 => entry.holds = Some(200),
             _ => {
-                // Its own statement: properly signed, of what it may not or could not know.
+                // Its own statements: properly signed, of what it may not or could not know, as deep as can be, twice
+                // under one number, or two that each claim to stand on the other.
+                let (path, known) = (entry.path.clone(), entry.statements[0].clone());
+                let others = known.version.iter().filter(|d| d.replica != own).copied();
                 let counter = 1 + self.rng.below(3);
-                let mut version = vec![Dot { replica: own, counter }];
-                if self.rng.chance(50) {
-                    for d in &entry.statements[0].version {
-                        if d.replica != own {
-                            version.push(Dot {
-                                replica: d.replica,
-                                counter: d.counter.wrapping_add(self.rng.below(2) * 1000),
-                            });
-                        }
+                let me = Dot { replica: own, counter };
+                let other = Dot { replica: replica_id(RUN, agent, 2), counter };
+                let deleted = Value::Deleted;
+                let kept = known.value.clone();
+                entry.holds = None;
+                entry.statements = match self.rng.below(6) {
+                    0 => vec![own_statement(&key, own, &path, vec![me], counter, deleted)],
+                    1 => {
+                        let far = others.map(|d| Dot { counter: d.counter + self.rng.below(2) * 1000, ..d });
+                        let version: Vec<Dot> = far.chain([me]).collect();
+                        vec![own_statement(&key, own, &path, version, known.depth + 1, deleted)]
                     }
-                    version.sort();
-                }
-                let mut s = Statement {
-                    author: own,
-                    version,
-                    depth: 1000,
-                    value: Value::Deleted,
-                    signature: Signature([0; 32], [0; 32]),
+                    2 => {
+                        // The deepest there can be, under a number that is beyond all bounds.
+                        let replica = replica_id(RUN, agent, 3);
+                        let version: Vec<Dot> = others.chain([Dot { replica, counter: 1 << 53 }]).collect();
+                        vec![own_statement(&key, replica, &path, version, 1 << 53, kept)]
+                    }
+                    3 => {
+                        // Of one number, with and without what it stands on.
+                        let with = self.rng.chance(50);
+                        let version: Vec<Dot> = others.filter(|_| with).chain([me]).collect();
+                        let value = if self.rng.chance(50) { deleted } else { kept };
+                        vec![own_statement(
+                            &key,
+                            own,
+                            &path,
+                            version,
+                            if with { known.depth + 1 } else { 1 },
+                            value,
+                        )]
+                    }
+                    4 => {
+                        let first = self.rng.chance(50);
+                        let author = if first { me.replica } else { other.replica };
+                        let value = if first { deleted } else { kept };
+                        vec![own_statement(&key, author, &path, vec![me, other], 2 * counter, value)]
+                    }
+                    _ => {
+                        // On top of its own, and not of what that stands on.
+                        let replica = other.replica;
+                        let counter = counter + 1;
+                        vec![own_statement(
+                            &key,
+                            replica,
+                            &path,
+                            vec![Dot { replica, counter }],
+                            counter,
+                            kept,
+                        )]
+                    }
                 };
-                s.signature = mac(&key, &statement_bytes(RUN, &entry.path, &s));
-                entry.statements = vec![s];
             }
         }
         Some(entry)
@@ -114,12 +194,19 @@ impl World {
             let message: SyncMessage = match self.rng.below(8) {
                 0..4 => {
                     let Some(entry) = self.forged(node) else { continue };
-                    let mut own =
-                        Head { key, incarnation: 1, counter: 3, signature: Signature([0; 32], [0; 32]) };
-                    own.signature = mac(&key, &head_bytes(RUN, &own));
                     let mut heads = self.nodes[node].hostile.heads.clone();
                     heads.truncate(20);
-                    heads.push(own);
+                    // Of one replica two that contradict each other, now and then; and one that has counted it all.
+                    let other = Life { id: 2 + self.rng.below(2) as u32, since: self.rng.below(2) };
+                    let lives = if self.rng.chance(20) { vec![FIRST, other] } else { vec![FIRST] };
+                    heads.push(own_head(&key, 1, 4, lives));
+                    heads.push(own_head(&key, 2, 4, vec![FIRST]));
+                    heads.push(own_head(&key, 3, 1 << 53, vec![FIRST]));
+                    if self.rng.chance(5) {
+                        // More replicas than anybody has room for, others to each.
+                        let from = 1000 * peer as u64 + 100;
+                        heads.extend((from..from + 70).map(|i| own_head(&key, i, 1, vec![FIRST])));
+                    }
                     if self.rng.chance(10) {
                         heads.iter_mut().for_each(|h| h.counter = h.counter.wrapping_add(1));
                     }
@@ -130,7 +217,21 @@ impl World {
                     let summary = self.rng.chance(50).then(|| {
                         entry.statements.iter().flat_map(|s| s.version.clone()).take(1).collect::<Vec<_>>()
                     });
-                    Index { epoch, after, up_to, heads, entries: vec![entry], summary }.into()
+                    let mut entries = vec![entry];
+                    if self.rng.chance(5) {
+                        let path = b"x/of many".to_vec();
+                        let many = |i: u64| {
+                            let replica =
+                                replica_id(RUN, self.nodes[node].agent, 1000 * peer as u64 + 100 + i);
+                            let value = Value::Folder { meta: vec![i as u8], implied: false };
+                            own_statement(&key, replica, &path, vec![Dot { replica, counter: 1 }], 1, value)
+                        };
+                        let statements = (0..60).map(many).collect();
+                        entries.push(IndexEntry { path: path.clone(), statements, holds: None });
+                        let from = 1000 * peer as u64 + 100;
+                        heads.extend((from..from + 60).map(|i| own_head(&key, i, 1, vec![FIRST])));
+                    }
+                    Index { epoch, life: 0, after, up_to, heads, entries, summary }.into()
                 }
                 4 => {
                     let victim = self.rng.below(self.nodes.len() as u64) as usize;
@@ -148,7 +249,7 @@ impl World {
                 }
                 6 => GetHashes { transfer: 3, path: b"a.txt".to_vec(), root: [3; 32], page: Some(u32::MAX) }
                     .into(),
-                _ => Hello { cursor: None, summary: Vec::new() }.into(),
+                _ => Hello { cursor: None, summary: Vec::new(), heads: Vec::new() }.into(),
             };
             let mut bytes = message.encode();
             if self.rng.chance(30) {

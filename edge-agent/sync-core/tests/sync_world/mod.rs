@@ -132,8 +132,8 @@ pub(crate) struct World {
     pub(crate) deaf: u64,
     /// Percent of changes of a folder that an agent does not survive.
     pub(crate) frail: u64,
-    /// Who took part when the agents know it.
-    pub(crate) written: BTreeMap<u64, (usize, Vec<u8>)>,
+    /// Who wrote which content where; and whether it was new there, and replaced nothing.
+    pub(crate) written: BTreeMap<u64, (usize, Vec<u8>, bool)>,
     /// What somebody restored away.
     pub(crate) given_up: BTreeSet<u64>,
     pub(crate) messages: u64,
@@ -560,6 +560,9 @@ impl World {
                 self.later(node, 1_000, 10_000, Event::Rescan(node));
             }
             Step::Confirm(node, confirm) => {
+                if confirm == Confirm::Delete {
+                    self.given_up.extend(self.written.keys());
+                }
                 self.with(node, |r, now, index| r.handle_confirm(now, index, confirm));
             }
             Step::Hostile(node) => self.hostile_acts(node),
@@ -608,10 +611,18 @@ impl World {
                 self.push(self.now + delay, 0, Event::Sent { from, session, to });
                 let agent = self.nodes[from].agent;
                 let n = &mut self.nodes[to];
-                if let Some(staged) = n.staged.get_mut(&transfer)
-                    && self.contents.get(&staged.root).is_some_and(|c| c.block_hash(block) == hash)
-                {
-                    staged.have.insert(block);
+                let wanted = n.replica.as_deref().and_then(|r| r.expected_block(agent, transfer, block));
+                let Some(length) = wanted else { return };
+                if let Some(staged) = n.staged.get_mut(&transfer) {
+                    // What comes is written, and overwrites.
+                    match self.contents.get(&staged.root).filter(|c| c.block_hash(block) == hash) {
+                        Some(content) => {
+                            let left = content.size - u64::from(block) * fs::BLOCK;
+                            assert_eq!(u64::from(length), left.min(fs::BLOCK));
+                            staged.have.insert(block);
+                        }
+                        None => _ = staged.have.remove(&block),
+                    }
                 }
                 self.with(to, |r, now, index| r.handle_block(now, index, agent, transfer, block, &hash));
             }
@@ -735,12 +746,19 @@ impl World {
         let n = &self.nodes[node];
         let Some(replica) = n.replica.as_deref() else { return };
         let Some(stamp) = n.fs.stamp(wall, &path) else {
-            if n.index.live.rows.get(&path).is_some_and(|r| r.disk != Disk::Absent) {
+            if n.index.live.rows.get(&path).is_some_and(|r| r.disk != Disk::Absent)
+                || n.blocked.contains_key(&path)
+            {
                 self.with(node, |r, now, index| r.handle_gone(now, index, &path));
             }
             return;
         };
-        if replica.look(&n.index, &path, &stamp) != Look::Read || n.reading.contains(&path) {
+        let look = replica.look(&n.index, &path, &stamp);
+        if look == Look::TooLarge {
+            self.with(node, |r, now, index| r.handle_unfit(now, index, &path));
+            return;
+        }
+        if look != Look::Read || n.reading.contains(&path) {
             return;
         }
         let Some(value) = n.fs.value(&path) else { return };

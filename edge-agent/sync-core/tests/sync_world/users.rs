@@ -19,9 +19,10 @@ impl World {
         let wall = self.wall();
         let n = &mut self.nodes[node];
         let path = n.fs.resolve(path);
+        let new = n.fs.get(&path).is_none();
         if n.fs.put(wall, &path, Kind::File(content)) {
             self.log(|| format!("{node} user writes {} = {}", show(&path), content.id));
-            self.written.entry(content.id).or_insert((node, path.clone()));
+            self.written.entry(content.id).or_insert((node, path.clone(), new));
             self.noticed(node, [path]);
         }
     }
