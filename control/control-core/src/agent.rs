@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{AGENTS_MAX, PENDING_AGENTS_MAX};
 use crate::replica::Session;
-use crate::{Rejection, State, text, token};
+use crate::{Rejection, State, sync, text, token};
 
 /// Where an agent stands with the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -348,6 +348,7 @@ fn remove(state: &State, agent: AgentId) -> Result<Vec<Event>, Rejection> {
             detail: "the agent was removed from the fleet".into(),
         };
         run.clone().fail(*id, agent, Some(problem), &mut events);
+        events.extend(sync::without(*id, run, agent));
     }
     Ok(events)
 }

@@ -1,8 +1,8 @@
-//! Jobs: what shall happen. So far: distributions and consolidations.
+//! Jobs: what shall happen. So far: distributions, consolidations and synchronizations.
 
 use std::collections::BTreeSet;
 
-use event_schema::level::LEVEL_CONSOLIDATION;
+use event_schema::level::{LEVEL_CONSOLIDATION, LEVEL_SYNCHRONIZATION};
 use event_schema::{Disposal, Event, JobCreated, JobDeleted, JobId, JobSpec, Party, Place, Private};
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::Standing;
 use crate::limits::{ARCHIVE_DAYS_MAX, JOB_DESTINATIONS_MAX, JOB_SOURCES_MAX, JOBS_MAX};
 use crate::subfolder::Template;
-use crate::{Rejection, State, text};
+use crate::{Rejection, State, sync, text};
 
 /// A job as decisions see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ impl Job {
         let named = match &self.spec {
             JobSpec::Distribution { .. } => true,
             JobSpec::Consolidation { subfolder, .. } => subfolder.is_legible(),
+            JobSpec::Synchronization { members, .. } => {
+                members.iter().all(|share| share.path.is_legible() && share.selection.is_legible())
+            }
         };
         named && self.name.is_legible() && places.all(|place| place.path.is_legible())
     }
@@ -101,13 +104,7 @@ fn check(state: &State, spec: &JobSpec) -> Result<(), Rejection> {
     let what = match spec {
         JobSpec::Distribution { .. } => "distribution",
         JobSpec::Consolidation { subfolder, after, .. } => {
-            if state.level() < LEVEL_CONSOLIDATION {
-                return Err(Rejection::Conflict(format!(
-                    "the log is at schema level {}, and consolidations need {LEVEL_CONSOLIDATION}: it is raised once every \
-                     replica's program reads that (flotilla replicas list)",
-                    state.level()
-                )));
-            }
+            check_level(state, "consolidations", LEVEL_CONSOLIDATION)?;
             Template::parse(subfolder)?;
             if let Disposal::Archive { days } = after
                 && !(1..=ARCHIVE_DAYS_MAX).contains(days)
@@ -122,6 +119,11 @@ fn check(state: &State, spec: &JobSpec) -> Result<(), Rejection> {
                 )));
             }
             "consolidation"
+        }
+        JobSpec::Synchronization { members, policy } => {
+            check_level(state, "synchronizations", LEVEL_SYNCHRONIZATION)?;
+            members.iter().try_for_each(|share| check_party(state, share.party))?;
+            return sync::check(members, policy);
         }
     };
     let mut seen = BTreeSet::new();
@@ -156,9 +158,24 @@ fn check(state: &State, spec: &JobSpec) -> Result<(), Rejection> {
     Ok(())
 }
 
+fn check_level(state: &State, what: &str, level: u8) -> Result<(), Rejection> {
+    if state.level() >= level {
+        return Ok(());
+    }
+    Err(Rejection::Conflict(format!(
+        "the log is at schema level {}, and {what} need {level}: it is raised once every replica's program reads that \
+         (flotilla replicas list)",
+        state.level()
+    )))
+}
+
 fn check_place(state: &State, place: &Place) -> Result<(), Rejection> {
     text::check_path(&place.path)?;
-    match place.party {
+    check_party(state, place.party)
+}
+
+fn check_party(state: &State, party: Party) -> Result<(), Rejection> {
+    match party {
         Party::Agent(id) => match state.agents.get(&id) {
             None => Err(Rejection::unknown("agent", id)),
             Some(agent) if agent.standing == Standing::Removed => {

@@ -28,6 +28,7 @@ pub mod snapshot;
 mod state;
 pub mod subfolder;
 pub mod subject;
+pub mod sync;
 pub mod text;
 pub mod token;
 

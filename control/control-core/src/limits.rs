@@ -35,6 +35,23 @@ pub const SUBFOLDER_LEN_MAX: usize = 1_024;
 /// See [`SUBFOLDER_LEN_MAX`].
 pub const SUBFOLDER_NAMES_MAX: usize = 16;
 
+/// Members that a synchronization's job names (a group counts as one).
+pub const JOB_MEMBERS_MAX: usize = 256;
+
+/// Members of a run that synchronizes: each of them keeps what each other one is known to know (SYNC.md §9).
+pub const MEMBERS_MAX: usize = 256;
+
+/// Ignore rules and wanted patterns of one member, and their bytes: they stand in each of its commands.
+pub const SELECTION_RULES_MAX: usize = 256;
+/// See [`SELECTION_RULES_MAX`].
+pub const SELECTION_LEN_MAX: usize = 16 * 1024;
+
+/// Bytes of all folders, rules and patterns of a run's members, each counted once: they are one event.
+pub const MEMBERS_LEN_MAX: usize = 256 * 1024;
+
+/// Conflicts of a run that nobody has seen to and that are facts; of further ones only the number is told.
+pub const CONFLICTS_OPEN_MAX: usize = 1_000;
+
 /// Days that a source's archive keeps files at most: ten years.
 pub const ARCHIVE_DAYS_MAX: u32 = 3_660;
 

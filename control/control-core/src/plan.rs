@@ -4,13 +4,15 @@
 //! that dies between a decision and its commands finds them outstanding when it starts again.
 
 use event_schema::{
-    AgentId, CommandBody, Disposal, FinishAndDispose, FinishRun, JobId, JoinRun, Outcome, PeerHint, Role,
-    RunAgentState, RunId, StopRun, path_of,
+    AgentId, AnswerGuard, CommandBody, Disposal, FinishAndDispose, FinishRun, GuardAnswer, JobId, JoinRun,
+    Outcome, PeerHint, Permission, Role, RunAgentState, RunId, Selection, StopRun, SyncPeer, SyncPolicy,
+    Synchronize, path_of,
 };
 
 use crate::State;
 use crate::limits::HINT_ADDRESSES_MAX;
 use crate::run::{Part, Run};
+use crate::sync::{Member, Sync};
 
 /// A command to be signed: everything but what needs keys.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +47,15 @@ pub enum Task {
         /// Everybody.
         peers: Vec<PeerHint>,
     },
+    /// Take part in a synchronization, or go on in it as told now.
+    Synchronize(Box<Synchronization>),
+    /// Hear a person's answer.
+    AnswerGuard {
+        /// To which question.
+        guard: u64,
+        /// What it is.
+        answer: GuardAnswer,
+    },
     /// The run is over everywhere.
     Finish,
     /// The same, and every destination has everything: the source may do with its files as the job says.
@@ -58,13 +69,58 @@ pub enum Task {
     Stop,
 }
 
+/// What a member of a synchronization is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Synchronization {
+    /// Of which job.
+    pub job: JobId,
+    /// Its name.
+    pub job_name: String,
+    /// Counts what members were told.
+    pub revision: u32,
+    /// Which folder.
+    pub path: Vec<u8>,
+    /// With which rights.
+    pub permission: Permission,
+    /// Which part of the tree.
+    pub selection: Selection,
+    /// What holds for all.
+    pub policy: SyncPolicy,
+    /// Everybody.
+    pub members: Vec<SyncPeer>,
+}
+
 impl Task {
-    /// The command's body; trackers and the sealed secret matter only to [`Task::Join`].
+    /// Whether it carries the run's secret.
+    pub fn needs_secret(&self) -> bool {
+        matches!(self, Self::Join { .. } | Self::Synchronize(_))
+    }
+
+    /// The command's body; trackers and the sealed secret matter only to those that need one.
     pub fn into_body(self, run: RunId, trackers: Vec<String>, sealed_secret: Vec<u8>) -> CommandBody {
         match self {
             Self::Join { job, job_name, role, path, source, peers } => {
                 JoinRun { run, job, job_name, role, path, source, peers, trackers, sealed_secret }.into()
             }
+            Self::Synchronize(told) => {
+                let Synchronization { job, job_name, revision, path, permission, selection, policy, members } =
+                    *told;
+                Synchronize {
+                    run,
+                    job,
+                    job_name,
+                    revision,
+                    path,
+                    permission,
+                    selection,
+                    policy,
+                    members,
+                    trackers,
+                    sealed_secret,
+                }
+                .into()
+            }
+            Self::AnswerGuard { guard, answer } => AnswerGuard { run, guard, answer }.into(),
             Self::Finish => FinishRun { run }.into(),
             Self::Dispose { root, disposal } => FinishAndDispose { run, root, disposal }.into(),
             Self::Stop => StopRun { run }.into(),
@@ -86,6 +142,7 @@ pub fn is_outstanding(state: &State, run: RunId) -> bool {
 pub fn orders(state: &State, run: RunId, max: usize) -> Vec<Order> {
     let Some(known) = state.runs.get(&run) else { return vec![] };
     let peers = std::cell::LazyCell::new(|| peers(state, known));
+    let members = std::cell::LazyCell::new(|| members(state, known));
     known
         .parts
         .iter()
@@ -100,6 +157,21 @@ pub fn orders(state: &State, run: RunId, max: usize) -> Vec<Order> {
                     source: known.source,
                     peers: peers.clone(),
                 },
+                Kind::Synchronize(sync, member) => Task::Synchronize(Box::new(Synchronization {
+                    job: known.job,
+                    job_name: known.job_name.to_string(),
+                    revision: sync.revision,
+                    path: path_of(&known.paths, part.path).to_vec(),
+                    permission: member.permission,
+                    selection: sync
+                        .selections
+                        .get(usize::from(member.selection))
+                        .cloned()
+                        .unwrap_or_default(),
+                    policy: sync.policy,
+                    members: members.clone(),
+                })),
+                Kind::AnswerGuard(guard, answer) => Task::AnswerGuard { guard, answer },
                 Kind::Finish => Task::Finish,
                 Kind::Dispose(root) => Task::Dispose { root, disposal: known.after },
                 Kind::Stop => Task::Stop,
@@ -111,14 +183,19 @@ pub fn orders(state: &State, run: RunId, max: usize) -> Vec<Order> {
         .collect()
 }
 
-enum Kind {
+enum Kind<'r> {
     Join,
+    Synchronize(&'r Sync, &'r Member),
+    AnswerGuard(u64, GuardAnswer),
     Finish,
     Dispose([u8; 32]),
     Stop,
 }
 
-fn kind(run: &Run, part: &Part) -> Option<Kind> {
+fn kind<'r>(run: &'r Run, part: &'r Part) -> Option<Kind<'r>> {
+    if let (Some(sync), Some(member)) = (&run.sync, &part.member) {
+        return kind_of_member(run, part, sync, member);
+    }
     let Some(outcome) = run.outcome else {
         // Whoever cannot read its folders must not name others.
         let legible = run.job_name.is_legible() && run.paths.is_legible();
@@ -138,6 +215,32 @@ fn kind(run: &Run, part: &Part) -> Option<Kind> {
     } else {
         Kind::Finish
     })
+}
+
+fn kind_of_member<'r>(run: &'r Run, part: &'r Part, sync: &'r Sync, member: &'r Member) -> Option<Kind<'r>> {
+    if run.outcome.is_some() || member.left {
+        return (part.join_issued && !part.end_issued).then_some(Kind::Stop);
+    }
+    if part.state.is_terminal() {
+        return None;
+    }
+    let legible = run.job_name.is_legible() && run.paths.is_legible() && sync.selections.is_legible();
+    if legible && member.ordered < sync.revision {
+        return Some(Kind::Synchronize(sync, member));
+    }
+    let guard = member.guard.filter(|guard| !guard.ordered)?;
+    guard.answer.map(|answer| Kind::AnswerGuard(guard.number, answer))
+}
+
+fn members(state: &State, run: &Run) -> Vec<SyncPeer> {
+    let current = run.parts.iter().filter_map(|(agent, part)| {
+        let member = part.member.as_ref().filter(|member| !member.left)?;
+        let known = state.approved(*agent)?;
+        let addresses = known.addresses.iter().take(HINT_ADDRESSES_MAX).cloned().collect();
+        let (public_key, permission) = (known.public_key, member.permission);
+        Some(SyncPeer { agent: *agent, public_key, permission, addresses })
+    });
+    current.collect()
 }
 
 fn peers(state: &State, run: &Run) -> Vec<PeerHint> {

@@ -7,9 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use event_schema::{
-    AgentId, CommandAcknowledged, CommandId, Disposed, Event, Outcome, Problem, ProblemClass, RefusalReason,
-    Report, ReportBody, ReportReceived, Role, RunAgentProgressed, RunAgentState, RunDisposed, RunId,
-    RunManifestReady, RunProblemReported, Signed, TransferStats,
+    AgentId, BLOCKED_TOLD_MAX, BlockedText, CommandAcknowledged, CommandId, ConflictText, Disposed, Event,
+    Outcome, Problem, ProblemClass, RefusalReason, Report, ReportBody, ReportReceived, Role,
+    RunAgentProgressed, RunAgentState, RunConflictFound, RunConflictSettled, RunDisposed, RunGuardLifted,
+    RunGuardRaised, RunId, RunManifestReady, RunPathBlocked, RunPathUnblocked, RunProblemReported,
+    RunRolledBack, Signed, TransferStats,
 };
 
 use crate::agent::{Issued, Standing, refusal};
@@ -52,10 +54,7 @@ pub fn decide(state: &State, agent: AgentId, reports: &[(Report, Signed)]) -> Re
         }
         last = report.sequence;
         let sequence = report.sequence;
-        let problem_in = match &report.body {
-            ReportBody::ProblemReported(problem) => Some(problem.run),
-            _ => None,
-        };
+        let problem_in = report.body.names_a_file_in();
         let signed = signed.clone().into();
         batch.events.push(ReportReceived { agent, sequence, problem_in, signed }.into());
         batch.take(&report.body);
@@ -86,6 +85,13 @@ impl Batch<'_> {
             }
             ReportBody::RunServed(r) => self.served(r.run, r.stats),
             ReportBody::DisposalReported(r) => self.disposed(r.run, r.disposed),
+            ReportBody::ConflictFound(_)
+            | ReportBody::ConflictSettled(_)
+            | ReportBody::GuardRaised(_)
+            | ReportBody::GuardLifted(_)
+            | ReportBody::PathBlocked(_)
+            | ReportBody::PathUnblocked(_)
+            | ReportBody::RolledBack(_) => self.synchronizing(body),
             ReportBody::ManifestSigned(r) => {
                 let agent = self.agent;
                 self.in_run(r.run, |run, events| {
@@ -143,7 +149,15 @@ impl Batch<'_> {
         let agent = self.agent;
         self.in_run(run_id, |run, events| {
             let Some(part) = run.parts.get(&agent) else { return };
-            let state = if part.state.is_terminal() { part.state } else { state };
+            // Programs of an older level read the state's name only where there are synchronizations.
+            if state == RunAgentState::Synchronizing && run.sync.is_none() {
+                return;
+            }
+            // A member that nobody asked to stop goes on; what says otherwise is from before it was asked again.
+            let goes_on = run.outcome.is_none() && run.member(agent).is_some();
+            let has_stopped = state.is_terminal() && state != RunAgentState::Failed;
+            let keeps = part.state.is_terminal() || (goes_on && has_stopped);
+            let state = if keeps { part.state } else { state };
             let news = state != part.state || (stats.is_some() && stats != part.stats);
             if news {
                 run.happen(RunAgentProgressed { run: run_id, agent, state, stats }, events);
@@ -158,6 +172,9 @@ impl Batch<'_> {
         let Some(part) = run.parts.get(&self.agent) else { return };
         let state = match (run.outcome, part.role) {
             (Some(Outcome::Stopped), _) if !part.state.is_terminal() => RunAgentState::Stopped,
+            (None, Role::Member) if run.member(self.agent).is_none() && !part.state.is_terminal() => {
+                RunAgentState::Stopped
+            }
             (Some(_), Role::Source) => RunAgentState::Done,
             _ => part.state,
         };
@@ -193,6 +210,62 @@ impl Batch<'_> {
             run.happen(RunProblemReported::new(run_id, agent, Problem { class, path, detail }), events);
             let (disposed, refused) = (Disposed::default(), Some(reason));
             run.happen(RunDisposed { run: run_id, agent, disposed, refused }, events);
+        });
+    }
+
+    /// What a member of a synchronization tells. It counts while it is one, and once.
+    fn synchronizing(&mut self, body: &ReportBody) {
+        let agent = self.agent;
+        let run_id = match body {
+            ReportBody::ConflictFound(r) => r.run,
+            ReportBody::ConflictSettled(r) => r.run,
+            ReportBody::GuardRaised(r) => r.run,
+            ReportBody::GuardLifted(r) => r.run,
+            ReportBody::PathBlocked(r) => r.run,
+            ReportBody::PathUnblocked(r) => r.run,
+            ReportBody::RolledBack(r) => r.run,
+            _ => return,
+        };
+        let cut = |path: &[u8]| path[..path.len().min(PATH_LEN_MAX)].to_vec();
+        self.in_run(run_id, |run, events| {
+            let Some(member) = run.member(agent).filter(|_| run.outcome.is_none()) else { return };
+            let event: Event = match body {
+                ReportBody::ConflictFound(r) if run.is_new_conflict(r.conflict) => {
+                    let text = ConflictText { path: cut(&r.path), copy: cut(&r.copy) }.into();
+                    let (conflict, loser, winner) = (r.conflict, r.loser, r.winner);
+                    RunConflictFound { run: run_id, agent, conflict, loser, winner, text }.into()
+                }
+                ReportBody::ConflictSettled(r)
+                    if run.sync.as_ref().is_some_and(|sync| sync.conflicts.contains(&r.conflict)) =>
+                {
+                    RunConflictSettled { run: run_id, agent, conflict: r.conflict }.into()
+                }
+                ReportBody::GuardRaised(r)
+                    if member.guard.is_none_or(|guard| {
+                        (guard.number, guard.missing, guard.total) != (r.guard, r.missing, r.total)
+                    }) =>
+                {
+                    let (guard, missing, total) = (r.guard, r.missing, r.total);
+                    RunGuardRaised { run: run_id, agent, guard, missing, total }.into()
+                }
+                ReportBody::GuardLifted(r) if member.guard.is_some_and(|guard| guard.number == r.guard) => {
+                    let (guard, answer) = (r.guard, r.answer);
+                    RunGuardLifted { run: run_id, agent, guard, answer }.into()
+                }
+                ReportBody::PathBlocked(r)
+                    if !member.blocked.contains(&r.number) && member.blocked.len() < BLOCKED_TOLD_MAX =>
+                {
+                    let text = BlockedText { path: cut(&r.path), by: cut(&r.by) }.into();
+                    let (number, obstacle) = (r.number, r.obstacle);
+                    RunPathBlocked { run: run_id, agent, number, obstacle, text }.into()
+                }
+                ReportBody::PathUnblocked(r) if member.blocked.contains(&r.number) => {
+                    RunPathUnblocked { run: run_id, agent, number: r.number }.into()
+                }
+                ReportBody::RolledBack(_) => RunRolledBack { run: run_id, agent }.into(),
+                _ => return,
+            };
+            run.happen(event, events);
         });
     }
 

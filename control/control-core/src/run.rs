@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::illegible;
 use crate::limits::PARTICIPANTS_MAX;
+use crate::sync::{self, Member, Sync};
 use crate::{Rejection, State, text};
 
 /// A run as decisions see it.
@@ -28,6 +29,8 @@ pub(crate) struct Run {
     pub(crate) after: Disposal,
     /// The source said what became of its files, or refused.
     pub(crate) disposed: bool,
+    /// It has no end, and who takes part may change.
+    pub(crate) sync: Option<Sync>,
 }
 
 /// One agent's part in a run.
@@ -46,6 +49,8 @@ pub(crate) struct Part {
     pub(crate) join_issued: bool,
     /// The command to finish or stop exists.
     pub(crate) end_issued: bool,
+    /// As a member of a synchronization.
+    pub(crate) member: Option<Member>,
 }
 
 impl Run {
@@ -65,13 +70,15 @@ impl Run {
                 entry_problem: false,
                 join_issued: false,
                 end_issued: false,
+                member: None,
             };
             parts.insert(*agent, part);
         }
         let paths = e.paths.clone();
         let (batch, after) = (e.batch, e.after);
         let (manifest, outcome, disposed) = (None, None, false);
-        Self { job: e.job, job_name, paths, source, parts, manifest, outcome, batch, after, disposed }
+        let sync = None;
+        Self { job: e.job, job_name, paths, source, parts, manifest, outcome, batch, after, disposed, sync }
     }
 
     /// Whether the source is to dispose of its files: every destination has everything, without an exception. What a
@@ -111,15 +118,26 @@ impl Run {
                 }
             }
             Event::CommandIssued(e) => {
-                if let Some(part) = self.parts.get_mut(&e.agent) {
-                    if e.joins {
-                        part.join_issued = true;
-                    } else {
-                        part.end_issued = true;
+                let (ended, revision) =
+                    (self.outcome.is_some(), self.sync.as_ref().map_or(0, |sync| sync.revision));
+                let Some(part) = self.parts.get_mut(&e.agent) else { return };
+                match (&mut part.member, e.joins) {
+                    (None, true) => part.join_issued = true,
+                    (Some(member), true) => {
+                        member.ordered = revision;
+                        // One that was told to stop before begins anew.
+                        (part.join_issued, part.end_issued) = (true, false);
                     }
+                    // What a member is asked for that is to go on is to hear an answer.
+                    (Some(member), false) if !ended && !member.left => {
+                        if let Some(guard) = &mut member.guard {
+                            guard.ordered = true;
+                        }
+                    }
+                    (_, false) => part.end_issued = true,
                 }
             }
-            _ => {}
+            _ => self.evolve_sync(event),
         }
     }
 
@@ -164,6 +182,10 @@ impl Run {
     }
 
     fn outcome_reached(&self) -> Option<Outcome> {
+        if self.sync.is_some() {
+            // Whoever fails in it is one who is missing; the others go on.
+            return None;
+        }
         let source = self.parts.get(&self.source)?;
         let mut destinations = self.parts.values().filter(|part| part.role == Role::Destination);
         let failed = |part: &Part| matches!(part.state, RunAgentState::Failed | RunAgentState::Stopped);
@@ -237,6 +259,9 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             }
             if !known.is_legible() {
                 return Err(illegible(job));
+            }
+            if matches!(known.spec, JobSpec::Synchronization { .. }) {
+                return sync::start(state, run, job, &known.spec);
             }
             let participants = participants(state, &known.spec)?;
             Ok(vec![RunStarted::new(run, job, participants.into_iter()).into()])

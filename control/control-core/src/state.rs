@@ -164,6 +164,15 @@ impl State {
             Event::RunStopRequested(e) => self.run(e.run, event),
             Event::RunFinished(e) => self.run(e.run, event),
             Event::RunDisposed(e) => self.run(e.run, event),
+            Event::RunMembersSet(e) => self.run(e.run, event),
+            Event::RunConflictFound(e) => self.run(e.run, event),
+            Event::RunConflictSettled(e) => self.run(e.run, event),
+            Event::RunGuardRaised(e) => self.run(e.run, event),
+            Event::RunGuardAnswered(e) => self.run(e.run, event),
+            Event::RunGuardLifted(e) => self.run(e.run, event),
+            Event::RunPathBlocked(e) => self.run(e.run, event),
+            Event::RunPathUnblocked(e) => self.run(e.run, event),
+            Event::RunRolledBack(e) => self.run(e.run, event),
             Event::CommandIssued(e) => {
                 self.agent(e.agent, event);
                 if let Some(run) = e.run {
@@ -212,6 +221,9 @@ impl State {
             let owner = Owner::Subject(Subject::Job(run.job));
             visit(Field::JobName, owner, &mut run.job_name);
             visit(Field::RunPaths, owner, &mut run.paths);
+            if let Some(sync) = &mut run.sync {
+                visit(Field::RunSelections, owner, &mut sync.selections);
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `tests/golden/form-N.txt` has the hash of the empty state and after each of the event schema's golden events, one
 //! record each, in the order of their numbers. Form 2 goes through those of version 2 as well, whose texts are sealed, and form 3
-//! through those of level 3. `GOLDEN_WRITE=1` writes a file that is missing and never touches one
+//! through those of level 3, form 4 through those of level 4. `GOLDEN_WRITE=1` writes a file that is missing and never touches one
 //! that is there.
 
 mod support;
@@ -27,6 +27,9 @@ const LAST_EVENT_OF_FORM_2: u16 = 101;
 
 /// Golden events that came with level 3, all of which there were when form 3 was made.
 const EVENTS_OF_FORM_3: usize = 6;
+
+/// Golden events that came with level 4, all of which there were when form 4 was made.
+const EVENTS_OF_FORM_4: usize = 13;
 
 /// Golden events of a version by number, through the reader that upcasts them.
 fn golden_events(version: u8) -> Vec<Event> {
@@ -83,10 +86,15 @@ fn hashes_on_the_log_stay_recomputable() {
                 // A subject is erased after its texts came.
                 let erased = kinds.pop().expect("the last one");
                 kinds.extend(sealed);
-                if number == 3 {
+                if number >= 3 {
                     let consolidations = golden_events(3);
                     assert_eq!(consolidations.len(), EVENTS_OF_FORM_3);
                     kinds.extend(consolidations);
+                }
+                if number >= 4 {
+                    let synchronizations = golden_events(4);
+                    assert_eq!(synchronizations.len(), EVENTS_OF_FORM_4);
+                    kinds.extend(synchronizations);
                 }
                 kinds.push(erased);
             }

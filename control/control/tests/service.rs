@@ -523,6 +523,7 @@ async fn telemetry_is_for_those_who_take_part() {
         peers: 6,
         entries: 7,
         connections: None,
+        sync: None,
     };
     let position = service.views().position();
     service.progress(agents[1].id, progress(run));

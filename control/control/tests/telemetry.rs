@@ -50,6 +50,7 @@ fn progress(run: RunId, bytes_done: u64) -> Progress {
         peers: 2,
         entries: 0,
         connections: None,
+        sync: None,
     }
 }
 

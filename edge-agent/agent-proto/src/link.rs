@@ -29,7 +29,7 @@ tagged_enum! {
         /// A signed report from the outbox.
         (3, 1) "report" => ReportSent,
         /// Telemetry, not recorded.
-        (4, 2) "progress" => Progress,
+        (4, 3) "progress" => Progress,
         /// Still there?
         (5, 1) "ping" => Ping,
         /// What I hold as a witness of the log; only where [`WITNESS_ALPN`] was agreed on.
@@ -89,10 +89,41 @@ struct Progress1 {
     entries: u64,
 }
 
+/// The shape of [`Progress`] before there were synchronizations.
+#[derive(Serialize, Deserialize)]
+struct Progress2 {
+    run: RunId,
+    state: RunAgentState,
+    blocks_done: u64,
+    blocks_total: u64,
+    bytes_done: u64,
+    bytes_total: u64,
+    bytes_sent: u64,
+    peers: u32,
+    entries: u64,
+    connections: Option<Vec<PeerConnection>>,
+}
+
 /// Old shapes of what agents send: they are older than their gateway while a fleet is upgraded.
 fn upcast_to_gateway(tagged: &Tagged) -> Option<Tagged> {
-    if (tagged.kind, tagged.version) == (4, 1) {
-        let old: Progress1 = event_schema::decode_exact("progress", &tagged.payload).ok()?;
+    if tagged.kind == 4 && tagged.version < 3 {
+        let old: Progress2 = if tagged.version == 2 {
+            event_schema::decode_exact("progress", &tagged.payload).ok()?
+        } else {
+            let old: Progress1 = event_schema::decode_exact("progress", &tagged.payload).ok()?;
+            Progress2 {
+                run: old.run,
+                state: old.state,
+                blocks_done: old.blocks_done,
+                blocks_total: old.blocks_total,
+                bytes_done: old.bytes_done,
+                bytes_total: old.bytes_total,
+                bytes_sent: old.bytes_sent,
+                peers: old.peers,
+                entries: old.entries,
+                connections: None,
+            }
+        };
         let new = Progress {
             run: old.run,
             state: old.state,
@@ -103,7 +134,8 @@ fn upcast_to_gateway(tagged: &Tagged) -> Option<Tagged> {
             bytes_sent: old.bytes_sent,
             peers: old.peers,
             entries: old.entries,
-            connections: None,
+            connections: old.connections,
+            sync: None,
         };
         return Some(ToGateway::from(new).to_tagged());
     }
@@ -209,6 +241,53 @@ pub struct Progress {
     pub entries: u64,
     /// How the peers are connected; every 10 s. At most [`crate::limits::CONNECTIONS_TOLD`].
     pub connections: Option<Vec<PeerConnection>>,
+    /// How far a member of a synchronization is; of other runs none.
+    pub sync: Option<SyncProgress>,
+}
+
+/// How far a member of a synchronization is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncProgress {
+    /// What it is at.
+    pub phase: SyncPhase,
+    /// Files, folders and symlinks that it has in its folder, as far as they are known.
+    pub entries: u64,
+    /// Entries that are to be brought, changed or removed yet.
+    pub left: u64,
+    /// Content bytes of those that are to be fetched yet.
+    pub bytes_left: u64,
+    /// Conflict copies in the tree.
+    pub conflicts: u64,
+    /// Paths at which what should be there cannot be.
+    pub blocked: u64,
+}
+
+/// What a member of a synchronization is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SyncPhase {
+    /// Reads its folder for the first time, or after it could not watch it.
+    Scanning,
+    /// Brings its folder to what it knows of the others.
+    Syncing,
+    /// Has all that it knows of the others.
+    InSync,
+    /// Waits for a person's answer before it tells of deletions or changes anything.
+    Guarded,
+    /// Cannot reach its folder, which is not mounted, say.
+    NoFolder,
+}
+
+impl SyncPhase {
+    /// Its name, as `in_sync`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scanning => "scanning",
+            Self::Syncing => "syncing",
+            Self::InSync => "in_sync",
+            Self::Guarded => "guarded",
+            Self::NoFolder => "no_folder",
+        }
+    }
 }
 
 /// How two agents are connected.
@@ -469,6 +548,29 @@ mod tests {
         assert_eq!((hello.command_cursor, hello.trust_version, hello.features), (300, 2, 0));
         assert_eq!(hello.addresses, old.addresses);
         let cut = event_schema::encode(&Tagged { kind: 2, version: 1, payload: alloc::vec![1] });
+        assert!(ToGateway::decode(&cut).is_err());
+    }
+
+    #[test]
+    fn older_agents_progress_is_read() {
+        let old = Progress2 {
+            run: RunId([7; 16]),
+            state: RunAgentState::Transferring,
+            blocks_done: 1,
+            blocks_total: 2,
+            bytes_done: 3,
+            bytes_total: 4,
+            bytes_sent: 5,
+            peers: 6,
+            entries: 7,
+            connections: Some(Vec::new()),
+        };
+        let bytes =
+            event_schema::encode(&Tagged { kind: 4, version: 2, payload: event_schema::encode(&old) });
+        let Ok(ToGateway::Progress(progress)) = ToGateway::decode(&bytes) else { panic!("no progress") };
+        assert_eq!((progress.run, progress.entries, progress.sync), (old.run, 7, None));
+        assert_eq!(progress.connections, Some(Vec::new()));
+        let cut = event_schema::encode(&Tagged { kind: 4, version: 2, payload: alloc::vec![1] });
         assert!(ToGateway::decode(&cut).is_err());
     }
 

@@ -370,6 +370,7 @@ mod tests {
             peers: 0,
             entries: 0,
             connections: None,
+            sync: None,
         };
         for blocks in 0..10 {
             reporter.progress(progress(1, blocks));

@@ -8,8 +8,8 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, CommandId, DecodeError, Disposal, Domain, JobId, RefusalReason, Role, RunId, Signed, Tagged,
-    Timestamp, decode_exact, encode, tagged_enum,
+    AgentId, CommandId, DecodeError, Disposal, Domain, GuardAnswer, JobId, Permission, RefusalReason, Role,
+    RunId, Selection, Signed, SyncPeer, SyncPolicy, Tagged, Timestamp, decode_exact, encode, tagged_enum,
 };
 
 /// A command for one agent.
@@ -53,6 +53,10 @@ tagged_enum! {
         (3, 1) "run.stop" => StopRun,
         /// The run is over everywhere: dispose of the source's files, stop serving, clean up.
         (4, 1) "run.finish_and_dispose" => FinishAndDispose,
+        /// Take part in a synchronization, or go on in it in another way.
+        (5, 1) "run.synchronize" => Synchronize,
+        /// A person's answer to the guard.
+        (6, 1) "run.answer_guard" => AnswerGuard,
     }
 }
 
@@ -116,6 +120,48 @@ pub struct FinishAndDispose {
     pub root: [u8; 32],
     /// What to do with them.
     pub disposal: Disposal,
+}
+
+/// Take part in a synchronization from now on, until `run.stop`. Said again with a greater revision when its members,
+/// their rights, what is wanted or the policy have changed: all that it says then holds in the place of what was said
+/// before, except that the folder stays the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Synchronize {
+    /// Which run.
+    pub run: RunId,
+    /// Of which job.
+    pub job: JobId,
+    /// The job's name, for people.
+    pub job_name: String,
+    /// Counts what was ordered of the run's members, from 1.
+    pub revision: u32,
+    /// The agent's folder: absolute, or below its `folders_storage_path`.
+    pub path: Vec<u8>,
+    /// With which rights.
+    pub permission: Permission,
+    /// Which part of the tree is wanted here.
+    pub selection: Selection,
+    /// What holds for all members.
+    pub policy: SyncPolicy,
+    /// Every member, this agent too: who may be let in, with which key and rights, and where to try. Sessions with
+    /// others are to be closed.
+    pub members: Vec<SyncPeer>,
+    /// Trackers (`HOST:PORT`).
+    pub trackers: Vec<String>,
+    /// The run's secret, sealed to this agent (`agent-proto::seal`).
+    pub sealed_secret: Vec<u8>,
+}
+
+/// A person's answer to the guard of one member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerGuard {
+    /// Which run.
+    pub run: RunId,
+    /// Which question: the number of the agent's `run.guard_raised`. Any other is passed over, so that an answer that
+    /// comes late is never taken for one to another question.
+    pub guard: u64,
+    /// What it answers.
+    pub answer: GuardAnswer,
 }
 
 impl Command {

@@ -7,9 +7,10 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, BatchId, CommandId, Disposal, Disposed, Field, GroupId, JobId, JobSpec, Outcome, Owner,
-    Participant, Place, Private, Problem, ProblemClass, ProblemText, RefusalReason, ReplicaId, Role,
-    RunAgentState, RunId, Signed, Subject, Timestamp, TokenId, TransferStats, Visit, tagged_enum,
+    AgentId, BatchId, BlockedText, CommandId, ConflictKey, ConflictText, Disposal, Disposed, Field, GroupId,
+    GuardAnswer, JobId, JobSpec, Obstacle, Outcome, Owner, Participant, Permission, Place, Private, Problem,
+    ProblemClass, ProblemText, RefusalReason, ReplicaId, Role, RunAgentState, RunId, RunMember, Selection,
+    Share, Signed, Subject, SyncPolicy, Timestamp, TokenId, TransferStats, Visit, tagged_enum,
 };
 
 tagged_enum! {
@@ -46,7 +47,7 @@ tagged_enum! {
         /// Agents left a group.
         (32, 1) "group.members_removed" => GroupMembersRemoved,
         /// A job was made.
-        (40, 3) "job.created" => JobCreated,
+        (40, 4) "job.created" => JobCreated,
         /// A job was deleted; its runs stay.
         (41, 1) "job.deleted" => JobDeleted,
         /// A run began.
@@ -85,6 +86,24 @@ tagged_enum! {
         (100, 1) "subject.opened" => SubjectOpened,
         /// A subject's key is to be destroyed, and with it what all its texts say.
         (101, 1) "subject.erased" => SubjectErased,
+        /// Who synchronizes in a run from now on, and how.
+        (110, 1) "run.members_set" => RunMembersSet,
+        /// Both versions of a file are kept.
+        (111, 1) "run.conflict_found" => RunConflictFound,
+        /// The copy that a conflict left is gone.
+        (112, 1) "run.conflict_settled" => RunConflictSettled,
+        /// A member asks before so much is deleted.
+        (113, 1) "run.guard_raised" => RunGuardRaised,
+        /// An operator answered.
+        (114, 1) "run.guard_answered" => RunGuardAnswered,
+        /// The member asks no more.
+        (115, 1) "run.guard_lifted" => RunGuardLifted,
+        /// Something cannot be at its path at a member.
+        (116, 1) "run.path_blocked" => RunPathBlocked,
+        /// It can be there now.
+        (117, 1) "run.path_unblocked" => RunPathUnblocked,
+        /// A member's index was an older copy of itself.
+        (118, 1) "run.rolled_back" => RunRolledBack,
     }
 }
 
@@ -240,7 +259,7 @@ payloads! {
         job: JobId,
         /// The folders of all participants, each once.
         paths: Private<Vec<Vec<u8>>>,
-        /// Everybody, groups resolved.
+        /// Everybody, groups resolved; nobody if it is a synchronization: [`RunMembersSet`] says who.
         participants: Vec<Participant>,
         /// The start that it belongs to with others, if the job has many sources.
         batch: Option<BatchId>,
@@ -321,7 +340,7 @@ payloads! {
         sequence: u64,
         /// The run it is about.
         run: Option<RunId>,
-        /// Whether it asks to take part in the run, and so names its folder.
+        /// Whether it asks to take part in the run, or to go on in another way, and so names its folder.
         joins: bool,
         /// The signed command itself.
         signed: Private<Signed>,
@@ -343,7 +362,8 @@ payloads! {
         agent: AgentId,
         /// Its place in the agent's sequence of reports, from 1 without gaps.
         sequence: u64,
-        /// The run in which it tells of a problem, and so perhaps names a file; none if it tells something else.
+        /// The run in which it tells of a problem, a conflict or a blocked path, and so perhaps names a file; none if it
+        /// tells something else.
         problem_in: Option<RunId>,
         /// The signed report itself.
         signed: Private<Signed>,
@@ -404,6 +424,112 @@ payloads! {
         /// The new level; it never falls.
         level: u8,
     }
+    /// Who synchronizes in a run from now on, and how: the whole of it, after a change. Whoever is not in it any more
+    /// stops.
+    RunMembersSet {
+        /// Which run.
+        run: RunId,
+        /// Of which job.
+        job: JobId,
+        /// Counts these events in the run, from 1.
+        revision: u32,
+        /// The members' folders, each once.
+        paths: Private<Vec<Vec<u8>>>,
+        /// What they want of the tree, each once.
+        selections: Private<Vec<Selection>>,
+        /// Everybody, groups resolved.
+        members: Vec<RunMember>,
+        /// What holds for all of them.
+        policy: SyncPolicy,
+    }
+    /// Two changes of a file knew nothing of each other: both are kept.
+    RunConflictFound {
+        /// Which run.
+        run: RunId,
+        /// Who found it first.
+        agent: AgentId,
+        /// Which conflict.
+        conflict: ConflictKey,
+        /// Whose change lost.
+        loser: AgentId,
+        /// Whose change won.
+        winner: AgentId,
+        /// Where, and under which name the loser is kept.
+        text: Private<ConflictText>,
+    }
+    /// Somebody saw to a conflict.
+    RunConflictSettled {
+        /// Which run.
+        run: RunId,
+        /// Who said so first.
+        agent: AgentId,
+        /// Which conflict.
+        conflict: ConflictKey,
+    }
+    /// A member tells and changes nothing until it is answered, or what is gone is back.
+    RunGuardRaised {
+        /// Which run.
+        run: RunId,
+        /// Which member.
+        agent: AgentId,
+        /// The number of its question.
+        guard: u64,
+        /// Entries that are gone.
+        missing: u64,
+        /// Of how many.
+        total: u64,
+    }
+    /// An operator answered a member's question.
+    RunGuardAnswered {
+        /// Which run.
+        run: RunId,
+        /// Which member.
+        agent: AgentId,
+        /// Which question.
+        guard: u64,
+        /// What to do.
+        answer: GuardAnswer,
+    }
+    /// The member asks no more.
+    RunGuardLifted {
+        /// Which run.
+        run: RunId,
+        /// Which member.
+        agent: AgentId,
+        /// Which question.
+        guard: u64,
+        /// What was done; none if what was gone is back.
+        answer: Option<GuardAnswer>,
+    }
+    /// Something cannot be at its path.
+    RunPathBlocked {
+        /// Which run.
+        run: RunId,
+        /// At which member.
+        agent: AgentId,
+        /// The member's number for it.
+        number: u64,
+        /// Why.
+        obstacle: Obstacle,
+        /// Where.
+        text: Private<BlockedText>,
+    }
+    /// It can be there now, or is not wanted any more.
+    RunPathUnblocked {
+        /// Which run.
+        run: RunId,
+        /// At which member.
+        agent: AgentId,
+        /// The member's number for it.
+        number: u64,
+    }
+    /// A member's index was an older copy of itself: it counts as another replica from now on.
+    RunRolledBack {
+        /// Which run.
+        run: RunId,
+        /// Which member.
+        agent: AgentId,
+    }
     /// A subject's texts are sealed under this key from now on.
     SubjectOpened {
         /// Whose.
@@ -424,25 +550,68 @@ impl RunStarted {
     /// From who takes part as what with which folder. At most 65,536 different folders are told apart, far more than
     /// a run may have participants.
     pub fn new(run: RunId, job: JobId, participants: impl Iterator<Item = (AgentId, Role, Vec<u8>)>) -> Self {
-        let mut paths: Vec<Vec<u8>> = Vec::new();
-        let mut places = BTreeMap::new();
-        let participants = participants
-            .map(|(agent, role, path)| {
-                let next = u16::try_from(paths.len()).unwrap_or(u16::MAX);
-                let path = *places.entry(path).or_insert_with_key(|path| {
-                    paths.push(path.clone());
-                    next
-                });
-                Participant { agent, role, path }
-            })
-            .collect();
+        let mut paths = Numbered::default();
+        let participants =
+            participants.map(|(agent, role, path)| Participant { agent, role, path: paths.place(path) });
+        let participants = participants.collect();
         let (batch, after) = (None, Disposal::Keep);
-        Self { run, job, paths: paths.into(), participants, batch, after }
+        Self { run, job, paths: paths.list.into(), participants, batch, after }
     }
 
     /// The folder of a participant, or the word for what cannot be read.
     pub fn path(&self, participant: &Participant) -> &[u8] {
         path_of(&self.paths, participant.path)
+    }
+}
+
+impl RunMembersSet {
+    /// From who takes part with which folder, rights and selection. At most 65,536 different folders and selections are
+    /// told apart, far more than there may be members.
+    pub fn new(
+        run: RunId,
+        job: JobId,
+        revision: u32,
+        policy: SyncPolicy,
+        members: impl Iterator<Item = (AgentId, Vec<u8>, Permission, Selection)>,
+    ) -> Self {
+        let (mut paths, mut selections) = (Numbered::default(), Numbered::default());
+        let members = members.map(|(agent, path, permission, selection)| {
+            let (path, selection) = (paths.place(path), selections.place(selection));
+            RunMember { agent, path, permission, selection }
+        });
+        let members = members.collect();
+        Self {
+            run,
+            job,
+            revision,
+            paths: paths.list.into(),
+            selections: selections.list.into(),
+            members,
+            policy,
+        }
+    }
+}
+
+/// A list without repetitions.
+struct Numbered<T> {
+    list: Vec<T>,
+    places: BTreeMap<T, u16>,
+}
+
+impl<T> Default for Numbered<T> {
+    fn default() -> Self {
+        Self { list: Vec::new(), places: BTreeMap::new() }
+    }
+}
+
+impl<T: Ord + Clone> Numbered<T> {
+    fn place(&mut self, value: T) -> u16 {
+        let next = u16::try_from(self.list.len()).unwrap_or(u16::MAX);
+        let list = &mut self.list;
+        *self.places.entry(value).or_insert_with_key(|value| {
+            list.push(value.clone());
+            next
+        })
     }
 }
 
@@ -479,6 +648,13 @@ impl Event {
             }
             Self::RunStarted(e) => visit(Field::RunPaths, Owner::Subject(Subject::Job(e.job)), &mut e.paths),
             Self::RunProblemReported(e) => visit(Field::Problem, Owner::Run(e.run, e.agent), &mut e.text),
+            Self::RunMembersSet(e) => {
+                let owner = Owner::Subject(Subject::Job(e.job));
+                visit(Field::RunPaths, owner, &mut e.paths);
+                visit(Field::RunSelections, owner, &mut e.selections);
+            }
+            Self::RunConflictFound(e) => visit(Field::Conflict, Owner::Run(e.run, e.agent), &mut e.text),
+            Self::RunPathBlocked(e) => visit(Field::Blocked, Owner::Run(e.run, e.agent), &mut e.text),
             Self::CommandIssued(e) => {
                 if let (Some(run), true) = (e.run, e.joins) {
                     visit(Field::Command, Owner::Run(run, e.agent), &mut e.signed);
@@ -495,7 +671,7 @@ impl Event {
 }
 
 impl JobSpec {
-    /// Every folder in it, and the name of folders to be made.
+    /// Every folder in it, the name of folders to be made, and what is wanted of folders.
     pub fn private(&mut self, owner: Owner, visit: &mut Visit<'_>) {
         if let Self::Consolidation { subfolder, .. } = self {
             visit(Field::Subfolder, owner, subfolder);
@@ -503,26 +679,43 @@ impl JobSpec {
         let (sources, destinations) = match self {
             Self::Distribution { source, destinations } => (core::slice::from_mut(source), destinations),
             Self::Consolidation { sources, destinations, .. } => (sources.as_mut_slice(), destinations),
+            Self::Synchronization { members, .. } => {
+                for share in members {
+                    visit(Field::Path, owner, &mut share.path);
+                    visit(Field::Selection, owner, &mut share.selection);
+                }
+                return;
+            }
         };
         for place in sources.iter_mut().chain(destinations) {
             visit(Field::Path, owner, &mut place.path);
         }
     }
 
-    /// Where its content comes from.
+    /// Where its content comes from; of a synchronization nowhere in particular.
     pub fn sources(&self) -> &[Place] {
         match self {
             Self::Distribution { source, .. } => core::slice::from_ref(source),
             Self::Consolidation { sources, .. } => sources,
+            Self::Synchronization { .. } => &[],
         }
     }
 
-    /// Where its content goes.
+    /// Where its content goes; of a synchronization nowhere in particular.
     pub fn destinations(&self) -> &[Place] {
         match self {
             Self::Distribution { destinations, .. } | Self::Consolidation { destinations, .. } => {
                 destinations
             }
+            Self::Synchronization { .. } => &[],
+        }
+    }
+
+    /// Who synchronizes.
+    pub fn members(&self) -> &[Share] {
+        match self {
+            Self::Synchronization { members, .. } => members,
+            _ => &[],
         }
     }
 }

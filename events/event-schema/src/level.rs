@@ -14,16 +14,22 @@ use crate::{Event, Tagged};
 pub const LEVEL_OLDEST: u8 = 1;
 
 /// The level that this program reads and writes, with all below it.
-pub const LEVEL_NEWEST: u8 = 3;
+pub const LEVEL_NEWEST: u8 = 4;
 
 /// The level that has consolidations.
 pub const LEVEL_CONSOLIDATION: u8 = 3;
+
+/// The level that has synchronizations.
+pub const LEVEL_SYNCHRONIZATION: u8 = 4;
 
 /// Kinds of events that level 1 does not know.
 const KINDS_OF_LEVEL_2: [u16; 3] = [93, 100, 101];
 
 /// Kinds of events that level 2 does not know.
 const KINDS_OF_LEVEL_3: [u16; 1] = [56];
+
+/// Kinds of events that level 3 does not know.
+const KINDS_OF_LEVEL_4: [u16; 9] = [110, 111, 112, 113, 114, 115, 116, 117, 118];
 
 /// The lowest level whose programs read an event. Of events that nobody knows that is not told here.
 pub fn of(tagged: &Tagged) -> u8 {
@@ -32,7 +38,9 @@ pub fn of(tagged: &Tagged) -> u8 {
 }
 
 fn of_kind(kind: u16) -> u8 {
-    if KINDS_OF_LEVEL_3.contains(&kind) {
+    if KINDS_OF_LEVEL_4.contains(&kind) {
+        4
+    } else if KINDS_OF_LEVEL_3.contains(&kind) {
         3
     } else if KINDS_OF_LEVEL_2.contains(&kind) {
         2

@@ -19,19 +19,24 @@ mod record;
 mod report;
 mod signed;
 mod subject;
+mod synchronization;
 mod tagged;
 mod timestamp;
 mod types;
 pub mod upcast;
 
-pub use command::{Command, CommandBody, FinishAndDispose, FinishRun, JoinRun, PeerHint, StopRun};
+pub use command::{
+    AnswerGuard, Command, CommandBody, FinishAndDispose, FinishRun, JoinRun, PeerHint, StopRun, Synchronize,
+};
 pub use event::{
     AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentSessionOpened, AgentTagged,
     AuditConflict, CommandAcknowledged, CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated,
     GroupMembersAdded, GroupMembersRemoved, JobCreated, JobDeleted, LeaseTaken, ReplicaStarted,
-    ReplicaStopped, ReportReceived, RunAgentProgressed, RunDisposed, RunFinished, RunManifestReady,
-    RunProblemReported, RunStarted, RunStopRequested, SchemaRaised, StateAttested, SubjectErased,
-    SubjectOpened, TokenCreated, TokenRevoked, TokenUsed, path_of,
+    ReplicaStopped, ReportReceived, RunAgentProgressed, RunConflictFound, RunConflictSettled, RunDisposed,
+    RunFinished, RunGuardAnswered, RunGuardLifted, RunGuardRaised, RunManifestReady, RunMembersSet,
+    RunPathBlocked, RunPathUnblocked, RunProblemReported, RunRolledBack, RunStarted, RunStopRequested,
+    SchemaRaised, StateAttested, SubjectErased, SubjectOpened, TokenCreated, TokenRevoked, TokenUsed,
+    path_of,
 };
 pub use id::{
     AgentId, BatchId, CommandId, GroupId, IdParseError, JobId, RecordId, ReplicaId, RunId, TokenId, UserId,
@@ -39,11 +44,16 @@ pub use id::{
 pub use private::{Confidential, ERASED, Owner, Placeholder, Private, SEALED, Visit};
 pub use record::{Actor, Record};
 pub use report::{
-    CommandAccepted, CommandRefused, DisposalReported, ManifestSigned, ProblemReported, Report, ReportBody,
-    RunCompleted, RunServed, RunStateReported,
+    BLOCKED_TOLD_MAX, CommandAccepted, CommandRefused, ConflictFound, ConflictSettled, DisposalReported,
+    GuardLifted, GuardRaised, ManifestSigned, PathBlocked, PathUnblocked, ProblemReported, Report,
+    ReportBody, RolledBack, RunCompleted, RunServed, RunStateReported,
 };
 pub use signed::{Domain, Signature, SignatureError, Signed};
 pub use subject::{Field, Sealed, Subject, SubjectKey};
+pub use synchronization::{
+    ArchiveLimits, BlockedText, ConflictKey, ConflictText, GuardAnswer, LocalChanges, Obstacle, Permission,
+    RunMember, Selection, Share, SyncPeer, SyncPolicy,
+};
 pub use tagged::{DecodeError, Tagged, decode_exact, encode};
 pub use timestamp::Timestamp;
 pub use types::{

@@ -13,7 +13,10 @@ use core::ops::Deref;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Field, ProblemText, Sealed, Signature, Signed, Subject, SubjectKey, decode_exact, encode};
+use crate::{
+    BlockedText, ConflictText, Field, ProblemText, Sealed, Selection, Signature, Signed, Subject, SubjectKey,
+    decode_exact, encode,
+};
 
 /// Shown for a text whose key is not at hand.
 pub const SEALED: &str = "[sealed]";
@@ -64,6 +67,32 @@ impl Placeholder for Vec<(String, String)> {
 impl Placeholder for ProblemText {
     fn placeholder(word: &str) -> Self {
         Self { path: Vec::new(), detail: word.into() }
+    }
+}
+
+/// Nothing is left out: the word alone is shown.
+impl Placeholder for Selection {
+    fn placeholder(_: &str) -> Self {
+        Self::default()
+    }
+}
+
+/// Selections, of which each is asked for by its place.
+impl Placeholder for Vec<Selection> {
+    fn placeholder(_: &str) -> Self {
+        Vec::new()
+    }
+}
+
+impl Placeholder for ConflictText {
+    fn placeholder(word: &str) -> Self {
+        Self { path: word.as_bytes().into(), copy: word.as_bytes().into() }
+    }
+}
+
+impl Placeholder for BlockedText {
+    fn placeholder(word: &str) -> Self {
+        Self { path: word.as_bytes().into(), by: Vec::new() }
     }
 }
 

@@ -1,12 +1,15 @@
 //! Reports: facts that an agent states under its signature, numbered, so that anyone may carry them
 //! home and the service can tell a repeat from news.
 
+use alloc::vec::Vec;
+
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, CommandId, DecodeError, Disposed, Domain, Problem, RefusalReason, RunAgentState, RunId, Signed,
-    Tagged, Timestamp, TransferStats, decode_exact, encode, tagged_enum,
+    AgentId, CommandId, ConflictKey, DecodeError, Disposed, Domain, GuardAnswer, Obstacle, Problem,
+    RefusalReason, RunAgentState, RunId, Signed, Tagged, Timestamp, TransferStats, decode_exact, encode,
+    tagged_enum,
 };
 
 /// One fact of one agent.
@@ -49,6 +52,20 @@ tagged_enum! {
         (7, 1) "run.served" => RunServed,
         /// A source has disposed of what every destination has.
         (8, 1) "run.disposed" => DisposalReported,
+        /// A member keeps both versions of a file.
+        (9, 1) "run.conflict_found" => ConflictFound,
+        /// Somebody saw to a conflict: its copy is gone.
+        (10, 1) "run.conflict_settled" => ConflictSettled,
+        /// The guard asks before so much is deleted.
+        (11, 1) "run.guard_raised" => GuardRaised,
+        /// It asks no more.
+        (12, 1) "run.guard_lifted" => GuardLifted,
+        /// Something cannot be at its path at this member.
+        (13, 1) "run.path_blocked" => PathBlocked,
+        /// It can be there now, or is not wanted any more.
+        (14, 1) "run.path_unblocked" => PathUnblocked,
+        /// A member's index turned out to be an older copy of itself.
+        (15, 1) "run.rolled_back" => RolledBack,
     }
 }
 
@@ -132,6 +149,105 @@ pub struct DisposalReported {
     pub run: RunId,
     /// What came of it.
     pub disposed: Disposed,
+}
+
+/// A member of a synchronization found two changes of a file that knew nothing of each other, and keeps both. Several
+/// members may tell of the same one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictFound {
+    /// Which run.
+    pub run: RunId,
+    /// Which conflict.
+    pub conflict: ConflictKey,
+    /// Path inside the folder, where the winner is.
+    pub path: Vec<u8>,
+    /// Path of the copy under which the loser is kept.
+    pub copy: Vec<u8>,
+    /// Whose change lost.
+    pub loser: AgentId,
+    /// Whose change won.
+    pub winner: AgentId,
+}
+
+/// The copy that a conflict left is gone, at whichever member it was removed or renamed. Several members may tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictSettled {
+    /// Which run.
+    pub run: RunId,
+    /// Which conflict.
+    pub conflict: ConflictKey,
+}
+
+/// So much is gone from a member's folder that nothing is told or changed until a person answers, or it is back.
+/// Told again with the same number when the counts have grown much, at most once a minute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardRaised {
+    /// Which run.
+    pub run: RunId,
+    /// The question's number: the agent never gives one twice in a run.
+    pub guard: u64,
+    /// Entries that are gone.
+    pub missing: u64,
+    /// Of how many.
+    pub total: u64,
+}
+
+/// The guard asks no more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardLifted {
+    /// Which run.
+    pub run: RunId,
+    /// Which question.
+    pub guard: u64,
+    /// The answer that was carried out; none if what was gone is back.
+    pub answer: Option<GuardAnswer>,
+}
+
+/// Something cannot be at its path at this member. At most [`BLOCKED_TOLD_MAX`] are told of at a time; how many there
+/// are is telemetry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathBlocked {
+    /// Which run.
+    pub run: RunId,
+    /// A number for it, which the agent gives no other path of the run.
+    pub number: u64,
+    /// Path inside the folder.
+    pub path: Vec<u8>,
+    /// Why.
+    pub obstacle: Obstacle,
+    /// What has its name, if that is the obstacle; else empty.
+    pub by: Vec<u8>,
+}
+
+/// Blocked paths that an agent tells of at a time in a run.
+pub const BLOCKED_TOLD_MAX: usize = 100;
+
+/// It can be there now, or is not wanted any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathUnblocked {
+    /// Which run.
+    pub run: RunId,
+    /// The number it was told of with.
+    pub number: u64,
+}
+
+/// A member's index turned out to be an older copy of itself: it counts as another replica from now on (SYNC.md §8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// Which run.
+    pub run: RunId,
+}
+
+impl ReportBody {
+    /// The run in which it names a file: then the report is a private text.
+    pub fn names_a_file_in(&self) -> Option<RunId> {
+        match self {
+            Self::ProblemReported(r) => Some(r.run),
+            Self::ConflictFound(r) => Some(r.run),
+            Self::PathBlocked(r) => Some(r.run),
+            _ => None,
+        }
+    }
 }
 
 impl Report {

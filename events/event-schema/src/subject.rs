@@ -111,6 +111,14 @@ pub enum Field {
     Actor = 11,
     /// How the folders of a consolidation's sources are named.
     Subfolder = 12,
+    /// Which part of a synchronized folder a member wants.
+    Selection = 13,
+    /// The selections of a run's members.
+    RunSelections = 14,
+    /// The files of a conflict.
+    Conflict = 15,
+    /// A path at which something cannot be.
+    Blocked = 16,
 }
 
 /// A text under a subject's key: AES-256-GCM with a random nonce. The subject and the [`Field`] are authenticated.

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, GroupId, Private};
+use crate::{AgentId, GroupId, Private, Share, SyncPolicy};
 
 /// An agent, or all agents of a group at the moment a run starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -51,6 +51,13 @@ pub enum JobSpec {
         /// What becomes of the files at a source when every destination has them.
         after: Disposal,
     },
+    /// One folder, the same at all members, until its run is stopped. From level 4 on.
+    Synchronization {
+        /// Who takes part, at least one.
+        members: Vec<Share>,
+        /// What holds for all of them.
+        policy: SyncPolicy,
+    },
 }
 
 /// What becomes of files at their source when every destination of a run has confirmed that it has them.
@@ -90,6 +97,8 @@ pub enum Role {
     Source,
     /// Shall have the content.
     Destination,
+    /// Synchronizes: gives and takes.
+    Member,
 }
 
 /// One agent's part in a run.
@@ -110,7 +119,7 @@ pub enum RunAgentState {
     Waiting,
     /// The agent verified the command and will act on it.
     Accepted,
-    /// Source: reading and hashing its folder.
+    /// Source, member: reading and hashing its folder.
     Indexing,
     /// Source: manifest signed, serving blocks.
     Serving,
@@ -132,6 +141,8 @@ pub enum RunAgentState {
     Failed,
     /// Stopped by command.
     Stopped,
+    /// Member: watches its folder, gives and takes changes. How far it is behind is telemetry.
+    Synchronizing,
 }
 
 impl RunAgentState {
@@ -156,6 +167,7 @@ impl RunAgentState {
             Self::DoneWithErrors => "done_with_errors",
             Self::Failed => "failed",
             Self::Stopped => "stopped",
+            Self::Synchronizing => "synchronizing",
         }
     }
 }

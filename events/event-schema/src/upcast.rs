@@ -24,8 +24,9 @@ pub fn event(tagged: &Tagged) -> Option<Tagged> {
         (12, 1) => newer::<v1::AgentOnline, crate::AgentOnline>(tagged, 2),
         (15, 1) => newer::<v1::AgentTagged, crate::AgentTagged>(tagged, 2),
         (23, 1) => newer::<v1::EnrolmentRefused, crate::EnrolmentRefused>(tagged, 2),
-        (40, 1) => newer::<v1::JobCreated, crate::JobCreated>(tagged, 3),
-        (40, 2) => newer::<v2::JobCreated, crate::JobCreated>(tagged, 3),
+        (40, 1) => newer::<v1::JobCreated, crate::JobCreated>(tagged, 4),
+        (40, 2) => newer::<v2::JobCreated, crate::JobCreated>(tagged, 4),
+        (40, 3) => newer::<v3::JobCreated, crate::JobCreated>(tagged, 4),
         (50, 1) => newer::<v1::RunStarted, crate::RunStarted>(tagged, 3),
         (50, 2) => newer::<v2::RunStarted, crate::RunStarted>(tagged, 3),
         (53, 1) => newer::<v1::RunProblemReported, crate::RunProblemReported>(tagged, 2),
@@ -55,6 +56,13 @@ pub fn event_at(event: &Event, level: u8) -> Tagged {
         return tagged;
     }
     let shape = |payload: Result<Vec<u8>, NoShape>| payload.map(|payload| Tagged { kind, version, payload });
+    if level > 2 {
+        let at_3 = match event {
+            Event::JobCreated(e) => shape(v3::JobCreated::try_from(e).map(|old| encode(&old))),
+            _ => Ok(tagged.clone()),
+        };
+        return at_3.unwrap_or(tagged);
+    }
     let at_2 = match event {
         Event::JobCreated(e) => shape(v2::JobCreated::try_from(e).map(|old| encode(&old))),
         Event::RunStarted(e) => shape(v2::RunStarted::try_from(e).map(|old| encode(&old))),
@@ -92,6 +100,80 @@ impl fmt::Display for NoShape {
 }
 
 impl core::error::Error for NoShape {}
+
+/// Version 3 of what has a version 4: no synchronizations.
+pub mod v3 {
+    use alloc::string::String;
+    use alloc::vec::Vec;
+
+    use serde::{Deserialize, Serialize};
+
+    use super::NoShape;
+    use crate::{Disposal, JobId, Place, Private};
+
+    /// `JobCreated`, version 3.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[allow(missing_docs, reason = "the newest version's fields are documented")]
+    pub struct JobCreated {
+        pub job: JobId,
+        pub name: Private<String>,
+        pub spec: JobSpec,
+    }
+
+    /// `JobSpec`, version 3.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    pub enum JobSpec {
+        /// See [`crate::JobSpec::Distribution`].
+        Distribution {
+            /// The source.
+            source: Place,
+            /// The destinations.
+            destinations: Vec<Place>,
+        },
+        /// See [`crate::JobSpec::Consolidation`].
+        Consolidation {
+            /// The sources.
+            sources: Vec<Place>,
+            /// The destinations.
+            destinations: Vec<Place>,
+            /// The template of the sources' folders.
+            subfolder: Private<String>,
+            /// What becomes of the sources' files.
+            after: Disposal,
+        },
+    }
+
+    impl From<JobCreated> for crate::JobCreated {
+        fn from(e: JobCreated) -> Self {
+            let spec = match e.spec {
+                JobSpec::Distribution { source, destinations } => {
+                    crate::JobSpec::Distribution { source, destinations }
+                }
+                JobSpec::Consolidation { sources, destinations, subfolder, after } => {
+                    crate::JobSpec::Consolidation { sources, destinations, subfolder, after }
+                }
+            };
+            Self { job: e.job, name: e.name, spec }
+        }
+    }
+
+    impl TryFrom<&crate::JobCreated> for JobCreated {
+        type Error = NoShape;
+
+        fn try_from(e: &crate::JobCreated) -> Result<Self, NoShape> {
+            let spec = match e.spec.clone() {
+                crate::JobSpec::Distribution { source, destinations } => {
+                    JobSpec::Distribution { source, destinations }
+                }
+                crate::JobSpec::Consolidation { sources, destinations, subfolder, after } => {
+                    JobSpec::Consolidation { sources, destinations, subfolder, after }
+                }
+                crate::JobSpec::Synchronization { .. } => return Err(NoShape),
+            };
+            Ok(Self { job: e.job, name: e.name.clone(), spec })
+        }
+    }
+}
 
 /// Version 2 of what has a version 3: distributions alone, and runs that stand alone.
 pub mod v2 {

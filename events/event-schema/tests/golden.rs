@@ -1,7 +1,7 @@
 //! The byte forms that are stored and signed, pinned: `tests/golden/vN/*.bin` decode to the values below
 //! and the current code encodes these values to exactly those bytes. `v1` has what logs of schema level 1 hold and
 //! everything whose shape never changed, `v2` the second version of what has one, with its texts sealed, `v3` what
-//! came with schema level 3, which has consolidations. The `.json` beside each is the same
+//! came with schema level 3, which has consolidations, `v4` what came with level 4, which has synchronizations. The `.json` beside each is the same
 //! value for people. Files are only ever added: `GOLDEN_WRITE=1 cargo test -p event-schema --test golden`
 //! writes those that are missing and never touches one that exists.
 //!
@@ -97,6 +97,30 @@ fn join() -> JoinRun {
                 role: Role::Destination,
                 addresses: vec!["192.0.2.7:5000".into(), "[2001:db8::1]:5000".into()],
             },
+        ],
+        trackers: vec!["tracker.example:7702".into()],
+        sealed_secret: (0..81).collect(),
+    }
+}
+
+fn synchronize() -> Synchronize {
+    Synchronize {
+        run: RUN,
+        job: JOB,
+        job_name: "plans".into(),
+        revision: 300,
+        path: b"in".to_vec(),
+        permission: REVERT,
+        selection: selection(),
+        policy: policy(),
+        members: vec![
+            SyncPeer {
+                agent: agent(1),
+                public_key: [0x11; 32],
+                permission: Permission::ReadWrite,
+                addresses: vec!["192.0.2.7:5000".into()],
+            },
+            SyncPeer { agent: agent(2), public_key: [0x22; 32], permission: REVERT, addresses: vec![] },
         ],
         trackers: vec!["tracker.example:7702".into()],
         sealed_secret: (0..81).collect(),
@@ -220,34 +244,135 @@ fn consolidations() -> Vec<Golden> {
             RunDisposed { run: RUN, agent: agent(1), disposed: Disposed::default(), refused }.into(),
         ),
     ];
-    let pin = |(suffix, value): (&str, Event)| {
-        let mut sealed = value.clone();
-        let mut nonce = 0;
-        sealed.private(&mut |field, owner, text| {
-            nonce += 1;
-            text.seal(owned_by(owner), &KEY(), field, [nonce; 12]);
-        });
-        let json = match &sealed {
-            Event::JobCreated(e) => serde_json::to_value(e),
-            Event::RunStarted(e) => serde_json::to_value(e),
-            Event::RunDisposed(e) => serde_json::to_value(e),
-            _ => unreachable!("none of these"),
-        };
-        let version = sealed.to_tagged().version;
-        Golden {
-            folder: "v3",
-            name: format!("event-{}{suffix}", value.name()),
-            bytes: sealed.encode(),
-            json: json!({"kind": value.kind(), "version": version, "name": value.name(), "payload": json.expect("plain")}),
-            decodes: Box::new(move |bytes| {
-                let Ok(mut read) = Event::decode(bytes) else { return false };
-                let mut opened = true;
-                read.private(&mut |field, _, text| opened &= text.open(&KEY(), field));
-                opened && read == value
-            }),
+    events.into_iter().map(|(suffix, value)| pin_sealed(3, suffix, value)).collect()
+}
+
+/// An event with its texts sealed, in the shape of a level.
+fn pin_sealed(level: u8, suffix: &str, value: Event) -> Golden {
+    let mut sealed = value.clone();
+    let mut nonce = 0;
+    sealed.private(&mut |field, owner, text| {
+        nonce += 1;
+        text.seal(owned_by(owner), &KEY(), field, [nonce; 12]);
+    });
+    let json = match &sealed {
+        Event::JobCreated(e) if level == 3 => {
+            serde_json::to_value(upcast::v3::JobCreated::try_from(e).expect("it had that shape"))
         }
+        Event::JobCreated(e) => serde_json::to_value(e),
+        Event::RunStarted(e) => serde_json::to_value(e),
+        Event::RunDisposed(e) => serde_json::to_value(e),
+        Event::RunMembersSet(e) => serde_json::to_value(e),
+        Event::RunConflictFound(e) => serde_json::to_value(e),
+        Event::RunConflictSettled(e) => serde_json::to_value(e),
+        Event::RunGuardRaised(e) => serde_json::to_value(e),
+        Event::RunGuardAnswered(e) => serde_json::to_value(e),
+        Event::RunGuardLifted(e) => serde_json::to_value(e),
+        Event::RunPathBlocked(e) => serde_json::to_value(e),
+        Event::RunPathUnblocked(e) => serde_json::to_value(e),
+        Event::RunRolledBack(e) => serde_json::to_value(e),
+        _ => unreachable!("none of these"),
     };
-    events.into_iter().map(pin).collect()
+    let tagged = upcast::event_at(&sealed, level);
+    Golden {
+        folder: if level == 3 { "v3" } else { "v4" },
+        name: format!("event-{}{suffix}", value.name()),
+        bytes: encode(&tagged),
+        json: json!({"kind": value.kind(), "version": tagged.version, "name": value.name(), "payload": json.expect("plain")}),
+        decodes: Box::new(move |bytes| {
+            let Ok(mut read) = Event::decode(bytes) else { return false };
+            let mut opened = true;
+            read.private(&mut |field, _, text| opened &= text.open(&KEY(), field));
+            opened && read == value
+        }),
+    }
+}
+
+fn policy() -> SyncPolicy {
+    let archive = Some(ArchiveLimits { max_age_days: Some(30), max_bytes: Some(1 << 40) });
+    SyncPolicy { archive, guard_percent: 25, guard_min: 300 }
+}
+
+fn selection() -> Selection {
+    Selection { ignore: vec!["*.tmp".into(), "!keep.tmp".into()], wanted: vec!["/docs".into()] }
+}
+
+fn conflict() -> ConflictKey {
+    ConflictKey { agent: [0x02; 4], replica: [0xab, 0xcd], change: 307 }
+}
+
+const REVERT: Permission = Permission::ReadOnly { local: LocalChanges::Revert };
+
+/// What came with level 4, and version 4 of what has one, texts sealed.
+fn synchronizations() -> Vec<Golden> {
+    let share = |party, path: &[u8], permission, selection: Selection| Share {
+        party,
+        path: path.to_vec().into(),
+        permission,
+        selection: selection.into(),
+    };
+    let aside = Permission::ReadOnly { local: LocalChanges::KeepAside };
+    let members = vec![
+        share(Party::Agent(agent(1)), b"/srv/\xfe", Permission::ReadWrite, Selection::default()),
+        share(Party::Group(GROUP), b"in", aside, selection()),
+        share(Party::Agent(agent(2)), b"in", REVERT, Selection::default()),
+    ];
+    let consolidation = JobSpec::Consolidation {
+        sources: vec![Place { party: Party::Group(GROUP), path: "footage".into() }],
+        destinations: vec![Place { party: Party::Agent(agent(2)), path: "in".into() }],
+        subfolder: "/%SRC:SITE%".into(),
+        after: Disposal::Delete,
+    };
+    let created = |spec| JobCreated { job: JOB, name: "plans".into(), spec };
+    let none = SyncPolicy { archive: None, ..policy() };
+    let (run, member) = (RUN, agent(2));
+    let set = vec![
+        (agent(1), b"/srv/\xfe".to_vec(), Permission::ReadWrite, Selection::default()),
+        (agent(2), b"in".to_vec(), REVERT, selection()),
+        (agent(3), b"in".to_vec(), aside, selection()),
+    ];
+    let text = ConflictText { path: b"a.txt".to_vec(), copy: b"a.conflict-02020202-abcd307.txt".to_vec() };
+    let blocked = BlockedText { path: b"A/\xff".to_vec(), by: b"a/\xff".to_vec() };
+    let events: Vec<(&str, Event)> = vec![
+        ("", created(JobSpec::Synchronization { members, policy: policy() }).into()),
+        ("-no-archive", created(JobSpec::Synchronization { members: vec![], policy: none }).into()),
+        ("-consolidation", created(consolidation).into()),
+        ("", RunMembersSet::new(run, JOB, 300, policy(), set.into_iter()).into()),
+        (
+            "",
+            RunConflictFound {
+                run,
+                agent: member,
+                conflict: conflict(),
+                loser: agent(2),
+                winner: agent(1),
+                text: text.into(),
+            }
+            .into(),
+        ),
+        ("", RunConflictSettled { run, agent: agent(1), conflict: conflict() }.into()),
+        ("", RunGuardRaised { run, agent: member, guard: 1 << 40, missing: 300, total: 900 }.into()),
+        ("", RunGuardAnswered { run, agent: member, guard: 1 << 40, answer: GuardAnswer::Restore }.into()),
+        (
+            "",
+            RunGuardLifted { run, agent: member, guard: 1 << 40, answer: Some(GuardAnswer::Restore) }.into(),
+        ),
+        ("-back", RunGuardLifted { run, agent: member, guard: 7, answer: None }.into()),
+        (
+            "",
+            RunPathBlocked {
+                run,
+                agent: member,
+                number: 300,
+                obstacle: Obstacle::NameTaken,
+                text: blocked.into(),
+            }
+            .into(),
+        ),
+        ("", RunPathUnblocked { run, agent: member, number: 300 }.into()),
+        ("", RunRolledBack { run, agent: member }.into()),
+    ];
+    events.into_iter().map(|(suffix, value)| pin_sealed(4, suffix, value)).collect()
 }
 
 /// The key of every subject.
@@ -396,6 +521,7 @@ fn all() -> Vec<Golden> {
     );
     list.extend(sealed_report());
     list.extend(consolidations());
+    list.extend(synchronizations());
     pinned!(
         "command",
         CommandBody,
@@ -405,6 +531,8 @@ fn all() -> Vec<Golden> {
             FinishRun { run: RUN },
             StopRun { run: RUN },
             FinishAndDispose { run: RUN, root: [0xd4; 32], disposal: Disposal::Archive { days: 30 } },
+            synchronize(),
+            AnswerGuard { run: RUN, guard: 1 << 40, answer: GuardAnswer::Delete },
         ]
     );
     pinned!(
@@ -423,6 +551,26 @@ fn all() -> Vec<Golden> {
                 run: RUN,
                 disposed: Disposed { files: 300, bytes: 1 << 33, changed: 1, gone: 2, failed: 3 },
             },
+            ConflictFound {
+                run: RUN,
+                conflict: conflict(),
+                path: b"a.txt".to_vec(),
+                copy: b"a.conflict-02020202-abcd307.txt".to_vec(),
+                loser: agent(2),
+                winner: agent(1),
+            },
+            ConflictSettled { run: RUN, conflict: conflict() },
+            GuardRaised { run: RUN, guard: 1 << 40, missing: 300, total: 900 },
+            GuardLifted { run: RUN, guard: 1 << 40, answer: Some(GuardAnswer::Delete) },
+            PathBlocked {
+                run: RUN,
+                number: 300,
+                path: b"A/\xff".to_vec(),
+                obstacle: Obstacle::NameTaken,
+                by: b"a/\xff".to_vec(),
+            },
+            PathUnblocked { run: RUN, number: 300 },
+            RolledBack { run: RUN },
         ]
     );
     list.extend(records());
@@ -599,7 +747,11 @@ fn every_kind_is_pinned() {
             assert!(numbers.insert(number), "{prefix} {number} twice");
             for version in 1..=*version {
                 // What came with level 2 is pinned beside what there was before: its version is 1.
-                let version = if *name == "run.disposed" && prefix == "event" { 3 } else { version };
+                let version = match *number {
+                    56 if prefix == "event" => 3,
+                    110..=118 => 4,
+                    _ => version,
+                };
                 let file = (format!("v{version}"), format!("{prefix}-{name}"));
                 assert!(pinned.contains(&file), "{prefix} {name} has no golden file for version {version}");
             }
@@ -620,19 +772,28 @@ fn a_program_of_an_older_level_refuses_what_came_after_it() {
             let late = ["schema.raised", "subject.opened", "subject.erased"].contains(&name);
             let tagged: Tagged = decode_exact("Event", stored).expect("tagged");
             let level = match golden.folder {
+                "v4" => 4,
                 "v3" => 3,
                 "v1" if !late => 1,
                 _ => 2,
             };
             assert_eq!(level::of(&tagged), level, "{name}");
-            assert_eq!(level::knows(1, &event), !late && event.kind() != 56, "{name}");
-            assert!(level::knows(2, &event) || event.kind() == 56, "{name}");
+            let kind = event.kind();
+            let is_new = 110..=118;
+            assert_eq!(level::knows(1, &event), !late && kind != 56 && !is_new.contains(&kind), "{name}");
+            assert_eq!(level::knows(2, &event), kind != 56 && !is_new.contains(&kind), "{name}");
+            assert_eq!(level::knows(3, &event), !is_new.contains(&kind), "{name}");
             // Whoever writes for an older level says it in that level's words, or not at all.
             let old = upcast::event_at(&event, 2);
             let told = level::of(&old) <= 2;
             let new = ["job.created", "run.started", "run.disposed", "run.disposed-refused"];
-            assert_eq!(told, golden.folder != "v3" || !new.contains(&name), "{name}");
+            let newer = golden.folder == "v4" || golden.folder == "v3" && new.contains(&name);
+            assert_eq!(told, !newer, "{name}");
             assert!(!told || Event::from_tagged(&old).is_ok(), "{name}");
+            let old = upcast::event_at(&event, 3);
+            let told = level::of(&old) <= 3;
+            assert_eq!(told, golden.folder != "v4" || name == "job.created-consolidation", "{name}");
+            assert_eq!(Event::from_tagged(&old).as_ref(), Ok(&event), "{name}");
         }
     }
 }
@@ -640,7 +801,7 @@ fn a_program_of_an_older_level_refuses_what_came_after_it() {
 #[test]
 fn nothing_stored_is_forgotten() {
     let pinned = pinned();
-    for version in ["v1", "v2", "v3"] {
+    for version in ["v1", "v2", "v3", "v4"] {
         for file in fs::read_dir(folder(version)).expect("the folder") {
             let path = file.expect("an entry").path();
             let name = path.file_stem().expect("a name").to_string_lossy().into_owned();

@@ -387,6 +387,7 @@ impl Agent {
                         say(RunStateReported { run: join.run, state: RunAgentState::Transferring }.into());
                         say(RunCompleted { run: join.run, state: RunAgentState::Done, stats }.into());
                     }
+                    Role::Member => bail!(Wrong(format!("command {} joins a member", command.sequence))),
                 }
                 kept.roles.insert(join.run, join.role);
                 (join.run, "join")
@@ -406,6 +407,11 @@ impl Agent {
                 kept.ended.insert(stop.run);
                 (stop.run, "stop")
             }
+            CommandBody::Synchronize(told) => {
+                say(RunStateReported { run: told.run, state: RunAgentState::Synchronizing }.into());
+                (told.run, "join")
+            }
+            CommandBody::AnswerGuard(told) => (told.run, "answer"),
         };
         kept.obeyed.push((command.sequence, run, name));
         drop(kept);

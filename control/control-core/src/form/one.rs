@@ -1,5 +1,5 @@
 //! Form 1, and what later forms have in common with it. What is written here in which order is `events/AUDIT_FORMAT.md`
-//! §10.2 to §10.4; it never changes.
+//! §10.2 to §10.4 and §10.7; it never changes.
 //!
 //! Written out by hand instead of derived: a field or variant that is added elsewhere must not slip into hashes that
 //! stand on the log already, and every `match` on what is recorded makes the compiler ask.
@@ -112,7 +112,7 @@ impl Form {
         self.raw(&value.to_le_bytes());
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
         self.u64(bytes.len() as u64);
         self.raw(bytes);
     }
@@ -203,6 +203,7 @@ impl Form {
             JobSpec::Consolidation { sources, destinations, subfolder, after } => {
                 self.consolidation(sources, destinations, subfolder, *after);
             }
+            JobSpec::Synchronization { members, policy } => self.synchronization(members, policy),
         }
         self.time(job.created);
         self.list(job.runs.iter(), |form, run| form.raw(&run.0));
@@ -249,12 +250,16 @@ impl Form {
         if self.number > 2 {
             self.of_batch(run);
         }
+        if self.number > 3 {
+            self.of_sync(run);
+        }
     }
 
     fn run_agent(&mut self, run: &RunView, agent: &RunAgentView) {
         self.u8(match agent.role {
             Role::Source => 0,
             Role::Destination => 1,
+            Role::Member => 2,
         });
         match self.number {
             1 => self.bytes(run.path(agent)),
@@ -274,10 +279,14 @@ impl Form {
             RunAgentState::DoneWithErrors => 10,
             RunAgentState::Failed => 11,
             RunAgentState::Stopped => 12,
+            RunAgentState::Synchronizing => 13,
         });
         self.time(agent.since);
         self.option(agent.stats, Self::stats);
         self.u64(agent.problems);
+        if self.number > 3 {
+            self.sync_member(agent.member.as_ref());
+        }
     }
 
     fn stats(&mut self, stats: TransferStats) {

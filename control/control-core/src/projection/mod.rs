@@ -11,6 +11,7 @@ mod mailbox;
 mod replicas;
 mod runs;
 mod subjects;
+mod sync;
 
 use event_schema::level::LEVEL_OLDEST;
 use event_schema::{Event, Record, Timestamp, Visit};
@@ -25,6 +26,7 @@ pub use mailbox::{Mailbox, Mailboxes};
 pub use replicas::{ReplicaView, Replicas};
 pub use runs::{DisposalView, ManifestView, ProblemView, RunAgentView, RunView, Runs};
 pub use subjects::{SubjectView, Subjects};
+pub use sync::{BlockedView, FileConflictView, GuardView, SyncMemberView, SyncView};
 
 /// All projections, at one position.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

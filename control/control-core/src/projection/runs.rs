@@ -9,6 +9,7 @@ use event_schema::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::sync::{SyncMemberView, SyncView};
 use crate::limits::{HISTORY_MAX, PROBLEMS_KEPT_MAX, RUNS_KEPT_MAX};
 
 /// Runs: every active one and the newest of those that ended.
@@ -51,6 +52,8 @@ pub struct RunView {
     pub after: Disposal,
     /// What became of them.
     pub disposal: Option<DisposalView>,
+    /// If it synchronizes: what there is to tell besides.
+    pub sync: Option<SyncView>,
 }
 
 /// What a source did with its files.
@@ -90,6 +93,8 @@ pub struct RunAgentView {
     pub stats: Option<TransferStats>,
     /// How many problems it met.
     pub problems: u64,
+    /// As a member of a synchronization.
+    pub member: Option<SyncMemberView>,
 }
 
 /// One problem.
@@ -143,6 +148,7 @@ impl Runs {
                         since: time,
                         stats: None,
                         problems: 0,
+                        member: None,
                     };
                     (p.agent, view)
                 });
@@ -161,6 +167,7 @@ impl Runs {
                     batch: e.batch,
                     after: e.after,
                     disposal: None,
+                    sync: None,
                 };
                 self.runs.insert(e.run, run);
             }
@@ -196,6 +203,15 @@ impl Runs {
                 let (disposed, refused) = (e.disposed, e.refused);
                 run.disposal = Some(DisposalView { time, disposed, refused });
             }),
+            Event::RunMembersSet(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
+            Event::RunConflictFound(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
+            Event::RunConflictSettled(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
+            Event::RunGuardRaised(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
+            Event::RunGuardAnswered(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
+            Event::RunGuardLifted(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
+            Event::RunPathBlocked(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
+            Event::RunPathUnblocked(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
+            Event::RunRolledBack(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
             Event::CommandIssued(e) => {
                 if let Some(run) = e.run {
                     self.run(run, position, |_| ());
@@ -214,6 +230,7 @@ impl Runs {
             visit(Field::JobName, owner, &mut run.job_name);
             visit(Field::RunPaths, owner, &mut run.paths);
             run.problems.iter_mut().for_each(|problem| visit(Field::Problem, owner, &mut problem.text));
+            run.private_sync(owner, visit);
         }
     }
 

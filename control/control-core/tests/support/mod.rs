@@ -56,6 +56,16 @@ pub(crate) fn consolidation(
     JobSpec::Consolidation { sources, destinations, subfolder: subfolder.into(), after }
 }
 
+/// Agent number `n` as a member.
+pub(crate) fn share(n: u8, path: &str, permission: Permission) -> Share {
+    let selection = Selection::default().into();
+    Share { party: Party::Agent(agent_id(n)), path: path.into(), permission, selection }
+}
+
+pub(crate) fn synchronization(members: &[Share]) -> JobSpec {
+    JobSpec::Synchronization { members: members.to_vec(), policy: SyncPolicy::default() }
+}
+
 pub(crate) fn disposed(run: RunId) -> ReportBody {
     let disposed = Disposed { files: 3, bytes: 300, ..Disposed::default() };
     DisposalReported { run, disposed }.into()
@@ -226,7 +236,7 @@ impl World {
                 };
                 let (agent, sequence) = (order.agent, order.sequence);
                 let signed = command.sign(&key(200));
-                let joins = matches!(command.body, CommandBody::JoinRun(_));
+                let joins = matches!(command.body, CommandBody::JoinRun(_) | CommandBody::Synchronize(_));
                 CommandIssued {
                     command: command.id,
                     agent,

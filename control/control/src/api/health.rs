@@ -90,7 +90,7 @@ fn counts(views: &Views) -> (Counts, Counts) {
     for agent in views.fleet.agents.values() {
         *agents.entry(shape::agent_state(agent)).or_default() += 1;
     }
-    let states = ["preparing", "transferring", "finished", "failed", "stopped"];
+    let states = ["preparing", "transferring", "synchronizing", "finished", "failed", "stopped"];
     let mut runs = Counts::from(states.map(|name| (name, 0)));
     for run in views.runs.runs.values() {
         *runs.entry(shape::run_state(run)).or_default() += 1;

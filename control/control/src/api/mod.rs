@@ -25,6 +25,8 @@ mod resolve;
 mod runs;
 mod shape;
 mod sight;
+mod sync;
+pub mod sync_view;
 mod telemetry;
 mod tokens;
 pub mod view;
@@ -46,6 +48,7 @@ pub use openapi::document;
 pub(crate) use shape::{
     bootstrap_place, data as event_data, disposed, escape_bytes, hex, path as path_text, record, total,
 };
+pub(crate) use sync::{conflict_key, policy_data};
 pub(crate) use telemetry::{AgentFiguresView, TelemetryView};
 pub(crate) use whole::{WholeView, whole};
 
@@ -143,6 +146,10 @@ impl Api {
             .route("/runs/{run}/telemetry", get(telemetry::show))
             .route("/runs/{run}/connections", get(connections::show))
             .route("/runs/{run}/stop", post(runs::stop))
+            .route("/runs/{run}/members", post(sync::members))
+            .route("/runs/{run}/policy", put(sync::set_policy))
+            .route("/runs/{run}/guard", post(sync::guard))
+            .route("/runs/{run}/conflicts", get(sync::conflicts))
             .route("/batches", get(batches::list))
             .route("/batches/{batch}", get(batches::show))
             .route("/replicas", get(replicas::list))

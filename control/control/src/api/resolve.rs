@@ -101,7 +101,7 @@ pub(super) fn place(views: &Views, wish: &PlaceWish) -> Result<Place, ApiError> 
     Ok(Place { party: party(views, &wish.party)?, path: path.into() })
 }
 
-fn party(views: &Views, text: &str) -> Result<Party, ApiError> {
+pub(super) fn party(views: &Views, text: &str) -> Result<Party, ApiError> {
     if text.starts_with("group:") {
         return group(views, text).map(Party::Group);
     }

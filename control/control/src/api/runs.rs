@@ -73,7 +73,7 @@ pub(super) async fn show(
     shown(&views, views.telemetry(&api), id)
 }
 
-fn shown(views: &Views, telemetry: &Telemetry, id: RunId) -> Result<Json<RunView>, ApiError> {
+pub(super) fn shown(views: &Views, telemetry: &Telemetry, id: RunId) -> Result<Json<RunView>, ApiError> {
     let run = views.runs.runs.get(&id).ok_or_else(|| ApiError::not_found(format!("no run {id}")))?;
     Ok(Json(shape::run(views, telemetry, id, run)))
 }

@@ -11,8 +11,8 @@ use event_schema::{
 };
 use serde_json::{Value, json};
 
-use super::batches;
 use super::view::*;
+use super::{batches, sync};
 use crate::service::{Live, Telemetry};
 
 /// Problems in one answer.
@@ -125,6 +125,11 @@ pub(super) fn job(views: &Views, id: JobId, job: &core::JobView) -> JobView {
         JobSpec::Consolidation { subfolder, after, .. } => {
             ("consolidation", None, Some(subfolder.to_string()), Some(batches::after(*after)))
         }
+        JobSpec::Synchronization { .. } => ("synchronization", None, None, None),
+    };
+    let policy = match &job.spec {
+        JobSpec::Synchronization { policy, .. } => Some(sync::policy_view(policy)),
+        _ => None,
     };
     JobView {
         id: id.to_string(),
@@ -135,12 +140,14 @@ pub(super) fn job(views: &Views, id: JobId, job: &core::JobView) -> JobView {
         destinations: job.spec.destinations().iter().map(|d| place(views, d)).collect(),
         subfolder,
         after,
+        members: job.spec.members().iter().map(|share| sync::share_view(views, share)).collect(),
+        policy,
         created: job.created.to_string(),
         runs: job.runs.iter().map(ToString::to_string).collect(),
     }
 }
 
-fn place(views: &Views, place: &Place) -> PlaceView {
+pub(super) fn place(views: &Views, place: &Place) -> PlaceView {
     let (kind, id, name) = match place.party {
         Party::Agent(id) => ("agent", id.to_string(), agent_name(views, id)),
         Party::Group(id) => {
@@ -174,6 +181,7 @@ pub(super) fn run_state(run: &core::RunView) -> &'static str {
         (Some(Outcome::Succeeded | Outcome::SucceededWithErrors), _) => "finished",
         (Some(Outcome::Failed), _) => "failed",
         (Some(Outcome::Stopped), _) => "stopped",
+        (None, _) if run.sync.is_some() => "synchronizing",
         (None, None) => "preparing",
         (None, Some(_)) => "transferring",
     }
@@ -192,6 +200,7 @@ pub(super) fn role(role: Role) -> &'static str {
     match role {
         Role::Source => "source",
         Role::Destination => "destination",
+        Role::Member => "member",
     }
 }
 
@@ -245,6 +254,8 @@ pub(super) fn run_summary(views: &Views, id: RunId, run: &core::RunView) -> RunS
         problems: run.agents.values().map(|agent| agent.problems).sum(),
         source: run.source().map_or_else(String::new, |source| agent_name(views, source)),
         batch: run.batch.map(|batch| batch.to_string()),
+        members: run.agents.values().filter_map(|part| part.member.as_ref()).filter(|m| !m.left).count()
+            as u64,
     }
 }
 
@@ -276,7 +287,14 @@ pub(super) fn run(views: &Views, telemetry: &Telemetry, id: RunId, run: &core::R
             (known && (rate > 0 || left == 0)).then(|| left.div_ceil(rate.max(1)))
         })
         .collect();
-    let eta_seconds = if run.outcome.is_some() { None } else { etas.into_iter().collect::<Option<Vec<_>>>() };
+    let members: Vec<(&str, &super::sync_view::SyncMemberView)> =
+        agents.iter().filter_map(|agent| Some((agent.name.as_str(), agent.member.as_ref()?))).collect();
+    let synchronizes = sync::sync(run, &members);
+    let eta_seconds = if run.outcome.is_some() || run.sync.is_some() {
+        None
+    } else {
+        etas.into_iter().collect::<Option<Vec<_>>>()
+    };
     RunView {
         id: id.to_string(),
         job: run.job.to_string(),
@@ -298,6 +316,7 @@ pub(super) fn run(views: &Views, telemetry: &Telemetry, id: RunId, run: &core::R
         batch: run.batch.map(|batch| batch.to_string()),
         after: batches::after(run.after),
         disposal: batches::disposal(run),
+        sync: synchronizes,
         history: None,
     }
 }
@@ -321,13 +340,15 @@ fn run_agent(
     let stats = part.stats;
     let fetched = stats.map(|stats| stats.blocks_fetched.saturating_add(stats.blocks_reused));
     let (path, path_hex) = path(run.path(part));
+    let online = known.is_some_and(|agent| agent.online);
     let failing = matches!(part.state, RunAgentState::Failed | RunAgentState::Stalled);
     let error = problems.last().filter(|_| failing).map(|problem| problem.detail.clone());
     RunAgentView {
         id: id.to_string(),
         name: agent_name(views, id),
-        online: known.is_some_and(|agent| agent.online),
+        online,
         role: role(part.role).into(),
+        member: sync::member(run, part, online, live.as_ref()),
         path,
         path_hex,
         state: part.state.name().into(),
@@ -459,6 +480,7 @@ fn summary(views: &Views, event: &Event) -> String {
         Event::GroupMembersRemoved(e) => format!("{} left the group {}", names(&e.agents), group(&e.group)),
         Event::JobCreated(e) => format!("the job {}", e.name),
         Event::JobDeleted(e) => format!("the job {} was deleted", e.job),
+        Event::RunStarted(e) if e.participants.is_empty() => "started: it synchronizes".into(),
         Event::RunStarted(e) => {
             let count = e.participants.len().saturating_sub(1);
             let source = e.participants.iter().find(|p| p.role == Role::Source);
@@ -504,7 +526,7 @@ fn summary(views: &Views, event: &Event) -> String {
         Event::CommandIssued(e) => {
             let kind = match Command::decode(&e.signed.bytes) {
                 Ok(command) => command.body.name(),
-                Err(_) if e.joins => "run.join",
+                Err(_) if e.joins => "to join",
                 Err(_) => "?",
             };
             format!("command {} for {}: {kind}", e.sequence, name(e.agent))
@@ -514,7 +536,7 @@ fn summary(views: &Views, event: &Event) -> String {
             Some(reason) => format!("{} refused command {}: {}", name(e.agent), e.sequence, refusal(reason)),
         },
         Event::ReportReceived(e) if !e.signed.is_legible() => {
-            format!("report {} of {}: run.problem {}", e.sequence, name(e.agent), e.signed.word())
+            format!("report {} of {}: {}", e.sequence, name(e.agent), e.signed.word())
         }
         Event::ReportReceived(e) => match Report::decode(&e.signed.bytes) {
             Ok(report) => {
@@ -539,6 +561,15 @@ fn summary(views: &Views, event: &Event) -> String {
         Event::SchemaRaised(e) => format!("the log is written at schema level {} from here on", e.level),
         Event::SubjectOpened(e) => format!("texts of {} are under a key of their own", e.subject),
         Event::SubjectErased(e) => format!("the texts of {} were erased: {}", e.subject, e.reason),
+        Event::RunMembersSet(_)
+        | Event::RunConflictFound(_)
+        | Event::RunConflictSettled(_)
+        | Event::RunGuardRaised(_)
+        | Event::RunGuardAnswered(_)
+        | Event::RunGuardLifted(_)
+        | Event::RunPathBlocked(_)
+        | Event::RunPathUnblocked(_)
+        | Event::RunRolledBack(_) => sync::summary(event, &name),
     }
 }
 
@@ -593,6 +624,17 @@ pub(crate) fn data(event: &Event) -> Value {
                     "sources": sources.iter().map(place).collect::<Vec<_>>(), "destinations": destinations,
                     "subfolder": subfolder, "after": batches::after(*after),
                 }),
+                JobSpec::Synchronization { members, policy } => {
+                    let member = |share: &event_schema::Share| {
+                        let at = Place { party: share.party, path: share.path.clone() };
+                        sync::share_data(share, place(&at))
+                    };
+                    json!({
+                        "job": e.job, "name": e.name, "kind": "synchronization",
+                        "members": members.iter().map(member).collect::<Vec<_>>(),
+                        "policy": sync::policy_data(policy),
+                    })
+                }
             }
         }
         Event::JobDeleted(e) => json!({"job": e.job}),
@@ -650,6 +692,15 @@ pub(crate) fn data(event: &Event) -> Value {
             json!({"subject": e.subject.to_string(), "commitment": hex(&e.commitment)})
         }
         Event::SubjectErased(e) => json!({"subject": e.subject.to_string(), "reason": e.reason}),
+        Event::RunMembersSet(_)
+        | Event::RunConflictFound(_)
+        | Event::RunConflictSettled(_)
+        | Event::RunGuardRaised(_)
+        | Event::RunGuardAnswered(_)
+        | Event::RunGuardLifted(_)
+        | Event::RunPathBlocked(_)
+        | Event::RunPathUnblocked(_)
+        | Event::RunRolledBack(_) => sync::data(event),
     }
 }
 
@@ -665,8 +716,29 @@ pub(crate) fn root(root: &[u8; 32]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A run that has just begun, of nobody.
+    pub(in crate::api) fn empty_run() -> core::RunView {
+        core::RunView {
+            job: JobId([1; 16]),
+            job_name: "nightly".into(),
+            started: Timestamp(0),
+            finished: None,
+            outcome: None,
+            stop_reason: None,
+            manifest: None,
+            paths: vec![b"/x".to_vec()].into(),
+            agents: BTreeMap::new(),
+            problems: Vec::new(),
+            history: Vec::new(),
+            batch: None,
+            after: event_schema::Disposal::Keep,
+            disposal: None,
+            sync: None,
+        }
+    }
 
     #[test]
     fn any_number_an_agent_tells_can_be_shown() {
@@ -684,6 +756,7 @@ mod tests {
             since: Timestamp(0),
             stats: Some(most),
             problems: 0,
+            member: None,
         };
         let (id, start) = (RunId([1; 16]), Instant::now());
         let agents: BTreeMap<AgentId, _> = (1..=3).map(|n| (AgentId([n; 16]), part.clone())).collect();
@@ -700,6 +773,7 @@ mod tests {
                 peers: u32::MAX,
                 entries: u64::MAX,
                 connections: None,
+                sync: None,
             };
             telemetry.take(
                 agent,
@@ -707,22 +781,7 @@ mod tests {
                 start - std::time::Duration::from_millis(u64::from(bytes_done == 0)),
             );
         }
-        let view = core::RunView {
-            job: JobId([1; 16]),
-            job_name: "nightly".into(),
-            started: Timestamp(0),
-            finished: None,
-            outcome: None,
-            stop_reason: None,
-            manifest: None,
-            paths: vec![b"/x".to_vec()].into(),
-            agents,
-            problems: Vec::new(),
-            history: Vec::new(),
-            batch: None,
-            after: event_schema::Disposal::Keep,
-            disposal: None,
-        };
+        let view = core::RunView { agents, ..empty_run() };
         let shown = run(&Views::default(), &telemetry, id, &view);
         assert_eq!(shown.rate_bytes_s, u64::MAX);
     }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::sync_view::{PolicyView, ShareView, SyncMemberView, SyncView};
+
 macro_rules! shapes {
     ($($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident: $ty:ty),* $(,)? })+) => {$(
         $(#[$meta])*
@@ -369,7 +371,7 @@ shapes! {
         id: String,
         /// Its name, unique among jobs.
         name: String,
-        /// `distribution` or `consolidation`.
+        /// `distribution`, `consolidation` or `synchronization`.
         kind: String,
         /// From where, if it has one source.
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -386,6 +388,12 @@ shapes! {
         /// or `delete`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         after: Option<String>,
+        /// Of a synchronization: who takes part, and how.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        members: Vec<ShareView>,
+        /// Of a synchronization: what holds for all members.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        policy: Option<PolicyView>,
         /// When it was made.
         created: String,
         /// Ids of its runs, newest last, at most 100.
@@ -419,7 +427,7 @@ shapes! {
     }
     /// A job to be made.
     JobWish {
-        /// `distribution` or `consolidation`.
+        /// `distribution`, `consolidation` or `synchronization`.
         kind: String,
         /// Its name.
         name: String,
@@ -430,6 +438,7 @@ shapes! {
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         sources: Vec<PlaceWish>,
         /// To where. Of a consolidation the path is what the sources' folders are below.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
         destinations: Vec<PlaceWish>,
         /// Of a consolidation: how the folder of each source is named; `%SRC:TAG%` stands for a tag of the source, `%%` for
         /// a percent sign. Default `/%SRC:AGENT_NAME%`.
@@ -552,7 +561,7 @@ shapes! {
         job: String,
         /// The job's name.
         job_name: String,
-        /// `preparing`, `transferring`, `finished`, `failed` or `stopped`.
+        /// `preparing`, `transferring`, `synchronizing`, `finished`, `failed` or `stopped`.
         state: String,
         /// `succeeded`, `succeeded_with_errors`, `failed` or `stopped`, once it ended.
         outcome: Option<String>,
@@ -576,6 +585,9 @@ shapes! {
         /// The start that it belongs to with others.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         batch: Option<String>,
+        /// Of a synchronization: how many take part.
+        #[serde(default)]
+        members: u64,
     }
     /// A run.
     RunView {
@@ -585,7 +597,7 @@ shapes! {
         job: String,
         /// The job's name.
         job_name: String,
-        /// `preparing` (no manifest yet), `transferring`, `finished`, `failed` or `stopped`.
+        /// `preparing` (no manifest yet), `transferring`, `synchronizing`, `finished`, `failed` or `stopped`.
         state: String,
         /// `succeeded`, `succeeded_with_errors`, `failed` or `stopped`, once it ended.
         outcome: Option<String>,
@@ -623,6 +635,9 @@ shapes! {
         /// What became of them.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         disposal: Option<DisposalView>,
+        /// If it synchronizes: how that stands.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        sync: Option<SyncView>,
         /// What the log tells of the run, if asked for.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         history: Option<Vec<HistoryView>>,
@@ -635,15 +650,18 @@ shapes! {
         name: String,
         /// Whether its control link is up.
         online: bool,
-        /// `source` or `destination`.
+        /// `source`, `destination` or `member`.
         role: String,
+        /// As a member of a synchronization.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        member: Option<SyncMemberView>,
         /// Its folder.
         path: String,
         /// The folder's bytes in hex, if they are no UTF-8.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         path_hex: Option<String>,
         /// `waiting`, `accepted`, `indexing`, `serving`, `finding_peers`, `fetching_manifest`, `transferring`,
-        /// `finalizing`, `stalled`, `done`, `done_with_errors`, `failed` or `stopped`.
+        /// `finalizing`, `stalled`, `done`, `done_with_errors`, `failed`, `stopped` or `synchronizing`.
         state: String,
         /// Since when.
         since: String,

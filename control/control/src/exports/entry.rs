@@ -7,7 +7,7 @@ use event_schema::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::api::{disposed, event_data, hex, path_text};
+use crate::api::{conflict_key, disposed, event_data, hex, path_text, policy_data};
 
 /// An entry of the log, and what it says.
 pub(crate) struct Entry<'e> {
@@ -127,6 +127,26 @@ fn command(signed: &Signed) -> Value {
             with_path(&mut body, &join.path);
             body
         }
+        CommandBody::Synchronize(told) => {
+            let members = told.members.iter().map(|peer| {
+                json!({
+                    "agent": peer.agent, "public_key": hex(&peer.public_key),
+                    "permission": peer.permission.name(), "addresses": peer.addresses,
+                })
+            });
+            let mut body = json!({
+                "run": told.run, "job": told.job, "job_name": told.job_name, "revision": told.revision,
+                "permission": told.permission.name(), "ignore": told.selection.ignore,
+                "wanted": told.selection.wanted, "policy": policy_data(&told.policy),
+                "members": members.collect::<Vec<_>>(), "trackers": told.trackers,
+                "sealed_secret": BASE64.encode(&told.sealed_secret),
+            });
+            with_path(&mut body, &told.path);
+            body
+        }
+        CommandBody::AnswerGuard(told) => {
+            json!({"run": told.run, "guard": told.guard, "answer": told.answer.name()})
+        }
         CommandBody::FinishRun(finish) => json!({"run": finish.run}),
         CommandBody::StopRun(stop) => json!({"run": stop.run}),
         CommandBody::FinishAndDispose(finish) => json!({
@@ -166,6 +186,32 @@ fn report(signed: &Signed) -> Value {
         }
         ReportBody::RunServed(r) => json!({"run": r.run, "stats": plain(&r.stats)}),
         ReportBody::DisposalReported(r) => json!({"run": r.run, "disposed": disposed(&r.disposed)}),
+        ReportBody::ConflictFound(r) => {
+            let (copy, copy_hex) = path_text(&r.copy);
+            let mut body = json!({
+                "run": r.run, "conflict": conflict_key(&r.conflict), "copy": copy, "copy_hex": copy_hex,
+                "loser": r.loser, "winner": r.winner,
+            });
+            with_path(&mut body, &r.path);
+            body
+        }
+        ReportBody::ConflictSettled(r) => json!({"run": r.run, "conflict": conflict_key(&r.conflict)}),
+        ReportBody::GuardRaised(r) => {
+            json!({"run": r.run, "guard": r.guard, "missing": r.missing, "total": r.total})
+        }
+        ReportBody::GuardLifted(r) => json!({
+            "run": r.run, "guard": r.guard, "answer": r.answer.map(event_schema::GuardAnswer::name),
+        }),
+        ReportBody::PathBlocked(r) => {
+            let (by, by_hex) = path_text(&r.by);
+            let mut body = json!({
+                "run": r.run, "number": r.number, "obstacle": r.obstacle.name(), "by": by, "by_hex": by_hex,
+            });
+            with_path(&mut body, &r.path);
+            body
+        }
+        ReportBody::PathUnblocked(r) => json!({"run": r.run, "number": r.number}),
+        ReportBody::RolledBack(r) => json!({"run": r.run}),
     };
     json!({
         "kind": report.body.name(), "agent": report.agent, "sequence": report.sequence,

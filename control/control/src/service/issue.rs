@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agent_proto::RunSecret;
 use control_core::State;
-use control_core::plan::{self, Order, Task};
+use control_core::plan::{self, Order};
 use ed25519_dalek::SigningKey;
 use event_schema::{Command, CommandBody, CommandIssued, Event, RunId, Timestamp};
 
@@ -45,7 +45,7 @@ impl Issuer {
     /// enrolment, so it is not met; the run then shows the agent as waiting.
     fn sign(&self, order: Order, now: Timestamp) -> Option<CommandIssued> {
         let Order { agent, public_key, sequence, run, task } = order;
-        let sealed = if matches!(task, Task::Join { .. }) {
+        let sealed = if task.needs_secret() {
             let secret = (self.secret_of)(run);
             let context = agent_proto::link::seal_context(run);
             match agent_proto::seal(&public_key, &context, secret.as_bytes(), random()) {
@@ -67,7 +67,7 @@ impl Issuer {
             expires: now.after(self.time_to_live),
             body: task.into_body(run, self.trackers.clone(), sealed),
         };
-        let joins = matches!(command.body, CommandBody::JoinRun(_));
+        let joins = matches!(command.body, CommandBody::JoinRun(_) | CommandBody::Synchronize(_));
         let signed = command.sign(&self.key).into();
         Some(CommandIssued { command: command.id, agent, sequence, run: Some(run), joins, signed })
     }

@@ -125,6 +125,7 @@ mod tests {
             peers: 1,
             entries: 0,
             connections: None,
+            sync: None,
         }
     }
 

@@ -85,7 +85,7 @@ pub(crate) struct Row {
 }
 
 /// Every state by its number in files; new ones are added at the end.
-const STATES: [RunAgentState; 13] = [
+const STATES: [RunAgentState; 14] = [
     RunAgentState::Waiting,
     RunAgentState::Accepted,
     RunAgentState::Indexing,
@@ -99,6 +99,7 @@ const STATES: [RunAgentState; 13] = [
     RunAgentState::DoneWithErrors,
     RunAgentState::Failed,
     RunAgentState::Stopped,
+    RunAgentState::Synchronizing,
 ];
 
 impl Row {

@@ -34,6 +34,7 @@ fn progress(run: RunId, bytes_done: u64, bytes_sent: u64) -> Progress {
         peers: 3,
         entries: 0,
         connections: None,
+        sync: None,
     }
 }
 

@@ -361,6 +361,8 @@ impl Link {
                 (RunChange::Wish(run, wish), Order::Dispose(run, root, disposal, told))
             }
             CommandBody::StopRun(stop) => (RunChange::Wish(stop.run, Wish::Stop), Order::Stop(stop.run)),
+            // Refused before ([`Self::allows`]).
+            CommandBody::Synchronize(_) | CommandBody::AnswerGuard(_) => return Ok(()),
         };
         let gate = self.obeying.clone().lock_owned().await;
         self.cursor = Cursor { sequence: command.sequence, command: Some(command.id) };
@@ -392,10 +394,12 @@ impl Link {
                     let active = self.active();
                     active.contains(&join.run) || active.len() < self.runs_max
                 };
-                room && self.restrictions.allow(&join.path)
+                // Whoever synchronizes is asked with another command.
+                room && join.role != event_schema::Role::Member && self.restrictions.allow(&join.path)
             }
             CommandBody::FinishAndDispose(_) => self.allow_disposal,
             CommandBody::FinishRun(_) | CommandBody::StopRun(_) => true,
+            CommandBody::Synchronize(_) | CommandBody::AnswerGuard(_) => false,
         }
     }
 

@@ -58,6 +58,7 @@ impl Board {
         let role = match role {
             Role::Source => "source",
             Role::Destination => "destination",
+            Role::Member => "member",
         };
         Self(Arc::new(Mutex::new(RunStatus {
             run,
@@ -94,6 +95,7 @@ impl Board {
             peers: status.peers,
             entries: status.entries,
             connections: None,
+            sync: None,
         }
     }
 

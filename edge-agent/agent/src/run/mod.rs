@@ -264,7 +264,9 @@ impl RunManager {
         reporter.report(ProblemReported { run, problem }.into()).await;
         let (state, stats) = (RunAgentState::Failed, TransferStats::default());
         match role {
-            Role::Source => reporter.report(RunStateReported { run, state }.into()).await,
+            Role::Source | Role::Member => {
+                reporter.report(RunStateReported { run, state }.into()).await;
+            }
             Role::Destination => reporter.report(RunCompleted { run, state, stats }.into()).await,
         }
     }

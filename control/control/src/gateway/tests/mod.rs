@@ -363,6 +363,7 @@ async fn stopping_ends_sessions_in_order() {
         peers: 6,
         entries: 7,
         connections: None,
+        sync: None,
     };
     client.send(progress).await;
     assert_eq!(world.told().await, Told::Progress(agent.id()));

@@ -43,6 +43,9 @@ impl Task {
         }
         match self.join.role {
             Role::Source => self.index(),
+            Role::Member => {
+                self.fail(work::problem(ProblemClass::Internal, "a member was asked to join as another"))
+            }
             Role::Destination => {
                 let info = RunInfo {
                     run: self.join.run,
@@ -380,7 +383,7 @@ impl Task {
         self.reports.problem(problem);
         let (run, state, stats) = (self.join.run, RunAgentState::Failed, self.stats());
         match self.join.role {
-            Role::Source => self.reports.report(RunStateReported { run, state }),
+            Role::Source | Role::Member => self.reports.report(RunStateReported { run, state }),
             Role::Destination => self.reports.report(RunCompleted { run, state, stats }),
         }
         self.machine = Machine::None;
