@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use event_log_nats::NatsLogOptions;
 use serde::Deserialize;
 
 use crate::retention::Rule;
@@ -66,6 +67,10 @@ pub struct Settings {
     pub nats: Option<String>,
     /// Copies of the log on different servers, if it is made now.
     pub nats_replicas: Option<usize>,
+    /// A NATS credentials file (user JWT and seed).
+    pub nats_credentials: Option<PathBuf>,
+    /// The authority that signed the NATS servers' certificates, PEM.
+    pub nats_ca: Option<PathBuf>,
     /// Trackers named to agents.
     pub tracker: Option<Vec<String>>,
     /// How long a command may be obeyed, such as `30d`.
@@ -111,8 +116,8 @@ pub struct Config {
     pub public_gateway: Vec<String>,
     /// A NATS server with JetStream instead of the embedded log.
     pub nats: Option<String>,
-    /// Copies of the log on different servers, if it is made now. Default 1.
-    pub nats_replicas: usize,
+    /// How its servers are used.
+    pub nats_access: NatsAccess,
     /// Trackers named to agents.
     pub trackers: Vec<String>,
     /// How long a command may be obeyed. Default 30 days.
@@ -121,6 +126,35 @@ pub struct Config {
     pub telemetry: Option<Keep>,
     /// Which old segments of the log are archived where. Default none.
     pub retention: Option<Rule>,
+}
+
+/// How the NATS servers of a log are used, besides where they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatsAccess {
+    /// Copies of the log on different servers, if it is made now. Default 1.
+    pub replicas: usize,
+    /// A NATS credentials file (user JWT and seed), if the servers ask for one.
+    pub credentials: Option<PathBuf>,
+    /// A PEM file with the authority that signed the servers' certificates, if it is a private one. Implies TLS.
+    pub authority: Option<PathBuf>,
+}
+
+impl Default for NatsAccess {
+    fn default() -> Self {
+        Self { replicas: 1, credentials: None, authority: None }
+    }
+}
+
+impl NatsAccess {
+    /// What the log is opened with; `servers` as `--nats` has them.
+    pub fn options(&self, servers: &str) -> NatsLogOptions {
+        NatsLogOptions {
+            replicas: self.replicas,
+            credentials: self.credentials.clone(),
+            certificate_authority: self.authority.clone(),
+            ..NatsLogOptions::new(servers)
+        }
+    }
 }
 
 impl Settings {
@@ -149,6 +183,8 @@ impl Settings {
             public_gateway: self.public_gateway.or(other.public_gateway),
             nats: self.nats.or(other.nats),
             nats_replicas: self.nats_replicas.or(other.nats_replicas),
+            nats_credentials: self.nats_credentials.or(other.nats_credentials),
+            nats_ca: self.nats_ca.or(other.nats_ca),
             tracker: self.tracker.or(other.tracker),
             command_ttl: self.command_ttl.or(other.command_ttl),
             telemetry: TelemetrySettings {
@@ -190,6 +226,11 @@ impl Settings {
                 _ => return setting(format!("--command-ttl {text:?} is not a time of at least a minute")),
             },
         };
+        if self.nats.is_none() && (self.nats_credentials.is_some() || self.nats_ca.is_some()) {
+            return setting(
+                "--nats-credentials and --nats-ca are for a log in NATS: name its servers with --nats".into(),
+            );
+        }
         let telemetry = self.telemetry.complete()?;
         let retention = self.retention.map(RetentionSettings::complete).transpose()?;
         if retention.is_some() && self.nats.is_some() {
@@ -204,7 +245,11 @@ impl Settings {
             gateway: self.gateway.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7701))),
             public_gateway,
             nats: self.nats,
-            nats_replicas: self.nats_replicas.unwrap_or(1),
+            nats_access: NatsAccess {
+                replicas: self.nats_replicas.unwrap_or(1),
+                credentials: self.nats_credentials,
+                authority: self.nats_ca,
+            },
             trackers,
             command_ttl,
             telemetry,

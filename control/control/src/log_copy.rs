@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::archive::{ArchiveError, History};
+use crate::config::NatsAccess;
 use crate::pki;
 use crate::privacy::{FileKeys, Found, KeyStore, KeyStoreError, NatsKeys, Wrapped, Wrapper};
 use control_core::subject::Known;
@@ -23,7 +24,7 @@ use event_audit::{Hash, Head};
 use event_log::file::{FileLog, FileLogOptions};
 use event_log::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_RECORDS};
 use event_log::{AppendError, Entry, EventLog, Position, ReadError, ReadLimit, StreamName};
-use event_log_nats::{NatsLog, NatsLogOptions, NatsOpenError};
+use event_log_nats::{NatsLog, NatsOpenError};
 use event_schema::{Event, Record, Subject};
 
 /// Where a log is.
@@ -136,7 +137,7 @@ impl Copied {
     }
 }
 
-/// Copies what the target lacks, as far as the source reaches when it begins. `replicas` counts if a stream is made;
+/// Copies what the target lacks, as far as the source reaches when it begins. `access` is how servers of NATS are used, on both sides;
 /// `archives` hold the beginning of the source, if it is not there; `data` is a data folder of the fleet, with the secret
 /// that its keys are wrapped with, if neither source nor target is one.
 ///
@@ -145,17 +146,17 @@ impl Copied {
 pub async fn copy(
     from: &Place,
     to: &Place,
-    replicas: usize,
+    access: &NatsAccess,
     archives: &[PathBuf],
     data: Option<&Path>,
 ) -> Result<Copied, CopyError> {
     let mut told = Told::default();
-    let from_log = open(from, true, 1).await?;
+    let from_log = open(from, true, access).await?;
     let source = History::open(archives, Some(from_log.log.clone()), None).await?;
     if let Some(missing) = source.missing() {
         return Err(CopyError::Archived { first: *missing.start(), last: *missing.end() });
     }
-    let Opened { log: target, nats } = open(to, false, replicas).await?;
+    let Opened { log: target, nats } = open(to, false, access).await?;
     let first = target.first().await?;
     if first > Position(1) {
         return Err(CopyError::Shortened(first));
@@ -206,7 +207,7 @@ pub async fn copy(
     drop(from_log);
     target.close().await;
     drop(target);
-    let Opened { log: target, nats } = open(to, true, 1).await?;
+    let Opened { log: target, nats } = open(to, true, access).await?;
     let target_tree = head(&*target, end).await?;
     let mut copied = Copied {
         had: had.0,
@@ -324,7 +325,7 @@ struct Opened {
     nats: Option<Arc<NatsLog>>,
 }
 
-async fn open(place: &Place, must_be: bool, replicas: usize) -> Result<Opened, CopyError> {
+async fn open(place: &Place, must_be: bool, access: &NatsAccess) -> Result<Opened, CopyError> {
     Ok(match place {
         Place::Folder(data) => {
             let dir = data.join("log");
@@ -336,7 +337,7 @@ async fn open(place: &Place, must_be: bool, replicas: usize) -> Result<Opened, C
         }
         // Without a copy that is kept: everything is read from the servers.
         Place::Nats(url) => {
-            let log = NatsLog::open(NatsLogOptions { replicas, ..NatsLogOptions::new(url) }).await?;
+            let log = NatsLog::open(access.options(url)).await?;
             let log = Arc::new(log);
             Opened { log: log.clone(), nats: Some(log) }
         }
@@ -402,7 +403,7 @@ mod tests {
     use event_schema::{SubjectErased, SubjectKey, SubjectOpened};
 
     async fn write(place: &Place, from: u64, to: u64) {
-        let log = open(place, false, 1).await.expect("opens").log;
+        let log = open(place, false, &NatsAccess::default()).await.expect("opens").log;
         for n in from..=to {
             let stream = StreamName::new(if n % 7 == 0 { "other" } else { "fleet" }).expect("a name");
             let last = log.last_of_stream(&stream).await.expect("readable");
@@ -418,7 +419,7 @@ mod tests {
     }
 
     async fn tell(place: &Place, event: Event) {
-        let log = open(place, false, 1).await.expect("opens").log;
+        let log = open(place, false, &NatsAccess::default()).await.expect("opens").log;
         let stream = StreamName::new("fleet").expect("a name");
         let last = log.last_of_stream(&stream).await.expect("readable");
         let record = Record {
@@ -466,7 +467,7 @@ mod tests {
         for n in 1..=5 {
             tell(&first, opened(n, n)).await;
         }
-        assert_eq!(copy(&first, &second, 1, &[], data).await.expect("copied").keys, 5);
+        assert_eq!(copy(&first, &second, &NatsAccess::default(), &[], data).await.expect("copied").keys, 5);
         // One is erased, one erased and begun anew; of one the source lost the key, of another it got a new one.
         for event in [erased(1), erased(2), opened(2, 22), opened(4, 44)] {
             tell(&first, event).await;
@@ -478,9 +479,9 @@ mod tests {
         store.create(new.to_vec()).await.expect("kept");
         let all = BTreeSet::from([new[0], old[2], old[3], new[1], old[4]]);
         for _ in 0..2 {
-            let copied = copy(&first, &second, 1, &[], data).await.expect("copied");
+            let copied = copy(&first, &second, &NatsAccess::default(), &[], data).await.expect("copied");
             assert!(copied.is_equal() && copied.keys == 3, "{copied:?}");
-            copy(&second, &third, 1, &[], data).await.expect("copied on");
+            copy(&second, &third, &NatsAccess::default(), &[], data).await.expect("copied on");
             if data.is_some() {
                 assert_eq!(copied.doubtful_keys, []);
                 assert_eq!(kept(&third), all);
@@ -510,7 +511,9 @@ mod tests {
                 }
                 FileKeys::open(&keys(place)).expect("made").create(vec![key]).await.expect("kept");
             }
-            let copied = copy(&from, &to, 1, &[], with_secret.then_some(&*data)).await.expect("copied");
+            let copied = copy(&from, &to, &NatsAccess::default(), &[], with_secret.then_some(&*data))
+                .await
+                .expect("copied");
             assert!(kept(&to).contains(&live), "with the secret: {with_secret}");
             assert_eq!(kept(&to).contains(&old), !with_secret);
             assert_eq!(copied.doubtful_keys.len(), usize::from(!with_secret));
@@ -531,13 +534,13 @@ mod tests {
         let store = FileKeys::open(&keys(&first)).expect("made");
         store.create(kept.clone()).await.expect("kept");
         drop(store);
-        let copied = copy(&first, &second, 1, &[], None).await.expect("copied");
+        let copied = copy(&first, &second, &NatsAccess::default(), &[], None).await.expect("copied");
         assert!(copied.is_equal() && (copied.had, copied.target.size) == (0, 300), "{copied:?}");
         // It goes on where it was.
         write(&first, 301, 400).await;
-        let copied = copy(&first, &second, 1, &[], None).await.expect("copied");
+        let copied = copy(&first, &second, &NatsAccess::default(), &[], None).await.expect("copied");
         assert!(copied.is_equal() && (copied.had, copied.target.size) == (300, 400), "{copied:?}");
-        let back = copy(&second, &third, 1, &[], None).await.expect("copied back");
+        let back = copy(&second, &third, &NatsAccess::default(), &[], None).await.expect("copied back");
         assert!(back.is_equal() && back.target == copied.source);
         // The keys of private texts went along.
         assert_eq!((copied.keys, back.keys), (1, 1));
@@ -545,18 +548,24 @@ mod tests {
         // Another history, and the wrong direction.
         write(&third, 401, 401).await;
         assert!(matches!(
-            copy(&second, &third, 1, &[], None).await,
+            copy(&second, &third, &NatsAccess::default(), &[], None).await,
             Err(CopyError::Longer { target: 401, .. })
         ));
         write(&first, 402, 402).await;
-        assert!(matches!(copy(&first, &third, 1, &[], None).await, Err(CopyError::Other(Position(401)))));
+        assert!(matches!(
+            copy(&first, &third, &NatsAccess::default(), &[], None).await,
+            Err(CopyError::Other(Position(401)))
+        ));
     }
 
     #[tokio::test]
     async fn a_copy_goes_on_and_is_the_same() {
         let dir = tempfile::tempdir().expect("a folder");
         let place = |name: &str| Place::Folder(dir.path().join(name));
-        assert!(matches!(copy(&place("none"), &place("b"), 1, &[], None).await, Err(CopyError::NoLog(_))));
+        assert!(matches!(
+            copy(&place("none"), &place("b"), &NatsAccess::default(), &[], None).await,
+            Err(CopyError::NoLog(_))
+        ));
         there_and_back(place("a"), place("b"), place("c")).await;
         erasures_reach(place("d"), place("e"), place("f"), None).await;
         let data = secret_in(dir.path());

@@ -137,14 +137,8 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         None => None,
         Some(url) => {
             let copy = Some(config.data.join("log-copy"));
-            Some(Arc::new(
-                NatsLog::open(NatsLogOptions {
-                    copy,
-                    replicas: config.nats_replicas,
-                    ..NatsLogOptions::new(url)
-                })
-                .await?,
-            ))
+            let options = NatsLogOptions { copy, ..config.nats_access.options(url) };
+            Some(Arc::new(NatsLog::open(options).await?))
         }
     };
     let mut files = None;

@@ -57,7 +57,12 @@ impl Connection {
             match connect.clone().connect(addresses.clone()).await {
                 Ok(client) => break client,
                 Err(error) if Instant::now() >= deadline || !is_passing(&error) => {
-                    return Err(failed(with_source(&error)));
+                    let mut reason = with_source(&error);
+                    // What TLS calls an answer in plain text.
+                    if reason.contains("InvalidContentType") {
+                        reason.push_str("; it seems that these servers do not speak TLS");
+                    }
+                    return Err(failed(reason));
                 }
                 Err(_) => rest(&mut attempt, deadline).await,
             }

@@ -52,8 +52,8 @@ pub struct NatsServer {
     program: PathBuf,
     dir: PathBuf,
     name: String,
-    /// The part of the configuration that makes it a member of a cluster.
-    cluster: String,
+    /// What its configuration has besides: the part that makes it a member of a cluster, and what a test wants.
+    more: String,
     address: Option<SocketAddr>,
     child: Option<Child>,
 }
@@ -75,10 +75,17 @@ impl NatsServer {
             program: program.into(),
             dir: dir.into(),
             name: "flotilla-test".to_owned(),
-            cluster: String::new(),
+            more: String::new(),
             address: None,
             child: None,
         }
+    }
+
+    /// With more in its configuration, such as `tls { … }`.
+    #[must_use]
+    pub fn configured(mut self, more: &str) -> NatsServer {
+        self.more.push_str(more);
+        self
     }
 
     /// Starts a cluster of `count` servers, each with its files in a folder of its own under `dir`. They may still be
@@ -109,7 +116,7 @@ impl NatsServer {
                 program: program.to_path_buf(),
                 dir: dir.join(format!("server-{nth}")),
                 name: format!("flotilla-test-{nth}"),
-                cluster: format!(
+                more: format!(
                     "cluster {{\n  name: \"flotilla-test\"\n  listen: \"{route}\"\n  routes: [{}]\n}}\n",
                     all.join(", ")
                 ),
@@ -213,7 +220,7 @@ impl NatsServer {
             quoted(&self.dir),
             quoted(&self.log_path()),
             quoted(&self.dir.join("jetstream")),
-            self.cluster,
+            self.more,
         )
     }
 
@@ -253,7 +260,10 @@ impl Drop for NatsServer {
 
 /// The client address in the file of ports that the server writes (`{"nats":["nats://127.0.0.1:41234"],…}`).
 fn parse_ports(text: &str) -> Option<SocketAddr> {
-    let begin = text.find("nats://")? + "nats://".len();
+    // With TLS it says `tls://`.
+    let urls = &text[text.find("\"nats\"")?..];
+    let begin = urls.find("://")? + "://".len();
+    let text = urls;
     let end = text[begin..].find('"')?;
     text[begin..begin + end].parse().ok()
 }

@@ -14,6 +14,7 @@ use super::client::{Client, segment};
 use super::work::Log;
 use super::{Done, Failure, Global, archive, output};
 use crate::api::view::{LogCheckView, LogView, StatusView};
+use crate::config::NatsAccess;
 use crate::log_copy;
 
 /// How often it is told how far a check has come.
@@ -22,8 +23,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(2);
 pub(super) fn run(global: Global, command: Log) -> Done {
     let json = global.json;
     match command {
-        Log::Copy { from, to, nats_replicas, archives } => {
-            copy(&global, &from, &to, nats_replicas, &archives.archive)
+        Log::Copy { from, to, nats_access, archives } => {
+            copy(&global, &from, &to, &nats_access.into(), &archives.archive)
         }
         Log::Archive(line) => archive::run(&global, &line),
         Log::Check { archives } => check(&global, &archives),
@@ -50,10 +51,10 @@ fn show(client: &Client, json: bool, from: Option<u64>, stream: Option<&str>, li
     }
 }
 
-fn copy(global: &Global, from: &str, to: &str, replicas: usize, archives: &[PathBuf]) -> Done {
+fn copy(global: &Global, from: &str, to: &str, access: &NatsAccess, archives: &[PathBuf]) -> Done {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::of)?;
     let (from_place, to_place) = (log_copy::Place::parse(from), log_copy::Place::parse(to));
-    let copying = log_copy::copy(&from_place, &to_place, replicas, archives, global.data.as_deref());
+    let copying = log_copy::copy(&from_place, &to_place, access, archives, global.data.as_deref());
     let copied = runtime.block_on(copying).map_err(Failure::of)?;
     if global.json {
         output::say_json(&json!({

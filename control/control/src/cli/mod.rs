@@ -217,7 +217,7 @@ mod tests {
     fn the_contract_parses() {
         for line in [
             "flotilla serve --data d --http 127.0.0.1:0 --gateway 127.0.0.1:0 --public-gateway a:1 \
-             --public-gateway b:2 --nats nats://x --nats-replicas 3 --join b --join-code-file c --tracker t:1 --tracker u:2 --config f --json",
+             --public-gateway b:2 --nats nats://x --nats-replicas 3 --nats-credentials c --nats-ca d --join b --join-code-file c --tracker t:1 --tracker u:2 --config f --json",
             "flotilla token create --tag A=b --uses 3 --expires 24h --storage-path /x --out f --data d",
             "flotilla token list --json",
             "flotilla agents list --data d --json",
@@ -232,7 +232,7 @@ mod tests {
             "flotilla log show --from 1 --stream run/",
             "flotilla replica invite --out b --expires 1h --data d --json",
             "flotilla replica list --json",
-            "flotilla log copy d nats://a:1,nats://b:1 --nats-replicas 3 --archive x --json",
+            "flotilla log copy d nats://a:1,nats://b:1 --nats-replicas 3 --nats-credentials c --nats-ca d --archive x --json",
             "flotilla log archive --data d --before 2026-03-01T12:00:00Z --to x --dry-run --json",
             "flotilla log archive --before 4711 --to x",
             "flotilla log check --archive x --archive y",

@@ -9,7 +9,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{Done, Failure, Global, output};
-use crate::config::{Settings, TelemetrySettings};
+use crate::config::{NatsAccess, Settings, TelemetrySettings};
 use crate::serve;
 
 #[derive(Debug, Args)]
@@ -36,9 +36,8 @@ pub(super) struct Serve {
     /// Keep the event log in NATS JetStream instead of the data folder
     #[arg(long, value_name = "URL")]
     nats: Option<String>,
-    /// Copies of the log on different NATS servers, if it is made now [default: 1; 3 for three servers]
-    #[arg(long, value_name = "N")]
-    nats_replicas: Option<usize>,
+    #[command(flatten)]
+    nats_access: Nats,
     /// Become a replica of the fleet whose keys are in this file (flotilla replica invite); needs --nats, and the code in
     /// FLOTILLA_JOIN_CODE or --join-code-file
     #[arg(long, value_name = "FILE")]
@@ -63,6 +62,30 @@ pub(super) struct Serve {
     config: Option<PathBuf>,
 }
 
+/// How servers of NATS are used.
+#[derive(Debug, Args)]
+pub(super) struct Nats {
+    /// Copies of the log on different NATS servers, if it is made now [default: 1; 3 for three servers]
+    #[arg(long, value_name = "N")]
+    nats_replicas: Option<usize>,
+    /// A NATS credentials file (user JWT and seed), if the servers ask for one
+    #[arg(long, value_name = "FILE")]
+    nats_credentials: Option<PathBuf>,
+    /// A PEM file with the authority of the NATS servers' certificates, if it is a private one; they must speak TLS then
+    #[arg(long, value_name = "FILE")]
+    nats_ca: Option<PathBuf>,
+}
+
+impl From<Nats> for NatsAccess {
+    fn from(line: Nats) -> Self {
+        Self {
+            replicas: line.nats_replicas.unwrap_or(1),
+            credentials: line.nats_credentials,
+            authority: line.nats_ca,
+        }
+    }
+}
+
 pub(super) fn run(line: Serve, global: Global) -> Done {
     let given = |list: Vec<String>| (!list.is_empty()).then_some(list);
     let mut settings = Settings {
@@ -72,7 +95,9 @@ pub(super) fn run(line: Serve, global: Global) -> Done {
         gateway: line.gateway,
         public_gateway: given(line.public_gateway),
         nats: line.nats,
-        nats_replicas: line.nats_replicas,
+        nats_replicas: line.nats_access.nats_replicas,
+        nats_credentials: line.nats_access.nats_credentials,
+        nats_ca: line.nats_access.nats_ca,
         tracker: given(line.tracker),
         command_ttl: line.command_ttl,
         telemetry: TelemetrySettings { keep: line.telemetry_keep, max_size: line.telemetry_max_size },

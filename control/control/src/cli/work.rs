@@ -219,9 +219,8 @@ pub(super) enum Log {
         from: String,
         /// To where: a data folder, or nats://…
         to: String,
-        /// Copies of the log on different NATS servers, if it is made now
-        #[arg(long, value_name = "N", default_value_t = 1)]
-        nats_replicas: usize,
+        #[command(flatten)]
+        nats_access: super::server::Nats,
         #[command(flatten)]
         archives: audit::Archives,
     },
