@@ -211,12 +211,9 @@ pub(super) fn kinship(a: &Head, b: &Head) -> Kinship {
             began(a).min(began(b))
         }
     };
-    if b.counter <= shared {
-        Kinship::Newer
-    } else if a.counter <= shared {
-        Kinship::Older
-    } else {
-        Kinship::Forked(shared)
+    match a.counter.min(b.counter) <= shared {
+        true => newer(a.counter >= b.counter),
+        false => Kinship::Forked(shared),
     }
 }
 
@@ -232,6 +229,7 @@ pub(super) fn is_head(head: &Head) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use agent_proto::sync::Life;
     use alloc::vec;
 
     fn of(author: u8, version: &[(u8, u64)], depth: u64, value: Value) -> Statement {
@@ -271,6 +269,89 @@ mod tests {
             order.into_iter().for_each(|s| _ = insert(&mut kept, s));
             assert_eq!(kept, expected);
         }
+    }
+
+    #[test]
+    fn heads_tell_copies_of_an_index_apart() {
+        let head = |counter, lives: &[(u32, u64)]| Head {
+            key: [0; 32],
+            incarnation: 1,
+            counter,
+            lives: lives.iter().map(|&(id, since)| Life { id, since }).collect(),
+            signature: Signature([0; 32], [0; 32]),
+        };
+        let (older, newer) = (Kinship::Older, Kinship::Newer);
+        let cases = [
+            (head(5, &[(1, 0)]), head(7, &[(1, 0)]), older),
+            (head(7, &[(1, 0)]), head(9, &[(1, 0), (2, 7)]), older),
+            (head(6, &[(1, 0)]), head(7, &[(1, 0), (2, 7)]), older),
+            // Restored to a copy made at 7, when it had told 9.
+            (head(9, &[(1, 0)]), head(8, &[(1, 0), (2, 7)]), Kinship::Forked(7)),
+            (head(9, &[(1, 0)]), head(30, &[(1, 0), (2, 7), (3, 20)]), Kinship::Forked(7)),
+            (head(9, &[(1, 0), (2, 5)]), head(9, &[(1, 0), (3, 7)]), Kinship::Forked(5)),
+            // The copy has not told anything new yet.
+            (head(9, &[(1, 0), (2, 7)]), head(7, &[(1, 0)]), newer),
+            // What they had in common is not told any more.
+            (head(9, &[(1, 0)]), head(90, &[(7, 40), (8, 60)]), older),
+            (head(50, &[(1, 0)]), head(90, &[(7, 40), (8, 60)]), Kinship::Forked(0)),
+            (head(0, &[]), head(3, &[(1, 0)]), older),
+        ];
+        for (a, b, expected) in cases {
+            assert_eq!(kinship(&a, &b), expected, "{a:?} {b:?}");
+            let back =
+                [older, newer].iter().position(|k| *k == expected).map_or(expected, |i| [newer, older][i]);
+            assert_eq!(kinship(&b, &a), back, "{b:?} {a:?}");
+        }
+    }
+
+    #[test]
+    fn made_up_versions_go_in_no_circles_and_rows_stay_small() {
+        // Each claims to stand on the other; and three in a ring. Whatever the order, the same stay.
+        let ring = [
+            of(1, &[(1, 1), (2, 1)], 2, file(1)),
+            of(2, &[(2, 1), (3, 1)], 2, file(2)),
+            of(3, &[(1, 1), (3, 1)], 2, file(3)),
+        ];
+        let order = |order: [usize; 3]| {
+            let mut kept = vec![];
+            order.iter().for_each(|i| _ = insert(&mut kept, ring[*i].clone()));
+            kept
+        };
+        let expected = order([0, 1, 2]);
+        for other in [[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            assert_eq!(order(other), expected);
+        }
+        // A hundred members with one content, a hundred with as many: of each order the same few.
+        let many = |i: u8| of(i, &[(i, 1)], 1, if i < 100 { file(0) } else { file(i) });
+        let (mut up, mut down) = (vec![], vec![]);
+        (1..200).for_each(|i| _ = insert(&mut up, many(i)));
+        (1..200).rev().for_each(|i| _ = insert(&mut down, many(i)));
+        assert_eq!(up, down);
+        assert_eq!((up.len(), up[0].author.0[0]), (STATEMENTS_MAX, 199));
+        let mut alike = vec![];
+        (1..100).for_each(|i| _ = insert(&mut alike, many(i)));
+        assert_eq!(alike.len(), ALIKE_MAX);
+        // As heavy as can be: the row still fits into a message.
+        let mut heavy = vec![];
+        for i in 1..200 {
+            let meta = vec![i; META_MAX];
+            insert(&mut heavy, of(i, &[(i, 1)], 1, Value::Folder { meta, implied: false }));
+        }
+        assert!(heavy.len() == 3 && encode(&heavy).len() < ROW_WEIGHT_MAX, "{}", heavy.len());
+    }
+
+    #[test]
+    fn there_is_always_a_greater_depth() {
+        let deepest = of(1, &[(1, 1 << 53)], 1 << 53, file(1));
+        assert!(is_sound(&deepest) && !is_sound(&Statement { depth: (1 << 53) + 1, ..deepest.clone() }));
+        let next = of(2, &[(1, 1 << 53), (2, 1)], deepest.depth + 1, file(2));
+        assert!(is_sound(&next) && replaces(&next, &deepest));
+        assert!(!is_sound(&of(
+            1,
+            &[(1, 1)],
+            1,
+            Value::File { size: FILE_MAX + 1, root: [0; 32], meta: vec![] }
+        )));
     }
 
     #[test]

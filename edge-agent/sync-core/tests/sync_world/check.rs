@@ -58,6 +58,10 @@ impl World {
         assert!(problem.is_empty(), "seed {}: came apart: {problem}\n{}", self.seed, self.describe());
         assert_eq!(self.made(), made, "seed {}: statements are made for ever", self.seed);
         let only_archived = self.nothing_lost();
+        if !self.nodes.iter().any(|n| n.kin.hostile) {
+            let blamed = self.nodes.iter().flat_map(|n| &n.misbehaved).next();
+            assert_eq!(blamed, None, "seed {}: somebody honest is blamed", self.seed);
+        }
         let sum = |f: &dyn Fn(&Node) -> u64| self.nodes.iter().map(f).sum::<u64>();
         let count = |f: fn(&sync_core::sync::Counters) -> u64| {
             sum(&|n: &Node| n.replica.as_deref().map_or(0, |r| f(r.counters())))

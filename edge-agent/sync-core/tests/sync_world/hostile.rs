@@ -138,9 +138,10 @@ impl World {
                 entry.statements = match self.rng.below(6) {
                     0 => vec![own_statement(&key, own, &path, vec![me], counter, deleted)],
                     1 => {
-                        let far = others.map(|d| Dot { counter: d.counter + self.rng.below(2) * 1000, ..d });
+                        let far = others
+                            .map(|d| Dot { counter: d.counter.wrapping_add(self.rng.below(2) * 1000), ..d });
                         let version: Vec<Dot> = far.chain([me]).collect();
-                        vec![own_statement(&key, own, &path, version, known.depth + 1, deleted)]
+                        vec![own_statement(&key, own, &path, version, known.depth.wrapping_add(1), deleted)]
                     }
                     2 => {
                         // The deepest there can be, under a number that is beyond all bounds.
@@ -158,7 +159,7 @@ impl World {
                             own,
                             &path,
                             version,
-                            if with { known.depth + 1 } else { 1 },
+                            if with { known.depth.wrapping_add(1) } else { 1 },
                             value,
                         )]
                     }
