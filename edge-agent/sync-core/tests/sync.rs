@@ -3,6 +3,7 @@
 //! `SYNC_SEED=n` runs one seed of the randomized tests (`n..m` some), `SYNC_TRACE=1` tells what happens in it, `SYNC_ROWS=1` shows
 //! whole indexes where it fails.
 
+mod sync_cases;
 mod sync_world;
 
 use sync_core::sync::{Confirm, LocalChanges, Permission};

@@ -19,8 +19,6 @@ pub const MEMBERS_MAX: usize = 256;
 pub(super) const HOLDERS_MAX: usize = 8;
 /// Rows looked at in one go, so that a call stays short.
 pub(super) const STEP: usize = 256;
-/// Rows looked at in one go of a walk over all of them.
-pub(super) const WALK: usize = 2048;
 /// Blocked rows, and deletions, looked at in one upkeep; the next goes on from there.
 pub(super) const UPKEEP_MAX: usize = 4096;
 /// Requests for hashes of one peer that wait; our own have 64.
@@ -109,6 +107,8 @@ pub struct Config {
     /// How long a file whose content is here at another path waits for that one to go: then it can be moved, and
     /// need not be copied. Default 1 s.
     pub move_grace: Duration,
+    /// Rows looked at in one go of a walk over all of them. Default 2048: some milliseconds.
+    pub walk: usize,
     /// How often blocked rows and deletions that all may know are looked at. Default 15 s.
     pub upkeep: Duration,
     /// Least time between two tellings of what is known to one peer. Default 1 s.
@@ -142,6 +142,7 @@ impl Config {
             refusals: 3,
             retry: Duration::from_millis(500),
             move_grace: Duration::from_secs(1),
+            walk: 2048,
             upkeep: Duration::from_secs(15),
             tell_known: Duration::from_secs(1),
         }

@@ -244,9 +244,11 @@ impl Replica {
             };
             return (aside.map_or(Displaced::Archive, Displaced::Keep), None);
         };
-        // Nobody replaced it knowingly; it may be among those that a row has no room for (SYNC.md §2).
+        // It lost, or nobody replaced it knowingly: it may be among those that a row has no room for (SYNC.md §2), or
+        // only a folder that nobody made stands on it.
+        let implied = |s: &Statement| matches!(s.value, Value::Folder { implied: true, .. });
         let lost = row.statements.iter().any(|s| dot(s) == held)
-            || !row.statements.iter().any(|s| version::includes(&s.version, held));
+            || !row.statements.iter().any(|s| !implied(s) && version::includes(&s.version, held));
         // A folder that nobody made takes the place of a file that nobody deleted.
         let pushed_out = matches!(winner.value, Value::Folder { implied: true, .. });
         if !(lost || pushed_out) || !self.may_write() {

@@ -7,7 +7,7 @@ use event_schema::AgentId;
 use serde::{Deserialize, Serialize};
 use timebase::Instant;
 
-use super::config::{STEP, WALK};
+use super::config::STEP;
 use super::row::{Disk, Index, Row, Work};
 use super::statement::{Kinship, dot, insert, kinship, replica_id};
 use super::{Action, Replica, version};
@@ -110,7 +110,7 @@ impl Replica {
     }
 
     fn roll(&mut self, index: &mut dyn Index) {
-        for _ in 0..WALK {
+        for _ in 0..self.config.walk {
             let Some(after) = self.meta.rolling.as_ref().map(|r| r.after.clone()) else { return };
             let next = index.next(&after).map(|row| row.path);
             let Some(path) = next else {
@@ -134,7 +134,7 @@ impl Replica {
 
     /// What is wanted here may have changed.
     fn recheck(&mut self, index: &mut dyn Index) {
-        for _ in 0..WALK {
+        for _ in 0..self.config.walk {
             let Some(after) = &self.meta.recheck else { return };
             let Some(row) = index.next(after) else {
                 self.meta.recheck = None;
@@ -165,7 +165,7 @@ impl Replica {
             return;
         }
         let mut after: Option<Vec<u8>> = None;
-        for _ in 0..WALK {
+        for _ in 0..self.config.walk {
             let Some(path) = index.next_work(Work::Missing, after.as_deref()) else {
                 self.meta.restoring = false;
                 self.deletions = None;

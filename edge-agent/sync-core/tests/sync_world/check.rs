@@ -49,7 +49,7 @@ impl World {
         }
         // Now and then somebody looks again at what is blocked.
         let mut problem = self.difference();
-        for _ in 0..10 {
+        for _ in 0..150 {
             if !problem.is_empty() {
                 self.run(ms(700));
                 problem = self.difference();

@@ -41,6 +41,8 @@ pub(crate) struct Hostile {
     entries: Vec<IndexEntry>,
     epoch: u64,
     sent: u64,
+    /// What it was told that is no piece of an index.
+    pub(crate) heard: Vec<SyncMessage>,
 }
 
 impl World {
@@ -62,6 +64,10 @@ impl World {
             head.key = theirs;
             heads.push(head);
         }
+        if self.silent {
+            self.send(node, peer, Hello { cursor, summary: Vec::new(), heads: Vec::new() }.into());
+            return;
+        }
         self.send(node, peer, Hello { cursor, summary, heads }.into());
         self.nodes[node].hostile.epoch += 1;
         self.nodes[node].hostile.sent = 0;
@@ -69,6 +75,10 @@ impl World {
     }
 
     pub(crate) fn hostile_hears(&mut self, node: usize, from: usize, message: SyncMessage) {
+        if self.silent && !matches!(message, SyncMessage::Index(_)) {
+            self.nodes[node].hostile.heard.push(message);
+            return;
+        }
         match message {
             SyncMessage::Index(piece) => {
                 let Index { epoch, up_to, heads, entries, .. } = piece;

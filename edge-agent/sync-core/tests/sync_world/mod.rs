@@ -61,7 +61,7 @@ pub(crate) struct Node {
     /// Answers a guard at once with this.
     pub(crate) answer: Option<Confirm>,
     backup: Option<(Tables, Fs)>,
-    hostile: hostile::Hostile,
+    pub(crate) hostile: hostile::Hostile,
 }
 
 enum Event {
@@ -141,6 +141,8 @@ pub(crate) struct World {
     pub(crate) blocks_sent: u64,
     pub(crate) restarts: u64,
     pub(crate) trace: bool,
+    /// Members that turned say nothing of their own accord.
+    pub(crate) silent: bool,
 }
 
 struct Ordered(Instant, u64, u32, Event);
@@ -217,6 +219,7 @@ impl World {
             message_bytes: 0,
             blocks_sent: 0,
             restarts: 0,
+            silent: false,
             trace: std::env::var_os("SYNC_TRACE").is_some(),
         }
     }
@@ -480,6 +483,8 @@ impl World {
         let mut config = Config::new(RUN, n.agent, n.key, fresh);
         config.local_changes = n.kin.local;
         config.guard_min = 40;
+        // So that walks are not done in one go.
+        config.walk = 3;
         let notary = Box::new(MacNotary(n.key));
         let policy = Box::new(KinPolicy(n.kin));
         let replica = Replica::new(self.now, config, policy, notary, &members, &mut n.index);

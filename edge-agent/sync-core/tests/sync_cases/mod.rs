@@ -1,0 +1,321 @@
+//! What single members, copies of indexes and slow disks can do to all others, one case each (`edge-agent/SYNC.md`
+//! §6, §8, §10).
+
+use agent_proto::sync::{
+    Dot, FileRequest, GetHashes, Head, Index, IndexEntry, Life, Request, Statement, SyncMessage, Value,
+};
+use sync_core::sync::{Confirm, LocalChanges, Obstacle, Permission, replica_id};
+
+use super::sync_world::fs::{BLOCK, Content, Kind};
+use super::sync_world::hostile::{own_head, own_statement};
+use super::sync_world::{Back, Kin, RUN, Step, World, ms};
+use super::{KIN, READER, apart, does, paths, quiet};
+
+const FIRST: Life = Life { id: 1, since: 0 };
+const TURNED: Kin = Kin { hostile: true, ..KIN };
+
+/// Members that all run, of whom those that turned do what the test says.
+fn silent(kins: &[Kin]) -> World {
+    let mut world = World::new(1, kins);
+    (world.deaf, world.frail, world.silent) = (0, 0, true);
+    (0..kins.len()).for_each(|node| world.at(ms(0), Step::Start(node)));
+    world.run(ms(3000));
+    world
+}
+
+fn tells(world: &mut World, from: usize, to: usize, heads: Vec<Head>, entries: Vec<IndexEntry>) {
+    let piece = Index { epoch: 1, life: 1, after: 0, up_to: 1, heads, entries, summary: Some(Vec::new()) };
+    world.send(from, to, piece.into());
+    world.run(ms(100));
+}
+
+fn nobody_is_blamed(world: &World) {
+    for (i, node) in world.nodes.iter().enumerate() {
+        assert!(node.misbehaved.is_empty(), "{i} blames {:?}", node.misbehaved);
+    }
+}
+
+fn entry(path: &[u8], statement: Statement) -> IndexEntry {
+    IndexEntry { path: path.to_vec(), statements: vec![statement], holds: None }
+}
+
+#[test]
+fn replicas_without_end_part_nobody() {
+    for permission in [Permission::ReadOnly, Permission::ReadWrite] {
+        let mut world = silent(&[KIN, KIN, KIN, Kin { permission, ..TURNED }]);
+        does(&mut world, apart(3));
+        let (key, agent) = (world.nodes[3].key, world.nodes[3].agent);
+        for (to, first) in [(0, 1), (1, 101)] {
+            let heads = (first..first + 100).map(|i| own_head(&key, i, 1, vec![FIRST])).collect();
+            let folders = (first..first + 100).map(|i| {
+                let dot = Dot { replica: replica_id(RUN, agent, i), counter: 1 };
+                let value = Value::Folder { meta: Vec::new(), implied: false };
+                let path = format!("f{i}").into_bytes();
+                entry(&path, own_statement(&key, dot.replica, &path, vec![dot], 1, value))
+            });
+            let folders = folders.filter(|_| permission == Permission::ReadWrite).collect();
+            tells(&mut world, 3, to, heads, folders);
+        }
+        does(&mut world, [Step::Edit(0, "a", 3), Step::Edit(1, "b", 4)]);
+        world.converge();
+        // Of itself it brings 64; what somebody has heard of it the others take.
+        let expected = if permission == Permission::ReadWrite { 2 * 64 + 2 } else { 2 };
+        assert_eq!(paths(&world, 2).len(), expected);
+        nobody_is_blamed(&world);
+    }
+}
+
+#[test]
+fn an_older_copy_of_an_index_takes_nothing_from_anybody_whomever_it_meets_first() {
+    for (first, new) in [(1, 1), (1, 8), (2, 1), (2, 8)] {
+        let mut world = quiet(&[KIN; 3]);
+        for i in 0..5 {
+            world.edit(0, format!("old {i}").as_bytes(), 10 + i);
+        }
+        world.converge();
+        does(&mut world, [Step::Backup(0), Step::Cut(0, 1), Step::Cut(1, 2)]);
+        // Only the last one hears of these, under the numbers that are used again.
+        for i in 0..5 {
+            world.edit(0, format!("told {i}").as_bytes(), 20 + i);
+        }
+        world.run(ms(10_000));
+        does(&mut world, [Step::Cut(0, 2), Step::Restore(0, Back::Both), Step::Start(0)]);
+        for i in 0..new {
+            world.edit(0, format!("new {i}").as_bytes(), 30 + i);
+        }
+        world.run(ms(5000));
+        let other = 3 - first;
+        does(&mut world, [Step::Mend(0, first)]);
+        world.run(ms(10_000));
+        // A start in between: what was told since the copy is nothing to go by.
+        does(&mut world, [Step::Crash(0), Step::Start(0)]);
+        world.run(ms(5000));
+        does(&mut world, [Step::Mend(1, 2)]);
+        world.run(ms(10_000));
+        does(&mut world, [Step::Mend(0, other)]);
+        world.converge();
+        assert_eq!(paths(&world, 0).len() as u64, 10 + new, "{first} first: {:?}", paths(&world, 0));
+        assert_eq!(world.nodes[0].rolled_back, 1);
+    }
+}
+
+#[test]
+fn a_copy_that_only_ever_received_uses_no_sequence_for_two_things() {
+    let mut world = quiet(&[KIN; 3]);
+    does(&mut world, [Step::Edit(1, "first", 1)]);
+    world.converge();
+    does(&mut world, [Step::Backup(0)]);
+    for i in 0..20 {
+        world.edit(1, format!("b{i}").as_bytes(), 10 + i);
+    }
+    world.run(ms(10_000));
+    does(&mut world, apart(3));
+    does(&mut world, [Step::Edit(2, "a", 3)]);
+    world.run(ms(3000));
+    does(&mut world, [Step::Restore(0, Back::Both), Step::Start(0), Step::Mend(0, 2)]);
+    world.run(ms(10_000));
+    for i in 0..20 {
+        world.edit(2, format!("c{i}").as_bytes(), 40 + i);
+    }
+    world.run(ms(10_000));
+    // The other one has more of the old copy's index than of this one's, or as it seems all of it.
+    does(&mut world, [Step::Cut(0, 2), Step::Mend(0, 1)]);
+    world.run(ms(10_000));
+    does(&mut world, [Step::Cut(0, 1), Step::Mend(1, 2)]);
+    world.converge();
+    assert!(paths(&world, 1).contains(&"a".to_string()) && paths(&world, 2).len() == 42);
+}
+
+#[test]
+fn what_nobody_takes_is_listed_and_stops_nothing() {
+    let mut world = quiet(&[KIN; 3]);
+    let wall = world.wall();
+    let fs = &mut world.nodes[1].fs;
+    fs.put(wall, b"big", Kind::File(Content { id: 1 << 40, size: 5 << 40 }));
+    fs.put(wall, b"heavy", Kind::Folder);
+    fs.heavy.insert(b"heavy".to_vec());
+    world.noticed(1, [b"big".to_vec(), b"heavy".to_vec()]);
+    world.run(ms(3000));
+    does(&mut world, [Step::Edit(1, "next", 3)]);
+    world.run(ms(10_000));
+    assert_eq!((paths(&world, 0), paths(&world, 2)), (vec!["next".into()], vec!["next".into()]));
+    nobody_is_blamed(&world);
+    let why: Vec<_> = world.nodes[1].blocked.values().collect();
+    assert_eq!(why, [&Obstacle::TooLarge; 2]);
+    // One goes, the other becomes what others take, without anybody noticing at once.
+    world.nodes[1].fs.remove(b"big");
+    world.nodes[1].fs.heavy.clear();
+    world.run(ms(40_000));
+    world.converge();
+    assert_eq!((paths(&world, 0).len(), world.nodes[1].blocked.len()), (2, 0));
+}
+
+#[test]
+fn more_members_than_a_row_has_room_for_keep_all_their_files_of_one_name() {
+    const N: usize = 66;
+    let kins = vec![KIN; N];
+    let mut world = World::new(1, &kins);
+    (world.deaf, world.frail) = (0, 0);
+    // All of them with two.
+    for a in 2..N {
+        for b in 2..a {
+            world.at(ms(0), Step::Cut(a, b));
+        }
+    }
+    for node in 0..N {
+        world.at(ms(1), Step::Edit(node, "config", 100 + node as u64));
+        world.at(ms(1), Step::Edit(node, "alike", 50));
+        world.at(ms(2), Step::Start(node));
+    }
+    world.run(ms(60_000));
+    nobody_is_blamed(&world);
+    let tree = world.nodes[0].fs.tree();
+    for (i, node) in world.nodes.iter().enumerate() {
+        assert_eq!(node.fs.tree().len(), tree.len(), "{i}");
+    }
+    let sizes: std::collections::BTreeSet<u64> = world.nodes[N - 1].fs.files().map(|(_, c)| c.size).collect();
+    assert_eq!(sizes.range(100..100 + N as u64).count(), N, "nobody's is lost");
+}
+
+fn filled(world: &mut World, files: u64) {
+    for i in 0..files {
+        world.edit(0, format!("file {i}").as_bytes(), 10 + i);
+    }
+    world.converge();
+}
+
+#[test]
+fn the_guard_holds_however_long_a_deletion_takes() {
+    let mut world = quiet(&[KIN; 2]);
+    filled(&mut world, 400);
+    for i in 0..400 {
+        world.delete(0, format!("file {i}").as_bytes());
+        world.run(ms(250));
+        if i == 200 {
+            // A start in the middle begins nothing anew.
+            does(&mut world, [Step::Crash(0), Step::Start(0)]);
+        }
+    }
+    world.run(ms(60_000));
+    assert!(paths(&world, 1).len() >= 300, "{} are left", paths(&world, 1).len());
+    assert!(world.nodes[0].guards > 0);
+    does(&mut world, [Step::Confirm(0, Confirm::Restore)]);
+    world.run(ms(60_000));
+    assert_eq!(
+        (paths(&world, 0).len(), paths(&world, 1).len()),
+        (paths(&world, 1).len(), paths(&world, 1).len())
+    );
+}
+
+#[test]
+fn who_confirms_a_deletion_confirms_what_was_shown() {
+    let mut world = quiet(&[KIN; 2]);
+    filled(&mut world, 200);
+    (0..60).for_each(|i| world.delete(0, format!("file {i}").as_bytes()));
+    world.run(ms(10_000));
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (1, 200));
+    // More goes just before the answer comes.
+    (60..140).for_each(|i| world.delete(0, format!("file {i}").as_bytes()));
+    world.run(ms(1000));
+    does(&mut world, [Step::Confirm(0, Confirm::Delete)]);
+    world.run(ms(30_000));
+    assert_eq!(paths(&world, 1).len(), 200);
+    assert!(world.nodes[0].guards > 1);
+    does(&mut world, [Step::Confirm(0, Confirm::Delete)]);
+    world.run(ms(30_000));
+    assert_eq!(paths(&world, 1).len(), 60);
+}
+
+#[test]
+fn things_that_come_and_go_all_day_are_no_mass_deletion() {
+    let mut world = quiet(&[KIN; 2]);
+    filled(&mut world, 60);
+    for i in 0..200 {
+        world.edit(0, format!("temp {i}").as_bytes(), 1000 + i);
+        world.run(ms(3000));
+        world.delete(0, format!("temp {i}").as_bytes());
+    }
+    let seen = world.converge();
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len(), seen.conflicts), (0, 60, 0));
+}
+
+#[test]
+fn two_statements_under_one_number_leave_one_tree() {
+    // With and without what the first stands on, in each order, of the greater and the lesser.
+    for (one, other, stands) in [(1, 2, true), (2, 1, true), (1, 2, false), (2, 1, false)] {
+        let mut world = silent(&[KIN, KIN, KIN, TURNED]);
+        does(&mut world, [Step::Folder(0, "a")]);
+        world.converge();
+        does(&mut world, apart(3));
+        let key = world.nodes[3].key;
+        let replica = replica_id(RUN, world.nodes[3].agent, 1);
+        let dot = Dot { replica, counter: 9 };
+        let known = world.nodes[0].index.live.rows[&b"a"[..]].statements[0].clone();
+        let mut say = |to: usize, kind: u8, stands: bool| {
+            let mut version = vec![dot];
+            let mut depth = 1;
+            if stands {
+                version.extend(known.version.clone());
+                depth = known.depth + 1;
+            }
+            let value = match kind {
+                1 => Value::Link { target: b"one".to_vec(), meta: Vec::new() },
+                _ => Value::Link { target: b"two".to_vec(), meta: Vec::new() },
+            };
+            let said = own_statement(&key, replica, b"a", version, depth, value);
+            tells(&mut world, 3, to, vec![own_head(&key, 1, 9, vec![FIRST])], vec![entry(b"a", said)]);
+        };
+        say(0, one, true);
+        say(1, other, stands);
+        does(&mut world, [Step::Mend(0, 2), Step::Mend(1, 2)]);
+        world.converge();
+        nobody_is_blamed(&world);
+    }
+}
+
+#[test]
+fn a_newcomer_hears_from_a_reader_what_the_reader_can_vouch_for() {
+    let mut world = World::new(1, &[KIN, READER, KIN, KIN]);
+    (world.deaf, world.frail) = (0, 0);
+    (0..3).for_each(|node| world.at(ms(0), Step::Start(node)));
+    world.run(ms(3000));
+    does(&mut world, [Step::Edit(0, "a", 3), Step::Edit(2, "b", 4)]);
+    world.run(ms(10_000));
+    does(&mut world, [Step::Crash(2), Step::Cut(1, 3), Step::Cut(0, 3), Step::Cut(2, 3), Step::Start(3)]);
+    world.remove_member(2);
+    does(&mut world, [Step::Edit(0, "c", 5), Step::Mend(1, 3)]);
+    world.run(ms(20_000));
+    assert_eq!(paths(&world, 3), ["a", "c"], "not what nobody can say when it was made");
+    nobody_is_blamed(&world);
+    does(&mut world, [Step::Mend(0, 3)]);
+    world.run(ms(20_000));
+    assert_eq!(paths(&world, 3), ["a", "b", "c"]);
+}
+
+#[test]
+fn what_is_asked_elsewhere_is_cancelled_and_what_is_not_told_is_not_served() {
+    let mut world = silent(&[KIN, TURNED, Kin { local: LocalChanges::KeepAside, ..READER }]);
+    let key = world.nodes[1].key;
+    let replica = replica_id(RUN, world.nodes[1].agent, 1);
+    let content = world.new_content(5 * BLOCK);
+    let value = Value::File { size: content.size, root: content.root(), meta: vec![0; 8] };
+    let said = own_statement(&key, replica, b"x", vec![Dot { replica, counter: 1 }], 1, value);
+    let told = IndexEntry { holds: Some(0), ..entry(b"x", said) };
+    tells(&mut world, 1, 0, vec![own_head(&key, 1, 1, vec![FIRST])], vec![told]);
+    world.run(ms(20_000));
+    let heard = &world.nodes[1].hostile.heard;
+    assert!(heard.iter().any(|m| matches!(m, SyncMessage::GetHashes(_))), "{heard:?}");
+    assert!(heard.iter().any(|m| matches!(m, SyncMessage::Cancel(_))), "{heard:?}");
+    // A reader's own file, asked for by somebody who knows what is in it.
+    does(&mut world, [Step::Edit(2, "own", 3 * BLOCK)]);
+    world.run(ms(3000));
+    let root = world.nodes[2].fs.files().next().expect("its own").1.root();
+    let ask = GetHashes { transfer: 7, path: b"own".to_vec(), root, page: Some(0) };
+    world.send(1, 2, ask.into());
+    let file = FileRequest { transfer: 8, path: b"y".to_vec(), root, ranges: vec![(0, 1)] };
+    world.send(1, 2, Request { files: vec![file] }.into());
+    world.run(ms(3000));
+    let heard = &world.nodes[1].hostile.heard;
+    let refused = heard.iter().filter(|m| matches!(m, SyncMessage::Unavailable(_))).count();
+    assert_eq!(refused, 2, "{heard:?}");
+}
