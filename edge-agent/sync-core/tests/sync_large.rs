@@ -167,7 +167,10 @@ impl Side {
                     self.out.push_back(message);
                 }
                 // All content is somewhere on this agent.
-                Action::Stage { transfer, .. } => replica.handle_reused(now, index, transfer, &[0..1]),
+                Action::Stage { transfer, .. } => {
+                    let all = 0..1;
+                    replica.handle_reused(now, index, transfer, std::slice::from_ref(&all));
+                }
                 Action::Change { change, .. } => {
                     let outcome = Outcome::Done { stamp: stamp(change.into()), kept: None };
                     replica.handle_changed(now, index, change, outcome);
