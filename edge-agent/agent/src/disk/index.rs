@@ -49,7 +49,7 @@ pub(crate) fn index_path(
 /// are, and writes the manifest to [`super::PART`] in the folder `state`. `progress` is called now and then and stops
 /// the work by returning `false`.
 ///
-/// In memory are the names of the folders that are open, one on each level, and some 40 bytes for each file with
+/// In memory are the names of the folders that are open, one on each level, and some 80 bytes for each file with
 /// further names that were not met yet.
 ///
 /// # Errors
@@ -97,11 +97,28 @@ struct Index<'a> {
     /// Of a whole folder, if it has an index.
     known: Option<Known>,
     owners: Owners,
-    /// Files with further names that were not met yet: index of the entry and how many there may be.
-    links: HashMap<(u64, u64), (u64, u32)>,
+    /// Files with further names that were not met yet, by device and inode.
+    links: HashMap<(u64, u64), First>,
     problems: Problems,
     done: IndexProgress,
     progress: &'a mut dyn FnMut(IndexProgress) -> bool,
+}
+
+/// A file by the first of its names.
+struct First {
+    /// Index of its entry.
+    index: u64,
+    /// How many further names there may be.
+    left: u32,
+    /// Size, time of change and the inode's own time: what has the number of its inode may be another file by now.
+    stamp: (i64, [i64; 4]),
+}
+
+impl First {
+    fn stamp(stat: &Stat) -> (i64, [i64; 4]) {
+        let nanos = [stat.st_mtime_nsec, stat.st_ctime_nsec].map(|nanos| i64::try_from(nanos).unwrap_or(0));
+        (stat.st_size, [stat.st_mtime, nanos[0], stat.st_ctime, nanos[1]])
+    }
 }
 
 /// A folder that is being read: its names, from the last to the first.
@@ -237,22 +254,26 @@ impl Index<'_> {
 
     fn take_file(&mut self, path: &[u8], stat: &Stat) -> Result<(), Problem> {
         let identity = (stat.st_dev, stat.st_ino);
-        if let Entry::Occupied(mut first) = self.links.entry(identity) {
-            let (to, left) = *first.get();
-            if left > 1 {
-                first.insert((to, left - 1))
-            } else {
-                first.remove()
-            };
-            let link = ManifestEntry::new(path, 0, Mtime::default(), Kind::HardLink { to });
-            return self.write(&link).map(|_| ());
+        if let Entry::Occupied(mut found) = self.links.entry(identity) {
+            let first = found.get_mut();
+            if stat.st_nlink > 1 && First::stamp(stat) == first.stamp {
+                let to = first.index;
+                first.left -= 1;
+                if first.left == 0 {
+                    found.remove();
+                }
+                let link = ManifestEntry::new(path, 0, Mtime::default(), Kind::HardLink { to });
+                return self.write(&link).map(|_| ());
+            }
+            found.remove();
         }
         let index = self.out.entries();
         match self.file(path)? {
             Ok((entry, stat)) => {
                 let further = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX).saturating_sub(1);
                 if self.write(&entry)? && further > 0 {
-                    self.links.insert((stat.st_dev, stat.st_ino), (index, further));
+                    let first = First { index, left: further, stamp: First::stamp(&stat) };
+                    self.links.insert((stat.st_dev, stat.st_ino), first);
                 }
             }
             Err(problem) => {

@@ -622,3 +622,35 @@ fn what_the_index_knows_is_not_read_again() {
     let (changed, read) = make(known());
     assert_eq!((changed, read), (make(None).0, 7), "only what changed since the scan");
 }
+
+/// The number of an inode is given out again, and a file moves in with the name of another one: what is met later under
+/// a number that was seen is a further name only if nothing about it changed.
+#[test]
+fn a_file_that_is_not_the_same_any_more_is_no_further_name() {
+    let (src, outside, state) =
+        (tempdir().expect("room"), tempdir().expect("room"), tempdir().expect("room"));
+    let at = |name: &str| src.path().join(name);
+    fs::create_dir(at("z")).expect("room");
+    for name in ["a", "b", "m"] {
+        fs::write(at(name), name).expect("room");
+    }
+    fs::hard_link(at("a"), outside.path().join("a")).expect("linked");
+    fs::hard_link(at("b"), outside.path().join("b")).expect("linked");
+    let mut changed = false;
+    let (manifest, problems) = index_path(src.path(), state.path(), &mut |at_entry| {
+        // Both were read; `z` was not.
+        if at_entry.entries == 4 && !std::mem::replace(&mut changed, true) {
+            fs::remove_file(at("a")).expect("there");
+            fs::rename(outside.path().join("a"), at("z/a")).expect("moved");
+            fs::write(outside.path().join("b"), "longer than before").expect("written");
+            fs::rename(outside.path().join("b"), at("z/b")).expect("moved");
+        }
+        true
+    })
+    .expect("a readable source");
+    assert!(changed && problems.is_empty(), "{problems:?}");
+    for (path, size) in [(&b"z/a"[..], 1), (b"z/b", 18)] {
+        let entry = manifest.entry(find(&manifest, path).0).expect("there").clone();
+        assert_eq!(entry.kind, Kind::file(size), "{}", path.escape_ascii());
+    }
+}

@@ -18,7 +18,7 @@ use sync_core::merkle::{Hash, block_hash};
 use sync_core::weak::weak_hash;
 
 use super::Progress;
-use super::disk::{PRECISE_TIMES, attributes, file_type, open_file};
+use super::disk::{COARSE_TIMES, PRECISE_TIMES, attributes, file_type, open_file};
 use super::effort::{Effort, Pace};
 use super::root::RootHash;
 use crate::limits::{BLOCKS_PER_ROW, PIECES_WAITING, READ_TRIES};
@@ -190,12 +190,14 @@ fn hash_once(
     if file_type(&before) != FileType::RegularFile {
         return Err(Failure::Kind);
     }
-    if job.granularity <= PRECISE_TIMES && !settled(&before, job.granularity) {
+    let mut granularity = granularity_of(&before, job.granularity);
+    if granularity <= PRECISE_TIMES && !settled(&before, granularity) {
         // Cheaper than reading it again later.
-        std::thread::sleep(job.granularity);
+        std::thread::sleep(granularity);
         before = fs::fstat(&file)?;
+        granularity = granularity_of(&before, granularity);
     }
-    let settled = settled(&before, job.granularity);
+    let settled = settled(&before, granularity);
     let size = before.st_size as u64;
     let large = size >= LARGE;
     if size > READ as u64 {
@@ -288,6 +290,12 @@ fn send(tell: &SyncSender<Told>, told: Told) -> std::result::Result<(), Failure>
     tell.send(told).map_err(|_| Failure::Stopped)
 }
 
+/// What a file's own times can tell apart, where those of its file system can tell so much: ext2, ext3 and ext4 with small
+/// inodes keep whole seconds, and nothing else says so.
+fn granularity_of(stat: &Stat, of_file_system: Duration) -> Duration {
+    if stat.st_ctime_nsec == 0 { of_file_system.max(COARSE_TIMES) } else { of_file_system }
+}
+
 /// Whether a change from now on shows in the times of the file: they are so far from now that it would
 /// get others. Times in the future (the clock was set back) are far from now too.
 fn settled(stat: &Stat, granularity: Duration) -> bool {
@@ -335,4 +343,27 @@ fn read_at(file: &OwnedFd, buffer: &mut [u8], at: u64, large: bool, shared: &Sha
         let _ = fs::fadvise(file, at, Some(count), Advice::DontNeed);
     }
     Ok(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ext4 with small inodes has the magic number of all ext4 and times of whole seconds: a file that was hashed 150 ms
+    /// after it was written may be written again without other times.
+    #[test]
+    fn times_of_whole_seconds_are_not_taken_for_fine_ones() {
+        let file = tempfile::tempfile().expect("room");
+        let mut stat = fs::fstat(&file).expect("there");
+        let now = Time::now();
+        (stat.st_ctime, stat.st_mtime) = (now.seconds - 1, now.seconds - 1);
+        (stat.st_ctime_nsec, stat.st_mtime_nsec) = (0, 0);
+        assert!(!settled(&stat, granularity_of(&stat, PRECISE_TIMES)));
+        (stat.st_ctime, stat.st_mtime) = (now.seconds - 4, now.seconds - 4);
+        assert!(settled(&stat, granularity_of(&stat, PRECISE_TIMES)));
+        // A user may set a time of whole seconds on any file system; the inode's own says what that can do.
+        stat.st_ctime_nsec = 5;
+        assert_eq!(granularity_of(&stat, PRECISE_TIMES), PRECISE_TIMES);
+        assert_eq!(granularity_of(&stat, COARSE_TIMES), COARSE_TIMES);
+    }
 }

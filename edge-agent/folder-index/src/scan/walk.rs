@@ -345,6 +345,9 @@ impl Scan<'_> {
         let path = join(&self.path, name);
         // What agents keep in their folders is no content, be this one or one below it a destination too, or have an archive.
         if name == STAGING_FOLDER {
+            if old.is_some() {
+                tables.mark_gone(Gone::Ignored, frame.id, name)?;
+            }
             return Ok(false);
         }
         self.progress.entries.fetch_add(1, Ordering::Relaxed);

@@ -36,12 +36,13 @@ pub fn check_path(path: &[u8]) -> Result<(), EntryRule> {
     if path.len() > PATH_LEN_MAX {
         return Err(EntryRule::BadName);
     }
-    for (i, name) in path.split(|&b| b == b'/').enumerate() {
+    for name in path.split(|&b| b == b'/') {
         if name.is_empty() || name == b"." || name == b".." || name.contains(&0) || name.len() > NAME_LEN_MAX
         {
             return Err(EntryRule::BadName);
         }
-        if i == 0 && name.eq_ignore_ascii_case(STAGING_FOLDER) {
+        // At any depth: what is below may be another job's folder, with a staging folder and an archive.
+        if name.eq_ignore_ascii_case(STAGING_FOLDER) {
             return Err(EntryRule::ReservedName);
         }
     }
