@@ -16,6 +16,9 @@ use sync_core::manifest::Mtime;
 /// Folders on the way to the one walked to last that are kept open: entries come sorted, so the next one is near.
 const LEVELS_KEPT: usize = 32;
 
+/// A file that is made and removed to see whose it is.
+const PROBE: &str = "probe";
+
 /// An opened folder with the folders on the way that was walked last.
 pub(crate) struct Folder {
     root: Arc<OwnedFd>,
@@ -110,6 +113,19 @@ impl Folder {
     /// Makes sure a folder that can be written to is at `path`; true if it is new and nothing is in it. A file or
     /// symlink in its place is replaced: the manifest says that a folder belongs there.
     pub(crate) fn make_folder(&self, path: &[u8]) -> Result<bool> {
+        match self.make_free_folder(path) {
+            Err(Errno::NOTDIR) if !path.is_empty() => {
+                let (parent, name) = self.parent(path)?;
+                fs::unlinkat(&parent, name, AtFlags::empty())?;
+                self.forget();
+                fs::mkdirat(&parent, name, Mode::RWXU).map(|()| true)
+            }
+            made => made,
+        }
+    }
+
+    /// The same, but `NOTDIR` if something else is in its place.
+    pub(crate) fn make_free_folder(&self, path: &[u8]) -> Result<bool> {
         if path.is_empty() {
             return Ok(false);
         }
@@ -120,15 +136,41 @@ impl Folder {
         }
         let stat = fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if file_type(&stat) != FileType::Directory {
-            fs::unlinkat(&parent, name, AtFlags::empty())?;
-            self.forget();
-            return fs::mkdirat(&parent, name, Mode::RWXU).map(|()| true);
+            return Err(Errno::NOTDIR);
         }
         let mode = Mode::from_raw_mode(stat.st_mode);
         if !mode.contains(Mode::RWXU) {
             fs::chmodat(&parent, name, mode | Mode::RWXU, AtFlags::empty())?;
         }
         Ok(false)
+    }
+
+    /// Makes sure that a folder is at `path` in which nobody else may make or rename anything. One that somebody else
+    /// made, or opened to others, becomes ours if we may take it.
+    ///
+    /// # Errors
+    /// Whatever the system says; `PERM` if it cannot be made ours.
+    pub(crate) fn make_private(&self, path: &[u8]) -> Result<Arc<OwnedFd>> {
+        self.make_folder(path)?;
+        let folder = self.walk(path)?;
+        let stat = fs::fstat(&folder)?;
+        let is_open = |stat: &Stat| stat.st_mode & 0o022 != 0;
+        if stat.st_uid == rustix::process::geteuid().as_raw() && !is_open(&stat) {
+            return Ok(folder);
+        }
+        // Some file systems know no owners or modes: what we make there is no more ours than this.
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let _ = fs::unlinkat(&folder, PROBE, AtFlags::empty());
+        let made = fs::fstat(fs::openat(&folder, PROBE, flags, Mode::RUSR | Mode::WUSR)?)?;
+        fs::unlinkat(&folder, PROBE, AtFlags::empty())?;
+        if stat.st_uid != made.st_uid {
+            let owner = Some(rustix::process::geteuid());
+            fs::fchown(&folder, owner, None).map_err(|_| Errno::PERM)?;
+        }
+        if is_open(&stat) && !is_open(&made) {
+            fs::fchmod(&folder, Mode::RWXU).map_err(|_| Errno::PERM)?;
+        }
+        Ok(folder)
     }
 
     /// Removes what is at `path` so that a file or symlink can take its place. A folder goes only if

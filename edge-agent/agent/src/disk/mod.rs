@@ -53,6 +53,11 @@ impl Problems {
         }
     }
 
+    /// Whether there is such a one among those that were kept.
+    pub(crate) fn any(&self, is: impl Fn(&Problem) -> bool) -> bool {
+        self.kept.iter().any(is)
+    }
+
     /// Those that were kept, and one that says how many more there were.
     pub(crate) fn into_vec(mut self) -> Vec<Problem> {
         if self.more > 0

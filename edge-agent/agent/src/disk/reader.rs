@@ -79,7 +79,7 @@ impl BlockReader {
 
     /// A content block, whole and verified.
     pub(crate) fn read(&self, index: u64) -> Result<Arc<[u8]>, ReadError> {
-        if let Some(block) = lock(&self.blocks).get(index) {
+        if let Some(block) = self.kept(index) {
             return Ok(block);
         }
         let info = self.manifest.block(index).map_err(ReadError::Io)?.ok_or(ReadError::NotHere)?;
@@ -98,6 +98,11 @@ impl BlockReader {
         };
         self.keep(index, block.clone());
         Ok(block)
+    }
+
+    /// A block that is in memory.
+    pub(super) fn kept(&self, index: u64) -> Option<Arc<[u8]>> {
+        lock(&self.blocks).get(index)
     }
 
     /// Keeps a block that was just verified, since others will ask for it soon.

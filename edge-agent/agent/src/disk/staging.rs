@@ -1,10 +1,12 @@
 //! A destination's disk: blocks are kept in `.flotilla/<run>/<entry number>` inside the destination
-//! folder until a file is whole, then the file is renamed into place.
+//! folder until a file is whole and on the disk for good, then the file is renamed into place (`staging/naming.rs`).
 //!
 //! A block counts only after it matched its hash. After a restart every block that the journal or the
 //! disk claims is read and checked again, so nothing is trusted that power loss could have damaged.
 
 mod arrivals;
+mod finalize;
+mod naming;
 mod reuse;
 #[cfg(test)]
 mod tests;
@@ -16,16 +18,17 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard};
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass, RunId};
-use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use sync_core::BlockMap;
 use sync_core::manifest::{Entry, Kind, STAGING_FOLDER};
 use sync_core::merkle::{Hash, block_hash};
 
+use self::naming::{DOUBTFUL, Waiting};
 use super::folder::{Folder, file_type};
 use super::journal::Journal;
 use super::manifest::{BlockInfo, EntryRef, ManifestFile};
@@ -38,6 +41,15 @@ const FILES_OPEN: usize = 128;
 
 /// Names of a folder that is emptied, held at a time.
 const NAMES_HELD: usize = 1024;
+
+/// Blocks of one file that are looked at before it is asked whether to go on.
+const LOOKED_AT_ONCE: u64 = 128;
+
+/// Copied blocks that are noted at once.
+const NOTED_AT_ONCE: usize = 1024;
+
+/// Copies into one file that are begun only where there is room for them.
+const COPIED_BLINDLY: u64 = 64 << 20;
 
 /// The name in the staging folder under which links are made before they are renamed into place.
 const LINK_NAME: &[u8] = b"link";
@@ -86,7 +98,28 @@ pub(crate) struct Staging {
     staging: Arc<OwnedFd>,
     /// Entries that have an unfinished file from an earlier life.
     partial: BlockMap,
+    /// The agent's folder for this run.
+    state: PathBuf,
     inner: Mutex<Inner>,
+    /// Rung when something waits to be written down.
+    bell: Condvar,
+    /// Held by who gives names.
+    naming: Mutex<()>,
+    /// What the next `syncfs` says.
+    #[cfg(test)]
+    failing_sync: Mutex<Option<Errno>>,
+}
+
+/// What an unfinished file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// To read, if its mode lets us.
+    Peek,
+    /// To read, whatever its mode becomes by that.
+    Read,
+    Write,
+    /// To write; it may have to be made.
+    Create,
 }
 
 struct Inner {
@@ -100,7 +133,13 @@ struct Inner {
     given_up: BlockMap,
     /// Bytes of blocks that are wanted and not here.
     missing: u64,
-    files: HashMap<u64, Arc<File>>,
+    /// Unfinished files that are open; whether they can be written to.
+    files: HashMap<u64, (Arc<File>, bool)>,
+    waiting: Waiting,
+    /// The system could not write something down: what waits for its name is read again first.
+    doubtful: bool,
+    /// Files whose content went that way.
+    lost: Problems,
 }
 
 impl Staging {
@@ -129,11 +168,10 @@ impl Staging {
             fresh.made(b"");
         }
         let staging_path = [STAGING_FOLDER, b"/", run.to_string().as_bytes()].concat();
-        for path in [STAGING_FOLDER, &staging_path] {
-            folder.make_folder(path).map_err(|e| problem(e, path, "making the staging folder"))?;
-        }
-        let unusable = |e| problem(e, &staging_path, "opening the staging folder");
-        let opened = folder.walk(&staging_path).map_err(unusable)?;
+        let unusable =
+            |e| problem(e, &staging_path, "making the staging folder, which must be the agent's own");
+        folder.make_private(STAGING_FOLDER).map_err(unusable)?;
+        let opened = folder.make_private(&staging_path).map_err(unusable)?;
         let partial = partials(opened.as_fd(), manifest.entries()).map_err(unusable)?;
         let (entries, blocks) = (manifest.entries(), manifest.blocks());
         let (mut fetched, mut copied) = (BlockMap::new(blocks), BlockMap::new(blocks));
@@ -149,6 +187,11 @@ impl Staging {
             staging_path,
             staging: opened,
             partial,
+            state: state.to_owned(),
+            bell: Condvar::new(),
+            naming: Mutex::new(()),
+            #[cfg(test)]
+            failing_sync: Mutex::default(),
             inner: Mutex::new(Inner {
                 journal,
                 copied: copies,
@@ -157,6 +200,9 @@ impl Staging {
                 given_up: BlockMap::new(entries),
                 missing: manifest.bytes(),
                 files: HashMap::new(),
+                waiting: Waiting::default(),
+                doubtful: state.join(DOUBTFUL).exists(),
+                lost: Problems::default(),
             }),
             manifest,
         };
@@ -170,10 +216,11 @@ impl Staging {
             for (entry, e) in page.entries() {
                 let range = page.blocks_of_entry(entry);
                 let noted = (&mut fetched, &copied);
-                match staging.recover(entry, e, range.clone(), noted, &mut shared, &mut fresh) {
-                    Ok(found) => {
-                        reused += found.iter().filter(|&&block| !fetched.contains(block)).count() as u64;
-                    }
+                if !go_on() {
+                    break;
+                }
+                match staging.recover(entry, e, range.clone(), noted, &mut shared, &mut fresh, go_on) {
+                    Ok(found) => reused += found,
                     Err(full) if full.class == ProblemClass::DiskFull => return Err(full),
                     Err(problem) => {
                         problems.push(problem);
@@ -184,6 +231,7 @@ impl Staging {
             }
         }
         reused += staging.reuse(others, go_on)?;
+        staging.name_waiting(&mut |problem| tracing::warn!("not in place yet: {}", problem.detail));
         let inner = staging.lock();
         let (verified, bytes) = (inner.have.clone(), staging.manifest.bytes() - inner.missing);
         drop(inner);
@@ -193,6 +241,9 @@ impl Staging {
     /// Looks for an entry's blocks on disk: the finished file, else the unfinished one, else an
     /// older file of the same name, whose matching blocks are copied. `shared` are files with further names that are
     /// in place as another entry.
+    ///
+    /// Gives the number of blocks that were found and not fetched. If it is not to go on, what was found does not count.
+    #[expect(clippy::too_many_arguments, reason = "what one look at everything carries from entry to entry")]
     fn recover(
         &self,
         entry: u64,
@@ -201,19 +252,22 @@ impl Staging {
         (fetched, copied): (&mut BlockMap, &BlockMap),
         shared: &mut HashSet<(u64, u64)>,
         fresh: &mut Fresh,
-    ) -> Result<Vec<u64>, Problem> {
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<u64, Problem> {
         let Kind::File { size, .. } = e.kind else {
             if e.is_folder() {
-                let made = self.folder().make_folder(&e.path);
-                if made.map_err(|err| problem(err, &e.path, "making the folder"))? {
-                    fresh.made(&e.path);
+                match self.folder().make_free_folder(&e.path) {
+                    Ok(true) => fresh.made(&e.path),
+                    // What lies where a folder belongs stays until something is there to be put into that.
+                    Ok(false) | Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => {}
+                    Err(err) => return Err(problem(err, &e.path, "making the folder")),
                 }
             }
-            return Ok(Vec::new());
+            return Ok(0);
         };
         let existing = if fresh.holds(&e.path) { None } else { self.folder().open_file(&e.path).ok() };
         let existing_len = existing.as_ref().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len());
-        let partial = match self.partial.contains(entry).then(|| self.open_partial(entry, false)) {
+        let partial = match self.partial.contains(entry).then(|| self.open_partial(entry, Access::Read)) {
             None | Some(Err(Errno::NOENT)) => None,
             Some(Ok(file)) => Some(file),
             // Nothing that we made.
@@ -222,23 +276,31 @@ impl Staging {
                 None
             }
         };
-        let (mut found, mut unnoted) = (Vec::new(), Vec::new());
+        // Blocks that are in the unfinished file, and those that are elsewhere; counted from the file's first.
+        let count = range.end - range.start;
+        let (mut staged, mut elsewhere, mut to_copy) = (BlockMap::new(count), BlockMap::new(count), 0);
         let mut only_existing = existing_len == size && existing.as_ref().is_some_and(|f| holes_fit(f, e));
-        for block in range.clone() {
-            let info = self.block(block)?;
-            let staged = partial.as_ref().is_some_and(|f| read_block(f, &info).is_ok());
+        for nth in 0..count {
+            if nth % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1 && !go_on() {
+                return Ok(0);
+            }
+            let info = self.block(range.start + nth)?;
             let here = match &existing {
                 Some(file) if info.offset < existing_len => read_block(file, &info).is_ok(),
                 _ => false,
             };
             only_existing &= here;
-            if staged || here || is_zeros(&info) {
-                found.push(block);
-            }
-            if staged && !fetched.contains(block) && !copied.contains(block) {
-                unnoted.push(block);
+            if partial.as_ref().is_some_and(|f| read_block(f, &info).is_ok()) {
+                staged.insert(nth);
+            } else if here || is_zeros(&info) {
+                elsewhere.insert(nth);
+                to_copy += u64::from(info.len);
             }
         }
+        let in_run = |nth: u64| range.start + nth;
+        let reused = |found: &BlockMap, fetched: &BlockMap| {
+            found.ranges().flatten().filter(|&nth| !fetched.contains(in_run(nth))).count() as u64
+        };
         if only_existing
             && let Some(stat) = existing.as_ref().and_then(|f| fs::fstat(f).ok())
             && stat.st_nlink > 1
@@ -247,24 +309,36 @@ impl Staging {
             // are two files at the source must not be one here.
             only_existing = self.restorer.fits(&stat, e) && shared.insert((stat.st_dev, stat.st_ino));
         }
-        if only_existing {
+        if let Some(file) = existing.as_ref().filter(|_| only_existing) {
             // Whole already: only its metadata are set again.
-            let restored = self.folder().open_file(&e.path).and_then(|file| self.restorer.restore(&file, e));
+            let restored = self.restorer.restore(file, e);
             restored.map_err(|err| problem(err, &e.path, "restoring the file's metadata"))?;
             self.remove_partial(entry);
-            self.found(entry, &found, true)?;
-            return Ok(found);
+            self.found(range.clone())?;
+            self.lock().placed.insert(entry);
+            return Ok(reused(&BlockMap::full(count), fetched));
         }
         // Written before a kill, which came before they were noted.
-        let noting = self.lock().journal.push_all(unnoted.iter().copied());
-        noting.map_err(|err| cannot_note(&err))?;
-        unnoted.iter().for_each(|&block| _ = fetched.insert(block));
-        let mut copies = Vec::new();
-        for &block in &found {
-            let info = self.block(block)?;
-            if partial.as_ref().is_some_and(|f| read_block(f, &info).is_ok()) {
-                continue;
+        let mut unnoted = staged.ranges().flatten().map(in_run).filter(|block| !copied.contains(*block));
+        loop {
+            let is_new = |block: &u64| !fetched.contains(*block);
+            let some: Vec<u64> = unnoted.by_ref().filter(is_new).take(NOTED_AT_ONCE).collect();
+            if some.is_empty() {
+                break;
             }
+            let noting = self.lock().journal.push_all(some.iter().copied());
+            noting.map_err(|err| cannot_note(&err))?;
+            some.iter().for_each(|&block| _ = fetched.insert(block));
+        }
+        if to_copy > COPIED_BLINDLY && self.room() < to_copy {
+            return Err(problem(Errno::NOSPC, &e.path, "copying what is here already"));
+        }
+        let mut copies = Vec::new();
+        for nth in elsewhere.ranges().flatten() {
+            if nth % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1 && !go_on() {
+                return self.note_copies(&copies).map(|()| 0);
+            }
+            let info = self.block(in_run(nth))?;
             let data = match &existing {
                 _ if is_zeros(&info) => vec![0; info.len as usize].into(),
                 Some(file) => read_block(file, &info).map_err(|_| changed(e))?,
@@ -272,14 +346,18 @@ impl Staging {
             };
             self.write_at(entry, e, info.offset, &data)
                 .map_err(|err| problem(err, &e.path, "copying what is here already"))?;
-            copies.push(block);
+            copies.push(in_run(nth));
+            if copies.len() >= NOTED_AT_ONCE {
+                self.note_copies(&copies)?;
+                copies.clear();
+            }
         }
         self.note_copies(&copies)?;
-        self.found(entry, &found, false)?;
-        if found.len() as u64 == range.end - range.start {
-            self.place(entry, e).map_err(|err| problem(err, &e.path, "putting the file in place"))?;
+        self.found(staged.ranges().chain(elsewhere.ranges()).flatten().map(in_run))?;
+        if staged.count() + elsewhere.count() == count {
+            self.wait_for_name(entry, e).map_err(|err| problem(err, &e.path, "putting the file in place"))?;
         }
-        Ok(found)
+        Ok(reused(&staged, fetched) + reused(&elsewhere, fetched))
     }
 
     fn note_copies(&self, blocks: &[u64]) -> Result<(), Problem> {
@@ -287,17 +365,15 @@ impl Staging {
         noting.map_err(|err| cannot_note(&err))
     }
 
-    /// Notes that blocks of an entry are here.
-    fn found(&self, entry: u64, blocks: &[u64], in_place: bool) -> Result<(), Problem> {
-        for &block in blocks {
-            let len = self.block(block)?.len;
+    /// Notes that blocks are here.
+    fn found(&self, blocks: impl IntoIterator<Item = u64>) -> Result<(), Problem> {
+        for block in blocks {
+            let place = self.manifest.place(block).map_err(unreadable)?;
+            let len = place.ok_or(Errno::NOENT).map_err(unreadable)?.len;
             let mut inner = self.lock();
             if inner.have.insert(block) {
-                inner.missing -= u64::from(len);
+                inner.missing = inner.missing.saturating_sub(u64::from(len));
             }
-        }
-        if in_place {
-            self.lock().placed.insert(entry);
         }
         Ok(())
     }
@@ -329,16 +405,15 @@ impl Staging {
     /// # Errors
     /// If it is not here, was changed on disk, or cannot be read.
     pub(crate) fn read(&self, index: u64) -> Result<Arc<[u8]>, ReadError> {
+        if !self.lock().have.contains(index) {
+            return Err(ReadError::NotHere);
+        }
+        if let Some(block) = self.placed.kept(index) {
+            return Ok(block);
+        }
         let info = self.manifest.block(index).map_err(ReadError::Io)?.ok_or(ReadError::NotHere)?;
-        let staged = {
-            let inner = self.lock();
-            if !inner.have.contains(index) {
-                return Err(ReadError::NotHere);
-            }
-            !inner.placed.contains(info.entry)
-        };
-        if staged {
-            let file = self.open_partial(info.entry, false).map_err(ReadError::Io);
+        if !self.lock().placed.contains(info.entry) {
+            let file = self.open_partial(info.entry, Access::Peek).map_err(ReadError::Io);
             // Between the look and the read the file may have been put in place.
             if let Ok(block) = file.and_then(|file| read_block(&file, &info)) {
                 return Ok(block);
@@ -355,189 +430,17 @@ impl Staging {
     /// How many bytes the file system lacks for what is still missing; `None` if there is room.
     pub(crate) fn shortfall(&self) -> Option<u64> {
         let needed = self.lock().missing;
-        let room = fs::fstatvfs(self.folder().root()).map_or(u64::MAX, |v| v.f_bavail * v.f_frsize);
-        needed.checked_sub(room).filter(|&short| short > 0)
+        needed.checked_sub(self.room()).filter(|&short| short > 0)
     }
 
-    /// Puts everything in place that is whole: files left over, links, then modes and times of
-    /// folders from the deepest up, and removes the staging folder. Then everything is on the disk
-    /// for good (`syncfs`).
-    ///
-    /// Gives the problems of single entries; files of which blocks are missing are not touched and
-    /// are not among them.
-    pub(crate) fn finalize(&self) -> Vec<Problem> {
-        let mut problems = Problems::default();
-        let doing = "putting the entry in place";
-        self.each_entry(false, &mut problems, doing, |entry, e, blocks| match &e.kind {
-            Kind::File { .. } if self.is_whole_but_not_placed(entry, blocks) => self.place(entry, e),
-            Kind::File { .. } | Kind::Folder => Ok(()),
-            Kind::Symlink { target } => self.place_link(e, target),
-            Kind::HardLink { to } => self.place_hard_link(e, *to),
-        });
-        self.remove_staging();
-        let doing = "restoring the folder's metadata";
-        self.each_entry(true, &mut problems, doing, |_, e, _| match e.kind {
-            Kind::Folder => self.restorer.restore(self.folder().walk(&e.path)?, e),
-            _ => Ok(()),
-        });
-        self.restorer.problems().into_iter().for_each(|problem| problems.push(problem));
-        if let Err(err) = fs::syncfs(self.folder().root()) {
-            problems.push(problem(err, b"", "writing everything to the disk"));
-        }
-        problems.into_vec()
-    }
-
-    /// Does something with every entry, from the first to the last or backwards.
-    fn each_entry(
-        &self,
-        backwards: bool,
-        problems: &mut Problems,
-        doing: &str,
-        act: impl Fn(u64, &Entry, Range<u64>) -> rustix::io::Result<()>,
-    ) {
-        let pages = self.manifest.pages();
-        for nth in 0..pages {
-            let index = if backwards { pages - 1 - nth } else { nth };
-            let page = match self.manifest.page(index) {
-                Ok(page) => page,
-                Err(err) => {
-                    problems.push(unreadable(err));
-                    continue;
-                }
-            };
-            let mut one = |(entry, e): (u64, &Entry)| {
-                if let Err(err) = act(entry, e, page.blocks_of_entry(entry)) {
-                    problems.push(problem(err, &e.path, doing));
-                }
-            };
-            if backwards {
-                page.entries().rev().for_each(&mut one)
-            } else {
-                page.entries().for_each(&mut one)
-            }
-        }
-    }
-
-    /// Removes unfinished files: after the run was stopped for good.
-    pub(crate) fn remove_staging(&self) {
-        self.lock().files.clear();
-        self.folder().forget();
-        match self.try_remove_staging() {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => tracing::warn!(%error, "cannot remove the staging folder"),
-        }
-        self.folder().forget();
-        // Other runs may be using theirs.
-        let _ = fs::unlinkat(self.folder().root(), STAGING_FOLDER, AtFlags::REMOVEDIR);
-    }
-
-    /// Gets there name by name as everything else does: whoever may write to the destination must not
-    /// have us remove something elsewhere by laying a symlink.
-    fn try_remove_staging(&self) -> rustix::io::Result<()> {
-        let staging = &self.staging;
-        loop {
-            let mut names = Vec::new();
-            for item in Dir::read_from(staging)? {
-                let item = item?;
-                if item.file_name() != c"." && item.file_name() != c".." {
-                    names.push(item.file_name().to_owned());
-                }
-                if names.len() >= NAMES_HELD {
-                    break;
-                }
-            }
-            if names.is_empty() {
-                break;
-            }
-            for name in names {
-                fs::unlinkat(staging, name, AtFlags::empty())?;
-            }
-        }
-        let (parent, name) = self.folder().parent(&self.staging_path)?;
-        fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)
-    }
-
-    fn is_whole_but_not_placed(&self, entry: u64, blocks: Range<u64>) -> bool {
-        let inner = self.lock();
-        !inner.placed.contains(entry) && !inner.given_up.contains(entry) && inner.has_all(blocks)
-    }
-
-    /// Sets the metadata of an unfinished file and renames it to its name.
-    fn place(&self, entry: u64, e: &Entry) -> rustix::io::Result<()> {
-        // One with content that is gone, whoever removed it, is not to be taken for one of zeros.
-        let file = self.open_partial(entry, e.kind.blocks() == 0)?;
-        fs::ftruncate(&file, e.kind.size())?;
-        self.restorer.restore(&file, e)?;
-        self.give_name(entry, e)
-    }
-
-    /// Renames an unfinished file to its name, in place of what is there.
-    fn give_name(&self, entry: u64, e: &Entry) -> rustix::io::Result<()> {
-        let partial = partial_name(entry);
-        let rename = || {
-            let (parent, name) = self.folder().parent(&e.path)?;
-            fs::renameat(&self.staging, partial.as_bytes(), &parent, name)
-        };
-        match rename() {
-            Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
-                self.folder().clear_folder_at(&e.path)?;
-                rename()?;
-            }
-            done => done?,
-        }
-        let mut inner = self.lock();
-        inner.files.remove(&entry);
-        inner.placed.insert(entry);
-        Ok(())
-    }
-
-    fn place_link(&self, e: &Entry, target: &[u8]) -> rustix::io::Result<()> {
-        let (parent, name) = self.folder().parent(&e.path)?;
-        let same = fs::readlinkat(&parent, name, Vec::new()).is_ok_and(|there| there.as_bytes() == target);
-        if !same {
-            self.folder().clear_folder_at(&e.path)?;
-            // Made under another name and renamed, so that the old entry is there until the new one is.
-            let staging = self.free_link_name()?;
-            fs::symlinkat(target, staging, LINK_NAME)?;
-            fs::renameat(staging, LINK_NAME, &parent, name)?;
-        }
-        self.restorer.restore_link(&parent, name, e)
-    }
-
-    /// Makes an entry another name of a file, if that is in place. If not, that was told.
-    fn place_hard_link(&self, e: &Entry, to: u64) -> rustix::io::Result<()> {
-        if !self.lock().placed.contains(to) {
-            return Ok(());
-        }
-        let file = self.manifest.entry(to)?;
-        let is_same = |a: &Stat, b: &Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
-        let stat = self.folder().stat(&file.path)?;
-        if file_type(&stat) != FileType::RegularFile {
-            return Err(Errno::INVAL);
-        }
-        // Renaming one name of a file to another one does nothing at all.
-        if self.folder().stat(&e.path).is_ok_and(|there| is_same(&there, &stat)) {
-            return Ok(());
-        }
-        self.folder().clear_folder_at(&e.path)?;
-        let staging = self.free_link_name()?;
-        let (parent, name) = self.folder().parent(&file.path)?;
-        fs::linkat(&parent, name, staging, LINK_NAME, AtFlags::empty())?;
-        let (parent, name) = self.folder().parent(&e.path)?;
-        fs::renameat(staging, LINK_NAME, &parent, name)
-    }
-
-    /// The staging folder, with nothing under [`LINK_NAME`].
-    fn free_link_name(&self) -> rustix::io::Result<&OwnedFd> {
-        match fs::unlinkat(&self.staging, LINK_NAME, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(&self.staging),
-            Err(e) => Err(e),
-        }
+    /// Bytes that there is room for.
+    fn room(&self) -> u64 {
+        fs::fstatvfs(self.folder().root()).map_or(u64::MAX, |v| v.f_bavail.saturating_mul(v.f_frsize))
     }
 
     /// Writes what is data of a block, and leaves its holes.
     fn write_at(&self, entry: u64, e: &Entry, offset: u64, data: &[u8]) -> rustix::io::Result<()> {
-        let file = self.open_partial(entry, true)?;
+        let file = self.open_partial(entry, Access::Create)?;
         for part in e.kind.data_in(offset..offset + data.len() as u64) {
             let bytes = &data[(part.start - offset) as usize..(part.end - offset) as usize];
             file.write_all_at(bytes, part.start)
@@ -551,16 +454,31 @@ impl Staging {
     }
 
     /// The unfinished file of an entry.
-    fn open_partial(&self, entry: u64, create: bool) -> rustix::io::Result<Arc<File>> {
-        if let Some(file) = self.lock().files.get(&entry) {
+    fn open_partial(&self, entry: u64, access: Access) -> rustix::io::Result<Arc<File>> {
+        let writes = matches!(access, Access::Write | Access::Create);
+        if let Some((file, _)) = self.lock().files.get(&entry).filter(|(_, writable)| *writable || !writes) {
             return Ok(file.clone());
         }
-        let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if create {
+        let name = partial_name(entry);
+        let mut flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        flags |= if writes { OFlags::RDWR } else { OFlags::RDONLY };
+        if access == Access::Create {
             flags |= OFlags::CREATE;
         }
-        let fd =
-            fs::openat(self.staging.as_fd(), partial_name(entry).as_bytes(), flags, Mode::RUSR | Mode::WUSR)?;
+        let open = || fs::openat(self.staging.as_fd(), name.as_bytes(), flags, Mode::RUSR | Mode::WUSR);
+        let fd = match open() {
+            // It had its metadata already, and nobody may write to it, or read it.
+            Err(Errno::ACCESS) if access != Access::Peek => {
+                let stat = fs::statat(&self.staging, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW)?;
+                if file_type(&stat) != FileType::RegularFile || stat.st_nlink != 1 {
+                    return Err(Errno::INVAL);
+                }
+                let mode = Mode::from_raw_mode(stat.st_mode) | Mode::RUSR | Mode::WUSR;
+                fs::chmodat(&self.staging, name.as_bytes(), mode, AtFlags::empty())?;
+                open()?
+            }
+            opened => opened?,
+        };
         let stat = fs::fstat(&fd)?;
         // One with another name is somebody else's file, laid here to be written to.
         if file_type(&stat) != FileType::RegularFile || stat.st_nlink != 1 {
@@ -574,7 +492,7 @@ impl Staging {
         {
             inner.files.remove(&victim);
         }
-        inner.files.insert(entry, file.clone());
+        inner.files.insert(entry, (file.clone(), writes));
         Ok(file)
     }
 

@@ -70,6 +70,11 @@ pub(super) const DISK_RETRY: Duration = Duration::from_secs(3);
 /// Problems of one run that are reported; the rest is counted in the log.
 pub(super) const PROBLEMS_REPORTED: usize = 1000;
 
+/// A destination whose disk was full before all was looked at is looked at again after so many times as long as that
+/// took, and at the latest after this.
+pub(super) const LOOK_AGAIN: u32 = 10;
+pub(super) const LOOK_AGAIN_MAX: Duration = Duration::from_secs(300);
+
 /// How often figures are written down: what a kill may cost of them.
 pub(super) const RECORD_INTERVAL: Duration = Duration::from_secs(2);
 

@@ -146,7 +146,7 @@ impl RunManager {
         let key = SigningKey::from_bytes(&deps.seed);
         let root_key = deps.trust.borrow().root_key;
         let relay_context = ContextId(agent_proto::relay::context(&root_key));
-        let members = Members::new(deps.trust, deps.clock, relay_context);
+        let members = Members::new(deps.trust, deps.clock.clone(), relay_context);
         let judge = members.clone();
         let identity = identity(&key, &deps.credential.borrow())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the credential is too long"))?;
@@ -194,6 +194,7 @@ impl RunManager {
             endpoint,
             members,
             reporter: deps.reporter,
+            clock: deps.clock,
             known: KnownFolders::new(&deps.data_dir, deps.share_between_jobs),
             data: deps.data_dir,
             storage: deps.storage_path,

@@ -42,6 +42,7 @@ use super::members::Members;
 use super::neighbourhood::Neighbourhood;
 use super::record::{Record, RunFolder};
 use super::work::{Indexing, Workers, place};
+use crate::clock::FleetClock;
 use crate::discovery::{Discovery, Found};
 use crate::known::KnownFolders;
 use crate::relay::Relays;
@@ -62,6 +63,7 @@ pub(super) struct Host {
     pub(super) limiter: Option<Arc<Limiter>>,
     pub(super) corrupt: bool,
     pub(super) known: KnownFolders,
+    pub(super) clock: Arc<FleetClock>,
     /// Where this agent is, as its owner says.
     pub(super) site: Option<String>,
     pub(super) data: PathBuf,
@@ -122,6 +124,8 @@ pub(super) struct Task {
     busy: bool,
     /// The disk is full; when to look again.
     full: Option<Instant>,
+    /// When it began to look for what is there already.
+    looking_since: Instant,
     incomplete: bool,
     epoch: Instant,
     ticks: Ticks,
@@ -184,6 +188,7 @@ impl Task {
             indexing: Arc::default(),
             busy: false,
             full: None,
+            looking_since: now,
             incomplete: false,
             epoch: now,
             ticks: Ticks { next: now, record: now + RECORD_INTERVAL, telemetry: now, rtt: now },

@@ -77,15 +77,18 @@ fn refresh(catalog: &Catalog, path: &Path, progress: &Indexing) -> Option<Known>
     })
 }
 
-/// Indexes a source, or takes up what was indexed before.
+/// Indexes a source, or takes up what was indexed before. `signed`: a manifest of this run was told of before, and no
+/// other one may be.
 pub(super) fn index(
     path: &Path,
     folder: &RunFolder,
     run: RunId,
     key: &SigningKey,
     catalog: Option<&Catalog>,
+    signed: bool,
     progress: &Indexing,
 ) -> Result<Indexed, Problem> {
+    let was_signed = signed;
     let public = key.verifying_key().to_bytes();
     let source = AgentId::of_key(&public);
     let open = |manifest: &Arc<ManifestFile>| {
@@ -109,6 +112,12 @@ pub(super) fn index(
             Err(HeadError::Version(version)) => return Err(other_release(version)),
             Err(HeadError::Bad) => {}
         }
+    }
+    if was_signed {
+        // Another one would contradict what destinations may have confirmed already.
+        let detail =
+            "the manifest that this agent signed for the run is damaged or gone: start the job again";
+        return Err(problem(ProblemClass::BadManifest, detail));
     }
     let known = catalog.and_then(|catalog| refresh(catalog, path, progress));
     let (manifest, problems) = index_known(path, folder.path(), known, &mut |at| {
@@ -187,6 +196,8 @@ pub(super) fn disk_class(error: &std::io::Error) -> ProblemClass {
 pub(super) struct Workers {
     reads: Arc<Queue<ReadJob>>,
     writes: Option<Arc<Queue<WriteJob>>>,
+    /// Where files wait for their names.
+    staging: Option<Arc<Staging>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -200,7 +211,7 @@ impl Workers {
         staging: Option<&Arc<Staging>>,
         wakeups: &tokio::sync::mpsc::Sender<Wakeup>,
     ) -> std::io::Result<Self> {
-        let mut workers = Self { reads: Queue::new(1), writes: None, threads: Vec::new() };
+        let mut workers = Self { reads: Queue::new(1), writes: None, staging: None, threads: Vec::new() };
         let (content, jobs, told) = (blocks.clone(), workers.reads.clone(), wakeups.clone());
         workers.threads.push(spawn("run read", move || read(&content, &jobs, &told))?);
         if let Some(staging) = staging {
@@ -210,6 +221,9 @@ impl Workers {
                 workers.threads.push(spawn("run write", move || write(&staging, &jobs, &told))?);
             }
             workers.writes = Some(writes);
+            let names = staging.clone();
+            workers.threads.push(spawn("run name", move || names.name_as_they_come())?);
+            workers.staging = Some(staging.clone());
         }
         Ok(workers)
     }
@@ -237,6 +251,7 @@ impl Workers {
     fn close(&self) {
         self.reads.close();
         self.writes.iter().for_each(|writes| writes.close());
+        self.staging.iter().for_each(|staging| staging.close());
     }
 }
 
@@ -282,4 +297,33 @@ fn write(staging: &Staging, queue: &Queue<WriteJob>, told: &tokio::sync::mpsc::S
 /// The folder that a command names.
 pub(super) fn place(storage: &Path, path: &[u8]) -> Option<PathBuf> {
     Some(storage.join(crate::restrict::to_path(path)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A second manifest of the same run contradicts the first one, which destinations may have confirmed.
+    #[test]
+    fn a_source_signs_one_manifest_of_a_run() {
+        let (src, data) = (tempfile::tempdir().expect("room"), tempfile::tempdir().expect("room"));
+        std::fs::write(src.path().join("a"), "first").expect("room");
+        let (run, key) = (RunId([5; 16]), SigningKey::from_bytes(&[3; 32]));
+        let folder = RunFolder::open(data.path(), run).expect("made");
+        let index = |signed| super::index(src.path(), &folder, run, &key, None, signed, &Indexing::default());
+        let first = index(false).map_err(|problem| problem.detail).expect("a source").root;
+        std::fs::write(src.path().join("a"), "second").expect("room");
+        assert!(index(true).is_ok_and(|again| again.again && again.root == first));
+        let manifest = folder.path().join("manifest");
+        let mut bytes = std::fs::read(&manifest).expect("kept");
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&manifest, bytes).expect("room");
+        let class = |signed| index(signed).err().map(|problem| problem.class);
+        assert_eq!(class(true), Some(ProblemClass::BadManifest));
+        std::fs::remove_file(&manifest).expect("there");
+        assert_eq!(class(true), Some(ProblemClass::BadManifest));
+        // Nobody was told of it yet.
+        assert_eq!(class(false), None);
+    }
 }

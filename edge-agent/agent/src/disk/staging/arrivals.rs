@@ -1,9 +1,9 @@
 //! Blocks that arrived, many at a time: each is checked and written, then one write tells the resume journal of all of
-//! them, then the files that are whole get their names.
+//! them, then the files that are whole get their metadata and wait for their names (`naming.rs`).
 //!
-//! A file of one block, as small files are, is made, written and renamed through one descriptor: seven system calls. It
-//! gets its mode when it is made where the system grants it, and nobody looks whether a folder is in its way unless the
-//! renaming says so.
+//! A file of one block, as small files are, is made, written and given its metadata through one descriptor: seven system
+//! calls with its name. It gets its mode when it is made where the system grants it, and nobody looks whether a folder is
+//! in its way unless the renaming says so.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -55,13 +55,23 @@ impl Staging {
             written.iter().for_each(|(nth, _)| results[*nth] = Err(error.clone()));
             return results;
         }
+        if written.is_empty() {
+            return results;
+        }
+        let mut ready = Vec::new();
         for (_, Written { index, data, info, entry, file, completes }) in written {
             self.placed.keep(index, data);
-            // A file that is whole but cannot be put in place now is tried again by `finalize`.
-            if completes && let Err(error) = self.put_in_place(info.entry, &entry, file) {
-                tracing::warn!(path = %entry.path.escape_ascii(), %error, "cannot put the file in place yet");
+            // A file that is whole but cannot be made ready now is tried again by `finalize`.
+            if completes {
+                match self.make_ready(info.entry, &entry, file) {
+                    Ok(()) => ready.push(info.entry),
+                    Err(error) => {
+                        tracing::warn!(path = %entry.path.escape_ascii(), %error, "cannot put the file in place yet");
+                    }
+                }
             }
         }
+        self.wait_for_names(ready);
         results
     }
 
@@ -106,8 +116,9 @@ impl Staging {
             return Ok(None);
         }
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::CREATE | OFlags::EXCL;
-        // Nobody else gets into the staging folder, whatever this allows.
-        let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        // Nobody else gets into the staging folder, whatever this allows. We have to: who finds it again after a kill
+        // may have to write to it.
+        let mode = Mode::from_raw_mode(entry.mode & 0o777) | Mode::RUSR | Mode::WUSR;
         let name = partial_name(info.entry);
         let fd = match fs::openat(self.staging.as_fd(), name.as_bytes(), flags, mode) {
             Ok(fd) => fd,
@@ -115,7 +126,10 @@ impl Staging {
             Err(error) => return Err(error),
         };
         let file = File::from(fd);
-        file.write_all_at(data, 0).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        if let Err(error) = file.write_all_at(data, 0) {
+            self.remove_partial(info.entry);
+            return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        }
         Ok(Some(file))
     }
 
@@ -136,11 +150,5 @@ impl Staging {
             }
         }
         Ok(())
-    }
-
-    fn put_in_place(&self, entry: u64, e: &EntryRef, new: Option<File>) -> rustix::io::Result<()> {
-        let Some(file) = new else { return self.place(entry, e) };
-        self.restorer.restore(&file, e)?;
-        self.give_name(entry, e)
     }
 }

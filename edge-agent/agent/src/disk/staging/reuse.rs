@@ -8,6 +8,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass};
@@ -47,6 +48,12 @@ const CANDIDATES_MAX: usize = 500_000;
 /// Candidates of an entry's size and name, and of its size alone, that are tried: what they cost if all are wrong is a
 /// read of one block each.
 const TRIED_MAX: usize = 8;
+
+/// Bytes a second that fetching is worth: nobody searches for longer than fetching would take at that.
+const WORTH_BPS: u64 = 10 << 20;
+
+/// The least and the most time for the search in folders.
+const SEARCH: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
 /// Folders that wait to be looked into.
 const FOLDERS_MAX: usize = 200_000;
@@ -107,9 +114,16 @@ impl Staging {
         for folder in opened {
             roots.push(folder);
         }
-        for root in 0..=roots.len() {
+        let missing = self.lock().missing;
+        let until = Instant::now() + Duration::from_secs(missing / WORTH_BPS).clamp(SEARCH.0, SEARCH.1);
+        let in_time = || Instant::now() < until && go_on();
+        // Below the destination first: that is where files are renamed.
+        for root in std::iter::once(roots.len()).chain(0..roots.len()) {
             let folder = roots.get(root).unwrap_or(self.folder());
-            look_through(folder, root, &sizes, &mut candidates, go_on);
+            look_through(folder, root, &sizes, &mut candidates, &in_time);
+        }
+        if !in_time() {
+            tracing::debug!("the search in other folders took too long; the rest is fetched");
         }
         self.folder().forget();
         candidates.sort_by(|a, b| a.key().cmp(&b.key()));
@@ -360,7 +374,7 @@ impl Staging {
         self.write_at(*entry, e, offset, data)
             .map_err(|err| problem(err, &e.path, "copying what is here already"))?;
         self.note_copies(&[block])?;
-        self.found(*entry, &[block], false)
+        self.found([block])
     }
 
     fn place_if_whole(&self, lacking: &Lacking<'_>) -> Result<(), Problem> {
@@ -370,7 +384,8 @@ impl Staging {
             inner.has_all(blocks.clone()) && !inner.placed.contains(*entry)
         };
         if whole {
-            self.place(*entry, e).map_err(|err| problem(err, &e.path, "putting the file in place"))?;
+            self.wait_for_name(*entry, e)
+                .map_err(|err| problem(err, &e.path, "putting the file in place"))?;
         }
         Ok(())
     }
@@ -453,14 +468,23 @@ fn look_through(
     candidates: &mut Vec<Candidate>,
     go_on: &dyn Fn() -> bool,
 ) {
+    let Ok(top) = folder.stat(b"") else { return };
     let mut waiting = vec![Vec::new()];
     while let Some(path) = waiting.pop() {
         if !go_on() || candidates.len() >= CANDIDATES_MAX {
             return;
         }
-        let Ok(names) = folder.walk(&path).and_then(Dir::read_from) else { continue };
-        for item in names {
+        let Ok(opened) = folder.walk(&path) else { continue };
+        // Another file system may be a server's that does not answer.
+        if !rustix::fs::fstat(&opened).is_ok_and(|stat| stat.st_dev == top.st_dev) {
+            continue;
+        }
+        let Ok(names) = Dir::read_from(&opened) else { continue };
+        for (nth, item) in names.enumerate() {
             let Ok(item) = item else { break };
+            if nth % 256 == 255 && !go_on() {
+                return;
+            }
             let name = item.file_name().to_bytes();
             if matches!(name, b"." | b"..") || name == STAGING_FOLDER {
                 continue;

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use event_schema::RunId;
+use event_schema::{ProblemClass, RunId};
+use rustix::io::Errno;
 use tempfile::{TempDir, tempdir};
 
-use super::super::{ManifestFile, index_path};
+use super::super::{BlockReader, ManifestFile, index_path};
 use super::{Opened, Staging};
 
 const BLOCK: usize = 32 * 1024;
@@ -50,6 +51,13 @@ impl Case {
     }
 
     pub(super) fn open(&self, others: &[PathBuf]) -> Opened {
+        let opened = self.reopen(others);
+        assert_eq!(opened.reused, opened.verified.count());
+        opened
+    }
+
+    /// In a later life, in which some blocks were fetched already.
+    fn reopen(&self, others: &[PathBuf]) -> Opened {
         let run = RunId([7; 16]);
         let opened =
             Staging::open(self.target.path(), self.state.path(), run, self.manifest.clone(), others, &|| {
@@ -57,7 +65,6 @@ impl Case {
             });
         let opened = opened.expect("a usable destination");
         assert_eq!(opened.problems, []);
-        assert_eq!(opened.reused, opened.verified.count());
         opened
     }
 
@@ -189,4 +196,268 @@ fn a_moved_region_of_one_content_is_found_in_good_time() {
     let start = std::time::Instant::now();
     assert!(case.lacks(&[]) <= 3);
     println!("{:?}", start.elapsed());
+}
+
+impl Case {
+    /// Gives all that is missing, as peers would.
+    fn fetch(&self, staging: &Staging, which: impl IntoIterator<Item = u64>) {
+        let source = BlockReader::for_source(self.source.path(), self.manifest.clone()).expect("there");
+        let blocks = which.into_iter().map(|block| (block, source.read(block).expect("unchanged")));
+        assert!(staging.write_all(blocks).iter().all(Result::is_ok));
+    }
+
+    fn staged(&self, name: &str) -> PathBuf {
+        let (entry, _) = self.manifest.known().find(name.as_bytes()).expect("readable").expect("there");
+        self.target.path().join(".flotilla").join(RunId([7; 16]).to_string()).join(entry.to_string())
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.target.path().join(name)).expect("there")
+    }
+}
+
+/// What the disk refuses when it is written down at last is told once by the system; whoever asks again hears of
+/// nothing. Here the second of three files was lost.
+#[test]
+fn what_the_disk_did_not_keep_gets_no_name() {
+    let files = [("a", noise(1, 100)), ("b", noise(2, 3 * BLOCK)), ("c", noise(3, 3 * BLOCK))];
+    let case = Case::new(&files, &[("b", b"old".to_vec())]);
+    let opened = case.open(&[]);
+    case.fetch(&opened.staging, 0..case.manifest.blocks());
+    assert!(!case.target.path().join("a").exists(), "nobody has written it down yet");
+    let zeros = vec![0; 3 * BLOCK];
+    let lost = fs::OpenOptions::new().write(true).open(case.staged("b")).expect("waiting");
+    std::os::unix::fs::FileExt::write_all_at(&lost, &zeros, 0).expect("room");
+    *opened.staging.failing_sync.lock().expect("nobody panicked") = Some(Errno::NOSPC);
+    let problems = opened.staging.finalize();
+    assert_eq!(case.read("b"), b"old");
+    case.same("a");
+    case.same("c");
+    // Not a full disk: waiting for room would not bring it back.
+    let told: Vec<_> = problems.iter().map(|problem| (problem.class, &problem.path[..])).collect();
+    assert_eq!(told, [(ProblemClass::Io, &b"b"[..])]);
+    // The next life believes no more than this one.
+    assert!(case.state.path().join("doubtful").exists());
+    let again = case.reopen(&[]);
+    assert!(again.staging.lock().doubtful);
+    assert_eq!(again.verified.count(), case.manifest.blocks() - 3);
+    case.fetch(&again.staging, 0..case.manifest.blocks());
+    assert_eq!(again.staging.finalize(), []);
+    case.same("b");
+}
+
+#[test]
+fn a_failure_at_the_very_end_is_no_full_disk() {
+    let case = Case::new(&[("a", noise(1, 100))], &[]);
+    let opened = case.open(&[]);
+    case.fetch(&opened.staging, 0..1);
+    opened.staging.name_waiting(&mut |problem| panic!("{problem:?}"));
+    case.same("a");
+    *opened.staging.failing_sync.lock().expect("nobody panicked") = Some(Errno::NOSPC);
+    let classes: Vec<_> = opened.staging.finalize().iter().map(|problem| problem.class).collect();
+    assert_eq!(classes, [ProblemClass::Io], "else it would be tried again, and hear nothing");
+}
+
+#[test]
+fn what_was_changed_here_since_it_was_put_in_place_is_told() {
+    let files: Vec<(String, Vec<u8>)> = (0..5).map(|n| (format!("f{n}"), noise(n, 100))).collect();
+    let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(name, bytes)| (&**name, bytes.clone())).collect();
+    let case = Case::new(&files, &[("f0", noise(0, 100)), ("f1", noise(1, 100))]);
+    let opened = case.open(&[]);
+    case.fetch(&opened.staging, 0..5);
+    opened.staging.name_waiting(&mut |problem| panic!("{problem:?}"));
+    // One that was there before, two that came; and one that was only looked at.
+    fs::write(case.target.path().join("f0"), "edited").expect("written");
+    fs::remove_file(case.target.path().join("f2")).expect("removed");
+    fs::write(case.target.path().join("f3"), noise(99, 100)).expect("written");
+    case.read("f4");
+    let mut told: Vec<_> = opened.staging.finalize().into_iter().map(|problem| problem.path).collect();
+    told.sort();
+    assert_eq!(told, [b"f0", b"f2", b"f3"]);
+}
+
+#[test]
+fn a_folder_that_somebody_moves_is_not_followed() {
+    let case = Case::new(&[("a/1", noise(1, 10)), ("a/2", noise(2, 10)), ("a/3", noise(3, 10))], &[]);
+    let elsewhere = tempdir().expect("room");
+    let opened = case.open(&[]);
+    case.fetch(&opened.staging, [0]);
+    opened.staging.name_waiting(&mut |problem| panic!("{problem:?}"));
+    fs::rename(case.target.path().join("a"), elsewhere.path().join("a")).expect("moved");
+    case.fetch(&opened.staging, [1, 2]);
+    opened.staging.name_waiting(&mut |problem| panic!("{problem:?}"));
+    assert_eq!(fs::read_dir(elsewhere.path().join("a")).expect("there").count(), 1);
+    case.same("a/2");
+    case.same("a/3");
+    let told: Vec<_> = opened.staging.finalize().into_iter().map(|problem| problem.path).collect();
+    assert_eq!(told, [b"a/1"]);
+}
+
+#[test]
+fn what_is_in_the_way_of_a_folder_stays_until_there_is_something_for_it() {
+    let case = Case::new(&[("a/b/1", noise(1, 10))], &[("a", b"a file".to_vec())]);
+    let opened = case.open(&[]);
+    opened.staging.remove_staging();
+    assert_eq!(case.read("a"), b"a file", "a run that is stopped at once");
+    let opened = case.open(&[]);
+    case.fetch(&opened.staging, [0]);
+    assert_eq!(case.read("a"), b"a file");
+    assert_eq!(opened.staging.finalize(), []);
+    case.same("a/b/1");
+}
+
+#[test]
+fn a_stop_is_heeded_in_the_middle_of_a_file() {
+    let bytes = noise(1, 2000 * BLOCK);
+    let case = Case::new(&[("new", bytes.clone())], &[("new", bytes)]);
+    let asked = std::cell::Cell::new(0);
+    let go_on = || {
+        asked.set(asked.get() + 1);
+        asked.get() < 5
+    };
+    let run = RunId([7; 16]);
+    let opened =
+        Staging::open(case.target.path(), case.state.path(), run, case.manifest.clone(), &[], &go_on);
+    let opened = opened.expect("a usable destination");
+    assert_eq!(opened.verified.count(), 0);
+    assert!((5..12).contains(&asked.get()), "asked {} times", asked.get());
+}
+
+#[test]
+fn the_staging_folder_becomes_the_agents_own() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let case = Case::new(&[("a", noise(1, 10))], &[]);
+    let hidden = case.target.path().join(".flotilla");
+    let run = hidden.join(RunId([7; 16]).to_string());
+    fs::create_dir_all(&run).expect("made");
+    for folder in [&hidden, &run] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).expect("ours");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(folder, Some(12345), None).expect("root");
+        }
+    }
+    let opened = case.open(&[]);
+    for folder in [&hidden, &run] {
+        let meta = fs::metadata(folder).expect("there");
+        assert_eq!(
+            (meta.mode() & 0o7777, meta.uid()),
+            (0o700, rustix::process::geteuid().as_raw()),
+            "{folder:?}"
+        );
+    }
+    case.fetch(&opened.staging, [0]);
+    assert_eq!(opened.staging.finalize(), []);
+}
+
+/// Does something in a thread with mounts of its own; says whether it could.
+fn with_own_mounts(name: &str, act: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        let mount = |args: &[&str]| {
+            std::process::Command::new("mount").args(args).status().is_ok_and(|status| status.success())
+        };
+        let may = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).is_ok();
+        if may && mount(&["--make-rprivate", "/"]) {
+            act();
+            return true;
+        }
+        false
+    });
+    if !thread.join().expect("the test passes") {
+        assert!(std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(), "mounts need root");
+        eprintln!("SKIPPED {name}: mounts need root");
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_at_the_end_costs_nothing() {
+    with_own_mounts("a_disk_that_is_full_at_the_end_costs_nothing", || {
+        let case = Case::new(&[("dir/file", noise(1, 100))], &[]);
+        let source = case.source.path();
+        (0..5).for_each(|n| {
+            std::os::unix::fs::symlink("file", source.join(format!("dir/link{n}"))).expect("linked");
+        });
+        fs::hard_link(source.join("dir/file"), source.join("dir/other")).expect("linked");
+        let state = tempdir().expect("room");
+        let (manifest, _) = index_path(source, state.path(), &mut |_| true).expect("a source");
+        let case = Case { manifest: Arc::new(manifest), ..case };
+        let small = ["-t", "tmpfs", "-o", "nr_inodes=20", "none", case.target.path().to_str().expect("text")];
+        assert!(std::process::Command::new("mount").args(small).status().expect("mount").success());
+        let opened = case.open(&[]);
+        case.fetch(&opened.staging, 0..1);
+        // A folder that takes all room there is.
+        let fill = case.target.path().join("fill");
+        fs::create_dir(&fill).expect("room");
+        let filled = (0..).take_while(|n| fs::write(fill.join(n.to_string()), "").is_ok()).count();
+        assert!(filled > 3);
+        for _ in 0..2 {
+            let problems = opened.staging.finalize();
+            assert!(problems.iter().any(|problem| problem.class == ProblemClass::DiskFull), "{problems:?}");
+        }
+        fs::remove_dir_all(&fill).expect("removed");
+        assert_eq!(opened.staging.finalize(), []);
+        case.same("dir/file");
+        let names = fs::read_dir(case.target.path().join("dir")).expect("there").count();
+        assert_eq!(names, 7);
+        assert!(!case.target.path().join(".flotilla").exists());
+        drop(opened);
+        drop(case);
+    });
+}
+
+/// Files that nobody may write to, and one that nobody may read, by an agent that is not root.
+#[test]
+fn read_only_files_survive_what_interrupts_them() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    const USER: u32 = 12345;
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(), "becoming another user needs root");
+        eprintln!("SKIPPED read_only_files_survive_what_interrupts_them: becoming another user needs root");
+        return;
+    }
+    let modes = [0o444, 0o400, 0o000, 0o200, 0o555];
+    let case = Case::new(&[], &[]);
+    for (n, mode) in modes.iter().enumerate() {
+        for half in ["left", "kept"] {
+            let path = case.source.path().join(format!("{half}{n}"));
+            fs::write(&path, noise(n as u64, 1000)).expect("written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).expect("ours");
+            chown(&path, Some(USER), Some(0)).expect("root");
+        }
+    }
+    for folder in [case.source.path(), case.target.path(), case.state.path()] {
+        chown(folder, Some(USER), Some(0)).expect("root");
+    }
+    let state = tempdir().expect("room");
+    let (manifest, _) = index_path(case.source.path(), state.path(), &mut |_| true).expect("a source");
+    let case = Case { manifest: Arc::new(manifest), ..case };
+    let source = BlockReader::for_source(case.source.path(), case.manifest.clone()).expect("there");
+    let blocks: Vec<_> = (0..2 * modes.len() as u64).map(|n| (n, source.read(n).expect("there"))).collect();
+    let thread = std::thread::spawn(move || {
+        // This thread's rights on files alone.
+        nix::unistd::setfsuid(USER.into());
+        assert!(fs::write("/etc/flotilla-test", "").is_err(), "not root any more");
+        let opened = case.open(&[]);
+        // Those named `kept…` come first, and wait for their names when the agent is killed.
+        let results = opened.staging.write_all(blocks[..modes.len()].iter().cloned());
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        drop(opened);
+        // Of the others a full disk left only a part, with the mode of the file.
+        for (n, mode) in modes.iter().enumerate() {
+            let part = case.staged(&format!("left{n}"));
+            fs::write(&part, "part").expect("written");
+            fs::set_permissions(&part, fs::Permissions::from_mode(*mode)).expect("ours");
+        }
+        let opened = case.reopen(&[]);
+        assert_eq!(opened.verified.count(), modes.len() as u64, "what was whole is not fetched again");
+        let results = opened.staging.write_all(blocks[modes.len()..].iter().cloned());
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(opened.staging.finalize(), []);
+        for (n, mode) in modes.iter().enumerate() {
+            for half in ["left", "kept"] {
+                let meta = fs::metadata(case.target.path().join(format!("{half}{n}"))).expect("there");
+                assert_eq!((meta.permissions().mode() & 0o7777, meta.len()), (*mode, 1000), "{half}{n}");
+            }
+        }
+    });
+    thread.join().expect("the test passes");
 }

@@ -15,7 +15,7 @@ use super::{Machine, Task};
 use crate::disk::{ReadError, file_block_hashes};
 use crate::run::blocks::Content;
 use crate::run::event::{Indexed, Prepared, Wakeup};
-use crate::run::limits::DISK_RETRY;
+use crate::run::limits::{DISK_RETRY, LOOK_AGAIN, LOOK_AGAIN_MAX};
 use crate::run::neighbourhood::site_label;
 use crate::run::work::{self, Workers, problem};
 
@@ -113,9 +113,10 @@ impl Task {
         let (folder, run, key, progress) =
             (self.folder.clone(), self.join.run, self.host.key.clone(), self.indexing.clone());
         let (known, catalog) = (self.host.known.clone(), self.host.catalog.clone());
+        let signed = self.record.manifest_reported;
         self.work(move || {
             known.note(&path);
-            let indexed = work::index(&path, &folder, run, &key, catalog.as_ref(), &progress);
+            let indexed = work::index(&path, &folder, run, &key, catalog.as_ref(), signed, &progress);
             Wakeup::Indexed(indexed.map(Box::new))
         });
     }
@@ -217,6 +218,7 @@ impl Task {
             return self.work(move || Wakeup::Prepared(work::reopen(&path, file).map(Box::new)));
         }
         self.set_state(RunAgentState::Transferring);
+        self.looking_since = Instant::now();
         let known = self.host.known.clone();
         self.work(move || {
             let others = known.besides(&path);
@@ -230,7 +232,13 @@ impl Task {
         self.busy = false;
         let prepared = match result {
             Ok(prepared) => *prepared,
-            Err(problem) if problem.class == ProblemClass::DiskFull => return self.disk_full(problem),
+            Err(problem) if problem.class == ProblemClass::DiskFull => {
+                // Everything is read again then: not all the time.
+                let pause = self.looking_since.elapsed().saturating_mul(LOOK_AGAIN);
+                self.disk_full(problem);
+                self.full = Some(Instant::now() + pause.clamp(DISK_RETRY, LOOK_AGAIN_MAX));
+                return;
+            }
             Err(problem) if self.record.ended.is_some() => {
                 tracing::warn!(run = %self.join.run, "what was completed cannot be served: {}", problem.detail);
                 self.machine = Machine::None;
