@@ -7,10 +7,12 @@
 //!
 //! Left out: what goes into an archive and why (`disposal.rs`). That no scan takes it for content is `disk/index.rs`'s.
 
+use std::collections::BTreeSet;
 use std::fs::{self as std_fs, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use event_schema::Timestamp;
 use rustix::fs::{self, AtFlags, Dir, Mode, OFlags, RenameFlags};
@@ -33,6 +35,40 @@ const UNTIL_LEN_MAX: u64 = 32;
 /// Where the agent's data folder keeps which folders have archives.
 const REGISTRY: &str = "archives";
 
+/// Levels of folders below which what is deleted is first moved up: each level holds a descriptor.
+const LEVELS_MAX: usize = 64;
+
+/// Groups that somebody works with: nobody deletes them meanwhile.
+static HELD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+static LET_GO: Condvar = Condvar::new();
+
+/// A group that is one's own until this is dropped.
+pub(crate) struct Held(String);
+
+fn held() -> MutexGuard<'static, BTreeSet<String>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until nobody works with a group of this name.
+pub(crate) fn hold(group: &str) -> Held {
+    let mut all = held();
+    while !all.insert(group.to_owned()) {
+        all = LET_GO.wait(all).unwrap_or_else(PoisonError::into_inner);
+    }
+    Held(group.to_owned())
+}
+
+fn try_hold(group: &str) -> Option<Held> {
+    held().insert(group.to_owned()).then(|| Held(group.to_owned()))
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        held().remove(&self.0);
+        LET_GO.notify_all();
+    }
+}
+
 /// The archive of one folder.
 pub(crate) struct Archive<'f> {
     folder: &'f Folder,
@@ -43,17 +79,26 @@ impl<'f> Archive<'f> {
         Self { folder }
     }
 
-    /// Makes a group and tells until when it is kept. One that is there keeps its time.
+    /// Makes a group and tells until when it is kept. One that is there is kept until the later time; says whether it
+    /// was.
+    ///
+    /// # Errors
+    /// Whatever the system says; `PERM` if somebody else may write there.
+    pub(crate) fn begin(&self, group: &str, until: Timestamp) -> Result<bool> {
+        self.folder.make_private(STAGING_FOLDER)?;
+        self.folder.make_private(&base())?;
+        self.extend(group, until)?;
+        self.folder.make_folder(&self.path(group, b"")).map(|new| !new)
+    }
+
+    /// Keeps a group until this time at least.
     ///
     /// # Errors
     /// Whatever the system says.
-    pub(crate) fn begin(&self, group: &str, until: Timestamp) -> Result<()> {
-        let base = base();
-        self.folder.make_folder(STAGING_FOLDER)?;
-        self.folder.make_folder(&base)?;
-        let archive = self.folder.walk(&base)?;
+    pub(crate) fn extend(&self, group: &str, until: Timestamp) -> Result<()> {
+        let archive = self.folder.walk(&base())?;
         let name = format!("{group}{UNTIL}");
-        if fs::statat(&archive, name.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_err() {
+        if read_until(&archive, name.as_bytes()).is_none_or(|before| before < until) {
             let beside = format!("{group}.tmp");
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mut file = File::from(fs::openat(&archive, beside.as_str(), flags, Mode::RUSR | Mode::WUSR)?);
@@ -62,13 +107,14 @@ impl<'f> Archive<'f> {
             fs::renameat(&archive, beside.as_str(), &archive, name.as_str())?;
             fs::fsync(&archive)?;
         }
-        self.folder.make_folder(&self.path(group, b"")).map(|_| ())
+        Ok(())
     }
 
     /// Moves the entry at `path` into a group, below the same path.
     ///
     /// # Errors
-    /// Whatever the system says; `XDEV` if it lies on another file system than the folder.
+    /// Whatever the system says; `XDEV` if it lies on another file system than the folder, `EXIST` if something is in
+    /// the group under this path.
     pub(crate) fn take(&self, group: &str, path: &[u8]) -> Result<()> {
         let target = self.path(group, path);
         let group_len = self.path(group, b"").len();
@@ -79,7 +125,7 @@ impl<'f> Archive<'f> {
         }
         let (from, name) = self.folder.parent(path)?;
         let (to, new) = self.folder.parent(&target)?;
-        fs::renameat(&from, name, &to, new)
+        rename_new(&from, name, &to, new)
     }
 
     /// Where an entry of a group lies in the folder.
@@ -119,10 +165,11 @@ impl<'f> Archive<'f> {
         Ok(())
     }
 
-    /// Deletes the groups whose time is over at `now`; says how many, and how many there are still.
+    /// Deletes the groups whose time is over at `now`; says how many, and how many there are still: one that cannot be
+    /// deleted is no reason to keep the others.
     ///
     /// # Errors
-    /// If the archive cannot be read, or a group not be deleted.
+    /// If the archive cannot be read.
     pub(crate) fn expire(&self, now: Timestamp) -> Result<Expired> {
         let mut expired = Expired::default();
         let archive = match self.folder.walk(&base()) {
@@ -133,13 +180,25 @@ impl<'f> Archive<'f> {
             let Some(group) = name.strip_suffix(UNTIL.as_bytes()) else { continue };
             // One that cannot be read is kept: whoever looks finds it.
             let over = read_until(&archive, &name).is_some_and(|until| until <= now);
-            if !over {
+            // Somebody may be putting files there, or about to look whether it gets another time.
+            let Some(_held) = over.then(|| try_hold(&String::from_utf8_lossy(group))).flatten() else {
+                expired.kept += 1;
+                continue;
+            };
+            // It may have got another time until it was ours.
+            if read_until(&archive, &name).is_none_or(|until| until > now) {
                 expired.kept += 1;
                 continue;
             }
-            remove_tree(&archive, group)?;
-            fs::unlinkat(&archive, name.as_slice(), AtFlags::empty())?;
-            expired.removed += 1;
+            let removed = remove_tree(&archive, group)
+                .and_then(|()| fs::unlinkat(&archive, name.as_slice(), AtFlags::empty()));
+            match removed {
+                Ok(()) => expired.removed += 1,
+                Err(error) => {
+                    tracing::warn!(group = %group.escape_ascii(), %error, "an archive that is over cannot be deleted");
+                    expired.kept += 1;
+                }
+            }
         }
         self.folder.forget();
         Ok(expired)
@@ -212,22 +271,58 @@ fn remove_empty(parent: &OwnedFd, name: &[u8]) -> Result<bool> {
 
 /// Deletes what is at `name` and all below it, following no symlink.
 fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<()> {
+    let Some(top) = open_to_remove(parent, name)? else { return Ok(()) };
+    let mut moved_up = 0;
+    loop {
+        let names = names(&top)?;
+        if names.is_empty() {
+            drop(top);
+            return fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
+        }
+        for name in names {
+            remove_below(&top, &top, &name, 0, &mut moved_up)?;
+        }
+    }
+}
+
+/// The same for something that lies so many levels below `top`; what is too deep is moved there instead.
+fn remove_below(
+    top: &OwnedFd,
+    parent: &OwnedFd,
+    name: &[u8],
+    level: usize,
+    moved_up: &mut u64,
+) -> Result<()> {
+    if level == LEVELS_MAX {
+        loop {
+            *moved_up += 1;
+            match rename_new(parent, name, top, format!("deep-{moved_up}").as_bytes()) {
+                Err(Errno::EXIST) => {}
+                renamed => return renamed,
+            }
+        }
+    }
+    let Some(folder) = open_to_remove(parent, name)? else { return Ok(()) };
+    for name in names(&folder)? {
+        remove_below(top, &folder, &name, level + 1, moved_up)?;
+    }
+    drop(folder);
+    fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+}
+
+/// Opens a folder that is to be emptied; what is no folder is deleted, and none.
+fn open_to_remove(parent: &OwnedFd, name: &[u8]) -> Result<Option<OwnedFd>> {
     let stat = match fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(None),
         stat => stat?,
     };
     if file_type(&stat) != fs::FileType::Directory {
-        return fs::unlinkat(parent, name, AtFlags::empty());
+        return fs::unlinkat(parent, name, AtFlags::empty()).map(|()| None);
     }
     // What was archived with a folder that nobody may read can be deleted all the same.
     let _ = fs::chmodat(parent, name, Mode::RWXU, AtFlags::empty());
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-    let folder = fs::openat(parent, name, flags, Mode::empty())?;
-    for name in names(&folder)? {
-        remove_tree(&folder, &name)?;
-    }
-    drop(folder);
-    fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+    fs::openat(parent, name, flags, Mode::empty()).map(Some)
 }
 
 /// Remembers that a folder has an archive.
@@ -290,7 +385,7 @@ mod tests {
         let folder = Folder::open(root.path()).expect("opened");
         let archive = Archive::of(&folder);
         archive.begin("one", Timestamp(1_000)).expect("begun");
-        archive.begin("one", Timestamp(9_000)).expect("it keeps its time");
+        archive.begin("one", Timestamp(500)).expect("it keeps its time, which is later");
         archive.begin("two", Timestamp(2_000)).expect("begun");
         archive.take("one", b"day/1/a").expect("moved");
         archive.take("two", b"c").expect("moved");
@@ -338,6 +433,39 @@ mod tests {
         std_fs::remove_file(at(".flotilla/archive/one/day/b")).expect("removed");
         archive.end("one").expect("looked through");
         assert_eq!(std_fs::read_dir(at(".flotilla/archive")).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn a_deep_tree_goes_and_one_that_cannot_keeps_no_other() {
+        let (root, elsewhere) =
+            (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let folder = Folder::open(root.path()).expect("opened");
+        let archive = Archive::of(&folder);
+        for group in ["a", "b", "c"] {
+            archive.begin(group, Timestamp(1)).expect("begun");
+        }
+        let mut path = archive.path("c", b"");
+        for _ in 0..1500 {
+            path.extend_from_slice(b"/d");
+            folder.make_folder(&path).expect("room");
+            folder.make_folder(&[&path[..], b"e"].concat()).expect("room");
+        }
+        symlink(elsewhere.path(), root.path().join(".flotilla/archive/c/out")).expect("linked");
+        std_fs::write(elsewhere.path().join("precious"), "x").expect("written");
+        // The first of them cannot go, where the file system knows how to say so.
+        let fixed = root.path().join(".flotilla/archive/a/fixed");
+        std_fs::write(&fixed, "x").expect("written");
+        let change = |how: &str| {
+            let status = std::process::Command::new("chattr").arg(how).arg(&fixed).status();
+            status.is_ok_and(|status| status.success())
+        };
+        let is_fixed = change("+i");
+        let expired = archive.expire(Timestamp(1)).expect("readable");
+        change("-i");
+        let kept = u64::from(is_fixed);
+        assert_eq!(expired, Expired { removed: 3 - kept, kept });
+        assert_eq!(archive.expire(Timestamp(1)).expect("readable"), Expired { removed: kept, kept: 0 });
+        assert!(elsewhere.path().join("precious").exists());
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! what the run's manifest says (`edge-agent/PROTOCOL.md` §2.9).
 //!
 //! A file is read and hashed once more before it goes: times can be set, and a camera may write on. It is then moved out of
-//! its place, looked at again, and put back if it is another one meanwhile; only then it is deleted. Folders, symlinks and
-//! whatever is not in the manifest stay.
+//! its place, looked at again, and put back if it is another one meanwhile; only then it is deleted. What an attempt that
+//! was broken off had moved and not looked at again is looked at by the next one. Folders, symlinks and whatever is not
+//! in the manifest stay.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -11,14 +12,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent_proto::limits::BLOCK_LEN;
-use event_schema::{Disposal, Disposed, Problem, RunId, Timestamp, decode_exact, encode};
+use event_schema::{Disposal, Disposed, Problem, ProblemClass, RunId, Timestamp, decode_exact, encode};
 use rustix::fs::{self, AtFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sync_core::manifest::{Entry, Kind};
 use sync_core::merkle::block_hash;
 
-use crate::archive::Archive;
+use crate::archive::{self, Archive};
 use crate::disk::{Folder, ManifestFile, mtime, problem};
 
 /// Files between two notes of how far it has come: so many are counted as gone after a power cut at most.
@@ -59,8 +60,8 @@ pub(crate) struct Outcome {
     pub(crate) problems: Vec<Problem>,
 }
 
-/// Disposes of the files of `run`'s manifest below `root`, going on where it was broken off; none if `stop` broke it off. `note` is
-/// the file in which it is kept how far it has come. Blocks.
+/// Disposes of the files of `run`'s manifest below `root`, going on where it was broken off; none if `stop` broke it off.
+/// `clock` tells the fleet's time, `note` is the file in which it is kept how far it has come. Blocks.
 ///
 /// # Errors
 /// If the folder cannot be opened or its archive not be made: then nothing was touched.
@@ -69,7 +70,7 @@ pub(crate) fn dispose(
     run: RunId,
     manifest: &ManifestFile,
     disposal: Disposal,
-    now: Timestamp,
+    clock: &dyn Fn() -> Timestamp,
     note: &Path,
     stop: &AtomicBool,
 ) -> Result<Option<Outcome>, Problem> {
@@ -79,12 +80,15 @@ pub(crate) fn dispose(
     let group = run.to_string();
     // What is to be deleted passes through the archive too: what turns out to be another file than was sent, and cannot
     // go back to its place, is kept there for a while, and so is what a power cut leaves.
-    let until = match disposal {
+    let kept_ms = match disposal {
         Disposal::Keep => return Ok(Some(Outcome { disposed: Disposed::default(), problems: vec![] })),
-        Disposal::Archive { days } => Timestamp(now.0.saturating_add(u64::from(days).saturating_mul(DAY_MS))),
-        Disposal::Delete => Timestamp(now.0.saturating_add(KEPT_MS)),
+        Disposal::Archive { days } => u64::from(days).saturating_mul(DAY_MS),
+        Disposal::Delete => KEPT_MS,
     };
-    archive.begin(&group, until).map_err(|e| problem(e, shown, "making the archive"))?;
+    let until = |ms: u64| Timestamp(clock().0.saturating_add(ms));
+    let _held = archive::hold(&group);
+    let again = archive.begin(&group, until(kept_ms)).map_err(|e| problem(e, shown, "making the archive"))?;
+    let work = Work { folder: &folder, archive: &archive, group: &group, disposal, again, stop };
     let mut reached: Note =
         std::fs::read(note).ok().and_then(|b| decode_exact("Note", &b).ok()).unwrap_or_default();
     let mut problems = Vec::new();
@@ -110,13 +114,11 @@ pub(crate) fn dispose(
             let fate = match &entry.kind {
                 Kind::HardLink { to } => manifest.entry(*to).and_then(|file| {
                     let (path, first_block) = (&entry.path, file.blocks().start);
-                    let known = Known { manifest, path, file: &file, first_block };
-                    take(&folder, &archive, &group, &known, disposal, stop)
+                    work.take(&Known { manifest, path, file: &file, first_block })
                 }),
                 _ => {
                     let first_block = page.blocks_of_entry(index).start;
-                    let known = Known { manifest, path: &entry.path, file: entry, first_block };
-                    take(&folder, &archive, &group, &known, disposal, stop)
+                    work.take(&Known { manifest, path: &entry.path, file: entry, first_block })
                 }
             };
             match fate {
@@ -130,6 +132,15 @@ pub(crate) fn dispose(
                     reached.disposed.bytes += entry.kind.size();
                 }
                 Ok(Fate::Changed) => reached.disposed.changed += 1,
+                Ok(Fate::Kept) => {
+                    reached.disposed.changed += 1;
+                    if let Err(error) = archive.extend(&group, until(kept_ms.max(KEPT_MS))) {
+                        tracing::warn!(%run, %error, "cannot note that an archive is kept for longer");
+                    }
+                    if problems.len() < PROBLEMS_MAX {
+                        problems.push(kept(&archive.path(&group, &entry.path), &entry.path));
+                    }
+                }
                 Ok(Fate::Gone) => reached.disposed.gone += 1,
                 Err(errno) => {
                     reached.disposed.failed += 1;
@@ -145,6 +156,10 @@ pub(crate) fn dispose(
         }
     }
     keep(note, reached);
+    // What went last is kept as long as what went first.
+    if let Err(error) = archive.extend(&group, until(kept_ms)) {
+        tracing::warn!(%run, %error, "cannot note until when an archive is kept");
+    }
     if disposal == Disposal::Delete
         && let Err(error) = archive.end(&group)
     {
@@ -165,61 +180,114 @@ enum Fate {
     Disposed,
     /// Not what the manifest says: it stays.
     Changed,
+    /// The same, but another one has its place: it stays in the archive.
+    Kept,
     Gone,
     Stopped,
 }
 
-fn take(
-    folder: &Folder,
-    archive: &Archive<'_>,
-    group: &str,
-    known: &Known<'_>,
+/// A file that was moved, is not what was sent, and cannot go back.
+fn kept(moved: &[u8], path: &[u8]) -> Problem {
+    let detail = format!(
+        "the file was replaced twice while the run's files were disposed of; the one between is kept in {}",
+        moved.escape_ascii()
+    );
+    Problem { class: ProblemClass::SourceChanged, path: path.to_vec(), detail }
+}
+
+/// What is done with every file.
+struct Work<'w> {
+    folder: &'w Folder,
+    archive: &'w Archive<'w>,
+    group: &'w str,
     disposal: Disposal,
-    stop: &AtomicBool,
-) -> rustix::io::Result<Fate> {
-    let file = match folder.open_file(known.path) {
-        Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(Fate::Gone),
-        // Something else has its name, or a folder on the way is none any more.
-        Err(Errno::INVAL | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => return Ok(Fate::Changed),
-        Err(error) => return Err(error),
-    };
-    let before = fs::fstat(&file)?;
-    let same = match is_what_it_was(&file, &before, known, stop)? {
-        None => return Ok(Fate::Stopped),
-        Some(same) => same && unchanged(&before, &fs::fstat(&file)?),
-    };
-    if !same {
-        return Ok(Fate::Changed);
-    }
-    match archive.take(group, known.path) {
-        Ok(()) => {}
-        // On a file system of its own: it can be deleted in its place, but not be kept.
-        Err(Errno::XDEV) if disposal == Disposal::Delete => {
-            let (parent, name) = folder.parent(known.path)?;
-            if !unchanged(&before, &fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?) {
-                return Ok(Fate::Changed);
-            }
-            return fs::unlinkat(&parent, name, AtFlags::empty()).map(|()| Fate::Disposed);
+    /// There was an attempt before: what it moved may not have been looked at.
+    again: bool,
+    stop: &'w AtomicBool,
+}
+
+impl Work<'_> {
+    fn take(&self, known: &Known<'_>) -> rustix::io::Result<Fate> {
+        if self.again
+            && let Some(fate) = self.settle(known)?
+        {
+            return Ok(fate);
         }
-        Err(Errno::NOENT) => return Ok(Fate::Gone),
-        Err(error) => return Err(error),
+        let (folder, archive) = (self.folder, self.archive);
+        let file = match folder.open_file(known.path) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(Fate::Gone),
+            // Something else has its name, or a folder on the way is none any more.
+            Err(Errno::INVAL | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => return Ok(Fate::Changed),
+            Err(error) => return Err(error),
+        };
+        let before = fs::fstat(&file)?;
+        let same = match is_what_it_was(&file, &before, known, self.stop)? {
+            None => return Ok(Fate::Stopped),
+            Some(same) => same && unchanged(&before, &fs::fstat(&file)?),
+        };
+        if !same {
+            return Ok(Fate::Changed);
+        }
+        match archive.take(self.group, known.path) {
+            Ok(()) => {}
+            // On a file system of its own: it can be deleted in its place, but not be kept.
+            Err(Errno::XDEV) if self.disposal == Disposal::Delete => {
+                let (parent, name) = folder.parent(known.path)?;
+                if !unchanged(&before, &fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?) {
+                    return Ok(Fate::Changed);
+                }
+                return fs::unlinkat(&parent, name, AtFlags::empty()).map(|()| Fate::Disposed);
+            }
+            // The file, or the archive's folder: somebody removed one of them.
+            Err(Errno::NOENT) => {
+                folder.forget();
+                return match folder.stat(known.path) {
+                    Err(Errno::NOENT) => Ok(Fate::Gone),
+                    _ => Err(Errno::STALE),
+                };
+            }
+            Err(error) => return Err(error),
+        }
+        // Whoever wrote to it or replaced it after it was read, did so before it was moved or has it open still.
+        let moved = archive.path(self.group, known.path);
+        if !still(&before, &folder.stat(&moved)?) {
+            return self.give_back(known);
+        }
+        self.end(&moved)
     }
-    // Whoever wrote to it or replaced it after it was read, did so before it was moved or has it open still.
-    let moved = archive.path(group, known.path);
-    if !still(&before, &folder.stat(&moved)?) {
-        return match archive.give_back(group, known.path) {
+
+    /// Looks at what lies in the archive under a file's name: an attempt that was broken off moved it there, and may
+    /// not have come to look whether it was the one that was sent.
+    fn settle(&self, known: &Known<'_>) -> rustix::io::Result<Option<Fate>> {
+        let moved = self.archive.path(self.group, known.path);
+        let Ok(file) = self.folder.open_file(&moved) else { return Ok(None) };
+        let fate = match is_what_it_was(&file, &fs::fstat(&file)?, known, self.stop)? {
+            None => Fate::Stopped,
+            Some(true) => self.end(&moved)?,
+            Some(false) => self.give_back(known)?,
+        };
+        Ok(Some(fate))
+    }
+
+    /// What was moved is not what was sent.
+    fn give_back(&self, known: &Known<'_>) -> rustix::io::Result<Fate> {
+        match self.archive.give_back(self.group, known.path) {
             Ok(()) => Ok(Fate::Changed),
             // A newer one has its place: this one is kept in the archive, whatever was asked.
-            Err(Errno::EXIST) => Ok(Fate::Changed),
+            Err(Errno::EXIST) => Ok(Fate::Kept),
             Err(error) => Err(error),
-        };
+        }
     }
-    if disposal == Disposal::Delete {
-        let (parent, name) = folder.parent(&moved)?;
-        fs::unlinkat(&parent, name, AtFlags::empty())?;
+
+    /// What was moved is what was sent.
+    fn end(&self, moved: &[u8]) -> rustix::io::Result<Fate> {
+        if self.disposal == Disposal::Delete {
+            let (parent, name) = self.folder.parent(moved)?;
+            fs::unlinkat(&parent, name, AtFlags::empty())?;
+        }
+        Ok(Fate::Disposed)
     }
-    Ok(Fate::Disposed)
 }
 
 /// Whether a file has the size, time and content that the manifest says; none if it was to stop.
@@ -320,10 +388,21 @@ mod tests {
             self.at(&format!(".flotilla/archive/{}/{path}", RunId([7; 16])))
         }
 
+        /// Until when what is archived is kept.
+        fn until(&self) -> u64 {
+            let path = self.at(&format!(".flotilla/archive/{}.until", RunId([7; 16])));
+            std_fs::read_to_string(path).expect("there").trim().parse().expect("a number")
+        }
+
         fn dispose(&self, disposal: Disposal, stop: bool) -> Option<Outcome> {
             let stop = AtomicBool::new(stop);
-            let (run, now, note) = (RunId([7; 16]), Timestamp(DAY_MS), self.data.path().join("disposal"));
-            dispose(&self.at(""), run, &self.manifest, disposal, now, &note, &stop).expect("it could begin")
+            self.dispose_at(disposal, Timestamp(DAY_MS), &stop)
+        }
+
+        fn dispose_at(&self, disposal: Disposal, now: Timestamp, stop: &AtomicBool) -> Option<Outcome> {
+            let (run, note) = (RunId([7; 16]), self.data.path().join("disposal"));
+            let disposed = dispose(&self.at(""), run, &self.manifest, disposal, &|| now, &note, stop);
+            disposed.expect("it could begin")
         }
     }
 
@@ -380,6 +459,82 @@ mod tests {
         );
     }
 
+    /// A kill, or a power cut, between moving a file and looking at what was moved.
+    #[test]
+    fn what_was_moved_and_not_looked_at_is_looked_at_by_the_next_attempt() {
+        for disposal in [Disposal::Delete, Disposal::Archive { days: 1 }] {
+            let world = World::new();
+            let move_away = |path: &str| {
+                let moved = world.archived(path);
+                std_fs::create_dir_all(moved.parent().expect("below")).expect("made");
+                std_fs::rename(world.at(path), moved).expect("moved");
+            };
+            // The one that was sent; one that replaced it just before; the same, and a newer one came since.
+            move_away("cam/4");
+            for path in ["cam/5", "cam/6"] {
+                std_fs::write(world.at(path), "replaced, and never sent").expect("written");
+                move_away(path);
+            }
+            std_fs::write(world.at("cam/6"), "newer still").expect("written");
+            let outcome = world.dispose(disposal, false).expect("not stopped");
+            let Disposed { files, changed, gone, failed, .. } = outcome.disposed;
+            assert_eq!((files, changed, gone, failed), (8, 2, 0, 0));
+            assert_eq!(std_fs::read(world.at("cam/5")).expect("given back"), b"replaced, and never sent");
+            assert_eq!(std_fs::read(world.at("cam/6")).expect("there"), b"newer still");
+            assert_eq!(std_fs::read(world.archived("cam/6")).expect("kept"), b"replaced, and never sent");
+            assert_eq!(world.archived("cam/4").exists(), disposal != Disposal::Delete);
+            // Somebody is told, and has a month.
+            let told: Vec<_> = outcome.problems.iter().map(|problem| &problem.path[..]).collect();
+            assert_eq!(told, [b"cam/6"]);
+            assert_eq!(world.until(), DAY_MS + KEPT_MS);
+        }
+    }
+
+    #[test]
+    fn what_is_archived_late_is_kept_as_long_as_what_was_first() {
+        let world = World::new();
+        let (days, stop) = (Disposal::Archive { days: 30 }, AtomicBool::new(true));
+        assert!(world.dispose_at(days, Timestamp(DAY_MS), &stop).is_none());
+        assert_eq!(world.until(), 31 * DAY_MS);
+        // It was parked for forty days.
+        let stop = AtomicBool::new(false);
+        assert!(world.dispose_at(days, Timestamp(41 * DAY_MS), &stop).is_some());
+        assert_eq!(world.until(), 71 * DAY_MS);
+        let folder = Folder::open(&world.at("")).expect("there");
+        let expire = |now| Archive::of(&folder).expire(Timestamp(now)).expect("readable");
+        assert_eq!(expire(42 * DAY_MS).kept, 1);
+        let held = archive::hold(&RunId([7; 16]).to_string());
+        assert_eq!(expire(u64::MAX).kept, 1, "somebody works with it");
+        drop(held);
+        assert_eq!(expire(u64::MAX).removed, 1);
+    }
+
+    #[test]
+    fn an_archive_that_somebody_removes_does_not_make_files_gone() {
+        let world = World::new();
+        let folder = Folder::open(&world.at("")).expect("there");
+        let (archive, stop) = (Archive::of(&folder), AtomicBool::new(false));
+        archive.begin("g", Timestamp(0)).expect("made");
+        let page = world.manifest.page(0).expect("there");
+        let known = |path: &[u8]| {
+            let (index, entry) = page.entries().find(|(_, e)| e.path == path).expect("there");
+            (page.blocks_of_entry(index).start, entry)
+        };
+        let disposal = Disposal::Archive { days: 1 };
+        let work =
+            Work { folder: &folder, archive: &archive, group: "g", disposal, again: false, stop: &stop };
+        let take = |path: &[u8]| {
+            let (first_block, file) = known(path);
+            work.take(&Known { manifest: &world.manifest, path: &file.path, file, first_block })
+        };
+        assert!(matches!(take(b"cam/0"), Ok(Fate::Disposed)));
+        std_fs::remove_dir_all(world.at(".flotilla/archive/g")).expect("removed");
+        assert!(!matches!(take(b"cam/2"), Ok(Fate::Gone)), "it is there");
+        assert!(world.at("cam/2").exists() || world.at(".flotilla/archive/g/cam/2").exists());
+        std_fs::remove_file(world.at("cam/3")).expect("removed");
+        assert!(matches!(take(b"cam/3"), Ok(Fate::Gone)));
+    }
+
     #[test]
     fn a_file_that_cannot_go_is_told() {
         let world = World::new();
@@ -412,7 +567,7 @@ mod tests {
         file.set_modified(old).expect("set");
         let (stop, note) = (AtomicBool::new(false), data.path().join("disposal"));
         let outcome =
-            dispose(root.path(), RunId([1; 16]), &manifest, Disposal::Delete, Timestamp(9), &note, &stop);
+            dispose(root.path(), RunId([1; 16]), &manifest, Disposal::Delete, &|| Timestamp(9), &note, &stop);
         let disposed = outcome.ok().flatten().expect("not stopped").disposed;
         // A further name takes no room, if the manifest knows that it is one.
         let is_link = |n| manifest.entry(n).is_ok_and(|entry| matches!(entry.kind, Kind::HardLink { .. }));

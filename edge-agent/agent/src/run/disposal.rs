@@ -25,6 +25,8 @@ impl RunManager {
         now: Timestamp,
     ) -> Option<Disposed> {
         let reporter = self.shared.host.reporter.clone();
+        // What is archived is kept from when it goes, by the fleet's time: a clock that is wrong must not shorten that.
+        self.shared.host.clock.known().await;
         let place = self.shared.runs().get(&run).and_then(|active| active.place.clone());
         let shared = self.shared.clone();
         let worked = tokio::task::spawn_blocking(move || {
@@ -86,7 +88,8 @@ impl Shared {
                 .map_err(|e| problem(ProblemClass::Io, format_args!("noting the archive: {e}")))?;
         }
         let note = folder.path().join("disposal");
-        disposal::dispose(&top, run, &manifest, disposal, now, &note, &self.stopping)
+        let clock = || now.max(self.host.clock.now());
+        disposal::dispose(&top, run, &manifest, disposal, &clock, &note, &self.stopping)
     }
 
     /// Ends disposals that are under way; they go on after a restart.
