@@ -3,11 +3,13 @@
 //! Every world has a folder of its own and every listener port 0. Processes are killed when their
 //! handle is dropped; logs stay with the world's folder when a test fails. Start at [`World`].
 
+mod disk;
 mod metadata;
 mod process;
 mod tree;
 mod world;
 
+pub use disk::Disk;
 pub use metadata::{ensure_identical, make_rich_tree};
 pub use process::{Process, binary, utp2, wait_until};
 pub use tree::{Tree, differences};

@@ -177,8 +177,13 @@ impl World {
 
     /// Enrols a new agent and waits until it is online.
     pub fn agent(&self, name: &str, args: &[&str]) -> Result<Agent> {
+        self.agent_in(name, &self.path().join(name), args)
+    }
+
+    /// The same with its data elsewhere.
+    pub fn agent_in(&self, name: &str, data: &Path, args: &[&str]) -> Result<Agent> {
         let bootstrap = self.token(name, &[])?;
-        let data = self.path().join(name);
+        let data = data.to_path_buf();
         let listen = ["--listen".to_owned(), SocketAddr::new(self.host, 0).to_string()];
         let args: Vec<String> = listen.into_iter().chain(args.iter().map(|&a| a.to_owned())).collect();
         let process = start_agent(self.path(), name, &bootstrap, &data, &args)?;

@@ -529,7 +529,7 @@ fn last_name(path: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::Case;
+    use super::super::tests::{Case, with_own_mounts};
     use super::*;
 
     /// Weak hashes that promise what is not there cost a bounded time: no honest manifest has so many.
@@ -551,5 +551,32 @@ mod tests {
         let rolled = opened.staging.roll(&file, len, &lacking, &mut sought, &|| true);
         let rolled = rolled.expect("no trouble");
         assert!(rolled.found == 0 && (FALSE_ALARMS..FALSE_ALARMS + 500).contains(&rolled.false_alarms));
+    }
+    /// What is mounted below a folder may be a server's that does not answer; and nobody waits for a search for long.
+    #[test]
+    fn the_search_stays_on_its_file_system_and_ends() {
+        with_own_mounts("the_search_stays_on_its_file_system_and_ends", || {
+            let bytes: Vec<u8> = (0..1000u32).flat_map(u32::to_le_bytes).collect();
+            let case = Case::new(&[("new", bytes.clone())], &[("here/old", b"x".to_vec())]);
+            let mount = case.target.path().join("here");
+            let args = ["-t", "tmpfs", "none", mount.to_str().expect("text")];
+            assert!(std::process::Command::new("mount").args(args).status().expect("mount").success());
+            std::fs::write(mount.join("old"), &bytes).expect("room");
+            assert_eq!(case.open(&[]).verified.count(), 0);
+            // Named by a job itself, it is looked into.
+            assert_eq!(case.open(&[mount]).verified.count(), 1);
+        });
+        let folder = tempfile::tempdir().expect("room");
+        for n in 0..600 {
+            std::fs::write(folder.path().join(n.to_string()), "x").expect("room");
+        }
+        let opened = Folder::open(folder.path()).expect("there");
+        let (mut candidates, asked) = (Vec::new(), std::cell::Cell::new(0));
+        let go_on = || {
+            asked.set(asked.get() + 1);
+            asked.get() < 2
+        };
+        look_through(&opened, 0, &[1], &mut candidates, &go_on);
+        assert_eq!(candidates.len(), 255);
     }
 }

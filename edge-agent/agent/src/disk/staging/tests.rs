@@ -350,7 +350,7 @@ fn the_staging_folder_becomes_the_agents_own() {
 }
 
 /// Does something in a thread with mounts of its own; says whether it could.
-fn with_own_mounts(name: &str, act: impl FnOnce() + Send + 'static) {
+pub(super) fn with_own_mounts(name: &str, act: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         let mount = |args: &[&str]| {
             std::process::Command::new("mount").args(args).status().is_ok_and(|status| status.success())
