@@ -112,6 +112,13 @@ impl Content {
         Ok(())
     }
 
+    /// Bytes and blocks of a version.
+    fn size(version: u64) -> (u64, u64) {
+        let sizes =
+            (0..Self::FILES).filter_map(|file| Self::of(file, version)).map(|bytes| bytes.len() as u64);
+        sizes.fold((0, 0), |(bytes, blocks), size| (bytes + size, blocks + size.div_ceil(BLOCK)))
+    }
+
     /// Wants every file to be of one of these versions; with the number of those of the second. Nothing else may be
     /// there.
     fn check(folder: &Path, old: u64, new: u64) -> Result<u64> {
@@ -258,9 +265,10 @@ fn finish(scene: &Scene, run: &str, version: u64, how: How) -> Result<((u64, u64
     let served = |run: &Run| run.stat("source", "bytes_sent").is_ok_and(|sent| sent > 0);
     let run = scene.world.wait_run(run, LIMIT, served)?;
     let stat = |name: &str| run.stat("there", name);
-    let (total, reused, fetched) = (stat("blocks_total")?, stat("blocks_reused")?, stat("blocks_fetched")?);
+    let (bytes, total) = Content::size(version);
+    let (reused, fetched) = (stat("blocks_reused")?, stat("blocks_fetched")?);
     // What was written before a kill is there after it: nothing is written twice. A disk may have lost the last of it.
     let written_once = fetched + reused == total || (how == How::PowerCut && fetched + reused > total);
     ensure!(written_once, "{fetched} blocks fetched and {reused} found of {total}");
-    Ok(((stat("bytes_total")?, total), run.stat("source", "bytes_sent")?, fetched))
+    Ok(((bytes, total), run.stat("source", "bytes_sent")?, fetched))
 }

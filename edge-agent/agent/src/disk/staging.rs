@@ -243,7 +243,6 @@ impl Staging {
     /// in place as another entry.
     ///
     /// Gives the number of blocks that were found and not fetched. If it is not to go on, what was found does not count.
-    #[expect(clippy::too_many_arguments, reason = "what one look at everything carries from entry to entry")]
     fn recover(
         &self,
         entry: u64,

@@ -436,7 +436,7 @@ impl Task {
         }
     }
 
-    fn keep_record(&self, synced: bool) {
+    pub(super) fn keep_record(&self, synced: bool) {
         if let Err(error) = self.folder.set_record(&self.record, synced) {
             tracing::warn!(run = %self.join.run, %error, "cannot keep the run's figures");
         }

@@ -195,8 +195,8 @@ impl Staging {
     /// Makes the folders that an entry is in, in place of what is there.
     fn make_way(&self, path: &[u8]) -> rustix::io::Result<()> {
         self.folder().forget();
-        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-        slashes.map(|(at, _)| self.folder().make_folder(&path[..at]).map(|_| ())).collect()
+        let mut slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        slashes.try_for_each(|(at, _)| self.folder().make_folder(&path[..at]).map(|_| ()))
     }
 
     /// Has the system write everything to the disk. It tells of what it could not write once, and forgets it.

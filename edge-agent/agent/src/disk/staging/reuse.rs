@@ -577,6 +577,7 @@ mod tests {
             asked.get() < 2
         };
         look_through(&opened, 0, &[1], &mut candidates, &go_on);
-        assert_eq!(candidates.len(), 255);
+        // `.` and `..` are among the names, wherever they come.
+        assert!((253..=255).contains(&candidates.len()), "{}", candidates.len());
     }
 }

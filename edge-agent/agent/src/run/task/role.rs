@@ -381,6 +381,8 @@ impl Task {
         problems.into_iter().for_each(|problem| self.reports.problem(problem));
         let state = if self.incomplete { RunAgentState::DoneWithErrors } else { RunAgentState::Done };
         self.record.stats = self.stats();
+        // A kill right after the report must not make the next life tell of fewer.
+        self.keep_record(true);
         let (run, stats) = (self.join.run, self.record.stats);
         self.reports.report(RunCompleted { run, state, stats });
         self.ended(state);
