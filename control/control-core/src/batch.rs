@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use event_schema::{AgentId, BatchId, Event, JobId, JobSpec, Party, Place, Role, RunId, RunStarted};
+use event_schema::{
+    AgentId, BatchId, Disposal, Event, JobId, JobSpec, Party, Place, Role, RunId, RunStarted,
+};
 use sha2::{Digest, Sha256};
 
 use crate::job::illegible;
@@ -47,7 +49,8 @@ pub fn run_of(batch: BatchId, source: AgentId) -> RunId {
 }
 
 /// Starts a run for each source of a consolidation. Groups are resolved now: members that are not approved are passed
-/// over, and those that would have nobody to send to.
+/// over, and those that would have nobody to send to; but no destination is, if sources dispose of what all destinations
+/// have.
 ///
 /// # Errors
 /// If the job is unknown or none of this kind, its folders cannot be read, an agent named by it is removed or not
@@ -65,8 +68,8 @@ pub fn start(state: &State, batch: BatchId, job: JobId) -> Result<Started, Rejec
         return Err(Rejection::Invalid("this job has one source: it starts one run".into()));
     };
     let template = Template::parse(subfolder)?;
-    let sources = members(state, sources, "source")?;
-    let destinations = members(state, destinations, "destination")?;
+    let sources = members(state, sources, "source", true)?;
+    let destinations = members(state, destinations, "destination", *after == Disposal::Keep)?;
     if destinations.is_empty() {
         return Err(Rejection::Conflict("nobody would receive anything: the groups are empty".into()));
     }
@@ -136,11 +139,12 @@ fn busy(state: &State, job: JobId) -> BTreeMap<AgentId, RunId> {
     active.map(|(id, run)| (run.source, *id)).collect()
 }
 
-/// Agents that places name, groups resolved, each with its folder.
+/// Agents that places name, groups resolved, each with its folder. `lenient`: members that are not approved are passed over.
 fn members<'s>(
     state: &State,
     places: &'s [Place],
     what: &str,
+    lenient: bool,
 ) -> Result<BTreeMap<AgentId, &'s [u8]>, Rejection> {
     let mut members: BTreeMap<AgentId, &[u8]> = BTreeMap::new();
     for place in places {
@@ -151,6 +155,15 @@ fn members<'s>(
             }
             Party::Group(id) => {
                 let group = state.groups.get(&id).ok_or_else(|| Rejection::unknown("group", id))?;
+                let away = group.members.iter().find(|agent| state.approved(**agent).is_none());
+                if let Some(away) = away.filter(|_| !lenient) {
+                    return Err(Rejection::Conflict(format!(
+                        "{} of the group {} is removed or not approved yet, and sources would dispose of what it does not \
+                         have: approve it, or take it out of the group",
+                        name(state, *away),
+                        group.name
+                    )));
+                }
                 group.members.iter().filter(|agent| state.approved(**agent).is_some()).copied().collect()
             }
         };

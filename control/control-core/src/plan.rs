@@ -4,9 +4,9 @@
 //! that dies between a decision and its commands finds them outstanding when it starts again.
 
 use event_schema::{
-    AgentId, AnswerGuard, CommandBody, Disposal, FinishAndDispose, FinishRun, GuardAnswer, JobId, JoinRun,
-    Outcome, PeerHint, Permission, Role, RunAgentState, RunId, Selection, StopRun, SyncPeer, SyncPolicy,
-    Synchronize, path_of,
+    AgentId, AnswerGuard, CommandBody, Disposal, FinishAndDispose, FinishRun, GuardAnswer, JobId,
+    JoinKeeping, JoinRun, Outcome, PeerHint, Permission, Role, RunAgentState, RunId, Selection, StopRun,
+    SyncPeer, SyncPolicy, Synchronize, path_of,
 };
 
 use crate::State;
@@ -46,6 +46,8 @@ pub enum Task {
         source: AgentId,
         /// Everybody.
         peers: Vec<PeerHint>,
+        /// What is in the folder is kept when it is replaced.
+        keeps: bool,
     },
     /// Take part in a synchronization, or go on in it as told now.
     Synchronize(Box<Synchronization>),
@@ -99,8 +101,9 @@ impl Task {
     /// The command's body; trackers and the sealed secret matter only to those that need one.
     pub fn into_body(self, run: RunId, trackers: Vec<String>, sealed_secret: Vec<u8>) -> CommandBody {
         match self {
-            Self::Join { job, job_name, role, path, source, peers } => {
-                JoinRun { run, job, job_name, role, path, source, peers, trackers, sealed_secret }.into()
+            Self::Join { job, job_name, role, path, source, peers, keeps } => {
+                let join = JoinRun { run, job, job_name, role, path, source, peers, trackers, sealed_secret };
+                if keeps { JoinKeeping { join }.into() } else { join.into() }
             }
             Self::Synchronize(told) => {
                 let Synchronization { job, job_name, revision, path, permission, selection, policy, members } =
@@ -156,6 +159,8 @@ pub fn orders(state: &State, run: RunId, max: usize) -> Vec<Order> {
                     path: path_of(&known.paths, part.path).to_vec(),
                     source: known.source,
                     peers: peers.clone(),
+                    // What an earlier start brought there is nowhere else any more.
+                    keeps: part.role == Role::Destination && known.after != Disposal::Keep,
                 },
                 Kind::Synchronize(sync, member) => Task::Synchronize(Box::new(Synchronization {
                     job: known.job,

@@ -11,7 +11,7 @@ use event_schema::{
     Outcome, Problem, ProblemClass, RefusalReason, Report, ReportBody, ReportReceived, Role,
     RunAgentProgressed, RunAgentState, RunConflictFound, RunConflictSettled, RunDisposed, RunGuardLifted,
     RunGuardRaised, RunId, RunManifestReady, RunPathBlocked, RunPathUnblocked, RunProblemReported,
-    RunRolledBack, Signed, TransferStats,
+    RunRolledBack, Signed, TransferStats, level,
 };
 
 use crate::agent::{Issued, Standing, refusal};
@@ -21,8 +21,10 @@ use crate::{Rejection, State, text};
 
 /// Decides about a batch of reports of one agent, in the order they came.
 ///
+/// What replicas of the log's level do not read is not taken until the level is raised, nor what comes behind it.
+///
 /// # Errors
-/// If the agent is unknown, not approved or removed, or the first new report is not the next one.
+/// If the agent is unknown, not approved or removed, the first new report is not the next one, or is above the log's level.
 pub fn decide(state: &State, agent: AgentId, reports: &[(Report, Signed)]) -> Result<Vec<Event>, Rejection> {
     let known = state
         .agents
@@ -49,6 +51,17 @@ pub fn decide(state: &State, agent: AgentId, reports: &[(Report, Signed)]) -> Re
         if report.sequence != last + 1 {
             if last == known.last_report {
                 return Err(Rejection::ReportGap { expected: last + 1, got: report.sequence });
+            }
+            break;
+        }
+        let level = level::of_report(&report.body);
+        if level > state.level() {
+            if last == known.last_report {
+                let what = format!(
+                    "a report of schema level {level}, and the log is at {}: it is taken once that is raised",
+                    state.level()
+                );
+                return Err(refusal(RefusalReason::TooEarly, &what));
             }
             break;
         }
@@ -95,8 +108,11 @@ impl Batch<'_> {
             ReportBody::ManifestSigned(r) => {
                 let agent = self.agent;
                 self.in_run(r.run, |run, events| {
-                    // The first manifest counts even if the destinations were faster than the source's report.
-                    let open = run.outcome.is_none() || run.manifest.is_none();
+                    // The first manifest counts even if the destinations were faster than the source's report. Another
+                    // one does not once somebody has ended with the first: files go by what destinations confirmed.
+                    let mut destinations = run.parts.values().filter(|part| part.role == Role::Destination);
+                    let open = run.manifest.is_none()
+                        || (run.outcome.is_none() && !destinations.any(|part| part.state.is_terminal()));
                     if run.source == agent && run.manifest != Some(r.root) && open {
                         let (root, entries, bytes, blocks) = (r.root, r.entries, r.bytes, r.blocks);
                         let event = RunManifestReady { run: r.run, agent, root, entries, bytes, blocks };

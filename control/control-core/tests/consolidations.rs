@@ -275,3 +275,115 @@ fn a_source_that_refuses_keeps_its_files_and_is_told_the_end_all_the_same() {
         assert!(w.issue_of(run).is_empty());
     }
 }
+
+#[test]
+fn destinations_keep_what_they_replace_if_the_source_disposes() {
+    for (n, after) in [(1, Disposal::Keep), (2, Disposal::Archive { days: 3 }), (3, Disposal::Delete)] {
+        let mut w = world(2);
+        let spec = consolidation(&[at(2, "a")], &[at(1, "in")], "", after);
+        w.create_job(n, spec).expect("a job");
+        w.start_batch(9, n).expect("started");
+        let orders = w.issue_of(run_of(9, 2));
+        assert_eq!(orders.len(), 2);
+        for order in orders {
+            let body = order.task.into_body(order.run, vec![], vec![]);
+            let keeps = order.agent == agent_id(1) && after != Disposal::Keep;
+            assert_eq!(matches!(body, CommandBody::JoinKeeping(_)), keeps, "{after:?}");
+            assert_eq!(body.join().map(|join| join.run), Some(order.run));
+        }
+        // One that is too old for it loses nothing either.
+        w.says(1, vec![]);
+        let (sequence, command) = w.waiting(1);
+        let refused = CommandRefused { command, sequence, reason: RefusalReason::NotUnderstood };
+        assert_eq!(outcome(&w.says(1, vec![refused.into()])), Some(Outcome::Failed));
+    }
+}
+
+#[test]
+fn nobody_is_passed_over_whose_word_counts_for_the_disposal() {
+    let mut w = world(3);
+    w.enrol(4, "agent-4", None);
+    w.create_group(1, &[1, 4]);
+    let group = place(Party::Group(GroupId(id(1))), "in");
+    let keeps = consolidation(&[at(2, "a")], std::slice::from_ref(&group), "", Disposal::Keep);
+    w.create_job(1, keeps).expect("a job");
+    w.start_batch(9, 1).expect("who is not approved gets it later");
+    let deletes = consolidation(&[at(3, "a")], &[group], "", Disposal::Delete);
+    w.create_job(2, deletes).expect("a job");
+    let refused = w.start_batch(10, 2).expect_err("one is missing").to_string();
+    assert!(refused.contains("agent-4") && refused.contains("group-1"), "{refused}");
+    w.must(|s| agent::decide(s, agent::Command::Approve { agent: agent_id(4) }));
+    assert_eq!(folders(&w.start_batch(10, 2).expect("started").events[0]).len(), 3);
+}
+
+#[test]
+fn another_manifest_does_not_count_once_a_destination_has_the_first() {
+    let signed =
+        |run, root| -> ReportBody { ManifestSigned { run, root, entries: 3, bytes: 300, blocks: 4 }.into() };
+    let mut w = world(3);
+    let spec = consolidation(&[at(2, "a")], &[at(1, "in"), at(3, "in")], "", Disposal::Delete);
+    w.create_job(1, spec).expect("a job");
+    w.start_batch(9, 1).expect("started");
+    let run = run_of(9, 2);
+    w.issue_of(run);
+    w.says(2, vec![signed(run, [6; 32])]);
+    assert_eq!(kinds(&w.says(2, vec![signed(run, [7; 32])])), ["run.manifest_ready"], "nobody has it yet");
+    let stats = TransferStats::default();
+    let done = || RunCompleted { run, state: RunAgentState::Done, stats }.into();
+    w.says(1, vec![done()]);
+    assert!(kinds(&w.says(2, vec![signed(run, [8; 32])])).is_empty());
+    w.says(3, vec![done()]);
+    let orders = w.issue_of(run);
+    let disposal = orders.iter().find(|order| order.agent == agent_id(2)).map(|order| &order.task);
+    assert_eq!(disposal, Some(&Task::Dispose { root: [7; 32], disposal: Disposal::Delete }));
+}
+
+#[test]
+fn what_older_replicas_do_not_read_is_not_recorded_before_the_level_is_raised() {
+    let replaced = |run| -> ReportBody {
+        let problem = Problem { class: ProblemClass::Replaced, path: vec![], detail: "x".into() };
+        ProblemReported { run, problem }.into()
+    };
+    for level in [1, 2] {
+        let mut w = World::with_run(2);
+        if level > 1 {
+            w.happen(vec![SchemaRaised { level }.into()]);
+        }
+        let run = RunId(id(1));
+        for body in [disposed(run), replaced(run)] {
+            // What came before it is taken, it and what follows is not.
+            let before = w.state.reports_stored(agent_id(1));
+            let reports = w.reports(1, vec![manifest(1), body.clone(), served(1)]);
+            let events = w.must(|s| control_core::report::decide(s, agent_id(1), &reports));
+            assert_eq!(events.iter().filter(|e| matches!(e, Event::ReportReceived(_))).count(), 1);
+            assert_eq!(w.state.reports_stored(agent_id(1)), before + 1);
+            let reports = w.reports(1, vec![body]);
+            let refused = control_core::report::decide(&w.state, agent_id(1), &reports);
+            assert!(
+                matches!(&refused, Err(Rejection::Refused { reason: RefusalReason::TooEarly, .. })),
+                "{refused:?}"
+            );
+        }
+    }
+    let mut w = World::with_run(2);
+    w.happen(vec![SchemaRaised { level: 3 }.into()]);
+    w.says(1, vec![disposed(RunId(id(1))), replaced(RunId(id(1)))]);
+    assert_eq!(w.state.reports_stored(agent_id(1)), 2);
+}
+
+#[test]
+fn who_erases_an_agent_can_be_told_under_which_jobs_something_of_it_stays() {
+    let mut w = world(3);
+    for (n, source) in [(1, 2), (2, 3)] {
+        let spec = consolidation(&[at(source, "a")], &[at(1, "in")], "/%SRC:AGENT_NAME%", Disposal::Keep);
+        w.create_job(n, spec).expect("a job");
+        w.start_batch(10 + n, n).expect("started");
+    }
+    let (one, two) = (JobId(id(1)), JobId(id(2)));
+    assert_eq!(w.views.jobs_that_name(agent_id(2)), [one].into());
+    assert_eq!(w.views.jobs_that_name(agent_id(1)), [one, two].into());
+    let erased = |job| SubjectErased { subject: Subject::Job(job), reason: "asked for".into() };
+    w.happen(vec![erased(one).into()]);
+    assert_eq!(w.views.jobs_that_name(agent_id(2)), [].into());
+    assert_eq!(w.views.jobs_that_name(agent_id(1)), [two].into());
+}

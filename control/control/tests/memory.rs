@@ -108,7 +108,7 @@ impl History {
         let expires = Timestamp(time.0 + 2_592_000_000);
         let command =
             Command { id, audience: agent, sequence, issued: time, not_before: time, expires, body };
-        let joins = matches!(command.body, CommandBody::JoinRun(_));
+        let joins = command.body.joins();
         let signed = Self::signed(command.sign(signer).bytes);
         let event =
             CommandIssued { command: id, agent, sequence, run: Some(run), joins, signed: signed.into() };

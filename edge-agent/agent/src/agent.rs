@@ -191,7 +191,7 @@ async fn serve(
 
     let removed = store.removed()?;
     let known = store.runs()?;
-    let active = Arc::new(Mutex::new(known.iter().map(|(join, _)| join.run).collect::<BTreeSet<_>>()));
+    let active = Arc::new(Mutex::new(known.iter().map(|(join, ..)| join.run).collect::<BTreeSet<_>>()));
     let witness = Arc::new(Mutex::new(Witness::open(folder.path(), &membership.root_key)));
     let (orders, incoming) = mpsc::channel(ORDERS_WAITING);
     let (stop, stopped) = watch::channel(false);
@@ -311,15 +311,15 @@ fn unfinished(run: RunId, wish: Wish) -> Option<Order> {
 /// Goes on with the runs of last time, then carries out orders, one after the other; all are stored
 /// already.
 async fn work(
-    known: Vec<(JoinRun, Wish)>,
+    known: Vec<(JoinRun, bool, Wish)>,
     mut orders: mpsc::Receiver<Order>,
     runs: Arc<RunManager>,
     reporter: Reporter,
     active: Arc<Mutex<BTreeSet<RunId>>>,
 ) {
-    for (join, wish) in known {
+    for (join, keeps, wish) in known {
         let run = join.run;
-        runs.join(join).await;
+        runs.join(join, keeps).await;
         if let Some(order) = unfinished(run, wish) {
             carry_out(&runs, &reporter, &active, order).await;
         }
@@ -336,7 +336,7 @@ async fn carry_out(
     order: Order,
 ) {
     let over = match order {
-        Order::Join(join) => return runs.join(*join).await,
+        Order::Join(join, keeps) => return runs.join(*join, keeps).await,
         Order::Dispose(run, root, disposal, told) => {
             // Every file is read once more: nobody waits for that.
             let (runs, reporter, active) = (runs.clone(), reporter.clone(), active.clone());

@@ -32,6 +32,9 @@ const UNTIL: &str = ".until";
 /// Bytes of that file: a number and a line break.
 const UNTIL_LEN_MAX: u64 = 32;
 
+/// Entries that were at one path, one after the other, and are kept in one group.
+const KEPT_OF_ONE: u32 = 1000;
+
 /// Where the agent's data folder keeps which folders have archives.
 const REGISTRY: &str = "archives";
 
@@ -126,6 +129,37 @@ impl<'f> Archive<'f> {
         let (from, name) = self.folder.parent(path)?;
         let (to, new) = self.folder.parent(&target)?;
         rename_new(&from, name, &to, new)
+    }
+
+    /// Moves the entry at `path` into a group, where it takes nothing's place: another one that was at the same path before
+    /// stays, and this gets a number behind its name.
+    ///
+    /// # Errors
+    /// Whatever the system says; `XDEV` if it lies on another file system than the folder, `EXIST` if too many were there.
+    pub(crate) fn keep(&self, group: &str, path: &[u8]) -> Result<()> {
+        let (from, name) = self.folder.parent(path)?;
+        for nth in 0..=KEPT_OF_ONE {
+            let mut target = self.path(group, path);
+            if nth > 0 {
+                target.extend_from_slice(format!(".{nth}").as_bytes());
+            }
+            for (at, byte) in target.iter().enumerate() {
+                if *byte == b'/' {
+                    match self.folder.stat(&target[..at]) {
+                        Ok(there) if file_type(&there) == fs::FileType::Directory => {}
+                        Ok(_) => return Err(Errno::EXIST),
+                        Err(Errno::NOENT) => drop(self.folder.make_folder(&target[..at])?),
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            let (to, new) = self.folder.parent(&target)?;
+            match rename_new(&from, name, &to, new) {
+                Err(Errno::EXIST) => {}
+                moved => return moved,
+            }
+        }
+        Err(Errno::EXIST)
     }
 
     /// Where an entry of a group lies in the folder.
@@ -410,6 +444,30 @@ mod tests {
         register(data.path(), &at("gone")).expect("registered");
         sweep(data.path(), Timestamp(u64::MAX));
         assert_eq!(known(), 1);
+    }
+
+    #[test]
+    fn what_is_kept_takes_the_place_of_nothing() {
+        let root = tempfile::tempdir().expect("a folder");
+        let at = |path: &str| root.path().join(path);
+        let folder = Folder::open(root.path()).expect("opened");
+        let archive = Archive::of(&folder);
+        archive.begin("one", Timestamp::NEVER).expect("begun");
+        for content in ["first", "second", "third"] {
+            std_fs::create_dir_all(at("day")).expect("made");
+            std_fs::write(at("day/a"), content).expect("written");
+            archive.keep("one", b"day/a").expect("kept");
+        }
+        let kept =
+            |name: &str| std_fs::read_to_string(at(&format!(".flotilla/archive/one/{name}"))).expect("there");
+        assert_eq!([kept("day/a"), kept("day/a.1"), kept("day/a.2")], ["first", "second", "third"]);
+        // A folder where a file was: the file stays, and so does what is to be moved.
+        std_fs::create_dir_all(at("day/a")).expect("made");
+        std_fs::write(at("day/a/b"), "x").expect("written");
+        assert_eq!(archive.keep("one", b"day/a/b"), Err(Errno::EXIST));
+        assert!(at("day/a/b").exists() && kept("day/a") == "first");
+        archive.expire(Timestamp(u64::MAX - 1)).expect("looked through");
+        assert_eq!(kept("day/a"), "first", "for good");
     }
 
     #[test]

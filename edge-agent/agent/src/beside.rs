@@ -12,6 +12,14 @@ use utp2_tokio::Beside;
 
 use crate::relay::Forwarder;
 
+/// What µTP2 leaves alone is what trackers, probes and relays begin with.
+const _: () = {
+    let (ours, left) = (tracker_proto::PREFIX, utp2::BESIDE);
+    assert!(ours[0] == left[0] && ours[1] == left[1] && ours[2] == left[2] && ours.len() == left.len());
+    let relayed = RELAYED_PREFIX;
+    assert!(relayed[0] == ours[0] && relayed[1] == ours[1] && relayed[2] == ours[2]);
+};
+
 /// Datagrams that wait for discovery; more are lost, as in a full socket, and come again.
 const WAITING: usize = 256;
 

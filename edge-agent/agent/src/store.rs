@@ -17,6 +17,8 @@ use crate::limits::STORE_CACHE;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const RUNS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("runs");
+/// Runs in which what is replaced is kept.
+const KEEPING: TableDefinition<'_, &[u8], ()> = TableDefinition::new("keeping");
 const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
 
 /// Version of the file's content.
@@ -88,8 +90,8 @@ pub(crate) enum Wish {
 /// A change to the list of runs.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RunChange {
-    /// A new run, or the same again.
-    Join(Box<JoinRun>),
+    /// A new run, or the same again; and whether what is replaced there is kept.
+    Join(Box<JoinRun>, bool),
     /// Another wish about a known one.
     Wish(RunId, Wish),
 }
@@ -126,6 +128,7 @@ impl Store {
         // Reading a table that was never opened for writing is an error, so all come into being here.
         transaction.open_table(META)?;
         transaction.open_table(RUNS)?;
+        transaction.open_table(KEEPING)?;
         transaction.open_table(OUTBOX)?;
         Ok(Change { transaction })
     }
@@ -173,16 +176,22 @@ impl Store {
         Ok(self.meta("report_sequence")?.unwrap_or_default())
     }
 
-    /// Every run and what is to be done about it.
-    pub(crate) fn runs(&self) -> Result<Vec<(JoinRun, Wish)>, StoreError> {
+    /// Every run, whether what is replaced there is kept, and what is to be done about it.
+    pub(crate) fn runs(&self) -> Result<Vec<(JoinRun, bool, Wish)>, StoreError> {
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(RUNS)?;
+        // An agent of an older release did not make it.
+        let keeping = match transaction.open_table(KEEPING) {
+            Err(redb::TableError::TableDoesNotExist(_)) => None,
+            table => Some(table?),
+        };
         let mut runs = Vec::new();
         for row in table.iter()? {
             let row = row?;
             let (wish, join): (Wish, JoinRun) = decode_exact("runs", row.1.value())
                 .map_err(|source| StoreError::Damaged { key: "runs", source })?;
-            runs.push((join, wish));
+            let keeps = keeping.as_ref().map(|t| t.get(&join.run.0[..])).transpose()?.flatten().is_some();
+            runs.push((join, keeps, wish));
         }
         Ok(runs)
     }
@@ -259,8 +268,11 @@ impl Change {
     pub(crate) fn apply(&self, change: &RunChange) -> Result<(), StoreError> {
         let mut table = self.transaction.open_table(RUNS)?;
         match change {
-            RunChange::Join(join) => {
+            RunChange::Join(join, keeps) => {
                 table.insert(&join.run.0[..], encode(&(Wish::Join, join)).as_slice())?;
+                if *keeps {
+                    self.transaction.open_table(KEEPING)?.insert(&join.run.0[..], ())?;
+                }
             }
             RunChange::Wish(run, wish) => {
                 let Some(row) = table.get(&run.0[..])?.map(|row| row.value().to_vec()) else { return Ok(()) };
@@ -274,6 +286,7 @@ impl Change {
 
     pub(crate) fn forget_run(&self, run: RunId) -> Result<(), StoreError> {
         self.transaction.open_table(RUNS)?.remove(&run.0[..])?;
+        self.transaction.open_table(KEEPING)?.remove(&run.0[..])?;
         Ok(())
     }
 
@@ -352,14 +365,14 @@ mod tests {
         let change = store.change().expect("begun");
         let cursor = Cursor { sequence: 7, command: Some(CommandId([7; 16])) };
         change.set_cursor(cursor).expect("set");
-        change.apply(&RunChange::Join(Box::new(join(1)))).expect("joined");
+        change.apply(&RunChange::Join(Box::new(join(1)), true)).expect("joined");
         change.add_report(1, &report(1, 10)).expect("added");
         drop(change);
         assert_eq!(store.cursor().expect("read"), Cursor::default());
         assert_eq!(store.outbox_len().expect("read"), 0);
         let change = store.change().expect("begun");
         change.set_cursor(cursor).expect("set");
-        change.apply(&RunChange::Join(Box::new(join(1)))).expect("joined");
+        change.apply(&RunChange::Join(Box::new(join(1)), true)).expect("joined");
         change.apply(&RunChange::Wish(RunId([1; 16]), Wish::Finish)).expect("wished");
         change.apply(&RunChange::Wish(RunId([9; 16]), Wish::Stop)).expect("an unknown run is no error");
         change.add_report(1, &report(1, 10)).expect("added");
@@ -367,7 +380,7 @@ mod tests {
         drop(store);
         let store = Store::open(&path).expect("opened");
         assert_eq!(store.cursor().expect("read"), cursor);
-        assert_eq!(store.runs().expect("read"), [(join(1), Wish::Finish)]);
+        assert_eq!(store.runs().expect("read"), [(join(1), true, Wish::Finish)]);
         assert_eq!(store.report_sequence().expect("read"), 1);
         let change = store.change().expect("begun");
         change.forget_run(RunId([1; 16])).expect("forgotten");

@@ -57,6 +57,8 @@ tagged_enum! {
         (5, 1) "run.synchronize" => Synchronize,
         /// A person's answer to the guard.
         (6, 1) "run.answer_guard" => AnswerGuard,
+        /// Take part in a run as a destination that loses nothing of what is there.
+        (8, 1) "run.join_keeping" => JoinKeeping,
     }
 }
 
@@ -81,6 +83,34 @@ pub struct JoinRun {
     pub trackers: Vec<String>,
     /// The run's secret, sealed to this agent (`agent-proto::seal`).
     pub sealed_secret: Vec<u8>,
+}
+
+/// Take part in a run as a destination whose folder may hold the only copy of something, since sources dispose of what they
+/// brought: what is there is replaced only after it was put into the folder's archive, for good. Who does not understand it
+/// refuses it, and so does not replace anything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JoinKeeping {
+    /// As any other run.
+    pub join: JoinRun,
+}
+
+impl CommandBody {
+    /// The run to take part in, if that is what is asked.
+    pub fn join(&self) -> Option<&JoinRun> {
+        match self {
+            Self::JoinRun(join) | Self::JoinKeeping(JoinKeeping { join }) => Some(join),
+            Self::FinishRun(_)
+            | Self::StopRun(_)
+            | Self::FinishAndDispose(_)
+            | Self::Synchronize(_)
+            | Self::AnswerGuard(_) => None,
+        }
+    }
+
+    /// Whether it makes the agent one of a run, of whatever kind.
+    pub fn joins(&self) -> bool {
+        self.join().is_some() || matches!(self, Self::Synchronize(_))
+    }
 }
 
 /// A participant as its peers need to know it.

@@ -8,7 +8,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use crate::{Event, Tagged};
+use crate::{Event, ProblemClass, ReportBody, RunAgentState, Tagged};
 
 /// The level of logs that say nothing.
 pub const LEVEL_OLDEST: u8 = 1;
@@ -46,6 +46,31 @@ fn of_kind(kind: u16) -> u8 {
         2
     } else {
         1
+    }
+}
+
+/// The lowest level whose programs read a report. Agents tell what they like: what a replica of the log's level cannot
+/// read must not come onto the log.
+pub fn of_report(body: &ReportBody) -> u8 {
+    match body {
+        ReportBody::DisposalReported(_) => LEVEL_CONSOLIDATION,
+        ReportBody::ProblemReported(r) if r.problem.class == ProblemClass::Replaced => LEVEL_CONSOLIDATION,
+        ReportBody::RunStateReported(r) if r.state == RunAgentState::Synchronizing => LEVEL_SYNCHRONIZATION,
+        ReportBody::RunCompleted(r) if r.state == RunAgentState::Synchronizing => LEVEL_SYNCHRONIZATION,
+        ReportBody::ConflictFound(_)
+        | ReportBody::ConflictSettled(_)
+        | ReportBody::GuardRaised(_)
+        | ReportBody::GuardLifted(_)
+        | ReportBody::PathBlocked(_)
+        | ReportBody::PathUnblocked(_)
+        | ReportBody::RolledBack(_) => LEVEL_SYNCHRONIZATION,
+        ReportBody::CommandAccepted(_)
+        | ReportBody::CommandRefused(_)
+        | ReportBody::RunStateReported(_)
+        | ReportBody::ManifestSigned(_)
+        | ReportBody::ProblemReported(_)
+        | ReportBody::RunCompleted(_)
+        | ReportBody::RunServed(_) => LEVEL_OLDEST,
     }
 }
 

@@ -26,7 +26,8 @@ mod types;
 pub mod upcast;
 
 pub use command::{
-    AnswerGuard, Command, CommandBody, FinishAndDispose, FinishRun, JoinRun, PeerHint, StopRun, Synchronize,
+    AnswerGuard, Command, CommandBody, FinishAndDispose, FinishRun, JoinKeeping, JoinRun, PeerHint, StopRun,
+    Synchronize,
 };
 pub use event::{
     AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentSessionOpened, AgentTagged,

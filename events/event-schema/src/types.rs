@@ -212,6 +212,9 @@ pub enum ProblemClass {
     Io,
     /// The agent's own fault.
     Internal,
+    /// Something else was in the place of entries of a run whose source disposes of them; it is kept in the folder's
+    /// archive. Since level 3.
+    Replaced,
 }
 
 /// One thing that went wrong.

@@ -262,8 +262,8 @@ pub mod v1 {
 
     use super::NoShape;
     use crate::{
-        AgentId, Command, CommandBody, CommandId, JobId, Party, Private, Problem, RefusalReason, Report,
-        ReportBody, Role, RunId, Signed, TokenId,
+        AgentId, Command, CommandId, JobId, Party, Private, Problem, RefusalReason, Report, ReportBody, Role,
+        RunId, Signed, TokenId,
     };
 
     macro_rules! payloads {
@@ -477,7 +477,7 @@ pub mod v1 {
     impl From<CommandIssued> for crate::CommandIssued {
         fn from(e: CommandIssued) -> Self {
             let command = Command::decode(&e.signed.bytes);
-            let joins = command.is_ok_and(|command| matches!(command.body, CommandBody::JoinRun(_)));
+            let joins = command.is_ok_and(|command| command.body.join().is_some());
             let CommandIssued { command, agent, sequence, run, signed } = e;
             Self { command, agent, sequence, run, joins, signed: signed.into() }
         }

@@ -533,6 +533,7 @@ fn all() -> Vec<Golden> {
             FinishAndDispose { run: RUN, root: [0xd4; 32], disposal: Disposal::Archive { days: 30 } },
             synchronize(),
             AnswerGuard { run: RUN, guard: 1 << 40, answer: GuardAnswer::Delete },
+            JoinKeeping { join: join() },
         ]
     );
     pinned!(

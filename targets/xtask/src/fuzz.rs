@@ -1,10 +1,11 @@
-//! `cargo xtask fuzz`: builds the targets of `transport/fuzz` with coverage instrumentation and runs them.
+//! `cargo xtask fuzz`: builds the targets of `transport/fuzz` and `tests/fuzz` with coverage instrumentation and runs them.
 //!
 //! Owns how they are built and run: stable Rust with the compiler's sanitizer-coverage pass, libFuzzer from the crate
 //! `libfuzzer-sys` (which needs a C++ compiler), so neither a nightly toolchain nor cargo-fuzz; both may be used all
-//! the same. What the targets do is in `utp2::fuzzing`. Linux tells how much CPU time a target has had; elsewhere
+//! the same. What the targets do is in `utp2::fuzzing`, and in `tests/fuzzing` of the crates that they are about. Linux tells how much CPU time a target has had; elsewhere
 //! the limit is one of wall time.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -30,6 +31,9 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with = "seconds")]
     minimise: bool,
 }
+
+/// Crates with targets.
+const FOLDERS: [&str; 2] = ["transport/fuzz", "tests/fuzz"];
 
 /// What cargo-fuzz passes for coverage, without an address sanitizer: the crates fuzzed forbid `unsafe`.
 const FLAGS: &[&str] = &[
@@ -64,20 +68,28 @@ struct Place {
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
-    let folder = workspace.root.join("transport/fuzz");
-    let known = targets(&folder)?;
+    let known = all_targets(&workspace.root)?;
     if options.list {
-        known.iter().for_each(|name| println!("{name}"));
+        known.keys().for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(unknown) = options.targets.iter().find(|t| !known.contains(t)) {
-        bail!("there is no target {unknown}; there are {}", known.join(", "));
+    if let Some(unknown) = options.targets.iter().find(|t| !known.contains_key(*t)) {
+        let names: Vec<&str> = known.keys().map(String::as_str).collect();
+        bail!("there is no target {unknown}; there are {}", names.join(", "));
     }
-    let chosen = if options.targets.is_empty() { &known } else { &options.targets };
+    let chosen: Vec<&String> =
+        if options.targets.is_empty() { known.keys().collect() } else { options.targets.iter().collect() };
     let target = workspace.target.join("fuzz");
-    let binaries = build(&folder, &target, chosen)?;
+    let mut binaries = PathBuf::new();
+    for folder in FOLDERS.map(|folder| workspace.root.join(folder)) {
+        let of_it: Vec<&String> = chosen.iter().copied().filter(|name| known[*name] == folder).collect();
+        if !of_it.is_empty() {
+            binaries = build(&folder, &target, &of_it)?;
+        }
+    }
     let mut findings = 0;
     for name in chosen {
+        let folder = &known[name];
         let place = Place {
             corpus: folder.join("corpus").join(name),
             work: target.join("work").join(name),
@@ -98,7 +110,18 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if findings == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The targets by the names of their sources.
+/// Every target, and the folder of its crate.
+fn all_targets(root: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut all = BTreeMap::new();
+    for folder in FOLDERS.map(|folder| root.join(folder)) {
+        for name in targets(&folder)? {
+            ensure!(all.insert(name.clone(), folder.clone()).is_none(), "two targets have the name {name}");
+        }
+    }
+    Ok(all)
+}
+
+/// The targets of a crate by the names of their sources.
 fn targets(folder: &Path) -> Result<Vec<String>> {
     let sources = folder.join("fuzz_targets");
     let mut names = Vec::new();
@@ -113,7 +136,7 @@ fn targets(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// Builds the targets; returns the folder they are in.
-fn build(folder: &Path, target: &Path, names: &[String]) -> Result<PathBuf> {
+fn build(folder: &Path, target: &Path, names: &[&String]) -> Result<PathBuf> {
     let version = Command::new("rustc").arg("-vV").output().context("running rustc -vV")?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     let host =
@@ -123,7 +146,7 @@ fn build(folder: &Path, target: &Path, names: &[String]) -> Result<PathBuf> {
     build.args(["build", "--release", "--target", host, "--manifest-path"]).arg(folder.join("Cargo.toml"));
     build.arg("--target-dir").arg(target).env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
     for name in names {
-        build.args(["--bin", name]);
+        build.arg("--bin").arg(name);
     }
     ensure!(build.status().context("running cargo")?.success(), "the targets do not build");
     Ok(target.join(host).join("release"))
@@ -284,11 +307,10 @@ mod tests {
 
     #[test]
     fn every_target_is_a_binary_and_has_a_corpus() {
-        let folder = crate::workspace::root().join("transport/fuzz");
-        let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
-        let names = targets(&folder).unwrap();
-        assert!(names.len() > 10);
-        for name in names {
+        let all = all_targets(&crate::workspace::root()).unwrap();
+        assert!(all.len() > 20);
+        for (name, folder) in all {
+            let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
             assert!(
                 manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")),
                 "{name} is not in Cargo.toml"

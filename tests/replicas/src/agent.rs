@@ -14,7 +14,7 @@ use agent_proto::link::{
 use anyhow::{Context as _, Result, bail, ensure};
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, Command, CommandAccepted, CommandBody, DisposalReported, Disposed, ManifestSigned,
+    AgentId, Command, CommandAccepted, CommandBody, DisposalReported, Disposed, JoinKeeping, ManifestSigned,
     RefusalReason, Report, ReportBody, Role, RunAgentState, RunCompleted, RunId, RunServed, RunStateReported,
     Signed, Timestamp, TransferStats,
 };
@@ -376,7 +376,7 @@ impl Agent {
         let stats =
             TransferStats { entries: 1, blocks_total: 1, blocks_fetched: 1, ..TransferStats::default() };
         let (run, name) = match &command.body {
-            CommandBody::JoinRun(join) => {
+            CommandBody::JoinRun(join) | CommandBody::JoinKeeping(JoinKeeping { join }) => {
                 match join.role {
                     Role::Source => {
                         say(RunStateReported { run: join.run, state: RunAgentState::Indexing }.into());

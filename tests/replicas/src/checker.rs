@@ -109,7 +109,11 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
                 Event::RunStarted(e) => *runs.entry(e.run.to_string()).or_default() += 1,
                 Event::CommandIssued(e) => {
                     let name = match Command::decode(&e.signed.bytes).map(|command| command.body) {
-                        Ok(CommandBody::JoinRun(_) | CommandBody::Synchronize(_)) => "join",
+                        Ok(
+                            CommandBody::JoinRun(_)
+                            | CommandBody::JoinKeeping(_)
+                            | CommandBody::Synchronize(_),
+                        ) => "join",
                         Ok(CommandBody::FinishRun(_) | CommandBody::FinishAndDispose(_)) => "finish",
                         Ok(CommandBody::StopRun(_)) => "stop",
                         Ok(CommandBody::AnswerGuard(_)) => "answer",

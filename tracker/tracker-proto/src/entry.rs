@@ -26,7 +26,7 @@ enum Kind {
 
 impl Address {
     /// A known address. `None` for addresses that nobody can be reached at: port 0, unspecified,
-    /// multicast, broadcast. IPv4 written as IPv6 becomes IPv4; flow label and scope are dropped.
+    /// multicast, broadcast, `100::/64`. IPv4 written as IPv6 becomes IPv4; flow label and scope are dropped.
     pub fn socket(addr: SocketAddr) -> Option<Self> {
         legal(addr).map(|a| Self(Kind::Socket(a)))
     }
@@ -94,7 +94,9 @@ pub(crate) fn dialable(addr: SocketAddr) -> Option<SocketAddr> {
 pub(crate) fn legal(addr: SocketAddr) -> Option<SocketAddr> {
     let ip = addr.ip().to_canonical();
     let broadcast = ip == IpAddr::V4(Ipv4Addr::BROADCAST);
-    let dialable = addr.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast;
+    // RFC 6666; agents use them for what is behind a relay (`edge-agent/PATHS.md` §4.4).
+    let discard = matches!(ip, IpAddr::V6(v6) if v6.segments()[..4] == [0x100, 0, 0, 0]);
+    let dialable = addr.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast && !discard;
     dialable.then(|| SocketAddr::new(ip, addr.port()))
 }
 

@@ -13,6 +13,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod book;
+pub mod bucket;
 pub mod client;
 pub mod entry;
 mod jitter;
@@ -24,6 +25,7 @@ pub mod probe;
 mod wire;
 
 pub use book::Peer;
+pub use bucket::TokenBucket;
 pub use client::{Client, ClientConfig, Event, Usable};
 pub use entry::{Address, Entry, EntryFlags};
 pub use key::{AgentId, PeerId, SwarmId, SwarmKey};

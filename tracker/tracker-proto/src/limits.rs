@@ -40,10 +40,6 @@ pub const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Longest announce interval that a message can name; entries live three times as long.
 pub const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 
-/// Time between announcements unless the tracker wishes otherwise: keeps NAT mappings alive and costs
-/// 40 bytes a second.
-pub const INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
-
 /// First step of the growing interval after joining: newcomers hear of each other within seconds.
 pub const INTERVAL_FIRST: Duration = Duration::from_secs(3);
 
@@ -100,14 +96,34 @@ pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Addresses probed for one peer at a time: those of an entry, the observed one, and some from gossip.
 pub const PROBED_PER_PEER: usize = 12;
 
-/// Addresses probed at a time: some twenty peers.
-pub const PROBED: usize = 256;
+/// Addresses probed in one swarm at a time: some twenty peers. What its members lie takes no room of other swarms.
+pub const PROBED_PER_SWARM: usize = 256;
 
-/// Least time between the beginnings of two series of questions to one address.
+/// Addresses probed at a time.
+pub const PROBED: usize = 1024;
+
+/// Least time between the beginnings of two series of questions to one member at one address.
 pub const PROBE_PAUSE: Duration = Duration::from_secs(2);
 
 /// Questions per second, and at once after a quiet time: 20 KB/s whoever wants us to send where.
 pub const QUESTIONS: (u32, u32) = (200, 400);
+
+/// The same for one swarm.
+pub const QUESTIONS_PER_SWARM: (u32, u32) = (100, 200);
+
+/// The same for one address, in whoever's name it is told: two series at once, as a pair in two runs needs, then one every
+/// two seconds.
+pub const QUESTIONS_PER_ADDRESS: (u32, u32) = (3, 12);
+
+/// Addresses of which it is remembered how much was asked there.
+pub const ADDRESSES_ASKED: usize = 2048;
+
+/// How long our side of an answer proves a way, once or twice as long: one that was copied on its way proves nothing
+/// later.
+pub const ANSWER_PERIOD: Duration = Duration::from_secs(10);
+
+/// Answers that were answered, remembered for as long: each proves a way once. More than [`ANSWERS`] allows.
+pub const ANSWERED: usize = 4096;
 
 /// Answers per second, and at once after a quiet time.
 pub const ANSWERS: (u32, u32) = (100, 200);

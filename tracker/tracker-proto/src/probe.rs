@@ -6,17 +6,19 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::net::SocketAddr;
-use core::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use subtle::ConstantTimeEq;
 use timebase::Instant;
 
+use crate::bucket::TokenBucket;
 use crate::entry::dialable;
 use crate::key::{AgentId, PeerId, SwarmId, SwarmKey, hmac};
 use crate::limits::{
-    ANSWERS, EVENTS, PROBE_PATIENCE, PROBE_PAUSE, PROBED, PROBED_PER_PEER, PROBES_AT, QUESTIONS, SWARMS,
+    ADDRESSES_ASKED, ANSWER_PERIOD, ANSWERED, ANSWERS, EVENTS, PROBE_PATIENCE, PROBE_PAUSE, PROBED,
+    PROBED_PER_PEER, PROBED_PER_SWARM, PROBES_AT, QUESTIONS, QUESTIONS_PER_ADDRESS, QUESTIONS_PER_SWARM,
+    SWARMS,
 };
 use crate::message::Probe;
 
@@ -47,6 +49,8 @@ pub struct ProbeStats {
     pub ignored: u64,
     /// Questions and answers not sent because there were too many.
     pub limited: u64,
+    /// Addresses not asked because as many are being asked as may be.
+    pub passed_over: u64,
 }
 
 /// Probes addresses of members. See the module's documentation.
@@ -55,13 +59,24 @@ pub struct Prober {
     rng: ChaCha8Rng,
     /// Makes our side of answers, so that nothing is kept about who asked.
     local: [u8; 32],
-    swarms: BTreeMap<SwarmId, (SwarmKey, PeerId)>,
+    swarms: BTreeMap<SwarmId, Swarm>,
     series: BTreeMap<(SocketAddr, SwarmId, PeerId), Series>,
     out: VecDeque<(SocketAddr, Vec<u8>)>,
     reached: VecDeque<Reached>,
-    questions: Bucket,
-    answers: Bucket,
+    /// What may be asked still, by address.
+    asked: BTreeMap<SocketAddr, TokenBucket>,
+    /// Our side of answers that were answered, and when.
+    answered: BTreeMap<[u8; 8], Instant>,
+    questions: TokenBucket,
+    answers: TokenBucket,
     stats: ProbeStats,
+}
+
+#[derive(Debug)]
+struct Swarm {
+    key: SwarmKey,
+    me: PeerId,
+    questions: TokenBucket,
 }
 
 /// The questions to one address.
@@ -85,32 +100,6 @@ impl Series {
     }
 }
 
-/// So many a second, so many at once.
-#[derive(Debug)]
-struct Bucket {
-    rate: u64,
-    burst: u64,
-    /// Millionths.
-    tokens: u64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new((rate, burst): (u32, u32)) -> Self {
-        let burst = u64::from(burst) * 1_000_000;
-        Self { rate: rate.into(), burst, tokens: burst, at: Instant::ZERO }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let gained = u64::try_from((now - self.at).as_micros()).unwrap_or(u64::MAX).saturating_mul(self.rate);
-        self.tokens = self.tokens.saturating_add(gained).min(self.burst);
-        self.at = self.at.max(now);
-        let enough = self.tokens.checked_sub(1_000_000);
-        self.tokens = enough.unwrap_or(self.tokens);
-        enough.is_some()
-    }
-}
-
 impl Prober {
     /// A prober in no swarm. `seed`: 32 unpredictable bytes, or a fixed value in simulations.
     pub fn new(seed: [u8; 32]) -> Self {
@@ -124,8 +113,10 @@ impl Prober {
             series: BTreeMap::new(),
             out: VecDeque::new(),
             reached: VecDeque::new(),
-            questions: Bucket::new(QUESTIONS),
-            answers: Bucket::new(ANSWERS),
+            asked: BTreeMap::new(),
+            answered: BTreeMap::new(),
+            questions: TokenBucket::full(QUESTIONS),
+            answers: TokenBucket::full(ANSWERS),
             stats: ProbeStats::default(),
         }
     }
@@ -137,7 +128,7 @@ impl Prober {
             return false;
         }
         let me = key.peer_id(agent);
-        self.swarms.insert(id, (key, me));
+        self.swarms.insert(id, Swarm { key, me, questions: TokenBucket::full(QUESTIONS_PER_SWARM) });
         true
     }
 
@@ -151,16 +142,23 @@ impl Prober {
     /// are passed over.
     pub fn probe(&mut self, now: Instant, swarm: SwarmId, peer: PeerId, addrs: &[SocketAddr]) {
         self.forget_ended(now);
-        let Some(&(_, me)) = self.swarms.get(&swarm) else { return };
-        if me == peer {
+        if self.swarms.get(&swarm).is_none_or(|s| s.me == peer) {
             return;
         }
-        let of_peer = self.series.range(..).filter(|((_, s, p), _)| *s == swarm && *p == peer);
-        let mut room = PROBED_PER_PEER.saturating_sub(of_peer.count());
+        let of_swarm = || self.series.keys().filter(|(_, s, _)| *s == swarm);
+        let of_peer = of_swarm().filter(|(_, _, p)| *p == peer);
+        let room = PROBED_PER_PEER.saturating_sub(of_peer.count());
+        let mut room = room
+            .min(PROBED_PER_SWARM.saturating_sub(of_swarm().count()))
+            .min(PROBED.saturating_sub(self.series.len()));
         for addr in addrs.iter().copied().filter_map(dialable) {
             let again = self.series.get(&(addr, swarm, peer)).is_some_and(|s| now - s.began >= PROBE_PAUSE);
             let new = !self.series.contains_key(&(addr, swarm, peer));
-            if (new && (room == 0 || self.series.len() >= PROBED)) || (!new && !again) {
+            if new && room == 0 {
+                self.stats.passed_over += 1;
+                continue;
+            }
+            if !new && !again {
                 continue;
             }
             room = room.saturating_sub(usize::from(new));
@@ -179,7 +177,7 @@ impl Prober {
     /// Takes a datagram that came to the µTP2 socket.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
         let taken = Probe::parse(bytes).ok().and_then(|probe| {
-            let (key, me) = self.swarms.get(&probe.swarm)?;
+            let Swarm { key, me, .. } = self.swarms.get(&probe.swarm)?;
             let for_us = probe.to == *me && probe.from != *me && probe.verify(key);
             let from = dialable(from).filter(|_| for_us)?;
             self.take(now, from, &probe)
@@ -196,13 +194,15 @@ impl Prober {
             let due = |s: &Series| s.due().is_some_and(|at| at <= now);
             let (&(addr, swarm, peer), series) = self.series.iter_mut().find(|(_, s)| due(s))?;
             series.sent += 1;
-            let Some((key, me)) = self.swarms.get(&swarm) else { continue };
-            if !self.questions.take(now) {
+            let mine = series.mine;
+            let may = self.may_ask(now, addr);
+            let Some(Swarm { key, me, questions }) = self.swarms.get_mut(&swarm) else { continue };
+            if !may || !questions.take(now, QUESTIONS_PER_SWARM) || !self.questions.take(now, QUESTIONS) {
                 self.stats.limited += 1;
                 continue;
             }
             self.stats.questions += 1;
-            return Some((addr, emit(&Probe::sign(key, *me, peer, series.mine, NOTHING))));
+            return Some((addr, emit(&Probe::sign(key, *me, peer, mine, NOTHING))));
         }
     }
 
@@ -221,17 +221,42 @@ impl Prober {
         self.stats
     }
 
+    /// Whether one more question may go there, in whoever's name.
+    fn may_ask(&mut self, now: Instant, addr: SocketAddr) -> bool {
+        if self.asked.len() >= ADDRESSES_ASKED && !self.asked.contains_key(&addr) {
+            self.asked.retain(|_, bucket| !bucket.is_full(now, QUESTIONS_PER_ADDRESS));
+            if self.asked.len() >= ADDRESSES_ASKED {
+                return false;
+            }
+        }
+        let bucket = self.asked.entry(addr).or_insert_with(|| TokenBucket::full(QUESTIONS_PER_ADDRESS));
+        bucket.take(now, QUESTIONS_PER_ADDRESS)
+    }
+
+    /// Whether an answered answer of ours proves a way: it was made lately, and has not proved one yet.
+    fn proves(&mut self, now: Instant, from: SocketAddr, probe: &Probe) -> bool {
+        let made = |ago: u64| {
+            let period = period(now).wrapping_sub(ago);
+            self.answer_value(period, from, probe).ct_eq(&probe.yours)
+        };
+        if !bool::from(made(0) | made(1)) {
+            return false;
+        }
+        if self.answered.len() >= ANSWERED {
+            self.answered.retain(|_, at| now - *at < 2 * ANSWER_PERIOD);
+        }
+        self.answered.len() < ANSWERED && self.answered.insert(probe.yours, now).is_none()
+    }
+
     /// `None`: it answers nothing.
     fn take(&mut self, now: Instant, from: SocketAddr, probe: &Probe) -> Option<()> {
-        let (key, me) = self.swarms.get(&probe.swarm)?;
-        let ours = self.answer_value(from, probe);
         if probe.yours != NOTHING {
             let place = (from, probe.swarm, probe.from);
             let asked = self.series.get_mut(&place).filter(|s| !s.done && s.mine == probe.yours);
             let is_answer = asked.is_some();
             asked.into_iter().for_each(|s| s.done = true);
             // Or it is what makes our answer an answered one.
-            if !is_answer && !bool::from(ours.ct_eq(&probe.yours)) {
+            if !is_answer && !self.proves(now, from, probe) {
                 return None;
             }
             self.stats.reached += 1;
@@ -242,26 +267,29 @@ impl Prober {
                 return Some(());
             }
         }
-        if !self.answers.take(now) {
+        if !self.answers.take(now, ANSWERS) {
             self.stats.limited += 1;
             return Some(());
         }
         // To an answer goes what we asked with, to a question what we can recognise without keeping it.
-        let mine = if probe.yours == NOTHING { ours } else { probe.yours };
+        let ours = || self.answer_value(period(now), from, probe);
+        let mine = if probe.yours == NOTHING { ours() } else { probe.yours };
+        let Swarm { key, me, .. } = self.swarms.get(&probe.swarm)?;
         let answer = emit(&Probe::sign(key, *me, probe.from, mine, probe.mine));
         self.stats.answers += 1;
         self.out.push_back((from, answer));
         Some(())
     }
 
-    /// Our value in the answer to a question with `probe.mine` from there.
-    fn answer_value(&self, from: SocketAddr, probe: &Probe) -> [u8; 8] {
+    /// Our value in the answer, in this period, to a question with `probe.mine` from there.
+    fn answer_value(&self, period: u64, from: SocketAddr, probe: &Probe) -> [u8; 8] {
         let ip = match from.ip() {
             core::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
             core::net::IpAddr::V6(ip) => ip,
         };
         let port = from.port().to_be_bytes();
-        let full = hmac(&self.local, &[&ip.octets(), &port, &probe.swarm.0, &probe.from.0, &probe.mine]);
+        let (period, ip) = (period.to_be_bytes(), ip.octets());
+        let full = hmac(&self.local, &[&period, &ip, &port, &probe.swarm.0, &probe.from.0, &probe.mine]);
         let mut value = [0; 8];
         value.copy_from_slice(&full[..8]);
         value
@@ -272,15 +300,14 @@ impl Prober {
     }
 }
 
+fn period(now: Instant) -> u64 {
+    now.as_micros() / ANSWER_PERIOD.as_micros() as u64
+}
+
 fn emit(probe: &Probe) -> Vec<u8> {
     let mut bytes = Vec::new();
     probe.emit(&mut bytes);
     bytes
-}
-
-/// How long a peer is tried again after each call, the last one for ever (`PROTOCOL.md` §6.1).
-pub fn call_pause(calls: u32) -> Duration {
-    Duration::from_secs(3 << calls.min(5)).min(Duration::from_secs(60))
 }
 
 #[cfg(test)]

@@ -18,9 +18,12 @@ pub(crate) const LIFE_IN_INTERVALS: u32 = 3;
 /// Addresses that one call rings at most: an agent is listed once per IP version; others may be listed in its name.
 pub(crate) const RINGS_PER_CALL: usize = 4;
 
-/// Rings per second and source that is rung, and at once after a quiet time: who is called must not drown, and
-/// whoever cannot be rung now is called again in some seconds.
+/// Rings per second and address (with its port) that is rung, and at once after a quiet time: who is called must not
+/// drown, and whoever cannot be rung now is called again in some seconds.
 pub(crate) const RINGS_PER_SECOND: (u32, u32) = (4, 16);
+
+/// The same for all who are behind one source: after an outage thousands behind one NAT are called within seconds.
+pub(crate) const RINGS_PER_SOURCE: (u32, u32) = (200, 1000);
 
 /// Datagrams handled in a row before timers and signals get a turn.
 pub(crate) const DATAGRAMS_PER_TURN: usize = 64;

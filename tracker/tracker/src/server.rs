@@ -15,7 +15,7 @@ use tracker_proto::limits::DATAGRAM_MAX;
 use tracker_proto::message::Cookie;
 use tracker_proto::{Announce, Call, CookieReply, PeersReply, Ring, ToTracker};
 
-use crate::limits::{COOKIE_BUCKET, Limits, RINGS_PER_CALL, RINGS_PER_SECOND};
+use crate::limits::{COOKIE_BUCKET, Limits, RINGS_PER_CALL, RINGS_PER_SECOND, RINGS_PER_SOURCE};
 use crate::rate::RateLimiter;
 use crate::registry::{Registry, source_of};
 
@@ -58,6 +58,7 @@ pub(crate) struct Server {
     cookies: RateLimiter,
     /// Sources that are rung, so that nobody drowns in calls.
     rung: RateLimiter,
+    rung_behind: RateLimiter,
     stats: Stats,
 }
 
@@ -67,11 +68,12 @@ impl Server {
         let mut rng = ChaCha8Rng::from_seed(seed);
         let mut cookie_key = [0; 32];
         rng.fill_bytes(&mut cookie_key);
-        let limiter = || RateLimiter::new(limits.requests_per_second, limits.request_burst);
+        let limiter = || RateLimiter::new((limits.requests_per_second, limits.request_burst));
         Self {
             requests: limiter(),
             cookies: limiter(),
-            rung: RateLimiter::new(RINGS_PER_SECOND.0, RINGS_PER_SECOND.1),
+            rung: RateLimiter::new(RINGS_PER_SECOND),
+            rung_behind: RateLimiter::new(RINGS_PER_SOURCE),
             registry: Registry::new(limits.clone()),
             stats: Stats::default(),
             limits,
@@ -150,7 +152,7 @@ impl Server {
         ring.emit(&mut bytes);
         let mut out = Vec::new();
         for to in self.registry.places_of(call.swarm, call.callee, from, most, &mut self.rng) {
-            if self.rung.allows(now, source_of(to)) {
+            if self.rung.allows(now, to) && self.rung_behind.allows(now, source_of(to)) {
                 out.push((to, bytes.clone()));
             } else {
                 self.stats.limited += 1;

@@ -112,6 +112,12 @@ impl Connection {
         live.or(self.0.state.mailbox().last_remote).expect("known since the handshake")
     }
 
+    /// Where the peer has proved to be; see [`utp2::Connection::proven_remote`]. `None` after the end as well.
+    #[must_use]
+    pub fn proven_remote(&self) -> Option<SocketAddr> {
+        self.0.shared.core().endpoint.connection(self.handle())?.proven_remote()
+    }
+
     /// Tries to reach the peer at another address; see [`utp2::Connection::seek`]. [`Connection::remote`] tells it at
     /// once, and the one before again if nobody answered there.
     pub fn seek(&self, remote: SocketAddr) -> bool {

@@ -103,11 +103,6 @@ impl Checked {
         &self.views
     }
 
-    /// The state, when nothing more comes.
-    pub fn into_views(self) -> Views {
-        self.views
-    }
-
     /// Takes the next record. The state takes it in even if what it attests is wrong.
     ///
     /// # Errors

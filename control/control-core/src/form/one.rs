@@ -334,6 +334,7 @@ impl Form {
             ProblemClass::LimitExceeded => 9,
             ProblemClass::Io => 10,
             ProblemClass::Internal => 11,
+            ProblemClass::Replaced => 12,
         });
         self.private(&view.text, |form, text| {
             form.bytes(&text.path);

@@ -13,8 +13,10 @@ mod runs;
 mod subjects;
 mod sync;
 
+use std::collections::BTreeSet;
+
 use event_schema::level::LEVEL_OLDEST;
-use event_schema::{Event, Record, Timestamp, Visit};
+use event_schema::{AgentId, Event, JobId, Record, Subject, Timestamp, Visit};
 use serde::{Deserialize, Serialize};
 
 use crate::form;
@@ -107,6 +109,17 @@ impl Views {
     /// The last position up to which everything was recorded in the clear; 0 if nothing was.
     pub fn clear_until(&self) -> u64 {
         if self.level() == LEVEL_OLDEST { self.position } else { self.clear_until }
+    }
+
+    /// Jobs that are not erased, and of which an agent took part in runs that are still known: under their keys stand its
+    /// addresses, and of consolidations the folders that were named after it and its tags.
+    pub fn jobs_that_name(&self, agent: AgentId) -> BTreeSet<JobId> {
+        let with_it = self.runs.runs.values().filter(|run| run.agents.contains_key(&agent));
+        let is_erased = |job: &JobId| {
+            let known = self.subjects.subjects.get(&Subject::Job(*job));
+            known.is_some_and(|known| known.erased.is_some())
+        };
+        with_it.map(|run| run.job).filter(|job| !is_erased(job)).collect()
     }
 
     /// Every text in them that is under a subject's key, or was recorded before there were keys.

@@ -236,7 +236,7 @@ impl World {
                 };
                 let (agent, sequence) = (order.agent, order.sequence);
                 let signed = command.sign(&key(200));
-                let joins = matches!(command.body, CommandBody::JoinRun(_) | CommandBody::Synchronize(_));
+                let joins = command.body.joins();
                 CommandIssued {
                     command: command.id,
                     agent,

@@ -41,11 +41,16 @@ pub(super) async fn erase(
     }
     let views = api.service.views();
     let erased = views.subjects.subjects.get(&subject).and_then(|known| known.erased);
+    let under_jobs = match subject {
+        Subject::Agent(agent) => views.jobs_that_name(agent),
+        Subject::Job(_) | Subject::User(_) => BTreeSet::new(),
+    };
     Ok(Json(ErasedView {
         subject: subject.to_string(),
         erased: erased.map(|time| time.to_string()),
         key_destroyed: !api.service.ring().is_doomed(subject),
         in_clear,
+        under_jobs: under_jobs.iter().map(ToString::to_string).collect(),
         as_of: views.position(),
     }))
 }

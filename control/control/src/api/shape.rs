@@ -218,6 +218,7 @@ fn problem_class(class: ProblemClass) -> &'static str {
         ProblemClass::LimitExceeded => "limit_exceeded",
         ProblemClass::Io => "io",
         ProblemClass::Internal => "internal",
+        ProblemClass::Replaced => "replaced",
     }
 }
 

@@ -723,7 +723,8 @@ shapes! {
         /// When it was recorded.
         time: String,
         /// `disk_full`, `permission_denied`, `not_found`, `source_changed`, `unsafe_link`, `unsafe_name`,
-        /// `unsupported_kind`, `corrupt_block`, `bad_manifest`, `limit_exceeded`, `io` or `internal`.
+        /// `unsupported_kind`, `corrupt_block`, `bad_manifest`, `limit_exceeded`, `io`, `internal` or
+        /// `replaced`.
         class: String,
         /// The entry inside the run's folder; empty if none is concerned.
         path: String,
@@ -765,6 +766,10 @@ shapes! {
         /// Whether some of it stands in the clear in what was recorded before the log's schema level 2, or may, because
         /// that is in an archive.
         in_clear: bool,
+        /// Of an agent: jobs, by id, of which it took part in runs that are still known, and which are not erased. Under
+        /// their keys stand its addresses, and of consolidations the folders that were named after it and its tags.
+        #[serde(default)]
+        under_jobs: Vec<String>,
         /// The log's position where this was read.
         as_of: u64,
     }

@@ -42,6 +42,13 @@ pub(super) fn run(client: &Client, as_json: bool, line: Erase) -> Done {
              are in an archive: that stays as long as log and archive",
         );
     }
+    if !erased.under_jobs.is_empty() {
+        output::complain(&format!(
+            "its addresses in commands, and folders of consolidations that were named after it or its tags, are under the \
+             keys of the jobs it took part in and stay as long as these; erase them too if that matters: {}",
+            erased.under_jobs.join(", ")
+        ));
+    }
     if as_json {
         output::say_json(&erased)?;
     } else {

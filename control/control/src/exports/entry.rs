@@ -3,7 +3,8 @@
 use data_encoding::BASE64;
 use event_audit::Hash;
 use event_schema::{
-    Actor, Command, CommandBody, DecodeError, Event, Record, Report, ReportBody, Signed, Timestamp,
+    Actor, Command, CommandBody, DecodeError, Event, JoinKeeping, Record, Report, ReportBody, Signed,
+    Timestamp,
 };
 use serde_json::{Map, Value, json};
 
@@ -112,7 +113,7 @@ fn command(signed: &Signed) -> Value {
         Err(error) => return json!({"unread": error.to_string()}),
     };
     let body = match &command.body {
-        CommandBody::JoinRun(join) => {
+        CommandBody::JoinRun(join) | CommandBody::JoinKeeping(JoinKeeping { join }) => {
             let peers = join.peers.iter().map(|peer| {
                 json!({
                     "agent": peer.agent, "public_key": hex(&peer.public_key), "role": named(&peer.role),

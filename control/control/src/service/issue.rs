@@ -6,7 +6,7 @@ use agent_proto::RunSecret;
 use control_core::State;
 use control_core::plan::{self, Order};
 use ed25519_dalek::SigningKey;
-use event_schema::{Command, CommandBody, CommandIssued, Event, RunId, Timestamp};
+use event_schema::{Command, CommandIssued, Event, RunId, Timestamp};
 
 use super::ids::{Ids, random};
 
@@ -67,7 +67,7 @@ impl Issuer {
             expires: now.after(self.time_to_live),
             body: task.into_body(run, self.trackers.clone(), sealed),
         };
-        let joins = matches!(command.body, CommandBody::JoinRun(_) | CommandBody::Synchronize(_));
+        let joins = command.body.joins();
         let signed = command.sign(&self.key).into();
         Some(CommandIssued { command: command.id, agent, sequence, run: Some(run), joins, signed })
     }

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use tracker_proto::Address;
 
 /// Documentation addresses: asking the routing table about them gives the address of the default route.
-const FAR_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const FAR_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+pub(crate) const FAR: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 /// For trackers, best first: what the operator advertises, where we listen, where the tracker sees us.
 pub(super) fn for_trackers(
@@ -16,7 +16,7 @@ pub(super) fn for_trackers(
 ) -> Vec<Address> {
     let mut out = sockets(advertise);
     if listen.ip().is_unspecified() {
-        let far = [FAR_V4, FAR_V6].map(|ip| SocketAddr::new(ip, 9));
+        let far = FAR.map(|ip| SocketAddr::new(ip, 9));
         let local = trackers.iter().chain(&far).filter_map(|to| local_ip(listen.ip(), *to));
         // Loopback is where the tracker sees us then, so its own answer covers it.
         let local = local.filter(|ip| !ip.is_loopback());
@@ -60,7 +60,7 @@ fn local_ip(listen: IpAddr, to: SocketAddr) -> Option<IpAddr> {
         if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(to).ok()?;
-    socket.local_addr().ok().map(|a| a.ip())
+    socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified())
 }
 
 fn deduplicated(addrs: Vec<Address>) -> Vec<Address> {

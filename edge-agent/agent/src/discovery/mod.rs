@@ -31,7 +31,7 @@ use tracker_proto::{
 };
 use utp2_tokio::{Beside, Endpoint};
 
-pub(crate) use addresses::towards as local_ip;
+pub(crate) use addresses::{FAR, towards as local_ip};
 
 /// Multicast group of the protocol (`PROTOCOL.md` §7).
 pub(crate) const LAN_GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 70, 76);

@@ -28,7 +28,7 @@ pub(crate) use index::index_known;
 pub(crate) use index::index_path;
 pub(crate) use manifest::{ManifestFile, PART, file_block_hashes};
 pub(crate) use reader::{BlockReader, ReadError};
-pub(crate) use staging::{Staging, StoreError};
+pub(crate) use staging::{KEEPS, Staging, StoreError};
 
 /// Problems of single entries that are told; the rest is counted. What is reported of a run has the same bound.
 const PROBLEMS_KEPT: usize = 1000;

@@ -5,6 +5,7 @@
 //! disk claims is read and checked again, so nothing is trusted that power loss could have damaged.
 
 mod arrivals;
+mod aside;
 mod finalize;
 mod naming;
 mod reuse;
@@ -28,6 +29,8 @@ use sync_core::BlockMap;
 use sync_core::manifest::{Entry, Kind, STAGING_FOLDER};
 use sync_core::merkle::{Hash, block_hash};
 
+use self::aside::Aside;
+pub(crate) use self::aside::KEEPS;
 use self::naming::{DOUBTFUL, Waiting};
 use super::folder::{Folder, file_type};
 use super::journal::Journal;
@@ -94,6 +97,7 @@ pub(crate) struct Staging {
     placed: BlockReader,
     restorer: Restorer,
     staging_path: Vec<u8>,
+    aside: Aside,
     /// That folder, open: every small file is made in it and renamed out of it.
     staging: Arc<OwnedFd>,
     /// Entries that have an unfinished file from an earlier life.
@@ -185,6 +189,7 @@ impl Staging {
             placed: BlockReader::new(folder, manifest.clone()),
             restorer: Restorer::new(),
             staging_path,
+            aside: Aside::of(state, run),
             staging: opened,
             partial,
             state: state.to_owned(),

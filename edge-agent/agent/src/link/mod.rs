@@ -22,8 +22,8 @@ use agent_proto::link::{
 };
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, Command, CommandAccepted, CommandBody, CommandRefused, Disposal, FinishAndDispose, JoinRun,
-    RefusalReason, RunId, Signed, Timestamp,
+    AgentId, Command, CommandAccepted, CommandBody, CommandRefused, Disposal, FinishAndDispose, JoinKeeping,
+    JoinRun, RefusalReason, RunId, Signed, Timestamp,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
@@ -61,8 +61,8 @@ const PING_GRACE: Duration = Duration::from_secs(1);
 /// What is to be done about a run, stored already.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Take part.
-    Join(Box<JoinRun>),
+    /// Take part; and whether what is replaced is kept.
+    Join(Box<JoinRun>, bool),
     /// It is over.
     Finish(RunId),
     /// Stop working on it.
@@ -347,11 +347,8 @@ impl Link {
 
     async fn obey(&mut self, command: Command) -> Result<(), LinkError> {
         let (run, order) = match command.body {
-            CommandBody::JoinRun(join) => {
-                self.active().insert(join.run);
-                let join = Box::new(join);
-                (RunChange::Join(join.clone()), Order::Join(join))
-            }
+            CommandBody::JoinRun(join) => self.join(join, false),
+            CommandBody::JoinKeeping(JoinKeeping { join }) => self.join(join, true),
             CommandBody::FinishRun(finish) => {
                 (RunChange::Wish(finish.run, Wish::Finish), Order::Finish(finish.run))
             }
@@ -387,9 +384,15 @@ impl Link {
         Ok(())
     }
 
+    fn join(&self, join: JoinRun, keeps: bool) -> (RunChange, Order) {
+        self.active().insert(join.run);
+        let join = Box::new(join);
+        (RunChange::Join(join.clone(), keeps), Order::Join(join, keeps))
+    }
+
     fn allows(&self, body: &CommandBody) -> bool {
         match body {
-            CommandBody::JoinRun(join) => {
+            CommandBody::JoinRun(join) | CommandBody::JoinKeeping(JoinKeeping { join }) => {
                 let room = {
                     let active = self.active();
                     active.contains(&join.run) || active.len() < self.runs_max

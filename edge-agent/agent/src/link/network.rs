@@ -5,15 +5,13 @@
 //! system calls, sends nothing, and works alike on every system.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
+
+use crate::discovery::{FAR, local_ip};
 
 /// How often it is looked.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// Documentation addresses: asking the routing table about them gives the address of the default route.
-const ANYWHERE: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 /// The ways out of this machine as they were when somebody began to wait.
 #[derive(Clone, Debug)]
@@ -27,9 +25,9 @@ pub(crate) struct WaysOut {
 impl WaysOut {
     /// As they are now. `gateway`: where it was met last, or its address if that is no name.
     pub(crate) fn now(gateway: Option<SocketAddr>) -> Self {
-        let anywhere = ANYWHERE.map(|ip| SocketAddr::new(ip, 9));
+        let anywhere = FAR.map(|ip| SocketAddr::new(ip, 9));
         let to: Vec<SocketAddr> = gateway.into_iter().chain(anywhere).collect();
-        let from = to.iter().map(|to| way_out(*to)).collect();
+        let from = to.iter().map(|to| local_ip(*to)).collect();
         Self { to, from, every: INTERVAL }
     }
 
@@ -46,19 +44,11 @@ impl WaysOut {
     async fn wait(&self, enough: impl Fn(Option<IpAddr>, Option<IpAddr>) -> bool) {
         loop {
             tokio::time::sleep(self.every).await;
-            if self.to.iter().zip(&self.from).any(|(to, was)| enough(*was, way_out(*to))) {
+            if self.to.iter().zip(&self.from).any(|(to, was)| enough(*was, local_ip(*to))) {
                 return;
             }
         }
     }
-}
-
-/// The address that the system would send from; connecting a UDP socket sends nothing.
-fn way_out(to: SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(to).ok()?;
-    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
 }
 
 /// Whether this machine has the address still. If that cannot be told it has.
@@ -68,16 +58,18 @@ fn is_ours(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     #[test]
     fn the_way_to_an_address() {
-        assert_eq!(way_out(SocketAddr::new(LOOPBACK, 9)), Some(LOOPBACK));
+        assert_eq!(local_ip(SocketAddr::new(LOOPBACK, 9)), Some(LOOPBACK));
         assert!(is_ours(LOOPBACK));
         // Of another machine, by definition.
-        assert!(!is_ours(ANYWHERE[0]));
+        assert!(!is_ours(FAR[0]));
     }
 
     #[tokio::test]
@@ -91,7 +83,7 @@ mod tests {
         };
         assert_eq!(waits(Some(LOOPBACK)).await, (false, false), "all is as it was");
         assert_eq!(waits(None).await, (true, true), "there was no network");
-        assert_eq!(waits(Some(ANYWHERE[0])).await, (true, true), "it was another one, and that is gone");
+        assert_eq!(waits(Some(FAR[0])).await, (true, true), "it was another one, and that is gone");
         let other = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
         if is_ours(other) {
             assert_eq!(waits(Some(other)).await, (true, false), "connections go on from there");

@@ -7,15 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use agent_proto::limits::RELAY_MESSAGE_LEN_MAX;
-use agent_proto::relay::{Channel, Close, Meeting, Open, RelayMessage};
+use agent_proto::relay::{Channel, Close, Meeting, Open, RelayMessage, place_name};
 use event_schema::AgentId;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tracker_proto::RELAYED_PREFIX;
 use utp2::ContextId;
-use utp2_tokio::{Connection, DETOUR_HEADER, Endpoint};
+use utp2_tokio::{Connection, Endpoint};
 
-use super::code;
+use super::{code, header};
 
 /// How long a relay may take to answer at all.
 const CONNECT: Duration = Duration::from_secs(6);
@@ -30,6 +29,22 @@ enum Stage {
     Opened(Channel),
     Joined(Channel),
     Over(String),
+}
+
+/// Why a meeting did not come about, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotMet {
+    /// Nobody who is a relay for us is there.
+    NoRelay(String),
+    /// The relay is there.
+    Not(String),
+}
+
+impl std::fmt::Display for NotMet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::NoRelay(why) | Self::Not(why)) = self;
+        f.write_str(why)
+    }
 }
 
 /// The relays an agent has sessions with.
@@ -65,15 +80,21 @@ impl Relays {
         Self { endpoint, context, links: Mutex::default() }
     }
 
-    /// Opens a meeting at a relay and waits for the other one.
+    /// Opens a meeting with `peer` at a relay and waits for it.
     ///
     /// # Errors
-    /// Why it did not come about, for people.
-    pub(crate) async fn meet(&self, relay: SocketAddr, meeting: Meeting) -> Result<Met, String> {
-        let link = self.link(relay).await?;
+    /// Why it did not come about.
+    pub(crate) async fn meet(
+        &self,
+        relay: SocketAddr,
+        meeting: Meeting,
+        peer: AgentId,
+    ) -> Result<Met, NotMet> {
+        let link = self.link(relay).await.map_err(NotMet::NoRelay)?;
         let (sender, mut stage) = watch::channel(Stage::Asked);
         link.stages().insert(meeting, sender);
-        let asked = link.conn.send_message(&RelayMessage::from(Open { meeting }).encode()).await;
+        let open = Open { meeting, peer: place_name(&meeting, &peer) };
+        let asked = link.conn.send_message(&RelayMessage::from(open).encode()).await;
         let joined = async {
             asked.map_err(|e| e.to_string())?;
             let reached = stage.wait_for(|s| matches!(s, Stage::Joined(_) | Stage::Over(_))).await;
@@ -85,12 +106,9 @@ impl Relays {
         };
         let late = || Err("the peer did not come to the relay".into());
         let channel = timeout(PATIENCE, joined).await.unwrap_or_else(|_| late());
-        let via = link.conn.remote();
+        let via = link.conn.proven_remote().unwrap_or(relay);
         let place = channel.and_then(|channel| {
-            let mut header = [0; DETOUR_HEADER];
-            header[..RELAYED_PREFIX.len()].copy_from_slice(&RELAYED_PREFIX);
-            header[RELAYED_PREFIX.len()..].copy_from_slice(&channel);
-            self.endpoint.add_detour(via, header).ok_or_else(|| "too many detours".to_owned())
+            self.endpoint.add_detour(via, header(&channel)).ok_or_else(|| "too many detours".to_owned())
         });
         match place {
             Ok(place) => {
@@ -99,7 +117,7 @@ impl Relays {
             }
             Err(why) => {
                 link.leave(meeting);
-                Err(why)
+                Err(NotMet::Not(why))
             }
         }
     }

@@ -10,9 +10,26 @@ mod table;
 
 use std::time::Duration;
 
-pub(crate) use client::{Met, Relays};
+use agent_proto::relay::Channel;
+use tracker_proto::RELAYED_PREFIX;
+use utp2_tokio::DETOUR_HEADER;
+
+pub(crate) use client::{Met, NotMet, Relays};
 pub(crate) use server::Forwarder;
 pub(crate) use table::RelayLimits;
+
+/// Where the channel stands in a datagram of a meeting.
+const CHANNEL: std::ops::Range<usize> = RELAYED_PREFIX.len()..DETOUR_HEADER;
+
+const _: () = assert!(DETOUR_HEADER == RELAYED_PREFIX.len() + size_of::<Channel>());
+
+/// What stands before a packet of a meeting.
+fn header(channel: &Channel) -> [u8; DETOUR_HEADER] {
+    let mut header = [0; DETOUR_HEADER];
+    header[..CHANNEL.start].copy_from_slice(&RELAYED_PREFIX);
+    header[CHANNEL].copy_from_slice(channel);
+    header
+}
 
 /// How long a meeting waits for the second one.
 const LATE: Duration = Duration::from_secs(60);

@@ -11,11 +11,10 @@ use agent_proto::relay::RelayMessage;
 use event_schema::AgentId;
 use timebase::Instant;
 use tokio::time::timeout;
-use tracker_proto::RELAYED_PREFIX;
 use utp2_tokio::{Connection, DETOUR_HEADER, Endpoint};
 
 use super::table::{RelayLimits, RelayStats, Session, Table, Told, Verdict};
-use super::{IDLE, code};
+use super::{CHANNEL, IDLE, code};
 
 /// Sessions beside two for each meeting: agents that are about to open one.
 const SESSIONS_SPARE: usize = 64;
@@ -77,14 +76,13 @@ impl Forwarder {
 
     /// Forwards a datagram of a meeting, or drops it.
     pub(crate) fn forward(&self, from: SocketAddr, datagram: &mut [u8]) {
-        const CHANNEL: std::ops::Range<usize> = RELAYED_PREFIX.len()..DETOUR_HEADER;
         let channel = datagram.get(CHANNEL).and_then(|c| c.try_into().ok());
         let Some(channel) = channel.filter(|_| datagram.len() > DETOUR_HEADER) else { return };
         let mut verdict = self.table().forward(self.now(), from, &channel, datagram.len());
         if let Verdict::Elsewhere(session) = verdict {
-            // Who has the channel's name is its agent, or has read it on the way; only where µTP2 has seen the agent
-            // counts.
-            let at = self.sessions().get(&session).map(Connection::remote);
+            // Who has the channel's name is its agent, or has read it on the way; only where the agent has proved to be
+            // counts, not where a packet of its came from.
+            let at = self.sessions().get(&session).and_then(Connection::proven_remote);
             let mut table = self.table();
             at.into_iter().for_each(|at| table.is_at(session, at));
             verdict = match at {
@@ -101,9 +99,9 @@ impl Forwarder {
                 // A full socket loses it, as a narrow path would.
                 let _ = self.endpoint.send_beside(to, datagram);
             }
-            Verdict::Quota(meeting) => {
-                tracing::info!("a meeting has used up what this relay allows");
-                let told = self.table().end(meeting, agent_proto::relay::EndReason::Quota);
+            Verdict::Quota(key) => {
+                tracing::info!("two agents have used up what this relay allows in a day");
+                let told = self.table().end(key, agent_proto::relay::EndReason::Quota);
                 self.tell(told);
             }
             Verdict::Drop | Verdict::Elsewhere(_) => {}
@@ -115,8 +113,8 @@ impl Forwarder {
             RelayMessage::Open(open) => {
                 let mut channel = [0; 8];
                 getrandom::fill(&mut channel).map_err(|_| "no randomness")?;
-                let who = (agent(conn), conn.remote());
-                self.table().open(self.now(), session, who, open.meeting, channel)
+                let who = (agent(conn), conn.proven_remote());
+                self.table().open(self.now(), session, who, open, channel)
             }
             RelayMessage::Close(close) => self.table().close(session, close.meeting),
             RelayMessage::Opened(_) | RelayMessage::Joined(_) | RelayMessage::Ended(_) => {
@@ -202,7 +200,8 @@ async fn tick(forwarder: Weak<Forwarder>) {
         let Some(forwarder) = forwarder.upgrade() else { return };
         let told = forwarder.table().expire(forwarder.now());
         forwarder.tell(told);
-        let places: Vec<_> = forwarder.sessions().iter().map(|(id, c)| (*id, c.remote())).collect();
+        let places: Vec<_> =
+            forwarder.sessions().iter().filter_map(|(id, c)| Some((*id, c.proven_remote()?))).collect();
         let mut table = forwarder.table();
         places.into_iter().for_each(|(session, at)| table.is_at(session, at));
     }

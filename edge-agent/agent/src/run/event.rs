@@ -1,5 +1,6 @@
 //! Everything that wakes a run's task.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use agent_proto::peer::{BlockAddress, PeerMessage};
@@ -31,7 +32,7 @@ pub(super) enum Wakeup {
     /// A call ended.
     Called(AgentId, Option<Connection>),
     /// A meeting at a relay came about, or why not.
-    Met(AgentId, Result<Met, String>),
+    Met(AgentId, Result<Met, (Option<SocketAddr>, String)>),
     /// A message came.
     Message(AgentId, Handle, PeerMessage),
     /// Blocks were acknowledged, or could not be read.

@@ -18,6 +18,7 @@ mod neighbourhood;
 mod queue;
 mod reach;
 mod record;
+mod relays;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -60,6 +61,7 @@ use event::{Ending, Wakeup};
 use limiter::Limiter;
 use limits::{EVENTS_WAITING, TRACKERS};
 use members::Members;
+use record::RunFolder;
 use task::{Host, Task};
 
 /// How often trackers' names are looked up again while a run is active.
@@ -213,20 +215,24 @@ impl RunManager {
         self.shared.host.endpoint.local_addr()
     }
 
-    /// Takes part in a run. Asked again about the same run, nothing happens.
-    pub(crate) async fn join(&self, join: JoinRun) {
+    /// Takes part in a run. `keeps`: what is replaced is kept. Asked again about the same run, nothing happens.
+    pub(crate) async fn join(&self, join: JoinRun, keeps: bool) {
         if self.shared.runs().contains_key(&join.run) {
             return;
         }
         let (run, role) = (join.run, join.role);
-        if let Err(why) = self.try_join(join).await {
+        if let Err(why) = self.try_join(join, keeps).await {
             tracing::error!(%run, "cannot take part: {why}");
             self.report_failure(run, role, why).await;
         }
     }
 
-    async fn try_join(&self, join: JoinRun) -> Result<(), String> {
+    async fn try_join(&self, join: JoinRun, keeps: bool) -> Result<(), String> {
         let host = &self.shared.host;
+        if keeps {
+            let noted = RunFolder::open(&host.data, join.run).and_then(|folder| folder.set_keeps());
+            noted.map_err(|error| format!("noting that nothing may be lost: {error}"))?;
+        }
         let secret =
             agent_proto::open(&host.key, &agent_proto::link::seal_context(join.run), &join.sealed_secret)
                 .map_err(|error| error.to_string())?;

@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use event_schema::AgentId;
 use tokio::time::Instant;
-use tracker_proto::probe::call_pause;
+
+/// How long a peer is tried again after each call, the last one for ever (`tracker/PROTOCOL.md` §6.1).
+fn call_pause(calls: u32) -> Duration {
+    Duration::from_secs(3 << calls.min(5)).min(Duration::from_secs(60))
+}
 
 /// Peers of one run that may be in trouble at a time; others are tried directly.
 const TROUBLES: usize = 32;
@@ -22,6 +26,10 @@ const RELAY_AGAIN: Duration = Duration::from_secs(20);
 
 /// First and longest pause between looks for a direct way while a relay is in use.
 const RELAYED_CALL: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
+
+/// First and longest pause between two tries to take a relayed connection to an address that answers: where it leads to
+/// nobody, everything waits for a second or more, and whoever is of the run can name addresses.
+const SEEK_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 
 /// Nobody has wanted the peer for so long.
 const FORGOTTEN: Duration = Duration::from_secs(120);
@@ -44,6 +52,8 @@ struct Trouble {
     rounds: usize,
     relaying: bool,
     relayed: bool,
+    seeks: u32,
+    next_seek: Instant,
 }
 
 /// The peers of one run that are in trouble.
@@ -66,6 +76,8 @@ impl Reach {
                 rounds: 0,
                 relaying: false,
                 relayed: false,
+                seeks: 0,
+                next_seek: now,
             };
             self.troubles.insert(agent, fresh);
         }
@@ -83,6 +95,16 @@ impl Reach {
             (trouble.relayed, trouble.calls) = (true, 0);
             trouble.next_call = now + RELAYED_CALL.0;
         }
+    }
+
+    /// Whether the relayed connection may be tried at an address that answers; counts as tried then. Once it has gone over
+    /// to one, everything begins anew.
+    pub(super) fn may_seek(&mut self, now: Instant, agent: AgentId) -> bool {
+        let trouble = self.troubles.get_mut(&agent).filter(|t| t.relayed && t.next_seek <= now);
+        let Some(trouble) = trouble else { return false };
+        trouble.next_seek = now + (SEEK_AGAIN.0 * (1 << trouble.seeks.min(5))).min(SEEK_AGAIN.1);
+        trouble.seeks += 1;
+        true
     }
 
     /// The connection is gone: from the beginning, if it is wanted again.
@@ -157,6 +179,20 @@ mod tests {
         assert_eq!(reach.due(relayed + ms(39_000), true), []);
         reach.connected(relayed + ms(39_500), PEER, false);
         assert_eq!(reach.due(relayed + ms(300_000), true), [], "direct: no trouble any more");
+    }
+
+    #[test]
+    fn addresses_that_answer_and_lead_nowhere_are_tried_ever_less() {
+        let start = Instant::now();
+        let mut reach = Reach::default();
+        assert!(!reach.may_seek(start, PEER));
+        reach.connected(start, PEER, true);
+        let tried = (0..3600).filter(|s| reach.may_seek(start + Duration::from_secs(*s), PEER)).count();
+        assert!((12..=18).contains(&tried), "{tried} in an hour, of which each may hold it up for a second");
+        reach.connected(start, PEER, false);
+        assert!(!reach.may_seek(start + ms(3_600_000), PEER), "it has no relay to leave");
+        reach.connected(start, PEER, true);
+        assert!(reach.may_seek(start, PEER), "one that found a way and lost it begins anew");
     }
 
     #[test]

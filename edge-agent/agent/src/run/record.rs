@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use event_schema::{RunAgentState, RunId, Signed, TransferStats, decode_exact, encode};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::PART;
+use crate::disk::{KEEPS, PART};
 
 /// Version of the record's shape.
 const VERSION: u8 = 1;
@@ -54,6 +54,11 @@ impl RunFolder {
     /// Replaces the record; `synced` if it must survive a power cut.
     pub(super) fn set_record(&self, record: &Record, synced: bool) -> io::Result<()> {
         self.replace("record", &encode(record), synced)
+    }
+
+    /// From now on what is replaced in this run is kept (`disk/staging/aside.rs`).
+    pub(super) fn set_keeps(&self) -> io::Result<()> {
+        self.replace(KEEPS, b"", true)
     }
 
     /// The manifest and its signed head, if both were kept.

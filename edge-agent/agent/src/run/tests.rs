@@ -278,7 +278,7 @@ impl Scene {
 
     async fn join(&self, n: usize) {
         let all: Vec<&Agent> = self.agents.iter().collect();
-        self.agents[n].runs().join(self.fleet.join(&all, &self.agents[n], self.place(n))).await;
+        self.agents[n].runs().join(self.fleet.join(&all, &self.agents[n], self.place(n)), false).await;
     }
 
     async fn join_all(&self) {
@@ -427,11 +427,11 @@ async fn who_is_not_in_the_run_or_lacks_its_secret_gets_nothing() {
     let named: Vec<&Agent> = scene.agents[..3].iter().collect();
     let all: Vec<&Agent> = scene.agents.iter().collect();
     for n in 0..2 {
-        scene.agents[n].runs().join(scene.fleet.join(&named, &scene.agents[n], scene.place(n))).await;
+        scene.agents[n].runs().join(scene.fleet.join(&named, &scene.agents[n], scene.place(n)), false).await;
     }
     let wrong = Fleet { secret: [8; 32], ..Fleet::new() };
-    scene.agents[2].runs().join(wrong.join(&all, &scene.agents[2], scene.place(2))).await;
-    scene.agents[3].runs().join(scene.fleet.join(&all, &scene.agents[3], scene.place(3))).await;
+    scene.agents[2].runs().join(wrong.join(&all, &scene.agents[2], scene.place(2)), false).await;
+    scene.agents[3].runs().join(scene.fleet.join(&all, &scene.agents[3], scene.place(3)), false).await;
     assert_eq!(scene.agents[1].completed().await.state, RunAgentState::Done);
     assert_same(scene.place(0), scene.place(1));
     for n in 2..4 {
@@ -443,7 +443,7 @@ async fn who_is_not_in_the_run_or_lacks_its_secret_gets_nothing() {
     }
     // A sealed secret that is for somebody else.
     let stolen = scene.fleet.join(&all, &scene.agents[1], scene.place(2));
-    scene.agents[2].runs().join(stolen).await;
+    scene.agents[2].runs().join(stolen, false).await;
     assert!(scene.agents[2].runs().status().is_empty());
     assert!(scene.agents[2].problems().iter().any(|p| p.class == ProblemClass::Internal));
     let folder = scene.agents[0].dir.path().join("nowhere");
@@ -453,7 +453,7 @@ async fn who_is_not_in_the_run_or_lacks_its_secret_gets_nothing() {
     let _ = fs::remove_dir_all(agents[0].dir.path().join("runs"));
     let named: Vec<&Agent> = scene.agents[..3].iter().collect();
     let join = scene.fleet.join(&named, &scene.agents[0], &folder);
-    scene.agents[0].runs().join(join).await;
+    scene.agents[0].runs().join(join, false).await;
     let source = &scene.agents[0];
     source.wait("the failure", || (source.status().state == "failed").then_some(())).await;
     let told = || source.problems().iter().any(|p| p.class == ProblemClass::NotFound).then_some(());

@@ -163,7 +163,9 @@ impl Ways {
         port: u16,
         relay: Option<(AgentId, SocketAddr)>,
     ) -> Way {
-        let (remote, stats) = (conn.remote(), conn.stats());
+        // An address on trial is none yet: what seems to be there may be a copied packet, or somebody's claim.
+        let remote = conn.proven_remote().unwrap_or_else(|| conn.remote());
+        let stats = conn.stats();
         let way = self.way(remote);
         let bytes = (stats.sent_bytes, stats.received_bytes);
         let Some(peer) = self.peer(agent) else { return way };

@@ -79,11 +79,6 @@ impl<'l, W: Write> ExportWriter<'l, W> {
         Ok(writer)
     }
 
-    /// Index of the entry that is written next.
-    pub fn next_index(&self) -> u64 {
-        self.next
-    }
-
     /// Entries that there will be.
     pub fn size(&self) -> u64 {
         self.size

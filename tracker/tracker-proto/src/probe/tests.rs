@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::time::Duration;
 use std::vec;
 
 use super::*;
@@ -140,6 +141,73 @@ fn copies_from_elsewhere_prove_nothing() {
 }
 
 #[test]
+fn what_was_copied_proves_a_way_neither_twice_nor_later() {
+    let (mut a, mut b) = (prober(1), prober(2));
+    let (at_a, at_b) = (addr("192.0.2.1:1"), addr("192.0.2.2:2"));
+    let sent = exchange(&mut a, &mut b);
+    // The third one, from the same address: somebody has made it up.
+    b.handle_datagram(at(10), at_a, &sent[2]);
+    assert_eq!(b.poll_event(), None, "once");
+    // One that was held back.
+    a.probe(at(5_000), key().swarm(), id(2), &[at_b]);
+    let question = a.poll_transmit(at(5_000)).unwrap().1;
+    b.handle_datagram(at(5_000), at_a, &question);
+    let answer = b.poll_transmit(at(5_000)).unwrap().1;
+    a.handle_datagram(at(5_000), at_b, &answer);
+    let last = a.poll_transmit(at(5_000)).unwrap().1;
+    for late in [25_000, 60_000, 86_400_000] {
+        b.handle_datagram(at(late), at_a, &last);
+        assert_eq!(b.poll_event(), None, "{late} ms later");
+    }
+    let mut c = prober(2);
+    c.handle_datagram(at(9_900), at_a, &question);
+    let answer = c.poll_transmit(at(9_900)).unwrap().1;
+    a.probe(at(9_900), key().swarm(), id(2), &[at_b]);
+    a.handle_datagram(at(9_900), at_b, &answer);
+    let slow = Probe::sign(
+        &key(),
+        id(1),
+        id(2),
+        Probe::parse(&question).unwrap().mine,
+        Probe::parse(&answer).unwrap().mine,
+    );
+    c.handle_datagram(at(10_100), at_a, &emit(&slow));
+    assert!(c.poll_event().is_some(), "in the next period, for a path that is slow");
+}
+
+#[test]
+fn whoever_is_said_to_be_at_an_address_it_gets_little() {
+    let mut a = prober(1);
+    let victim = addr("192.0.2.9:9");
+    let mut sent = 0;
+    for ms in 0..60_000 {
+        // A member tells of 32 others there, every ten seconds; trackers and rings as well.
+        if ms % 1000 == 0 {
+            (0..32).for_each(|n| a.probe(at(ms), key().swarm(), id(100 + n), &[victim]));
+        }
+        sent += core::iter::from_fn(|| a.poll_transmit(at(ms))).count();
+    }
+    assert!(sent <= (QUESTIONS_PER_ADDRESS.1 + 60 * QUESTIONS_PER_ADDRESS.0) as usize, "{sent}");
+}
+
+#[test]
+fn lies_in_one_swarm_leave_others_their_room() {
+    let mut a = prober(1);
+    let other = SwarmKey::from_run_secret(&[8; 32]);
+    assert!(a.join(other.clone(), &[1; 16]));
+    for n in 0..100u8 {
+        let lies: Vec<_> = (0..12u16).map(|i| addr(&std::format!("192.0.2.{n}:{}", 1000 + i))).collect();
+        a.probe(at(0), key().swarm(), id(100 + n), &lies);
+    }
+    assert_eq!(a.series.len(), PROBED_PER_SWARM);
+    assert!(a.stats().passed_over > 0);
+    let true_one = addr("198.51.100.1:1");
+    a.probe(at(0), other.swarm(), other.peer_id(&[2; 16]), &[true_one]);
+    let first: Vec<_> = core::iter::from_fn(|| a.poll_transmit(at(0))).map(|(to, _)| to).collect();
+    assert!(first.contains(&true_one), "{} sent", first.len());
+}
+
+#[test]
 fn strangers_and_foreign_members_get_no_answer() {
     let mut a = prober(1);
     let from = addr("192.0.2.2:2");
@@ -221,8 +289,16 @@ fn a_flood_of_questions_is_answered_in_measure() {
 #[test]
 fn nobody_is_asked_at_an_address_that_is_none() {
     let mut a = prober(1);
-    let bad = ["0.0.0.0:1", "10.0.0.1:0", "224.0.0.1:9", "255.255.255.255:9", "[ff02::1]:9", "[fe80::1]:9"]
-        .map(addr);
+    let bad = [
+        "0.0.0.0:1",
+        "10.0.0.1:0",
+        "224.0.0.1:9",
+        "255.255.255.255:9",
+        "[ff02::1]:9",
+        "[fe80::1]:9",
+        "[100::7]:9",
+    ]
+    .map(addr);
     a.probe(at(0), key().swarm(), id(2), &bad);
     a.probe(at(0), key().swarm(), id(1), &[addr("10.0.0.1:5")]);
     a.probe(at(0), SwarmKey::from_run_secret(&[1; 32]).swarm(), id(2), &[addr("10.0.0.1:5")]);

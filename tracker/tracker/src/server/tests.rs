@@ -117,6 +117,25 @@ fn rings_are_few_and_together_no_longer_than_the_call() {
 }
 
 #[test]
+fn many_behind_one_nat_are_rung_and_nobody_uses_up_the_rings_of_another() {
+    let mut s = server();
+    let nat = |port: u16| addr(&format!("203.0.113.1:{port}"));
+    let caller = addr("198.51.100.1:1");
+    let cookie = enter(&mut s, at(0), caller, 255);
+    for n in 1..=100u8 {
+        enter(&mut s, at(0), nat(u16::from(n)), n);
+    }
+    // One of them calls itself, by two sockets.
+    let own = cookie_for(&mut s, at(1), nat(1));
+    for sequence in 0..90 {
+        s.handle_datagram(at(1), nat(1), &call(own, 77, 2, 10 + sequence, 0));
+    }
+    let rung =
+        (3..=100u8).filter(|n| !s.handle_datagram(at(2), caller, &call(cookie, 255, *n, 5, 0)).is_empty());
+    assert_eq!(rung.count(), 98, "in the same second");
+}
+
+#[test]
 fn without_a_cookie_nothing_is_stored_and_the_answer_is_small() {
     let mut s = server();
     let bytes = announce(NO_COOKIE, 1, EntryFlags::default(), 0);

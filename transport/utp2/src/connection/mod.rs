@@ -281,6 +281,13 @@ impl Connection {
         self.session().map_or(self.remote, |s| s.path.remote())
     }
 
+    /// Where the peer has proved to be. While it seems to have moved, and has not shown that it gets what goes there, that
+    /// is still the address before (§10): what concerns others, as forwarding to it or telling where it is, goes by this
+    /// one. `None` before the peer has proved to be anywhere.
+    pub fn proven_remote(&self) -> Option<SocketAddr> {
+        self.session().and_then(|s| s.path.proven())
+    }
+
     /// Tries to reach the peer at another address, which somebody has found to be its own: packets go there from now
     /// on, a few at first, and go on going there if the peer answers within a second (§10.8). If not, everything is as
     /// before. False if there is no session, the address is the present one, or another one is on trial.

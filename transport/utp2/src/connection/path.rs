@@ -88,6 +88,15 @@ impl Path {
         self.remote
     }
 
+    /// Where the peer has proved to be: while another address is on trial, the one before. `None` as long as the peer has
+    /// proved none at all.
+    pub(crate) fn proven(&self) -> Option<SocketAddr> {
+        match &self.trial {
+            None => Some(self.remote),
+            Some(t) => (!t.initial).then_some(t.previous),
+        }
+    }
+
     /// The peer's newest packet came from another address; `next_number` is the one we send next.
     pub(crate) fn moved(
         &mut self,
@@ -233,12 +242,16 @@ mod tests {
         assert!(!p.seek(t(0), a, [1; 8], ms(100), t(100), 7), "there already");
         assert!(p.seek(t(0), b, [1; 8], ms(100), t(100), 7));
         assert!(!p.seek(t(0), b, [1; 8], ms(100), t(100), 7), "one at a time");
-        assert_eq!((p.remote(), p.allowance()), (b, 3600));
+        assert_eq!((p.remote(), p.proven(), p.allowance()), (b, Some(a), 3600));
         assert!(!p.may_move(t(1), a), "the peer does not know yet, and sends from where it was");
         assert!(p.give_up(t(100)) && p.remote() == a && p.may_move(t(101), b));
         assert!(p.seek(t(200), b, [2; 8], ms(100), t(900), 9));
         assert_eq!(p.on_response([2; 8]), Some(Proven { same_host: true, first_number: 9 }));
-        assert_eq!((p.remote(), p.allowance()), (b, usize::MAX));
+        assert_eq!((p.remote(), p.proven(), p.allowance()), (b, Some(b), usize::MAX));
+        let mut resumed = Path::unproven(t(0), a, 1200, 300);
+        assert_eq!((resumed.remote(), resumed.proven()), (a, None), "anybody may have written that address");
+        resumed.on_confirmed();
+        assert_eq!(resumed.proven(), Some(a));
     }
 
     #[test]
@@ -249,7 +262,7 @@ mod tests {
         assert_eq!(p.allowance(), usize::MAX);
         let ms = Duration::from_millis;
         p.moved(t(0), b, [1; 8], ms(100), t(100), 7, 1);
-        assert_eq!(p.allowance(), 0);
+        assert_eq!((p.allowance(), p.proven()), (0, Some(a)));
         p.on_received(b, 100);
         p.on_received(a, 1000);
         assert_eq!(p.allowance(), 300);

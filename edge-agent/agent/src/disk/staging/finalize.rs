@@ -46,7 +46,7 @@ impl Staging {
                 }
                 Ok(())
             }
-            Kind::Folder => self.folder().make_folder(&e.path).map(|_| ()),
+            Kind::Folder => self.make_folder(&e.path).map(|_| ()),
             Kind::Symlink { target } => self.place_link(e, target),
             Kind::HardLink { to } => self.place_hard_link(e, *to),
         });
@@ -116,6 +116,7 @@ impl Staging {
         let (parent, name) = self.folder().parent(&e.path)?;
         let same = fs::readlinkat(&parent, name, Vec::new()).is_ok_and(|there| there.as_bytes() == target);
         if !same {
+            self.set_aside(&e.path)?;
             self.folder().clear_folder_at(&e.path)?;
             // Made under another name and renamed, so that the old entry is there until the new one is.
             let staging = self.free_link_name()?;
@@ -140,6 +141,7 @@ impl Staging {
         if self.folder().stat(&e.path).is_ok_and(|there| is_same(&there, &stat)) {
             return Ok(());
         }
+        self.set_aside(&e.path)?;
         self.folder().clear_folder_at(&e.path)?;
         let staging = self.free_link_name()?;
         let (parent, name) = self.folder().parent(&file.path)?;

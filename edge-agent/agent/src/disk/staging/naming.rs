@@ -169,6 +169,7 @@ impl Staging {
 
     /// Renames an unfinished file to its name, in place of what is there.
     fn give_name(&self, entry: u64, e: &Entry) -> rustix::io::Result<()> {
+        self.set_aside(&e.path)?;
         let partial = partial_name(entry);
         let rename = || {
             let (parent, name) = self.folder().parent(&e.path)?;
@@ -196,7 +197,7 @@ impl Staging {
     fn make_way(&self, path: &[u8]) -> rustix::io::Result<()> {
         self.folder().forget();
         let mut slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-        slashes.try_for_each(|(at, _)| self.folder().make_folder(&path[..at]).map(|_| ()))
+        slashes.try_for_each(|(at, _)| self.make_folder(&path[..at]).map(|_| ()))
     }
 
     /// Has the system write everything to the disk. It tells of what it could not write once, and forgets it.

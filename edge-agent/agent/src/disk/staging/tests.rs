@@ -461,3 +461,49 @@ fn read_only_files_survive_what_interrupts_them() {
     });
     thread.join().expect("the test passes");
 }
+
+#[test]
+fn what_is_in_the_way_is_kept_where_nothing_may_be_lost() {
+    let new = |n| noise(n, BLOCK + 5);
+    let case = Case::new(
+        &[("REC_1", new(1)), ("same", new(2)), ("day/a", new(3)), ("link", new(4))],
+        &[("REC_1", b"monday".to_vec()), ("same", new(2)), ("day", b"a file".to_vec())],
+    );
+    std::os::unix::fs::symlink("REC_1", case.target.path().join("link")).expect("linked");
+    fs::write(case.state.path().join(super::KEEPS), b"").expect("noted");
+    let all = || 0..case.manifest.blocks();
+    let opened = case.open(&[]);
+    case.fetch(&opened.staging, all());
+    assert_eq!(opened.staging.finalize(), []);
+    ["REC_1", "same", "day/a", "link"].iter().for_each(|name| case.same(name));
+    let kept = case.target.path().join(".flotilla/archive").join(RunId([7; 16]).to_string());
+    assert_eq!(fs::read(kept.join("REC_1")).expect("kept"), b"monday");
+    assert_eq!(fs::read(kept.join("day")).expect("kept"), b"a file");
+    assert_eq!(fs::read_link(kept.join("link")).expect("kept"), Path::new("REC_1"));
+    assert!(!kept.join("same").exists(), "it was not in the way");
+    let told = opened.staging.kept().expect("told");
+    assert!(told.path.is_empty() && told.detail.contains(".flotilla/archive/"), "{told:?}");
+    drop(opened);
+
+    // Somebody writes to what was put in place, and the run goes on: that is no less theirs.
+    fs::write(case.target.path().join("REC_1"), b"edited").expect("written");
+    let (run, manifest) = (RunId([7; 16]), case.manifest.clone());
+    let opened = Staging::open(case.target.path(), case.state.path(), run, manifest, &[], &|| true);
+    let opened = opened.expect("a usable destination");
+    case.fetch(&opened.staging, all());
+    assert_eq!(opened.staging.finalize(), []);
+    case.same("REC_1");
+    assert_eq!(fs::read(kept.join("REC_1")).expect("kept"), b"monday");
+    assert_eq!(fs::read(kept.join("REC_1.1")).expect("kept"), b"edited");
+}
+
+#[test]
+fn a_run_that_may_replace_files_keeps_none() {
+    let case = Case::new(&[("file", noise(1, BLOCK))], &[("file", b"old".to_vec())]);
+    let opened = case.open(&[]);
+    case.fetch(&opened.staging, [0]);
+    assert_eq!(opened.staging.finalize(), []);
+    assert_eq!(opened.staging.kept(), None);
+    case.same("file");
+    assert!(!case.target.path().join(".flotilla").exists());
+}

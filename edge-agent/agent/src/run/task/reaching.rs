@@ -9,21 +9,18 @@ use agent_proto::limits::{ADDRESSES_TOLD, PEERS_TOLD};
 use agent_proto::link::{Progress, Way};
 use agent_proto::peer::{KnownPeer, PackedAddress, PeerMessage, Peers};
 use event_schema::AgentId;
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use tracker_proto::SwarmKey;
 use utp2_tokio::Endpoint;
 
 use super::{Machine, Task};
 use crate::discovery::{Found, Via};
-use crate::relay::Met;
+use crate::relay::{Met, NotMet};
 use crate::run::dial::call;
 use crate::run::event::Wakeup;
 use crate::run::reach::{Reach, Step};
+use crate::run::relays::{KnownRelays, choose};
 use crate::run::ways::Ways;
-
-/// Relays that one agent considers.
-const RELAYS: usize = 8;
 
 /// How long the larger id waits before it calls a peer that answers a probe, and how long nobody calls it again there.
 const CROSSING_WAIT: Duration = Duration::from_secs(1);
@@ -66,8 +63,7 @@ pub(super) struct Reaching {
     pub(super) reach: Reach,
     pub(super) ways: Ways,
     meetings: BTreeMap<AgentId, Meeting>,
-    /// Members that say that they are relays, and where.
-    relays: BTreeMap<AgentId, SocketAddr>,
+    relays: KnownRelays,
     gossip: BTreeMap<AgentId, Gossip>,
     /// Addresses of each peer, to be probed when it is called.
     addresses: BTreeMap<AgentId, Vec<SocketAddr>>,
@@ -117,8 +113,8 @@ impl Task {
         // A probe that neither gossip nor we began was begun by the peer's call.
         let called = hint.via == Via::Probe && !r.gossiped.contains(&hint.addr);
         r.ways.found(hint.addr, hint.via, called);
-        if hint.relay && (r.relays.len() < RELAYS || r.relays.contains_key(&agent)) {
-            r.relays.insert(agent, hint.addr);
+        if hint.relay {
+            r.relays.hear(now, agent, hint.addr);
         }
         r.keep_address(agent, hint.addr);
         if hint.via == Via::Probe {
@@ -133,7 +129,8 @@ impl Task {
         if let Some(peer) = self.peers.get(&agent) {
             let conn = &peer.link.conn;
             // One of both sides moves the connection, the other one follows.
-            if Endpoint::is_detour(conn.remote()) && conn.is_initiator() && conn.seek(addr) {
+            let relayed = conn.proven_remote().is_some_and(Endpoint::is_detour) && conn.is_initiator();
+            if relayed && self.reaching.reach.may_seek(now, agent) && conn.seek(addr) {
                 self.reaching.ways.tried(agent, format!("{addr}, which answers, in the relay's place"));
             }
             return;
@@ -202,40 +199,37 @@ impl Task {
 
     /// Meets a peer at the relay of this round.
     fn meet(&mut self, agent: AgentId, round: usize) {
+        let now = Instant::now();
         let Some(swarm) = &self.reaching.swarm else { return };
         let meeting = swarm.meeting(swarm.peer_id(&self.host.me.0), swarm.peer_id(&agent.0));
-        let order = |name: &[&[u8]]| -> [u8; 32] {
-            let begun = Sha256::new().chain_update(meeting);
-            name.iter().fold(begun, |hash, part| hash.chain_update(part)).finalize().into()
-        };
-        let mut choice: Vec<([u8; 32], String)> = Vec::new();
-        for (relay, heard) in self.reaching.relays.iter().filter(|(relay, _)| **relay != agent) {
-            let connected =
-                self.peers.get(relay).map(|p| p.link.conn.remote()).filter(|a| !Endpoint::is_detour(*a));
-            choice.push((order(&[&relay.0]), connected.unwrap_or(*heard).to_string()));
-        }
-        for name in self.host.relays_named.iter() {
-            choice.push((order(&[name.as_bytes()]), name.clone()));
-        }
-        choice.sort();
-        choice.truncate(RELAYS);
-        let Some((_, name)) = choice.get(round % choice.len().max(1)).cloned() else {
-            return self.reaching.reach.relay_ended(Instant::now(), agent);
-        };
-        self.reaching.ways.tried(agent, format!("the relay at {name}"));
-        let (relays, wakeups) = (self.host.relays.clone(), self.wakeups.clone());
+        let connected = |relay| self.peers.get(&relay).and_then(|p| p.link.conn.proven_remote());
+        let connected = |relay| connected(relay).filter(|at| !Endpoint::is_detour(*at));
+        let mut places = self.reaching.relays.places(now, agent, connected);
+        let silent = self.reaching.relays.silent(now);
+        self.reaching.ways.tried(agent, format!("a relay, round {}", round + 1));
+        let (relays, wakeups, named) =
+            (self.host.relays.clone(), self.wakeups.clone(), self.host.relays_named.clone());
         tokio::spawn(async move {
-            let met = match tokio::net::lookup_host(name.as_str()).await.map(|mut found| found.next()) {
-                Ok(Some(addr)) => relays.meet(addr, meeting).await,
-                Ok(None) => Err("the relay has no address".into()),
-                Err(error) => Err(format!("the relay's name: {error}")),
+            for name in named.iter() {
+                // Both sides have to know it by where it is: owners may call it by different names.
+                match tokio::net::lookup_host(name.as_str()).await {
+                    Ok(mut found) => places.extend(found.next()),
+                    Err(error) => tracing::debug!(%error, name, "the name of a relay"),
+                }
+            }
+            let met = match choose(&meeting, &places, &silent, round) {
+                Some(addr) => relays.meet(addr, meeting, agent).await.map_err(|why| {
+                    let unanswered = matches!(why, NotMet::NoRelay(_)).then_some(addr);
+                    (unanswered, format!("the relay at {addr}: {why}"))
+                }),
+                None => Err((None, "no relay has an address".into())),
             };
             let _ = wakeups.send(Wakeup::Met(agent, met)).await;
         });
     }
 
     /// A meeting came about, or not.
-    pub(super) fn take_met(&mut self, agent: AgentId, met: Result<Met, String>) {
+    pub(super) fn take_met(&mut self, agent: AgentId, met: Result<Met, (Option<SocketAddr>, String)>) {
         let now = Instant::now();
         match met {
             Ok(met) if !self.peers.contains_key(&agent) => {
@@ -246,7 +240,10 @@ impl Task {
                 self.reaching.meetings.insert(agent, Meeting { met, used: now, direct_since: None });
             }
             Ok(_not_needed) => self.reaching.reach.relay_ended(now, agent),
-            Err(why) => {
+            Err((unanswered, why)) => {
+                if let Some(addr) = unanswered {
+                    self.reaching.relays.did_not_answer(now, addr);
+                }
                 self.reaching.ways.failed(agent, why);
                 self.reaching.reach.relay_ended(now, agent);
             }
@@ -325,7 +322,7 @@ impl Task {
                 self.reaching.reach.relay_ended(now, agent);
                 // Without the relay the connection is dead; better to know than to wait for silence.
                 if let Some(peer) = self.peers.get(&agent)
-                    && peer.link.conn.remote() == meeting.met.place
+                    && peer.link.conn.proven_remote() == Some(meeting.met.place)
                 {
                     peer.link.close(crate::run::link::code::GOING, "the relay ended the meeting");
                 }
@@ -341,11 +338,11 @@ impl Task {
             .peers
             .iter()
             .filter_map(|(agent, peer)| {
-                let remote = peer.link.conn.remote();
+                let remote = peer.link.conn.proven_remote()?;
                 (!Endpoint::is_detour(remote)).then(|| KnownPeer {
                     agent: *agent,
                     addresses: vec![PackedAddress::new(remote)],
-                    relay: self.reaching.relays.contains_key(agent),
+                    relay: self.reaching.relays.is_relay(*agent),
                 })
             })
             .collect();
@@ -385,7 +382,8 @@ impl Task {
             return;
         }
         let Some(swarm) = self.reaching.swarm.clone() else { return };
-        let on_loopback = self.peers.get(&agent).is_some_and(|p| p.link.conn.remote().ip().is_loopback());
+        let on_loopback = self.peers.get(&agent).and_then(|p| p.link.conn.proven_remote());
+        let on_loopback = on_loopback.is_some_and(|at| at.ip().is_loopback());
         for known in told.peers.iter().take(PEERS_TOLD) {
             let is_member = self.join.peers.iter().any(|p| p.agent == known.agent);
             if known.agent == self.host.me || !is_member || self.peers.contains_key(&known.agent) {

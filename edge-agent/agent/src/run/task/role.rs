@@ -379,6 +379,8 @@ impl Task {
         }
         self.incomplete |= !problems.is_empty();
         problems.into_iter().for_each(|problem| self.reports.problem(problem));
+        let kept = self.blocks.content().and_then(|c| c.staging()?.kept());
+        kept.into_iter().for_each(|kept| self.reports.problem(kept));
         let state = if self.incomplete { RunAgentState::DoneWithErrors } else { RunAgentState::Done };
         self.record.stats = self.stats();
         // A kill right after the report must not make the next life tell of fewer.

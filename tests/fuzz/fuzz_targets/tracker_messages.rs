@@ -1,0 +1,8 @@
+//! Datagrams of trackers, the local network and probes; see `fuzzing`.
+#![no_main]
+
+#[allow(dead_code, reason = "other targets use the rest")]
+#[path = "../../../tracker/tracker-proto/tests/fuzzing/mod.rs"]
+mod fuzzing;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzzing::datagrams(data));
