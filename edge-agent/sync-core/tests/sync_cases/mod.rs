@@ -105,16 +105,18 @@ fn a_copy_that_only_ever_received_uses_no_sequence_for_two_things() {
     does(&mut world, [Step::Edit(1, "first", 1)]);
     world.converge();
     does(&mut world, [Step::Backup(0)]);
-    for i in 0..20 {
-        world.edit(1, format!("b{i}").as_bytes(), 10 + i);
+    for round in 0..2 {
+        for i in 0..20 {
+            world.edit(1, format!("b{i}").as_bytes(), 10 + round * 50 + i);
+        }
+        world.run(ms(10_000));
     }
-    world.run(ms(10_000));
     does(&mut world, apart(3));
     does(&mut world, [Step::Edit(2, "a", 3)]);
     world.run(ms(3000));
     does(&mut world, [Step::Restore(0, Back::Both), Step::Start(0), Step::Mend(0, 2)]);
     world.run(ms(10_000));
-    for i in 0..20 {
+    for i in 0..30 {
         world.edit(2, format!("c{i}").as_bytes(), 40 + i);
     }
     world.run(ms(10_000));
@@ -123,7 +125,7 @@ fn a_copy_that_only_ever_received_uses_no_sequence_for_two_things() {
     world.run(ms(10_000));
     does(&mut world, [Step::Cut(0, 1), Step::Mend(1, 2)]);
     world.converge();
-    assert!(paths(&world, 1).contains(&"a".to_string()) && paths(&world, 2).len() == 42);
+    assert!(paths(&world, 1).contains(&"a".to_string()) && paths(&world, 2).len() == 52);
 }
 
 #[test]
@@ -267,10 +269,60 @@ fn two_statements_under_one_number_leave_one_tree() {
         };
         say(0, one, true);
         say(1, other, stands);
+        // They hear of each other through the third one alone.
         does(&mut world, [Step::Mend(0, 2), Step::Mend(1, 2)]);
+        world.run(ms(20_000));
+        let trees = [0, 1, 2].map(|node| world.nodes[node].fs.tree());
+        assert!(trees[0] == trees[1] && trees[1] == trees[2], "{trees:?}");
+        let known = |node: usize| &world.nodes[node].index.live.rows[&b"a"[..]].statements;
+        assert!(known(0) == known(1) && known(1) == known(2), "{:?}", known(2));
         world.converge();
         nobody_is_blamed(&world);
     }
+}
+
+#[test]
+fn a_version_that_leaves_out_what_it_stands_on_leaves_one_tree() {
+    let mut world = silent(&[KIN, KIN, KIN, TURNED]);
+    does(&mut world, apart(3));
+    does(&mut world, [Step::Folder(1, "a")]);
+    world.run(ms(3000));
+    let key = world.nodes[3].key;
+    let replica = replica_id(RUN, world.nodes[3].agent, 1);
+    let known = world.nodes[1].index.live.rows[&b"a"[..]].statements[0].clone();
+    let link = |to: &[u8]| Value::Link { target: to.to_vec(), meta: Vec::new() };
+    // On top of the folder; and on top of that, without the folder.
+    let first = vec![Dot { replica, counter: 1 }, known.version[0]];
+    let first = own_statement(&key, replica, b"a", first, known.depth + 1, link(b"one"));
+    let second = vec![Dot { replica, counter: 2 }];
+    let mut later = own_statement(&key, replica, b"a", second, 2, link(b"two"));
+    if later.depth <= first.depth {
+        later = own_statement(
+            &key,
+            replica,
+            b"a",
+            vec![Dot { replica, counter: 4 }],
+            first.depth + 1,
+            link(b"two"),
+        );
+    }
+    let heads = || vec![own_head(&key, 1, 4, vec![FIRST])];
+    // One hears the first on top of the folder; the other the last, beside it.
+    does(&mut world, [Step::Mend(0, 1)]);
+    world.run(ms(3000));
+    does(&mut world, [Step::Cut(0, 1)]);
+    tells(&mut world, 3, 0, heads(), vec![entry(b"a", first)]);
+    tells(&mut world, 3, 1, heads(), vec![entry(b"a", later)]);
+    world.run(ms(3000));
+    let count = |world: &World, node: usize| world.nodes[node].index.live.rows[&b"a"[..]].statements.len();
+    assert_eq!((count(&world, 0), count(&world, 1)), (1, 2));
+    does(&mut world, [Step::Mend(0, 1)]);
+    world.run(ms(20_000));
+    let known = |node: usize| &world.nodes[node].index.live.rows[&b"a"[..]].statements;
+    assert!(known(0) == known(1), "{:?} {:?}", known(0), known(1));
+    assert_eq!(world.nodes[0].fs.tree(), world.nodes[1].fs.tree());
+    world.converge();
+    nobody_is_blamed(&world);
 }
 
 #[test]
