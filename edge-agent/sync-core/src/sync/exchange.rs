@@ -79,7 +79,7 @@ impl Replica {
         let theirs = self.authors.values().filter(|a| a.agent == peer);
         let message = Hello {
             cursor: member.kept.cursor,
-            summary: member.kept.summary.clone(),
+            summary: self.provable(member.kept.summary.clone()),
             heads: theirs.flat_map(|a| a.heads.iter().cloned()).take(HEADS_MAX).collect(),
         };
         self.actions.push_back(Action::Send { peer, message: message.into() });
@@ -257,6 +257,7 @@ impl Replica {
                 good.push(entry);
             }
         }
+        self.crowded |= news.crowded;
         // Only now, when nothing of it is refused, any of it counts.
         for replica in told.iter().map(|d| d.replica) {
             news.need(self, peer, replica);
@@ -505,6 +506,7 @@ impl Replica {
             }
         }
         heads.truncate(HEADS_MAX);
+        let summary = summary.map(|s| self.provable(s));
         let life = self.pending.durable.lives.last().map_or(0, |l| l.id);
         let message = Piece { epoch: self.meta.epoch, life, after, up_to, heads, entries, summary };
         self.actions.push_back(Action::Send { peer, message: message.into() });
@@ -575,6 +577,8 @@ struct News {
     /// New ones among them, by agent.
     new: BTreeMap<AgentId, usize>,
     heads: usize,
+    /// There was no room for one that is named.
+    crowded: bool,
 }
 
 impl News {
@@ -586,6 +590,7 @@ impl News {
             needed: BTreeSet::new(),
             new: BTreeMap::new(),
             heads: replica.authors.values().map(|a| a.heads.len()).sum(),
+            crowded: false,
         }
     }
 
@@ -630,6 +635,7 @@ impl News {
         let known = to.authors.get(&id).map_or(0, |a| a.heads.len());
         let more = fresh.heads.len().saturating_sub(known);
         if self.heads + more >= HEADS_MAX {
+            self.crowded = true;
             return false;
         }
         if known == 0 {
@@ -638,6 +644,7 @@ impl News {
             let of_it = to.authors.values().filter(|a| a.agent == agent).count();
             let new = self.new.entry(agent).or_default();
             if agent == peer && of_it + *new >= REPLICAS_PER_AGENT_MAX {
+                self.crowded = true;
                 return false;
             }
             *new += 1;

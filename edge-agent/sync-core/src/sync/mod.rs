@@ -73,6 +73,10 @@ pub struct Replica {
     pass: Pass,
     /// When a walk over all rows goes on, if one is under way.
     walk_at: Instant,
+    /// There was no room for a head: those that nobody names are to be forgotten.
+    crowded: bool,
+    /// Which are named, as far as a walk has come.
+    tidying: Option<rollback::Tidying>,
     /// Paths with what no member takes: listed as blocked, and looked at again now and then.
     unfit: BTreeSet<Vec<u8>>,
     deletions: Option<local::Deletions>,
@@ -128,6 +132,8 @@ impl Replica {
             blocked: BTreeSet::new(),
             pass: Pass::default(),
             walk_at: now,
+            crowded: false,
+            tidying: None,
             unfit: BTreeSet::new(),
             deletions: None,
             episode_ends: now + config.guard_quiet,

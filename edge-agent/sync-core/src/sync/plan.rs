@@ -444,6 +444,7 @@ impl Replica {
         self.came.clear();
         self.may_move.clear();
         self.went.clear();
+        self.make_room();
         let unfit = self.unfit.iter().take(STEP);
         self.actions.extend(unfit.map(|path| Action::Look { path: path.clone() }));
         self.flush(index);

@@ -1,5 +1,6 @@
 //! An index that is an older copy of itself, and other walks over all rows, a step at a time (SYNC.md §8).
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use agent_proto::sync::{Dot, Head, ReplicaId};
@@ -20,6 +21,13 @@ pub(super) struct Rolling {
     floor: u64,
     /// Rows up to this path are done.
     after: Vec<u8>,
+}
+
+/// Which replicas rows name, up to a path.
+#[derive(Debug, Default)]
+pub(super) struct Tidying {
+    after: Vec<u8>,
+    pub(super) named: BTreeSet<ReplicaId>,
 }
 
 impl Replica {
@@ -95,7 +103,10 @@ impl Replica {
 
     /// Whether a walk over all rows is under way.
     pub(super) fn is_walking(&self) -> bool {
-        self.meta.rolling.is_some() || self.meta.recheck.is_some() || self.meta.restoring
+        self.meta.rolling.is_some()
+            || self.meta.recheck.is_some()
+            || self.meta.restoring
+            || self.tidying.is_some()
     }
 
     /// Some steps of the walks that are under way.
@@ -105,6 +116,7 @@ impl Replica {
             self.roll(index);
             self.recheck(index);
             self.restore(index);
+            self.tidy(index);
             self.walk_at = now;
         }
     }
@@ -157,6 +169,36 @@ impl Replica {
             }
         }
         self.meta_changed();
+    }
+
+    /// Begins to forget heads that nobody names, if there was no room for one that somebody does (SYNC.md §4).
+    pub(super) fn make_room(&mut self) {
+        if core::mem::take(&mut self.crowded) && self.tidying.is_none() {
+            self.tidying = Some(Tidying::default());
+        }
+    }
+
+    fn tidy(&mut self, index: &mut dyn Index) {
+        let Some(mut tidying) = self.tidying.take() else { return };
+        for _ in 0..self.config.walk {
+            let Some(row) = index.next(&tidying.after) else {
+                let before = self.authors.len();
+                self.authors.retain(|id, _| tidying.named.contains(id));
+                if self.authors.len() < before {
+                    self.meta_changed();
+                    self.ask_skipped_again();
+                }
+                return;
+            };
+            tidying.named.extend(row.statements.iter().flat_map(|s| s.version.iter().map(|d| d.replica)));
+            tidying.named.extend(row.statements.iter().map(|s| s.author));
+            tidying.named.extend(row.context.iter().map(|d| d.replica));
+            if let Disk::Present(here) | Disk::Missing(here) = &row.disk {
+                tidying.named.extend(here.dot.map(|d| d.replica));
+            }
+            tidying.after = row.path;
+        }
+        self.tidying = Some(tidying);
     }
 
     /// What is missing is to be fetched again.

@@ -319,6 +319,9 @@ impl Replica {
     pub(super) fn remember_head(&mut self, head: Head) -> bool {
         let agent = AgentId::of_key(&head.key);
         let id = replica_id(self.config.run, agent, head.incarnation);
+        if let Some(tidying) = &mut self.tidying {
+            tidying.named.insert(id);
+        }
         let none = Author { agent, heads: Vec::new(), sure: u64::MAX };
         self.authors.entry(id).or_insert(none).add(head)
     }

@@ -66,6 +66,34 @@ fn replicas_without_end_part_nobody() {
 }
 
 #[test]
+fn an_agent_that_loses_its_index_every_day_is_heard_for_ever() {
+    let mut world = silent(&[KIN, KIN, KIN, TURNED]);
+    let (key, agent) = (world.nodes[3].key, world.nodes[3].agent);
+    // A hundred and fifty lives of its index, each of which makes the same folder anew.
+    for life in 1..=150 {
+        let dot = Dot { replica: replica_id(RUN, agent, life), counter: 1 };
+        let value = Value::Folder { meta: Vec::new(), implied: false };
+        let said = own_statement(&key, dot.replica, b"f", vec![dot], 1, value.clone());
+        let last = own_statement(&key, dot.replica, b"last", vec![dot], 1, value);
+        let said = if life == 150 { entry(b"last", last) } else { entry(b"f", said) };
+        for to in 0..3 {
+            let entries = vec![said.clone()];
+            let head = own_head(&key, life, 1, vec![FIRST]);
+            let piece =
+                Index { epoch: life, life: 1, after: 0, up_to: 1, heads: vec![head], entries, summary: None };
+            world.send(3, to, piece.into());
+        }
+        world.run(ms(1000));
+    }
+    // It says so again when it is asked from the beginning.
+    assert_eq!(
+        [0, 1, 2].map(|node| paths(&world, node)),
+        [0; 3].map(|_| vec!["f".to_string(), "last".into()])
+    );
+    nobody_is_blamed(&world);
+}
+
+#[test]
 fn an_older_copy_of_an_index_takes_nothing_from_anybody_whomever_it_meets_first() {
     for (first, new) in [(1, 1), (1, 8), (2, 1), (2, 8)] {
         let mut world = quiet(&[KIN; 3]);
