@@ -263,9 +263,7 @@ impl Replica {
             news.need(self, peer, replica);
         }
         for head in news.needed() {
-            if self.remember_head(head) {
-                self.meta_changed();
-            }
+            self.remember_head(head);
         }
         for entry in good {
             self.merge(index, peer, entry);

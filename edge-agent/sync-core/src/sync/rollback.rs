@@ -1,6 +1,6 @@
 //! An index that is an older copy of itself, and other walks over all rows, a step at a time (SYNC.md §8).
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use agent_proto::sync::{Dot, Head, ReplicaId};
@@ -182,10 +182,12 @@ impl Replica {
         let Some(mut tidying) = self.tidying.take() else { return };
         for _ in 0..self.config.walk {
             let Some(row) = index.next(&tidying.after) else {
-                let before = self.authors.len();
-                self.authors.retain(|id, _| tidying.named.contains(id));
-                if self.authors.len() < before {
-                    self.meta_changed();
+                let (named, all) = core::mem::take(&mut self.authors)
+                    .into_iter()
+                    .partition::<BTreeMap<_, _>, _>(|(id, _)| tidying.named.contains(id));
+                self.authors = named;
+                if !all.is_empty() {
+                    all.values().for_each(|author| self.member_changed(author.agent));
                     self.ask_skipped_again();
                 }
                 return;

@@ -144,7 +144,6 @@ pub(super) struct Meta {
     pub(super) rolling: Option<Rolling>,
     pub(super) lives: Vec<Told>,
     pub(super) summary: Vec<Dot>,
-    pub(super) heads: Vec<Head>,
 }
 
 impl Meta {
@@ -165,12 +164,11 @@ impl Meta {
             rolling: None,
             lives: Vec::new(),
             summary: Vec::new(),
-            heads: Vec::new(),
         }
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        decode_exact::<(u8, Self)>("meta", bytes).ok().filter(|(v, _)| *v == 2).map(|(_, meta)| meta)
+        decode_exact::<(u8, Self)>("meta", bytes).ok().filter(|(v, _)| *v == 3).map(|(_, meta)| meta)
     }
 }
 
@@ -288,14 +286,13 @@ impl Pending {
 impl Replica {
     pub(super) fn load(&mut self, index: &dyn Index, members: &[Member]) {
         for (agent, bytes) in index.members() {
-            if let Ok(kept) = decode_exact::<Kept>("member", &bytes) {
+            if let Ok((2, kept, heads)) = decode_exact::<(u8, Kept, Vec<Head>)>("member", &bytes) {
+                heads.into_iter().for_each(|head| _ = self.remember_head(head));
                 self.members.insert(agent, MemberState { permission: Permission::ReadOnly, kept });
             }
         }
         self.set_members(members);
-        for head in self.meta.heads.clone() {
-            self.remember_head(head);
-        }
+        self.pending.members.clear();
         self.pending.durable = Durable::of(&self.meta);
         if index.meta().is_none() {
             self.pending.meta = true;
@@ -323,7 +320,11 @@ impl Replica {
             tidying.named.insert(id);
         }
         let none = Author { agent, heads: Vec::new(), sure: u64::MAX };
-        self.authors.entry(id).or_insert(none).add(head)
+        let news = self.authors.entry(id).or_insert(none).add(head);
+        if news {
+            self.member_changed(agent);
+        }
+        news
     }
 
     /// This replica's own head as far as it is durable.
@@ -500,10 +501,7 @@ impl Replica {
             rows: core::mem::take(&mut self.pending.rows).into_values().collect(),
             forgotten: core::mem::take(&mut self.pending.forgotten).into_iter().collect(),
             meta: core::mem::take(&mut self.pending.meta).then(|| self.encode_meta()),
-            members: members
-                .into_iter()
-                .filter_map(|agent| Some((agent, encode(&self.members.get(&agent)?.kept))))
-                .collect(),
+            members: members.into_iter().map(|agent| (agent, self.encode_member(agent))).collect(),
         };
         if !batch.is_empty() {
             self.pending.put += 1;
@@ -511,12 +509,19 @@ impl Replica {
         }
     }
 
+    /// What is kept of a member, and heads of who is, or was, one: not with the record, which changes with each row.
+    fn encode_member(&self, agent: AgentId) -> Vec<u8> {
+        let none = Kept::default();
+        let kept = self.members.get(&agent).map_or(&none, |m| &m.kept);
+        let heads = self.authors.values().filter(|a| a.agent == agent).flat_map(|a| &a.heads);
+        encode(&(2u8, kept, heads.collect::<Vec<&Head>>()))
+    }
+
     fn encode_meta(&mut self) -> Vec<u8> {
-        self.meta.heads = self.authors.values().flat_map(|a| a.heads.iter().cloned()).collect();
         let own = Dot { replica: self.me, counter: self.meta.counter };
         if own.counter > 0 {
             version::add(&mut self.meta.summary, own);
         }
-        encode(&(2u8, &self.meta))
+        encode(&(3u8, &self.meta))
     }
 }
