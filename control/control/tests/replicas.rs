@@ -343,18 +343,44 @@ async fn replicas_are_upgraded_one_by_one_again() {
     upgraded(2, 3).await;
 }
 
+/// And to the one that has synchronizations.
+#[tokio::test(start_paused = true)]
+async fn replicas_are_upgraded_one_by_one_to_synchronizations() {
+    upgraded(3, 4).await;
+}
+
 /// Whether a consolidation can be made here.
 async fn consolidates(at: &Replica, agents: &[FakeAgent]) -> bool {
     let place = |n: usize| Place { party: Party::Agent(agents[n].id), path: "x".into() };
     let (source, destination) = (place(0), place(1));
-    let job = Ids(Timestamp(1)).job();
-    let spec = JobSpec::Consolidation {
-        sources: vec![source],
-        destinations: vec![destination],
-        subfolder: "/%SRC:AGENT_NAME%".into(),
-        after: Disposal::Delete,
+    makes(
+        at,
+        JobSpec::Consolidation {
+            sources: vec![source],
+            destinations: vec![destination],
+            subfolder: "/%SRC:AGENT_NAME%".into(),
+            after: Disposal::Delete,
+        },
+    )
+    .await
+}
+
+/// Whether a synchronization can be made here.
+async fn synchronizes(at: &Replica, agents: &[FakeAgent]) -> bool {
+    let share = |agent: &FakeAgent| Share {
+        party: Party::Agent(agent.id),
+        path: "x".into(),
+        permission: Permission::ReadWrite,
+        selection: Selection::default().into(),
     };
-    let name = format!("footage {job}");
+    let (members, policy) = (agents.iter().map(share).collect(), SyncPolicy::default());
+    makes(at, JobSpec::Synchronization { members, policy }).await
+}
+
+/// Whether a job can be made.
+async fn makes(at: &Replica, spec: JobSpec) -> bool {
+    let job = Ids(Timestamp(1)).job();
+    let name = format!("job {job}");
     let made = at.service.decide(Origin::operator("anna", format!("job/{job}")), move |state, _| {
         control_core::job::decide(
             state,
@@ -420,7 +446,8 @@ async fn upgraded(older: u8, newer: u8) {
     pass(Duration::from_secs(30)).await;
     assert_eq!((level(&new_a), level(&old_b)), (older, older));
     assert_eq!(old_b.service.metrics().attestations_differing.value(), 0);
-    assert!(!consolidates(&new_a, &fleet).await, "the other could not read it");
+    assert_eq!(consolidates(&new_a, &fleet).await, older >= 3, "the other could not read it");
+    assert!(!synchronizes(&new_a, &fleet).await, "the other could not read it");
 
     // Then the second one. Nobody reads less than the newer level any more: the lease's holder says so.
     old_b.keeper.stop().await;
@@ -439,6 +466,7 @@ async fn upgraded(older: u8, newer: u8) {
     .await;
     assert_eq!(new_a.service.views().runs.runs[&run].problems[0].text.detail, "y", "read by the other");
     assert_eq!(consolidates(&new_a, &fleet).await, newer >= 3);
+    assert_eq!(synchronizes(&new_a, &fleet).await, newer >= 4);
     let late = replica_of(&log, &all, 3, options(older)).await.err().expect("too old").to_string();
     assert!(late.contains("newer"), "{late}");
     agrees_with_its_log(&new_a.service).await;

@@ -179,7 +179,8 @@ pub struct ConflictSettled {
 }
 
 /// So much is gone from a member's folder that nothing is told or changed until a person answers, or it is back.
-/// Told again with the same number when the counts have grown much, at most once a minute.
+/// When more is gone than was told, that is another question, with another number: an answer never covers what nobody
+/// was asked about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardRaised {
     /// Which run.

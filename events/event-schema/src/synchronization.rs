@@ -224,6 +224,8 @@ pub enum Obstacle {
     NoFolder,
     /// What would have to go is a folder that holds things which are not synchronized.
     NotEmpty,
+    /// What was made at the member is larger than any takes; the others keep what was there.
+    TooLarge,
 }
 
 impl Obstacle {
@@ -236,6 +238,7 @@ impl Obstacle {
             Self::UnsafeLink => "unsafe_link",
             Self::NoFolder => "no_folder",
             Self::NotEmpty => "not_empty",
+            Self::TooLarge => "too_large",
         }
     }
 }

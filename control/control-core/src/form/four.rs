@@ -104,6 +104,7 @@ impl Form {
                     Obstacle::UnsafeLink => 3,
                     Obstacle::NoFolder => 4,
                     Obstacle::NotEmpty => 5,
+                    Obstacle::TooLarge => 6,
                 });
                 form.private(text, |form, text| {
                     form.bytes(&text.path);

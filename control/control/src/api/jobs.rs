@@ -6,13 +6,13 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control_core::projection::Views;
 use control_core::{batch, job, run, subfolder};
-use event_schema::{Event, JobId, JobSpec, Place, Subject, Timestamp};
+use event_schema::{Event, JobId, JobSpec, Place, Subject, SyncPolicy, Timestamp};
 
 use super::agents::{Page, page};
 use super::error::{Json, Query};
 use super::sight::Moment;
 use super::view::{ErrorView, JobStarted, JobView, JobWish, JobsView, PlaceWish, SkippedView};
-use super::{Api, ApiError, OPERATOR, batches, resolve, shape};
+use super::{Api, ApiError, OPERATOR, batches, resolve, shape, sync};
 use crate::service::{Ids, Origin, now};
 
 /// All jobs that are not deleted.
@@ -72,6 +72,10 @@ fn spec(views: &Views, wish: &JobWish) -> Result<JobSpec, ApiError> {
     // Sources are looked up first: what is told of a mistake is the first one.
     let destinations = || places(&wish.destinations);
     let invalid = |why: &str| Err(ApiError::invalid(why));
+    let synchronizes = wish.kind == "synchronization";
+    if !synchronizes && !(wish.members.is_empty() && wish.policy.is_none()) {
+        return invalid("members and policy are of synchronizations");
+    }
     match wish.kind.as_str() {
         "distribution" => match (&wish.source, &wish.sources[..]) {
             (Some(source), []) | (None, [source]) if wish.subfolder.is_none() && wish.after.is_none() => {
@@ -90,7 +94,18 @@ fn spec(views: &Views, wish: &JobWish) -> Result<JobSpec, ApiError> {
             let (sources, destinations) = (places(&wish.sources)?, destinations()?);
             Ok(JobSpec::Consolidation { sources, destinations, subfolder: subfolder.into(), after })
         }
-        _ => invalid("the kind of a job is distribution or consolidation"),
+        "synchronization" => {
+            let others = wish.source.is_some() || !wish.sources.is_empty() || !wish.destinations.is_empty();
+            if others || wish.subfolder.is_some() || wish.after.is_some() {
+                return invalid("a synchronization has members and a policy, and nothing else");
+            }
+            let policy = match &wish.policy {
+                Some(wish) => sync::policy(wish, SyncPolicy::default())?,
+                None => SyncPolicy::default(),
+            };
+            Ok(JobSpec::Synchronization { members: sync::shares(views, &wish.members)?, policy })
+        }
+        _ => invalid("the kind of a job is distribution, consolidation or synchronization"),
     }
 }
 

@@ -176,7 +176,7 @@ shapes! {
         /// Its bytes in hex, if they are no UTF-8.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         path_hex: Option<String>,
-        /// `name_taken`, `bad_name`, `nobody_has`, `unsafe_link`, `no_folder` or `not_empty`.
+        /// `name_taken`, `bad_name`, `nobody_has`, `unsafe_link`, `no_folder`, `not_empty` or `too_large`.
         obstacle: String,
         /// What has its name, if that is why.
         #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::sync_view::{PolicyView, ShareView, SyncMemberView, SyncView};
+use super::sync_view::{PolicyView, PolicyWish, ShareView, ShareWish, SyncMemberView, SyncView};
 
 macro_rules! shapes {
     ($($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident: $ty:ty),* $(,)? })+) => {$(
@@ -440,6 +440,12 @@ shapes! {
         /// To where. Of a consolidation the path is what the sources' folders are below.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         destinations: Vec<PlaceWish>,
+        /// Of a synchronization: who takes part, and how.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        members: Vec<ShareWish>,
+        /// Of a synchronization: what holds for all members.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        policy: Option<PolicyWish>,
         /// Of a consolidation: how the folder of each source is named; `%SRC:TAG%` stands for a tag of the source, `%%` for
         /// a percent sign. Default `/%SRC:AGENT_NAME%`.
         #[serde(skip_serializing_if = "Option::is_none", default)]

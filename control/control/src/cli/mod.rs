@@ -13,6 +13,7 @@ mod output;
 mod place;
 mod replica;
 mod server;
+mod sync;
 mod watch;
 mod witnesses;
 mod work;
@@ -97,6 +98,12 @@ enum Command {
     /// What happens and has happened
     #[command(subcommand, alias = "run")]
     Runs(work::Runs),
+    /// Synchronizations that run: members, policy, guards
+    #[command(subcommand)]
+    Sync(sync::Sync),
+    /// Files of a synchronization of which two versions are kept
+    #[command(after_help = "Example: flotilla conflicts plans --json")]
+    Conflicts(sync::Conflicts),
     /// The event log
     #[command(subcommand)]
     Log(work::Log),
@@ -185,6 +192,8 @@ fn dispatch(line: Line) -> Done {
         Command::Groups(command) => fleet::groups(&Client::new(global)?, json, command),
         Command::Jobs(command) => work::jobs(&Client::new(global)?, json, command),
         Command::Runs(command) => work::runs(&Client::new(global)?, json, command),
+        Command::Sync(command) => sync::run(&Client::new(global)?, json, command),
+        Command::Conflicts(line) => sync::conflicts(&Client::new(global)?, json, &line),
         Command::Log(command) => log::run(global, command),
         Command::Audit(command) => audit::run(global, command),
         Command::Erase(line) => erase::run(&Client::new(global)?, json, line),
@@ -224,6 +233,15 @@ mod tests {
             "flotilla groups add g a b c",
             "flotilla jobs create distribution --name n --source a:/x --destination b:/y --destination g:/z \
              --no-start --json --data d",
+            "flotilla jobs create synchronization --name n --member a:/x --member group:g:/y --read-only b:/z \
+             --revert c:/z --ignore *.tmp --wanted /docs --archive 30d,10GB --guard-percent 50 --guard-min 5 --no-start",
+            "flotilla sync members n --json",
+            "flotilla sync add n --read-only b:/z --ignore x",
+            "flotilla sync remove n a group:g --json",
+            "flotilla sync policy n --archive none",
+            "flotilla sync confirm n --agent a --delete",
+            "flotilla sync confirm n --agent a --restore --json",
+            "flotilla conflicts n --json",
             "flotilla runs show latest --history",
             "flotilla runs watch",
             "flotilla run telemetry x --json --from 2026-03-01T12:00:00Z --to 2026-03-01T13:00:00Z --step 60 --agent a --at 7",
@@ -260,6 +278,17 @@ mod tests {
             assert!(Line::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
         }
         assert!(Line::try_parse_from(["flotilla", "jobs", "create", "distribution", "--name", "n"]).is_err());
+        for line in [
+            "flotilla jobs create synchronization --name n",
+            "flotilla sync add n",
+            "flotilla sync remove n",
+            "flotilla sync policy n",
+            "flotilla sync confirm n --agent a",
+            "flotilla sync confirm n --agent a --delete --restore",
+            "flotilla sync confirm n --delete",
+        ] {
+            assert!(Line::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        }
         assert!(Line::try_parse_from(["flotilla", "audit", "export", "--data", "d"]).is_err());
     }
 }

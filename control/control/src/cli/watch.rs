@@ -53,7 +53,9 @@ pub(super) fn watch(client: &Client, json: bool, wanted: &str) -> Done {
                 }
                 output::say(&conclusion(&run, &outcome))?;
             }
-            return if outcome == "succeeded" { Ok(()) } else { Err(Failure::Quiet) };
+            // A synchronization has no other end than to be stopped.
+            let is_well = outcome == "succeeded" || run.sync.is_some();
+            return if is_well { Ok(()) } else { Err(Failure::Quiet) };
         }
         std::thread::sleep(INTERVAL);
         run = ask_patiently(client, &path)?;
@@ -80,6 +82,9 @@ fn ask_patiently(client: &Client, path: &str) -> Result<RunView, Failure> {
 }
 
 fn conclusion(run: &RunView, outcome: &str) -> String {
+    if let Some(sync) = &run.sync {
+        return format!("{}: {}", run.job_name, sync.status);
+    }
     let done = run.agents.iter().filter(|agent| agent.role == "destination" && agent.state == "done").count();
     let all = run.agents.iter().filter(|agent| agent.role == "destination").count();
     let size = run.bytes.map_or_else(|| "it".into(), |bytes| format!("all of {}", output::bytes(bytes)));
@@ -117,7 +122,10 @@ impl Screen {
             }
             Self::Lines { last, at } => {
                 let line = overview(run);
-                let states: String = run.agents.iter().map(|agent| agent.state.as_str()).collect();
+                let mut states: String = run.agents.iter().map(|agent| agent.state.as_str()).collect();
+                if let Some(sync) = &run.sync {
+                    states.push_str(&sync.status);
+                }
                 let due = at.is_none_or(|at| at.elapsed() >= LINE_INTERVAL);
                 if states != *last || due {
                     output::say(&line)?;
@@ -152,6 +160,18 @@ impl Screen {
 
 /// The run on one line.
 fn overview(run: &RunView) -> String {
+    if let Some(sync) = &run.sync {
+        let left = total(run.agents.iter().filter_map(|agent| agent.member.as_ref()).map(|m| m.left_bytes));
+        let rate = total(run.agents.iter().map(|agent| agent.rate_bytes_s));
+        let mut line = format!(
+            "{}: {} of {} members in sync; {}",
+            run.job_name, sync.in_sync, sync.members, sync.status
+        );
+        if left > 0 {
+            line.push_str(&format!("; {} to fetch, {}/s", output::bytes(left), output::bytes(rate)));
+        }
+        return line;
+    }
     let destinations = || run.agents.iter().filter(|agent| agent.role == "destination");
     let done = total(destinations().map(|agent| agent.bytes_done));
     let all = total(destinations().map(|agent| agent.bytes_total));
@@ -202,8 +222,12 @@ impl Bars {
                 bar.set_prefix(agent.name.clone());
                 bar
             });
-            bar.set_length(agent.blocks_total.max(1));
-            bar.set_position(agent.blocks_done);
+            let (done, all) = match &agent.member {
+                Some(member) => (member.entries, member.entries.saturating_add(member.left_entries)),
+                None => (agent.blocks_done, agent.blocks_total),
+            };
+            bar.set_length(all.max(1));
+            bar.set_position(done);
             bar.set_message(progress(agent));
         }
         self.total.set_message(overview(run));
@@ -213,7 +237,14 @@ impl Bars {
 
 fn progress(agent: &RunAgentView) -> String {
     let mut text = agent.state.replace('_', " ");
-    if agent.role == "source" {
+    if let Some(member) = &agent.member {
+        text = member.standing.replace('_', " ");
+        text.push_str(&format!(", {} entries", member.entries));
+        if member.left_entries > 0 {
+            let bytes = output::bytes(member.left_bytes);
+            text.push_str(&format!(", {} left ({bytes})", member.left_entries));
+        }
+    } else if agent.role == "source" {
         if agent.state == "indexing" {
             text.push_str(&format!(", {} entries read", agent.entries_indexed));
         } else {

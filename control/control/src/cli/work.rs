@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, value_parser};
 use serde_json::json;
 
 use super::client::{Client, segment};
-use super::{Done, Failure, archive, audit, output, place, watch};
+use super::{Done, Failure, archive, audit, output, place, sync, watch};
 use crate::api::view::{
     BatchView, BatchesView, DisposalView, HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView,
     ProblemView, RunSummary, RunView, RunsView, StatusView, StopWish,
@@ -62,6 +62,16 @@ pub(super) enum Create {
         it has them all; a file that changed since stays, and the source's owner can forbid it (allow_disposal)."
     )]
     Consolidation(Consolidation),
+    /// One folder, the same at all members until it is stopped
+    #[command(
+        after_help = "Example: flotilla jobs create synchronization --name plans --member base:/srv/plans --member nas-1:plans \
+        --read-only group:shops:plans --ignore '*.tmp'\n\n\
+        Where two change a file at once, both versions stay: one under a name such as plan.conflict-1f2e3d4c-ab127.txt, and \
+        `flotilla conflicts` lists it. What is replaced or deleted stays in each member's archive for a while. Before much of \
+        a member's folder is deleted everywhere, a person is asked (`flotilla sync confirm`). Rules and patterns here are of \
+        all members named here; `flotilla sync add` gives one of them others."
+    )]
+    Synchronization(sync::Create),
 }
 
 #[derive(Debug, Args)]
@@ -133,7 +143,7 @@ pub(super) enum Runs {
         #[arg(long)]
         history: bool,
     },
-    /// Follow a run to its end; 0 if it succeeded, 1 otherwise
+    /// Follow a run to its end; 0 if it succeeded, 1 otherwise. A synchronization ends when it is stopped
     #[command(after_help = "Example: flotilla runs watch latest")]
     Watch {
         /// Id, beginning of the id, name of the job, or "latest"
@@ -238,6 +248,8 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
                 source: Some(place(line.source)?),
                 sources: vec![],
                 destinations: destinations?,
+                members: vec![],
+                policy: None,
                 subfolder: None,
                 after: None,
                 start: Some(!line.no_start),
@@ -254,11 +266,16 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
                 source: None,
                 sources: places(line.source)?,
                 destinations: places(line.destination)?,
+                members: vec![],
+                policy: None,
                 subfolder: line.subfolder,
                 after: Some(line.after),
                 start: Some(!line.no_start),
             };
             started(json, &client.post("jobs", &wish)?)
+        }
+        Jobs::Create(Create::Synchronization(line)) => {
+            started(json, &client.post("jobs", &sync::wish(line)?)?)
         }
         Jobs::Start { job } => started(json, &client.post(&format!("{}/start", path(&job)), &json!({}))?),
         Jobs::List => {
@@ -268,7 +285,10 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
             }
             let row = |j: JobView| {
                 let to = j.destinations.iter().map(bootstrap_place).collect::<Vec<_>>().join(" ");
-                let from = j.sources.iter().map(bootstrap_place).collect::<Vec<_>>().join(" ");
+                let mut from = j.sources.iter().map(bootstrap_place).collect::<Vec<_>>().join(" ");
+                if !j.members.is_empty() {
+                    from = j.members.iter().map(sync::share_line).collect::<Vec<_>>().join(" ");
+                }
                 vec![j.name, j.kind, from, to, j.runs.len().to_string(), j.id]
             };
             output::table(
@@ -283,6 +303,14 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
             }
             let mut text =
                 format!("{} ({})\n  id       {}\n  created  {}", job.name, job.kind, job.id, job.created);
+            for share in &job.members {
+                text.push_str(&format!("\n  member   {}", sync::share_line(share)));
+            }
+            if let Some(policy) = &job.policy {
+                text.push_str(&format!("\n  archive  {}", policy.archive));
+                let (percent, least) = (policy.guard_percent, policy.guard_min);
+                text.push_str(&format!("\n  guard    {percent} %, from {least} entries on"));
+            }
             for source in &job.sources {
                 text.push_str(&format!("\n  from     {}", bootstrap_place(source)));
             }
@@ -384,7 +412,10 @@ pub(super) fn runs(client: &Client, json: bool, command: Runs) -> Done {
 fn runs_table(runs: Vec<RunSummary>) -> Done {
     let row = |r: RunSummary| {
         let size = r.bytes.map_or_else(|| "–".into(), output::bytes);
-        let ended = format!("{} of {}", r.destinations_ended, r.destinations);
+        let ended = match r.members {
+            0 => format!("{} of {}", r.destinations_ended, r.destinations),
+            members => format!("{members} members"),
+        };
         let state = r.outcome.unwrap_or(r.state).replace('_', " ");
         vec![r.id, r.job_name, r.source, state, ended, size, r.problems.to_string(), r.started]
     };
@@ -433,6 +464,10 @@ fn disposed(disposal: &DisposalView) -> String {
 }
 
 fn show(run: &RunView) -> Done {
+    if run.sync.is_some() {
+        sync::show(run)?;
+        return show_problems(run);
+    }
     let mut text = format!("{} of {}: {}", run.id, run.job_name, run.state);
     if let Some(outcome) = run.outcome.as_ref().filter(|outcome| **outcome != run.state) {
         text.push_str(&format!(" ({})", outcome.replace('_', " ")));
@@ -479,6 +514,10 @@ fn show(run: &RunView) -> Done {
     };
     let heads = ["AGENT", "ROLE", "STATE", "BLOCKS", "FROM SOURCE", "FROM PEERS", "SENT", "PROBLEMS"];
     output::table(&heads, run.agents.iter().map(row))?;
+    show_problems(run)
+}
+
+fn show_problems(run: &RunView) -> Done {
     for problem in &run.problems {
         output::say(&problem_line(problem))?;
     }
