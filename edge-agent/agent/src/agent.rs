@@ -24,7 +24,7 @@ use crate::report::{Reporter, Write};
 use crate::restrict::Restrictions;
 use crate::run::{RunDeps, RunManager};
 use crate::status::{self, Status};
-use crate::store::{Membership, Store, StoreError, Wish};
+use crate::store::{Followed, Membership, Store, StoreError, Wish};
 use crate::witness::Witness;
 
 /// When archives are looked through for the first time, and how often from then on.
@@ -191,7 +191,9 @@ async fn serve(
 
     let removed = store.removed()?;
     let known = store.runs()?;
-    let active = Arc::new(Mutex::new(known.iter().map(|(join, ..)| join.run).collect::<BTreeSet<_>>()));
+    let followed = store.syncs()?;
+    let all = known.iter().map(|(join, ..)| join.run).chain(followed.iter().map(|f| f.order.run));
+    let active = Arc::new(Mutex::new(all.collect::<BTreeSet<_>>()));
     let witness = Arc::new(Mutex::new(Witness::open(folder.path(), &membership.root_key)));
     let (orders, incoming) = mpsc::channel(ORDERS_WAITING);
     let (stop, stopped) = watch::channel(false);
@@ -213,7 +215,7 @@ async fn serve(
         })
     });
     // A removed agent does nothing but ask whether it is still so.
-    let known = if removed { Vec::new() } else { known };
+    let known = if removed { (Vec::new(), Vec::new()) } else { (known, followed) };
     let worker = tokio::spawn(work(known, incoming, runs.clone(), reporter.clone(), active.clone()));
     let link = Link {
         key,
@@ -311,7 +313,7 @@ fn unfinished(run: RunId, wish: Wish) -> Option<Order> {
 /// Goes on with the runs of last time, then carries out orders, one after the other; all are stored
 /// already.
 async fn work(
-    known: Vec<(JoinRun, bool, Wish)>,
+    (known, followed): (Vec<(JoinRun, bool, Wish)>, Vec<Followed>),
     mut orders: mpsc::Receiver<Order>,
     runs: Arc<RunManager>,
     reporter: Reporter,
@@ -321,6 +323,14 @@ async fn work(
         let run = join.run;
         runs.join(join, keeps).await;
         if let Some(order) = unfinished(run, wish) {
+            carry_out(&runs, &reporter, &active, order).await;
+        }
+    }
+    for Followed { order, stop, answer } in followed {
+        let run = order.run;
+        runs.synchronize(order).await;
+        let further = answer.map(Order::Answer).into_iter().chain(stop.then_some(Order::Stop(run)));
+        for order in further {
             carry_out(&runs, &reporter, &active, order).await;
         }
     }
@@ -337,6 +347,8 @@ async fn carry_out(
 ) {
     let over = match order {
         Order::Join(join, keeps) => return runs.join(*join, keeps).await,
+        Order::Synchronize(order) => return runs.synchronize(*order).await,
+        Order::Answer(answer) => return runs.answer_guard(answer).await,
         Order::Dispose(run, root, disposal, told) => {
             // Every file is read once more: nobody waits for that.
             let (runs, reporter, active) = (runs.clone(), reporter.clone(), active.clone());

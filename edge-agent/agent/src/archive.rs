@@ -304,7 +304,7 @@ fn remove_empty(parent: &OwnedFd, name: &[u8]) -> Result<bool> {
 }
 
 /// Deletes what is at `name` and all below it, following no symlink.
-fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<()> {
+pub(crate) fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<()> {
     let Some(top) = open_to_remove(parent, name)? else { return Ok(()) };
     let mut moved_up = 0;
     loop {

@@ -265,6 +265,10 @@ pub(crate) fn print(status: &Value) -> String {
             Value::Null => "-".into(),
             other => other.to_string(),
         };
+        if !run["sync"].is_null() {
+            print_sync(&mut lines, run, &field);
+            continue;
+        }
         let _ = writeln!(
             lines,
             "run      {}  {}  {} of {} blocks  {} of {} bytes  {} peers",
@@ -280,9 +284,61 @@ pub(crate) fn print(status: &Value) -> String {
     lines
 }
 
+/// A synchronization, in lines for people.
+fn print_sync(lines: &mut String, run: &Value, field: &impl Fn(&str) -> String) {
+    use std::fmt::Write;
+    let sync = &run["sync"];
+    let count = |key: &str| sync[key].as_u64().unwrap_or(0);
+    let state = match run["state"].as_str() {
+        Some("synchronizing") => {
+            format!("behind by {}, {} deletions to come", count("to_bring"), count("to_remove"))
+        }
+        _ => field("state"),
+    };
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        lines,
+        "sync     {}  {state}  {} entries  {} conflicts  {} blocked  {} peers",
+        field("run"),
+        count("entries"),
+        count("conflicts"),
+        count("blocked"),
+        field("peers"),
+    );
+    if sync["guarded"] == true {
+        let missing = count("missing");
+        let _ = writeln!(
+            lines,
+            "  guard    {missing} entries are gone; nothing is told or changed until that is answered"
+        );
+    }
+    for (path, why) in sync["blocked_paths"].as_object().into_iter().flatten() {
+        let _ = writeln!(lines, "  blocked  {path}: {}", why.as_str().unwrap_or("-"));
+    }
+    for copy in sync["conflict_copies"].as_array().into_iter().flatten() {
+        let _ = writeln!(lines, "  conflict {}", copy.as_str().unwrap_or("-"));
+    }
+    if let Some(trouble) = sync["trouble"].as_str() {
+        let _ = writeln!(lines, "  trouble  {trouble}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_synchronization_says_what_it_waits_for() {
+        let sync = json!({
+            "to_bring": 3, "to_remove": 1, "entries": 9, "conflicts": 1, "blocked": 1, "guarded": false,
+            "blocked_paths": {"A": "taken"}, "conflict_copies": ["a.conflict-1"], "trouble": null,
+        });
+        let run = json!({"run": "r", "state": "synchronizing", "peers": 2, "sync": sync});
+        let text = print(&json!({ "runs": [run] }));
+        let told = ["behind by 3", "1 conflicts", "blocked  A: taken", "conflict a.conflict-1"];
+        assert!(told.iter().all(|part| text.contains(part)), "{text}");
+        assert!(!text.contains("guard") && !text.contains("trouble"), "{text}");
+    }
 
     #[tokio::test]
     async fn whoever_asks_is_told() {

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use agent_proto::TrustBundle;
 use event_schema::{
-    CommandId, DecodeError, Disposal, JoinRun, ReportBody, RunId, Signed, Timestamp, decode_exact, encode,
+    AnswerGuard, CommandId, DecodeError, Disposal, JoinRun, ReportBody, RunId, Signed, Synchronize,
+    Timestamp, decode_exact, encode,
 };
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const RUNS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("runs");
 /// Runs in which what is replaced is kept.
 const KEEPING: TableDefinition<'_, &[u8], ()> = TableDefinition::new("keeping");
+/// Synchronizations: the last command, what is wished, the last answer to the guard.
+const SYNCS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("synchronizations");
 const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
 
 /// Version of the file's content.
@@ -94,6 +97,21 @@ pub(crate) enum RunChange {
     Join(Box<JoinRun>, bool),
     /// Another wish about a known one.
     Wish(RunId, Wish),
+    /// A new synchronization, or what is different about one.
+    Synchronize(Box<Synchronize>),
+    /// A person's answer to the guard of one.
+    Answer(AnswerGuard),
+}
+
+/// A synchronization that the agent takes part in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Followed {
+    /// What was ordered last.
+    pub(crate) order: Synchronize,
+    /// It is to be stopped.
+    pub(crate) stop: bool,
+    /// The last answer to the guard: its number tells whether it is to an open question.
+    pub(crate) answer: Option<AnswerGuard>,
 }
 
 /// One transaction being put together.
@@ -129,6 +147,7 @@ impl Store {
         transaction.open_table(META)?;
         transaction.open_table(RUNS)?;
         transaction.open_table(KEEPING)?;
+        transaction.open_table(SYNCS)?;
         transaction.open_table(OUTBOX)?;
         Ok(Change { transaction })
     }
@@ -197,6 +216,25 @@ impl Store {
     }
 
     /// Waiting reports beyond `after`, the first at most `count` that fit into `bytes` (one always does).
+    /// The synchronizations that the agent takes part in.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub(crate) fn syncs(&self) -> Result<Vec<Followed>, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let table = match transaction.open_table(SYNCS) {
+            // Kept by a release that knew none.
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            table => table?,
+        };
+        let mut syncs = Vec::new();
+        for row in table.iter()? {
+            let followed = decode_exact("synchronizations", row?.1.value());
+            syncs.push(followed.map_err(|source| StoreError::Damaged { key: "synchronizations", source })?);
+        }
+        Ok(syncs)
+    }
+
     pub(crate) fn outbox(
         &self,
         after: u64,
@@ -274,7 +312,18 @@ impl Change {
                     self.transaction.open_table(KEEPING)?.insert(&join.run.0[..], ())?;
                 }
             }
+            RunChange::Synchronize(order) => {
+                let followed = Followed { order: Synchronize::clone(order), stop: false, answer: None };
+                let mut syncs = self.transaction.open_table(SYNCS)?;
+                syncs.insert(&order.run.0[..], encode(&followed).as_slice())?;
+            }
+            RunChange::Answer(answer) => {
+                self.follow(answer.run, |followed| followed.answer = Some(answer.clone()))?;
+            }
             RunChange::Wish(run, wish) => {
+                if matches!(wish, Wish::Finish | Wish::Stop) {
+                    self.follow(*run, |followed| followed.stop = true)?;
+                }
                 let Some(row) = table.get(&run.0[..])?.map(|row| row.value().to_vec()) else { return Ok(()) };
                 let (_, join): (Wish, JoinRun) = decode_exact("runs", &row)
                     .map_err(|source| StoreError::Damaged { key: "runs", source })?;
@@ -284,7 +333,19 @@ impl Change {
         Ok(())
     }
 
+    /// Changes what is kept of a synchronization, if it is known.
+    fn follow(&self, run: RunId, change: impl FnOnce(&mut Followed)) -> Result<(), StoreError> {
+        let mut syncs = self.transaction.open_table(SYNCS)?;
+        let Some(row) = syncs.get(&run.0[..])?.map(|row| row.value().to_vec()) else { return Ok(()) };
+        let mut followed: Followed = decode_exact("synchronizations", &row)
+            .map_err(|source| StoreError::Damaged { key: "synchronizations", source })?;
+        change(&mut followed);
+        syncs.insert(&run.0[..], encode(&followed).as_slice())?;
+        Ok(())
+    }
+
     pub(crate) fn forget_run(&self, run: RunId) -> Result<(), StoreError> {
+        self.transaction.open_table(SYNCS)?.remove(&run.0[..])?;
         self.transaction.open_table(RUNS)?.remove(&run.0[..])?;
         self.transaction.open_table(KEEPING)?.remove(&run.0[..])?;
         Ok(())

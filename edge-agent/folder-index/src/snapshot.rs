@@ -207,6 +207,36 @@ impl Snapshot {
         only.into_iter().chain(stored)
     }
 
+    /// Strong hashes of some blocks of a file with this record: only what is asked for is read. Fewer, if it has fewer.
+    ///
+    /// # Errors
+    /// If the index cannot be read.
+    pub fn some_blocks(
+        &self,
+        stamp_size: u64,
+        content: &Content,
+        blocks: std::ops::Range<u64>,
+    ) -> Result<Vec<Hash>, IndexError> {
+        let count = sync_core::manifest::blocks_of(stamp_size);
+        let blocks = blocks.start..blocks.end.min(count);
+        if count == 1 && content.blocks == 0 {
+            return Ok(if blocks.start == 0 && blocks.end == 1 { vec![content.root] } else { Vec::new() });
+        }
+        let mut hashes = Vec::new();
+        let per_row = BLOCKS_PER_ROW as u64;
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let row = at / per_row;
+            let left = (count - row * per_row).min(per_row);
+            let stored = self.block_row(content.blocks, row as u32, left as usize)?;
+            let end = blocks.end.min((row + 1) * per_row);
+            let part = (at - row * per_row) as usize..(end - row * per_row) as usize;
+            hashes.extend(stored.get(part).unwrap_or_default().iter().map(|(hash, _)| *hash));
+            at = end;
+        }
+        Ok(hashes)
+    }
+
     fn block_row(&self, content: u64, row: u32, expected: usize) -> Result<Vec<(Hash, u32)>, IndexError> {
         let stored = self.blocks.get(&block_key(content, row)[..])?.ok_or(IndexError::Damaged("blocks"))?;
         let bytes = stored.value();

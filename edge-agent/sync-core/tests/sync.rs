@@ -312,6 +312,21 @@ fn what_was_moved_is_not_sent_again() {
 }
 
 #[test]
+fn a_folder_whose_move_is_told_at_once_is_moved() {
+    let mut world = quiet(&[KIN; 2]);
+    does(&mut world, [Step::Folder(0, "d"), Step::Folder(0, "d/e"), Step::Edit(0, "d/e/a", 9 * BLOCK)]);
+    does(&mut world, [Step::Edit(0, "d/b", 3 * BLOCK), Step::Edit(0, "d/e/c", 4 * BLOCK)]);
+    world.converge();
+    // Coming and going are told in one piece.
+    does(&mut world, apart(2));
+    does(&mut world, [Step::Rename(0, "d", "f")]);
+    world.run(ms(30_000));
+    world.converge();
+    assert_eq!(paths(&world, 1), ["f", "f/b", "f/e", "f/e/a", "f/e/c"]);
+    assert_eq!(world.nodes[1].replica.as_deref().map(|r| r.counters().moved), Some(3));
+}
+
+#[test]
 fn what_is_live_outlives_the_deletion_of_its_folder() {
     let mut world = quiet(&[KIN; 3]);
     does(&mut world, [Step::Folder(0, "d"), Step::Folder(0, "d/e"), Step::Edit(0, "d/e/a", 3)]);

@@ -60,11 +60,11 @@ impl<K, V> Default for Known<K, V> {
 
 /// Owners by number.
 #[derive(Default)]
-pub(super) struct Owners(Known<(u32, u32), Arc<Owner>>);
+pub(crate) struct Owners(Known<(u32, u32), Arc<Owner>>);
 
 impl Owners {
     /// Whose the file is that `stat` is of.
-    pub(super) fn of(&mut self, stat: &Stat) -> Arc<Owner> {
+    pub(crate) fn of(&mut self, stat: &Stat) -> Arc<Owner> {
         self.0.of((stat.st_uid, stat.st_gid), |&(uid, gid)| {
             // A directory of people that does not answer leaves the number.
             let user = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
@@ -81,7 +81,7 @@ impl Owners {
 }
 
 /// The extended attributes that travel, sorted by name.
-pub(super) fn xattrs(file: BorrowedFd<'_>) -> Result<Vec<Xattr>> {
+pub(crate) fn xattrs(file: BorrowedFd<'_>) -> Result<Vec<Xattr>> {
     let mut found = Vec::new();
     for name in travelling(file)? {
         match grown(|buf| fs::fgetxattr(file, name.as_slice(), buf)) {
@@ -174,7 +174,7 @@ fn fill_short_holes(data: &mut Vec<Extent>) {
 // --- at a destination ---
 
 /// Restores metadata, and counts what this system does not take.
-pub(super) struct Restorer {
+pub(crate) struct Restorer {
     /// May give files away.
     root: bool,
     users: Mutex<Known<(u32, String), Uid>>,
@@ -197,7 +197,7 @@ enum What {
 
 impl Restorer {
     /// For this process.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             root: rustix::process::geteuid().is_root(),
             users: Mutex::default(),
@@ -210,7 +210,7 @@ impl Restorer {
     ///
     /// # Errors
     /// If mode or time cannot be set. Owners and attributes that cannot be are told by [`Self::problems`].
-    pub(super) fn restore(&self, file: impl AsFd, e: &Entry) -> Result<()> {
+    pub(crate) fn restore(&self, file: impl AsFd, e: &Entry) -> Result<()> {
         let file = file.as_fd();
         let stat = fs::fstat(file)?;
         let (owned, given) = self.give(&stat, e, |user, group| fs::fchown(file, user, group));
@@ -235,7 +235,7 @@ impl Restorer {
     }
 
     /// Restores owner and time of the symlink `name` in a folder.
-    pub(super) fn restore_link(&self, parent: impl AsFd, name: &[u8], e: &Entry) -> Result<()> {
+    pub(crate) fn restore_link(&self, parent: impl AsFd, name: &[u8], e: &Entry) -> Result<()> {
         let parent = parent.as_fd();
         let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         self.give(&stat, e, |user, group| fs::chownat(parent, name, user, group, AtFlags::SYMLINK_NOFOLLOW));
@@ -270,7 +270,11 @@ impl Restorer {
 
     /// Whose an entry is to be on this system.
     fn owner(&self, e: &Entry) -> Option<(Uid, Gid)> {
-        let owner = e.owner.as_ref()?;
+        e.owner.as_ref().map(|owner| self.owner_of(owner))
+    }
+
+    /// Who an owner is on this system.
+    pub(crate) fn owner_of(&self, owner: &Owner) -> (Uid, Gid) {
         let user = lock(&self.users).of((owner.uid, owner.user.clone()), |(uid, name)| {
             let known = (!name.is_empty()).then(|| nix::unistd::User::from_name(name).ok().flatten());
             Uid::from_raw(known.flatten().map_or(*uid, |user| user.uid.as_raw()))
@@ -279,7 +283,7 @@ impl Restorer {
             let known = (!name.is_empty()).then(|| nix::unistd::Group::from_name(name).ok().flatten());
             Gid::from_raw(known.flatten().map_or(*gid, |group| group.gid.as_raw()))
         });
-        Some((user, group))
+        (user, group)
     }
 
     /// Makes the extended attributes those of the entry, but for the access list, which is only removed here. Says

@@ -27,6 +27,7 @@ pub(crate) use index::index_known;
 #[cfg(test)]
 pub(crate) use index::index_path;
 pub(crate) use manifest::{ManifestFile, PART, file_block_hashes};
+pub(crate) use metadata::{Owners, Restorer, xattrs};
 pub(crate) use reader::{BlockReader, ReadError};
 pub(crate) use staging::{KEEPS, Staging, StoreError};
 

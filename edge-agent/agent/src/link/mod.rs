@@ -22,8 +22,8 @@ use agent_proto::link::{
 };
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, Command, CommandAccepted, CommandBody, CommandRefused, Disposal, FinishAndDispose, JoinKeeping,
-    JoinRun, RefusalReason, RunId, Signed, Timestamp,
+    AgentId, AnswerGuard, Command, CommandAccepted, CommandBody, CommandRefused, Disposal, FinishAndDispose,
+    JoinKeeping, JoinRun, RefusalReason, RunId, Signed, Synchronize, Timestamp,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
@@ -70,6 +70,10 @@ pub(crate) enum Order {
     /// It is over, and every destination has everything: the files of the manifest with this root go, in this way, told at
     /// this time by the fleet's clock.
     Dispose(RunId, [u8; 32], Disposal, Timestamp),
+    /// Take part in a synchronization, or go on in another way.
+    Synchronize(Box<Synchronize>),
+    /// A person's answer to the guard of one.
+    Answer(AnswerGuard),
 }
 
 /// Why the link ended.
@@ -358,8 +362,12 @@ impl Link {
                 (RunChange::Wish(run, wish), Order::Dispose(run, root, disposal, told))
             }
             CommandBody::StopRun(stop) => (RunChange::Wish(stop.run, Wish::Stop), Order::Stop(stop.run)),
-            // Refused before ([`Self::allows`]).
-            CommandBody::Synchronize(_) | CommandBody::AnswerGuard(_) => return Ok(()),
+            CommandBody::Synchronize(order) => {
+                self.active().insert(order.run);
+                let order = Box::new(order);
+                (RunChange::Synchronize(order.clone()), Order::Synchronize(order))
+            }
+            CommandBody::AnswerGuard(answer) => (RunChange::Answer(answer.clone()), Order::Answer(answer)),
         };
         let gate = self.obeying.clone().lock_owned().await;
         self.cursor = Cursor { sequence: command.sequence, command: Some(command.id) };
@@ -393,17 +401,23 @@ impl Link {
     fn allows(&self, body: &CommandBody) -> bool {
         match body {
             CommandBody::JoinRun(join) | CommandBody::JoinKeeping(JoinKeeping { join }) => {
-                let room = {
-                    let active = self.active();
-                    active.contains(&join.run) || active.len() < self.runs_max
-                };
                 // Whoever synchronizes is asked with another command.
-                room && join.role != event_schema::Role::Member && self.restrictions.allow(&join.path)
+                self.has_room(join.run)
+                    && join.role != event_schema::Role::Member
+                    && self.restrictions.allow(&join.path)
             }
             CommandBody::FinishAndDispose(_) => self.allow_disposal,
             CommandBody::FinishRun(_) | CommandBody::StopRun(_) => true,
-            CommandBody::Synchronize(_) | CommandBody::AnswerGuard(_) => false,
+            CommandBody::Synchronize(order) => {
+                self.has_room(order.run) && self.restrictions.allow(&order.path)
+            }
+            CommandBody::AnswerGuard(_) => true,
         }
+    }
+
+    fn has_room(&self, run: RunId) -> bool {
+        let active = self.active();
+        active.contains(&run) || active.len() < self.runs_max
     }
 
     fn active(&self) -> std::sync::MutexGuard<'_, BTreeSet<RunId>> {

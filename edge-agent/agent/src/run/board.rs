@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::limits::PROBLEMS_REPORTED;
+use super::sync::SyncStatus;
 use super::ways::ConnectionStatus;
 use crate::report::Reporter;
 
@@ -47,6 +48,9 @@ pub(crate) struct RunStatus {
     pub(crate) last_problem: Option<String>,
     /// How the peers are connected, or what was tried.
     pub(crate) connections: Vec<ConnectionStatus>,
+    /// Of a synchronization job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sync: Option<SyncStatus>,
 }
 
 /// A run's status, written by its task and read by whoever asks.
@@ -75,6 +79,7 @@ impl Board {
             problems: 0,
             last_problem: None,
             connections: Vec::new(),
+            sync: None,
         })))
     }
 

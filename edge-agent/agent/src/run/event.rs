@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use agent_proto::peer::{BlockAddress, PeerMessage};
-use event_schema::{AgentId, Problem, Signed};
+use event_schema::{AgentId, AnswerGuard, Problem, Signed};
 use sync_core::BlockMap;
 use sync_core::merkle::Hash;
 use tokio::sync::oneshot;
 use utp2_tokio::{Connection, Handle};
 
 use super::blocks::{Arrived, Content};
+use super::sync::SyncJob;
 use crate::disk::{BlockReader, ManifestFile, ReadError, StoreError};
 use crate::relay::Met;
 
@@ -51,6 +52,10 @@ pub(super) enum Wakeup {
     Finalized(Vec<Problem>),
     /// This machine is in another network.
     Network,
+    /// A synchronization job is another one now: members, permissions, rules.
+    Job(Box<SyncJob>),
+    /// What a person says to so many deletions at once (SYNC.md §6).
+    Answer(AnswerGuard),
     /// The end of it.
     End(Ending, oneshot::Sender<()>),
 }

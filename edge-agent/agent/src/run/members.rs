@@ -38,8 +38,18 @@ impl Members {
 
     /// Lets the participants of a run in.
     pub(super) fn add(&self, context: ContextId, join: &JoinRun) {
-        let keys = join.peers.iter().filter(|p| AgentId::of_key(&p.public_key) == p.agent);
-        self.runs().insert(context, keys.map(|p| (p.agent, p.public_key)).collect());
+        self.add_keys(context, join.peers.iter().map(|p| (p.agent, p.public_key)));
+    }
+
+    /// Lets these in, and nobody else. A key that is not its agent's does not count.
+    pub(super) fn add_keys(&self, context: ContextId, keys: impl Iterator<Item = (AgentId, [u8; 32])>) {
+        let keys = keys.filter(|(agent, key)| AgentId::of_key(key) == *agent);
+        self.runs().insert(context, keys.collect());
+    }
+
+    /// The fleet's clock.
+    pub(super) fn clock(&self) -> &Arc<FleetClock> {
+        &self.clock
     }
 
     pub(super) fn remove(&self, context: ContextId) {

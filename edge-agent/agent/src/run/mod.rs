@@ -5,6 +5,7 @@
 //! `sync_core` (`Origin` at the source, `Destination` elsewhere); those decide. Left out: commands and
 //! their order (`agent.rs`), what is on disk (`disk/`).
 
+mod assembly;
 mod blocks;
 mod board;
 mod dial;
@@ -19,6 +20,7 @@ mod queue;
 mod reach;
 mod record;
 mod relays;
+pub(crate) mod sync;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -36,8 +38,8 @@ use std::time::Duration;
 use agent_proto::{RunSecret, TrustBundle};
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, JoinRun, ProblemClass, ProblemReported, Role, RunAgentState, RunCompleted, RunId,
-    RunStateReported, TransferStats,
+    AgentId, AnswerGuard, JoinRun, ProblemClass, ProblemReported, Role, RunAgentState, RunCompleted, RunId,
+    RunStateReported, Synchronize, TransferStats,
 };
 use folder_index::{Catalog, IndexStatus};
 use sha2::{Digest, Sha256};
@@ -62,6 +64,7 @@ use limiter::Limiter;
 use limits::{EVENTS_WAITING, TRACKERS};
 use members::Members;
 use record::RunFolder;
+use sync::{SyncJob, SyncTask};
 use task::{Host, Task};
 
 /// How often trackers' names are looked up again while a run is active.
@@ -233,12 +236,7 @@ impl RunManager {
             let noted = RunFolder::open(&host.data, join.run).and_then(|folder| folder.set_keeps());
             noted.map_err(|error| format!("noting that nothing may be lost: {error}"))?;
         }
-        let secret =
-            agent_proto::open(&host.key, &agent_proto::link::seal_context(join.run), &join.sealed_secret)
-                .map_err(|error| error.to_string())?;
-        let secret: [u8; 32] =
-            secret.as_slice().try_into().map_err(|_| "the run's secret has a wrong length")?;
-        let secret = RunSecret::from_bytes(secret);
+        let secret = open_secret(&host.key, join.run, &join.sealed_secret)?;
         let source =
             join.peers.iter().find(|p| p.agent == join.source).ok_or("the source's key is missing")?;
         if AgentId::of_key(&source.public_key) != join.source {
@@ -263,6 +261,66 @@ impl RunManager {
         self.shared.refresh_trackers().await;
         tokio::spawn(task.run(found, swarm));
         Ok(())
+    }
+
+    /// Takes part in a synchronization. Asked again about the same one, it goes on by what it is now: members,
+    /// permissions, rules.
+    pub(crate) async fn synchronize(&self, order: Synchronize) {
+        let run = order.run;
+        if let Err(why) = self.try_synchronize(order).await {
+            tracing::error!(%run, "cannot take part: {why}");
+            self.report_failure(run, Role::Member, why).await;
+        }
+    }
+
+    async fn try_synchronize(&self, order: Synchronize) -> Result<(), String> {
+        let host = &self.shared.host;
+        let secret = open_secret(&host.key, order.run, &order.sealed_secret)?;
+        let job = SyncJob::of(order);
+        let running = self.shared.runs().get(&job.run).map(|active| active.wakeups.clone());
+        if let Some(wakeups) = running {
+            // A task that is gone has ended.
+            let _ = wakeups.send(Wakeup::Job(Box::new(job))).await;
+            return Ok(());
+        }
+        let context = ContextId(secret.utp2_context());
+        let swarm = SwarmKey::from_run_secret(&secret.swarm_key());
+        let (wakeups, woken) = mpsc::channel(EVENTS_WAITING);
+        let board = Board::new(job.run, job.name.clone(), Role::Member);
+        let place = work::place(&host.storage, &job.path).ok_or("the folder's path is none")?;
+        let (run, trackers) = (job.run, job.trackers.clone());
+        let found = self.shared.discovery().as_ref().map(|d| d.join(swarm.clone(), host.me.0));
+        let (task, blocks) = SyncTask::new(
+            host.clone(),
+            job,
+            place.clone(),
+            (context, swarm.clone()),
+            board.clone(),
+            wakeups.clone(),
+            woken,
+        )
+        .map_err(|error| format!("the job's folder in the data folder: {error}"))?;
+        // Known before the context is, so that nobody connects to nothing.
+        let swarm_id = swarm.swarm();
+        let active = Active { context, swarm: swarm_id, trackers, wakeups, board, place: Some(place) };
+        self.shared.runs().insert(run, active);
+        host.endpoint.add_context(context, secret.utp2_secret(), blocks.clone(), blocks);
+        self.shared.refresh_trackers().await;
+        let runtime = tokio::runtime::Handle::current();
+        let thread = std::thread::Builder::new().name("synchronization".into());
+        // The machine reads its index from disk: it has a thread of its own.
+        thread
+            .spawn(move || runtime.block_on(task.run(found)))
+            .map(drop)
+            .map_err(|error| format!("no thread: {error}"))
+    }
+
+    /// A person's answer to the guard of a synchronization. To a question that is not open it is passed over.
+    pub(crate) async fn answer_guard(&self, answer: AnswerGuard) {
+        let running = self.shared.runs().get(&answer.run).map(|active| active.wakeups.clone());
+        if let Some(wakeups) = running {
+            let _ = wakeups.send(Wakeup::Answer(answer)).await;
+        }
     }
 
     async fn report_failure(&self, run: RunId, role: Role, why: String) {
@@ -418,6 +476,14 @@ impl Shared {
             discovery.set_trackers(&trackers);
         }
     }
+}
+
+/// The run's secret that was sealed to us.
+fn open_secret(key: &SigningKey, run: RunId, sealed: &[u8]) -> Result<RunSecret, String> {
+    let secret = agent_proto::open(key, &agent_proto::link::seal_context(run), sealed)
+        .map_err(|error| error.to_string())?;
+    let secret: [u8; 32] = secret.as_slice().try_into().map_err(|_| "the run's secret has a wrong length")?;
+    Ok(RunSecret::from_bytes(secret))
 }
 
 /// Sessions with relays carry messages only.

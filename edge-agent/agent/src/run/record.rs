@@ -90,7 +90,8 @@ impl RunFolder {
         }
     }
 
-    fn replace(&self, name: &str, bytes: &[u8], synced: bool) -> io::Result<()> {
+    /// Replaces a file of the folder, whole or not at all.
+    pub(super) fn replace(&self, name: &str, bytes: &[u8], synced: bool) -> io::Result<()> {
         let (path, beside) = (self.0.join(name), self.0.join(format!("{name}.tmp")));
         let mut file = File::create(&beside)?;
         file.write_all(bytes)?;

@@ -294,8 +294,8 @@ impl Task {
             Wakeup::Indexed(result) => self.indexed(result),
             Wakeup::Prepared(result) => self.prepared(result),
             Wakeup::Finalized(problems) => self.finalized(problems),
-            // From a connection that another one took over.
-            Wakeup::Message(..) | Wakeup::Sent(..) => {}
+            // From a connection that another one took over; or of synchronization, which is another task's.
+            Wakeup::Message(..) | Wakeup::Sent(..) | Wakeup::Job(_) | Wakeup::Answer(_) => {}
         }
         None
     }

@@ -17,7 +17,7 @@ use crate::store::Store;
 const LIMIT: Duration = Duration::from_secs(60);
 const RUN: RunId = RunId([9; 16]);
 
-struct Fleet {
+pub(super) struct Fleet {
     root: SigningKey,
     issuer: SigningKey,
     secret: [u8; 32],
@@ -25,7 +25,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (root, issuer) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
         let bundle = TrustBundle {
             version: 1,
@@ -37,12 +37,21 @@ impl Fleet {
         Self { root, issuer, secret: [7; 32], trust: watch::channel(bundle).0 }
     }
 
-    async fn agent(&self, n: u8, options: Options) -> Agent {
+    pub(super) async fn agent(&self, n: u8, options: Options) -> Agent {
         let dir = tempfile::tempdir().expect("a folder");
         let key = SigningKey::from_bytes(&[100 + n; 32]);
         let mut agent = Agent { key, dir, store: None, reporter: None, runs: None, port: 0, options };
         agent.start(self).await;
         agent
+    }
+
+    /// The run's secret, sealed to an agent.
+    pub(super) fn seal(&self, agent: &Agent, run: RunId) -> Vec<u8> {
+        let public = agent.key.verifying_key().to_bytes();
+        let context = agent_proto::link::seal_context(run);
+        let mut ephemeral = [0; 32];
+        getrandom::fill(&mut ephemeral).expect("randomness");
+        seal(&public, &context, &self.secret, ephemeral).expect("a good key")
     }
 
     /// The command for `agent`, naming everybody in `agents`; the first is the source.
@@ -53,10 +62,6 @@ impl Fleet {
             role: if a.id() == agents[0].id() { Role::Source } else { Role::Destination },
             addresses: vec![format!("127.0.0.1:{}", a.port)],
         };
-        let public = agent.key.verifying_key().to_bytes();
-        let context = agent_proto::link::seal_context(RUN);
-        let mut ephemeral = [0; 32];
-        getrandom::fill(&mut ephemeral).expect("randomness");
         JoinRun {
             run: RUN,
             job: JobId([1; 16]),
@@ -66,33 +71,33 @@ impl Fleet {
             source: agents[0].id(),
             peers: agents.iter().map(hint).collect(),
             trackers: Vec::new(),
-            sealed_secret: seal(&public, &context, &self.secret, ephemeral).expect("a good key"),
+            sealed_secret: self.seal(agent, RUN),
         }
     }
 }
 
 #[derive(Clone, Copy, Default)]
-struct Options {
+pub(super) struct Options {
     lies: bool,
     upload_limit: Option<u64>,
 }
 
-struct Agent {
-    key: SigningKey,
+pub(super) struct Agent {
+    pub(super) key: SigningKey,
     dir: TempDir,
     store: Option<Arc<Store>>,
     reporter: Option<Reporter>,
-    runs: Option<RunManager>,
-    port: u16,
+    pub(super) runs: Option<RunManager>,
+    pub(super) port: u16,
     options: Options,
 }
 
 impl Agent {
-    fn id(&self) -> AgentId {
+    pub(super) fn id(&self) -> AgentId {
         AgentId::of_key(&self.key.verifying_key().to_bytes())
     }
 
-    async fn start(&mut self, fleet: &Fleet) {
+    pub(super) async fn start(&mut self, fleet: &Fleet) {
         let credential = Credential {
             version: 1,
             fleet: fleet.root.verifying_key().to_bytes(),
@@ -139,7 +144,7 @@ impl Agent {
         self.runs = Some(runs);
     }
 
-    fn runs(&self) -> &RunManager {
+    pub(super) fn runs(&self) -> &RunManager {
         self.runs.as_ref().expect("running")
     }
 
@@ -147,11 +152,11 @@ impl Agent {
         self.runs().status().into_iter().find(|s| s.run == RUN).expect("in the run")
     }
 
-    async fn halt(&mut self) {
+    pub(super) async fn halt(&mut self) {
         self.runs.take().expect("running").shutdown().await;
     }
 
-    fn reports(&self) -> Vec<ReportBody> {
+    pub(super) fn reports(&self) -> Vec<ReportBody> {
         let store = self.store.as_ref().expect("open");
         let rows = store.outbox(0, usize::MAX, usize::MAX).expect("read");
         rows.iter().map(|(_, signed)| Report::decode(&signed.bytes).expect("ours").body).collect()

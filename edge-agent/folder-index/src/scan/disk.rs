@@ -60,7 +60,7 @@ pub(super) fn identity(root: &OwnedFd) -> Result<Identity> {
 
 /// How long after a change another one may leave the same time behind (§3): some clock ticks on file
 /// systems of this machine, else two seconds, which is what FAT and servers far away can tell apart.
-pub(super) fn time_granularity(root: &OwnedFd) -> Duration {
+pub fn time_granularity(root: &OwnedFd) -> Duration {
     // Magic numbers of statfs(2): ext2/3/4, XFS, Btrfs, tmpfs, F2FS, overlayfs, ZFS, bcachefs.
     const PRECISE: [u64; 8] =
         [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0xF2F5_2010, 0x794C_7630, 0x2FC1_2FC1, 0xCA45_1A4E];

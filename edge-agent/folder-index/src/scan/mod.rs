@@ -31,7 +31,8 @@ use crate::limits::{CHANGES_PER_COMMIT, COMMIT_INTERVAL, HASHING_MAX, IGNORE_LEN
 use crate::record::{FolderId, Kind, Record, Stamp};
 use crate::snapshot::Gone;
 use crate::tables::Tables;
-use disk::{identity, open_root, problem, time_granularity};
+pub use disk::time_granularity;
+use disk::{identity, open_root, problem};
 use hash::Hashers;
 use walk::{Frame, Pending};
 

@@ -111,8 +111,16 @@ impl Replica {
             return self.block(row, Obstacle::UnsafeLink);
         }
         if let Some(above) = parent(&row.path)
-            && !self.row(index, above).is_some_and(|r| matches!(r.present(), Some(d) if is_folder(&d.value)))
+            && !self.has_folder_above(index, &row.path)
         {
+            // Its content may be where something is to be removed: that waits for the folder too.
+            if let Value::File { root, size, .. } = &winner.value
+                && *size > 0
+                && self.may_move.len() < RETRIES_MAX
+                && self.is_elsewhere(index, &row, root)
+            {
+                self.may_move.insert(*root, row.path.clone());
+            }
             return self.want_folder(index, above, row.clone());
         }
         let moved_from = self.moved_from(index, &row, &winner);
@@ -194,6 +202,13 @@ impl Replica {
         goes.then_some((from, here.stamp))
     }
 
+    fn has_folder_above(&self, index: &dyn Index, path: &[u8]) -> bool {
+        let is_here = |above: &[u8]| {
+            self.row(index, above).is_some_and(|r| matches!(r.present(), Some(d) if is_folder(&d.value)))
+        };
+        parent(path).is_none_or(is_here)
+    }
+
     /// Whether the content is on disk here at another path.
     fn is_elsewhere(&self, index: &dyn Index, row: &Row, root: &Hash) -> bool {
         index.with_root(root).is_some_and(|at| at != row.path)
@@ -206,8 +221,11 @@ impl Replica {
             && let Some(to) =
                 self.row(index, &to).filter(|to| to.work == Work::Pull && !self.busy.contains(&to.path))
         {
-            // What waits for just this is moved; or else brought, and this goes in the next pass.
-            self.pass.restart();
+            // What waits for just this is moved; or else brought, and this goes in the next pass. That comes by itself
+            // if a folder is waited for.
+            if self.has_folder_above(index, &to.path) {
+                self.pass.restart();
+            }
             return self.pull(now, index, to);
         }
         let folder = is_folder(&here.value);

@@ -1,0 +1,558 @@
+//! Learning what is in the folder: the thread that turns what the folder's index finds (its scans and its watcher,
+//! `folder_index::Keeper`), and what the machine asks to be looked at, into what the machine is told (SYNC.md §6).
+//!
+//! Everything that is told was true while nobody changed the path on the machine's behalf ([`Tree::hold`]), and is told
+//! before the next change of it begins.
+
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use agent_proto::sync::Value;
+use event_schema::Selection;
+use folder_index::{Change, Gone, IGNORE_FILE, Ignores, Record, Snapshot};
+use rustix::fs::{self, Dir, FileType, OFlags, Stat};
+use rustix::io::Errno;
+use sync_core::manifest::{STAGING_FOLDER, check_path};
+use sync_core::merkle::{Hash, tree_root};
+use sync_core::sync::{Disk, Row, Stamp};
+use tokio::sync::mpsc::Sender;
+
+use super::attic::Attic;
+use super::engine::Event;
+use super::meta::{Metadata, What};
+use super::stage::root_of_file;
+use super::store::{Reader, Rows, StoreError};
+use super::tree::{Tree, stat_at};
+use crate::disk::file_type;
+
+/// Changes of the index taken at once.
+const CHANGES: usize = 256;
+
+/// Rows read at once when what is gone is looked for.
+const ROWS: usize = 512;
+
+/// A file that somebody is writing to is looked at again after so long.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Bytes of a file with rules that are read.
+const IGNORES_MAX: u64 = 1 << 20;
+
+/// Granularity of times that is waited for before reading; a coarser one is not, and the file is read again.
+const WAITED_FOR: Duration = Duration::from_millis(60);
+
+/// What a scout is asked.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// Look at a path, and at everything below it.
+    Look(Vec<u8>),
+    /// Look at a path alone, for which that was asked so often before.
+    Peek(Vec<u8>, u32),
+    /// The folder's index has found something.
+    Changed,
+    /// Compare the whole index of the folder with the rows.
+    Compare,
+    /// Keep the archive within its limit.
+    Trim,
+}
+
+/// What is left out, shared with whoever needs to know.
+pub(super) type Rules = Arc<RwLock<Arc<Chosen>>>;
+
+/// What of the tree is wanted here.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    ignores: Ignores,
+    /// What alone is wanted, and what is above that; everything if there is no such rule.
+    wanted: Option<(Ignores, Ignores)>,
+}
+
+impl Chosen {
+    /// From the text of the folder's own file and what the job says.
+    pub(super) fn new(file: &[u8], selection: &Selection) -> Self {
+        let above: Vec<String> = selection.wanted.iter().flat_map(|line| folders_above(line)).collect();
+        let rules = |lines: &[String]| Ignores::new(b"", lines).0;
+        let some = selection.wanted.iter().any(|line| !line.trim().is_empty());
+        Self {
+            ignores: Ignores::new(file, &selection.ignore).0,
+            wanted: some.then(|| (rules(&selection.wanted), rules(&above))),
+        }
+    }
+
+    /// Whether a path is synchronized: neither it nor a folder above it is left out, and if only some is wanted, it is
+    /// that, above it or below it.
+    pub(super) fn wants(&self, path: &[u8]) -> bool {
+        let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+        let mut above = slashes.map(|at| &path[..at]);
+        if above.clone().any(|folder| self.ignores.ignores(folder, true)) || self.ignores.ignores(path, false)
+        {
+            return false;
+        }
+        let Some((wanted, leading)) = &self.wanted else { return true };
+        above.any(|folder| wanted.ignores(folder, true))
+            || wanted.ignores(path, false)
+            || wanted.ignores(path, true)
+            || leading.ignores(path, true)
+    }
+}
+
+/// Rules for the folders above what a rule names that begins at the top.
+fn folders_above(line: &str) -> Vec<String> {
+    let names: Vec<&str> = line.trim().trim_matches('/').split('/').collect();
+    (1..names.len()).map(|count| format!("/{}", names[..count].join("/"))).collect()
+}
+
+/// The rules of the folder's own file and of the job.
+pub(super) fn read_rules(tree: &Tree, job: &Selection) -> Chosen {
+    let mut text = Vec::new();
+    if let Ok(file) = tree.open_file(IGNORE_FILE) {
+        let read = std::io::Read::read_to_end(&mut std::io::Read::take(file, IGNORES_MAX), &mut text);
+        if let Err(error) = read {
+            tracing::warn!(%error, "the rules for what is left out cannot be read");
+        }
+    }
+    Chosen::new(&text, job)
+}
+
+/// Nobody listens any more.
+struct Over;
+
+/// See the module.
+pub(super) struct Scout {
+    pub(super) tree: Arc<Tree>,
+    pub(super) index: Option<Arc<folder_index::Index>>,
+    pub(super) metadata: Arc<Metadata>,
+    pub(super) rows: Reader,
+    pub(super) rules: Rules,
+    pub(super) attic: Arc<Attic>,
+    pub(super) out: Sender<Event>,
+}
+
+impl Scout {
+    /// Works until nobody asks or listens any more.
+    pub(super) fn run(self, asks: &Receiver<Ask>) {
+        let mut at = 0;
+        while let Ok(ask) = asks.recv() {
+            if self.answer(ask, asks, &mut at).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer(&self, ask: Ask, asks: &Receiver<Ask>, at: &mut u64) -> Result<(), Over> {
+        match ask {
+            Ask::Look(path) => self.look(path)?,
+            Ask::Peek(path, tries) => self.peek(path, tries)?,
+            Ask::Changed => self.follow(at)?,
+            Ask::Compare => self.compare(asks, at)?,
+            Ask::Trim => self.attic.trim(),
+        }
+        Ok(())
+    }
+
+    fn send(&self, event: Event) -> Result<(), Over> {
+        self.out.blocking_send(event).map_err(|_| Over)
+    }
+
+    fn trouble(&self, doing: &str, error: impl std::fmt::Display) -> Result<(), Over> {
+        self.send(Event::Trouble(format!("{doing}: {error}")))
+    }
+
+    /// What the folder's index found since.
+    fn follow(&self, at: &mut u64) -> Result<(), Over> {
+        let Some(index) = &self.index else { return Ok(()) };
+        loop {
+            let read = || {
+                let snapshot = index.snapshot()?;
+                let changes = snapshot.changes(*at, CHANGES)?;
+                Ok::<_, folder_index::IndexError>((snapshot.changes_kept_from(), changes))
+            };
+            let (kept_from, changes) = match read() {
+                Ok(read) => read,
+                Err(error) => return self.trouble("reading the folder's index", error),
+            };
+            if *at < kept_from {
+                // Deletions were forgotten meanwhile.
+                return self.send(Event::Compare);
+            }
+            let Some(last) = changes.last() else { return Ok(()) };
+            let up_to = last.sequence();
+            for change in changes {
+                match change {
+                    Change::There(entry) if entry.path.is_empty() => {}
+                    Change::There(entry) => self.observe(&entry.path, Some(&entry.record))?,
+                    Change::Gone { path, how: Gone::Deleted, .. } => self.observe(&path, None)?,
+                    // The rules say so, and the machine is told of them.
+                    Change::Gone { how: Gone::Ignored, .. } => {}
+                }
+            }
+            *at = up_to;
+        }
+    }
+
+    /// Compares everything that the folder's index knows with the rows, and the other way round. Reads nothing of the
+    /// folder but what differs. What is asked meanwhile is answered in between.
+    fn compare(&self, asks: &Receiver<Ask>, at: &mut u64) -> Result<(), Over> {
+        let opened = || {
+            let snapshot = self.index.as_ref().map(|index| index.snapshot()).transpose()?;
+            Ok::<_, folder_index::IndexError>(snapshot)
+        };
+        let snapshot = match opened() {
+            Ok(Some(snapshot)) => snapshot,
+            // Without an index the folder itself is looked through.
+            Ok(None) => return self.look(Vec::new()),
+            Err(error) => return self.trouble("reading the folder's index", error),
+        };
+        let began = std::time::Instant::now();
+        let begun_at = snapshot.counters().sequence;
+        match self.compare_with(&snapshot, asks, at) {
+            Ok(result) => result?,
+            Err(error) => return self.trouble("comparing the indexes", error),
+        }
+        *at = (*at).max(begun_at);
+        self.send(Event::Compared(began.elapsed()))?;
+        self.follow(at)
+    }
+
+    fn compare_with(
+        &self,
+        snapshot: &Snapshot,
+        asks: &Receiver<Ask>,
+        at: &mut u64,
+    ) -> Result<Result<(), Over>, CompareError> {
+        let mut rows = self.rows.rows()?;
+        for (i, entry) in snapshot.walk().enumerate() {
+            let entry = entry?;
+            if i % 256 == 255 {
+                if self.between(asks, at).is_err() {
+                    return Ok(Err(Over));
+                }
+                if i % (1 << 16) == (1 << 16) - 1 {
+                    rows = self.rows.rows()?;
+                }
+            }
+            let differs = |row: Option<Row>| row.is_none_or(|row| !is_as_indexed(&row, &entry.record));
+            if !entry.path.is_empty()
+                && differs(rows.row(&entry.path)?)
+                && self.observe(&entry.path, Some(&entry.record)).is_err()
+            {
+                return Ok(Err(Over));
+            }
+        }
+        let mut after = Vec::new();
+        loop {
+            rows = self.rows.rows()?;
+            let (paths, last) = rows.on_disk(&after, b"", ROWS)?;
+            for path in paths {
+                if snapshot.entry(&path)?.is_none() && self.observe(&path, None).is_err() {
+                    return Ok(Err(Over));
+                }
+            }
+            match last {
+                Some(last) => after = last,
+                None => return Ok(Ok(())),
+            }
+            if self.between(asks, at).is_err() {
+                return Ok(Err(Over));
+            }
+        }
+    }
+
+    /// Answers what was asked during long work; comparing everything once is enough.
+    fn between(&self, asks: &Receiver<Ask>, at: &mut u64) -> Result<(), Over> {
+        loop {
+            match asks.try_recv() {
+                Ok(Ask::Compare | Ask::Changed) => {}
+                Ok(ask) => self.answer(ask, asks, at)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(Over),
+            }
+        }
+    }
+
+    /// Looks at what was changed by the machine until the folder's index has it: what goes before that, the index would
+    /// never tell of.
+    fn peek(&self, path: Vec<u8>, tries: u32) -> Result<(), Over> {
+        let there = self.tree.stat(&path).ok().flatten();
+        let seen = there.is_some_and(|stat| self.is_indexed(&path, &stat));
+        let row = self.rows.rows().and_then(|rows| rows.row(&path)).ok().flatten();
+        let settled = row.as_ref().and_then(Row::present).is_some_and(|here| here.stamp.settled);
+        if !(seen && settled) {
+            self.observe(&path, None)?;
+        }
+        if there.is_some() && !seen && self.index.is_some() && self.wants(&path) {
+            return self.send(Event::Unseen { path, tries: tries + 1 });
+        }
+        Ok(())
+    }
+
+    /// Whether the folder's index has this very entry.
+    fn is_indexed(&self, path: &[u8], stat: &Stat) -> bool {
+        let record = || self.index.as_ref()?.snapshot().ok()?.entry(path).ok()?;
+        record().is_some_and(|record| record.stamp.ino == stat.st_ino)
+    }
+
+    /// Looks at a path and everything below it, on disk and in the rows.
+    fn look(&self, path: Vec<u8>) -> Result<(), Over> {
+        if !path.is_empty() {
+            self.observe(&path, None)?;
+        }
+        let mut folders = vec![path.clone()];
+        while let Some(folder) = folders.pop() {
+            let Ok(Some(stat)) = self.stat(&folder) else { continue };
+            if file_type(&stat) != FileType::Directory {
+                continue;
+            }
+            let names = match self.tree.walk(&folder).and_then(|fd| names(&fd)) {
+                Ok(names) => names,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+                Err(error) => {
+                    self.trouble("reading a folder", error)?;
+                    continue;
+                }
+            };
+            for (name, is_folder) in names {
+                let child = if folder.is_empty() { name } else { [&folder[..], b"/", &name].concat() };
+                self.observe(&child, None)?;
+                if is_folder && self.wants(&child) {
+                    folders.push(child);
+                }
+            }
+        }
+        let prefix = if path.is_empty() { Vec::new() } else { [&path[..], b"/"].concat() };
+        let mut after = prefix.clone();
+        loop {
+            let read = self.rows.rows().and_then(|rows: Rows| rows.on_disk(&after, &prefix, ROWS));
+            let (paths, last) = match read {
+                Ok(read) => read,
+                Err(error) => return self.trouble("reading the index", error),
+            };
+            for path in paths {
+                if matches!(self.tree.stat(&path), Ok(None)) {
+                    self.observe(&path, None)?;
+                }
+            }
+            match last {
+                Some(last) => after = last,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn stat(&self, path: &[u8]) -> Result<Option<Stat>, Errno> {
+        if path.is_empty() { fs::fstat(self.tree.root()).map(Some) } else { self.tree.stat(path) }
+    }
+
+    fn wants(&self, path: &[u8]) -> bool {
+        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner).clone();
+        path.split(|b| *b == b'/').all(|name| name != STAGING_FOLDER) && rules.wants(path)
+    }
+
+    /// Tells what is at one path, if it is to be synchronized.
+    fn observe(&self, path: &[u8], known: Option<&Record>) -> Result<(), Over> {
+        if path == IGNORE_FILE {
+            self.send(Event::Rules)?;
+        }
+        if check_path(path).is_err() || !self.wants(path) {
+            return Ok(());
+        }
+        let stat = match self.tree.stat(path) {
+            Ok(stat) => stat,
+            Err(error) => return self.trouble(&format!("looking at {}", path.escape_ascii()), error),
+        };
+        let Some(stat) = stat else { return self.gone(path) };
+        let read = match self.read(path, &stat, known) {
+            Ok(Some(read)) => read,
+            // Nothing that is synchronized.
+            Ok(None) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::AGAIN) => return self.again(path, AGAIN),
+            Err(error) => {
+                let doing = format!("reading {}", path.escape_ascii());
+                return self.trouble(&doing, crate::disk::problem(error, path, "reading").detail);
+            }
+        };
+        let (value, stamp) = read;
+        let _held = self.tree.hold([path]);
+        let now = self.tree.stat(path).ok().flatten().map(|stat| self.tree.stamp(&stat));
+        // What is in a folder may change its times all the while.
+        let folder = matches!(value, Value::Folder { .. });
+        if !now.is_some_and(|now| now.is(&stamp) || folder && now.file == stamp.file) {
+            return self.again(path, AGAIN);
+        }
+        let (settled, is_file) = (stamp.settled, matches!(value, Value::File { .. }));
+        self.send(Event::Found { path: path.to_vec(), value, stamp })?;
+        if !settled && is_file {
+            return self.again(path, self.tree.granularity() * 3 / 2);
+        }
+        Ok(())
+    }
+
+    fn again(&self, path: &[u8], after: Duration) -> Result<(), Over> {
+        self.send(Event::Again { path: path.to_vec(), after })
+    }
+
+    fn gone(&self, path: &[u8]) -> Result<(), Over> {
+        let _held = self.tree.hold([path]);
+        if !matches!(self.tree.stat(path), Ok(None)) {
+            return self.again(path, AGAIN);
+        }
+        // Of all that is gone with its disk nothing was deleted.
+        if !self.tree.is_there() {
+            return self.send(Event::FolderGone);
+        }
+        self.send(Event::Gone { path: path.to_vec() })
+    }
+
+    /// What is at a path.
+    fn read(
+        &self,
+        path: &[u8],
+        stat: &Stat,
+        known: Option<&Record>,
+    ) -> Result<Option<(Value, Stamp)>, Errno> {
+        let stamp = self.tree.stamp(stat);
+        match file_type(stat) {
+            FileType::Directory => {
+                let folder = self.tree.walk(path)?;
+                let meta = self.metadata.read(stat, What::Folder, Some(&folder))?;
+                Ok(Some((Value::Folder { meta, implied: false }, stamp)))
+            }
+            FileType::Symlink => {
+                let (folder, name) = self.tree.parent(path)?;
+                let target = fs::readlinkat(&folder, name, Vec::new())?.into_bytes();
+                let meta = self.metadata.read(stat, What::Link, None::<std::fs::File>)?;
+                Ok(Some((Value::Link { target, meta }, stamp)))
+            }
+            FileType::RegularFile => {
+                let mut stamp = stamp;
+                if !stamp.settled && self.tree.granularity() <= WAITED_FOR {
+                    // Cheaper than reading it again later.
+                    std::thread::sleep(self.tree.granularity());
+                }
+                let file = self.tree.open_file(path)?;
+                let stat = fs::fstat(&file)?;
+                if !stamp.is(&self.tree.stamp(&stat)) {
+                    return Err(Errno::AGAIN);
+                }
+                stamp = self.tree.stamp(&stat);
+                let root = match self.known_root(path, &stat, known) {
+                    Some(root) => root,
+                    None => root_of_file(&file, stamp.size).ok_or(Errno::AGAIN)?,
+                };
+                let meta = self.metadata.read(&stat, What::File, Some(file.as_fd()))?;
+                if !stamp.is(&self.tree.stamp(&fs::fstat(&file)?)) {
+                    return Err(Errno::AGAIN);
+                }
+                Ok(Some((Value::File { size: stamp.size, root, meta }, stamp)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The content's root, if the folder's index has read this state of the file.
+    fn known_root(&self, path: &[u8], stat: &Stat, known: Option<&Record>) -> Option<Hash> {
+        if stat.st_size == 0 {
+            return Some(tree_root(&[]));
+        }
+        let device = fs::fstat(self.tree.root()).ok()?.st_dev;
+        let now = folder_index::Stamp::of(stat, device);
+        let of = |record: &Record| {
+            let content = record.content()?;
+            record.stamp.same_content(&now).then_some(content.root)
+        };
+        known.and_then(of).or_else(|| {
+            let snapshot = self.index.as_ref()?.snapshot().ok()?;
+            of(&snapshot.entry(path).ok()??)
+        })
+    }
+}
+
+/// Why indexes cannot be compared.
+#[derive(Debug, thiserror::Error)]
+enum CompareError {
+    #[error(transparent)]
+    Folder(#[from] folder_index::IndexError),
+    #[error(transparent)]
+    Rows(#[from] StoreError),
+}
+
+/// Whether a row says of the disk what the folder's index says, as far as both can be compared without looking.
+fn is_as_indexed(row: &Row, record: &Record) -> bool {
+    let Disk::Present(here) = &row.disk else { return false };
+    let nanos = |time: folder_index::Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
+    let (stamp, now) = (&here.stamp, &record.stamp);
+    let same = stamp.file == now.ino
+        && i128::from(stamp.mtime_ns) == nanos(now.mtime)
+        && i128::from(stamp.ctime_ns) == nanos(now.ctime)
+        && here.dot.is_some();
+    same && match (&here.value, &record.kind) {
+        (Value::Folder { .. }, folder_index::Kind::Folder(_)) => true,
+        (Value::Link { target, .. }, folder_index::Kind::Symlink(now)) => target == now,
+        (Value::File { root, size, .. }, folder_index::Kind::File(Some(content))) => {
+            content.settled && stamp.settled && (content.root, now.size) == (*root, *size)
+        }
+        _ => false,
+    }
+}
+
+/// Names in a folder, and which are folders themselves.
+fn names(folder: &std::os::fd::OwnedFd) -> Result<Vec<(Vec<u8>, bool)>, Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let own = fs::openat(folder, ".", flags, fs::Mode::empty())?;
+    let mut names = Vec::new();
+    for item in Dir::read_from(&own)? {
+        let item = item?;
+        let name = item.file_name().to_bytes();
+        if name == b"." || name == b".." || name == STAGING_FOLDER {
+            continue;
+        }
+        let is_folder = match item.file_type() {
+            FileType::Unknown => {
+                stat_at(folder, name)?.is_some_and(|stat| file_type(&stat) == FileType::Directory)
+            }
+            kind => kind == FileType::Directory,
+        };
+        names.push((name.to_vec(), is_folder));
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_something_left_out_is_left_out() {
+        let rules = Chosen::new(b"*.tmp\nbuild/\n", &Selection::default());
+        for (path, wanted) in [
+            (&b"a"[..], true),
+            (b"a.tmp", false),
+            (b"deep/a.tmp", false),
+            (b"build/x", false),
+            (b"deep/build/er/x", false),
+            (b"builds/x", true),
+        ] {
+            assert_eq!(rules.wants(path), wanted, "{}", path.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn only_what_is_wanted_what_is_above_it_and_below_it() {
+        let wanted = vec!["/docs/reports".into(), "photos/20*/raw".into()];
+        let rules = Chosen::new(b"*.tmp\n", &Selection { ignore: Vec::new(), wanted });
+        for (path, wanted) in [
+            (&b"docs"[..], true),
+            (b"docs/reports", true),
+            (b"docs/reports/a/b", true),
+            (b"docs/reports/a.tmp", false),
+            (b"docs/other", false),
+            (b"doc", false),
+            (b"photos", true),
+            (b"photos/2024/raw/1", true),
+            (b"photos/2024/small", false),
+        ] {
+            assert_eq!(rules.wants(path), wanted, "{}", path.escape_ascii());
+        }
+    }
+}

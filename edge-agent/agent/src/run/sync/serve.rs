@@ -1,0 +1,281 @@
+//! Giving others what is here: blocks are read and checked against what was indexed, then kept in memory until they are
+//! acknowledged, so that what is sent again is the same (SYNC.md §5). Hashes come from the folder's index, or by reading
+//! the file once more where that does not know it yet.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use agent_proto::limits::BLOCK_LEN;
+use agent_proto::sync::{Hashes, PAGE_BLOCKS, SyncMessage, Unavailable, of_block_tag};
+use sync_core::merkle::{Hash, block_hash, tree_root};
+use tokio::sync::mpsc;
+use utp2_tokio::{BlockSink, BlockSource, Handle};
+
+use super::super::assembly::{Held, Inboxes};
+use super::stage::{Stages, hashes_of};
+use super::tree::{Tree, block_len, blocks_of};
+
+/// Hashes of files that the folder's index does not know yet, kept at a time: 16 MiB.
+const HASHES_KEPT: usize = 512 * 1024;
+
+/// Blocks of the largest file that is hashed anew to serve it: 4 GiB. Larger ones wait for the index.
+const HASHED_ANEW: u32 = 128 * 1024;
+
+/// A whole block that arrived, not checked.
+pub(super) struct Arrived {
+    pub(super) handle: Handle,
+    pub(super) transfer: u32,
+    pub(super) block: u32,
+    pub(super) data: Arc<[u8]>,
+    _held: Held,
+}
+
+/// Blocks that are being sent, by connection and tag.
+type Sending = HashMap<(Handle, u64), Arc<[u8]>>;
+
+/// The blocks of one job as the transport sees them. Called with its lock held: memory only.
+pub(in crate::run) struct Blocks {
+    stages: Mutex<Option<Arc<Stages>>>,
+    inboxes: Inboxes,
+    arrivals: mpsc::UnboundedSender<Arrived>,
+    sending: Mutex<Sending>,
+    /// Bytes in `sending`.
+    bytes: AtomicUsize,
+}
+
+impl Blocks {
+    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Arrived>) {
+        let (arrivals, receiver) = mpsc::unbounded_channel();
+        let blocks = Self {
+            stages: Mutex::default(),
+            inboxes: Inboxes::default(),
+            arrivals,
+            sending: Mutex::default(),
+            bytes: AtomicUsize::new(0),
+        };
+        (Arc::new(blocks), receiver)
+    }
+
+    /// What arrives belongs to these from now on, or to nothing.
+    pub(super) fn set_stages(&self, stages: Option<Arc<Stages>>) {
+        *self.stages.lock().unwrap_or_else(PoisonError::into_inner) = stages;
+    }
+
+    fn sending(&self) -> MutexGuard<'_, Sending> {
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes blocks from a connection from now on.
+    pub(super) fn admit(&self, handle: Handle) {
+        self.inboxes.admit(handle);
+    }
+
+    /// A connection is gone.
+    pub(super) fn forget(&self, handle: Handle) {
+        self.inboxes.forget(handle);
+        let mut sending = self.sending();
+        sending.retain(|(of, _), data| {
+            let stays = *of != handle;
+            if !stays {
+                self.bytes.fetch_sub(data.len(), Ordering::Relaxed);
+            }
+            stays
+        });
+    }
+
+    /// Forgets blocks that will never be whole.
+    pub(super) fn sweep(&self) {
+        self.inboxes.sweep();
+    }
+
+    /// Keeps a block until it is acknowledged; false if it is kept already.
+    pub(super) fn keep(&self, handle: Handle, tag: u64, data: Arc<[u8]>) -> bool {
+        let len = data.len();
+        let new = self.sending().insert((handle, tag), data);
+        self.bytes.fetch_add(len, Ordering::Relaxed);
+        if let Some(old) = &new {
+            self.bytes.fetch_sub(old.len(), Ordering::Relaxed);
+        }
+        new.is_none()
+    }
+
+    /// A block is acknowledged, or not to be sent: how long it was.
+    pub(super) fn sent(&self, handle: Handle, tag: u64) -> Option<u32> {
+        let data = self.sending().remove(&(handle, tag))?;
+        self.bytes.fetch_sub(data.len(), Ordering::Relaxed);
+        Some(data.len() as u32)
+    }
+
+    /// Bytes that wait to be acknowledged.
+    pub(super) fn bytes_sending(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl BlockSource for Blocks {
+    fn read(&self, handle: Handle, tag: u64, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        let data = self.sending().get(&(handle, tag)).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let start = offset as usize;
+        buf.copy_from_slice(data.get(start..start + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+impl BlockSink for Blocks {
+    fn write(&self, handle: Handle, tag: u64, offset: u32, _fin: bool, data: &[u8]) {
+        let (transfer, block) = of_block_tag(tag);
+        let len_of = |_| {
+            let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+            stages.as_ref()?.block_len(transfer, block)
+        };
+        if let Some((data, held)) = self.inboxes.put(handle, tag, offset, data, len_of) {
+            // The receiver is gone only when the job is.
+            let _ = self.arrivals.send(Arrived { handle, transfer, block, data, _held: held });
+        }
+    }
+}
+
+/// Reads files for others; of one thread.
+pub(super) struct Server {
+    tree: Arc<Tree>,
+    index: Option<Arc<folder_index::Index>>,
+    last: Option<(Vec<u8>, File)>,
+    hashed: VecDeque<(Hash, Arc<Vec<Hash>>)>,
+}
+
+impl Server {
+    pub(super) fn new(tree: Arc<Tree>, index: Option<Arc<folder_index::Index>>) -> Self {
+        Self { tree, index, last: None, hashed: VecDeque::new() }
+    }
+
+    /// A block of a file, if it is still what was indexed.
+    pub(super) fn block(&mut self, path: &[u8], root: &Hash, block: u32) -> Option<Arc<[u8]>> {
+        self.read(path, root, block).or_else(|| {
+            // The file that was open may not be the one that is there now.
+            self.last.take()?;
+            self.read(path, root, block)
+        })
+    }
+
+    fn read(&mut self, path: &[u8], root: &Hash, block: u32) -> Option<Arc<[u8]>> {
+        self.open(path)?;
+        let (_, file) = self.last.as_ref()?;
+        let size = file.metadata().ok()?.len();
+        let len = block_len(size, block) as usize;
+        if len == 0 {
+            return None;
+        }
+        let mut data: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
+        file.read_exact_at(Arc::get_mut(&mut data)?, u64::from(block) * u64::from(BLOCK_LEN)).ok()?;
+        let expected = self.hashes(path, root, size, block..block + 1)?;
+        (expected == [block_hash(&data)]).then_some(data)
+    }
+
+    fn open(&mut self, path: &[u8]) -> Option<()> {
+        if self.last.as_ref().is_none_or(|(open, _)| open != path) {
+            self.last = Some((path.to_vec(), self.tree.open_file(path).ok()?));
+        }
+        Some(())
+    }
+
+    /// Forgets the file that is open.
+    pub(super) fn rest(&mut self) {
+        self.last = None;
+    }
+
+    /// The answer to a question for hashes.
+    pub(super) fn answer(
+        &mut self,
+        transfer: u32,
+        path: &[u8],
+        root: &Hash,
+        page: Option<u32>,
+    ) -> SyncMessage {
+        match self.page(path, root, page) {
+            Some(hashes) => Hashes { transfer, page, hashes }.into(),
+            None => Unavailable { transfer }.into(),
+        }
+    }
+
+    fn page(&mut self, path: &[u8], root: &Hash, page: Option<u32>) -> Option<Vec<Hash>> {
+        self.last = None;
+        self.open(path)?;
+        let size = self.last.as_ref()?.1.metadata().ok()?.len();
+        let blocks = blocks_of(size);
+        let of_page = |page: u32| {
+            let first = page.checked_mul(PAGE_BLOCKS).filter(|first| *first < blocks)?;
+            Some(first..first.saturating_add(PAGE_BLOCKS).min(blocks))
+        };
+        match page {
+            Some(page) => self.hashes(path, root, size, of_page(page)?),
+            None => {
+                let pages = 0..blocks.div_ceil(PAGE_BLOCKS);
+                let mut roots = Vec::with_capacity(pages.len());
+                for page in pages {
+                    roots.push(tree_root(&self.hashes(path, root, size, of_page(page)?)?));
+                }
+                Some(roots)
+            }
+        }
+    }
+
+    /// Hashes of some blocks of a content.
+    fn hashes(
+        &mut self,
+        path: &[u8],
+        root: &Hash,
+        size: u64,
+        blocks: std::ops::Range<u32>,
+    ) -> Option<Vec<Hash>> {
+        if blocks_of(size) == 1 {
+            return Some(vec![*root]);
+        }
+        let range = blocks.start as usize..blocks.end as usize;
+        if let Some((_, all)) = self.hashed.iter().find(|(of, _)| of == root) {
+            return all.get(range).map(<[Hash]>::to_vec);
+        }
+        if let Some(hashes) = self.indexed(path, root, size, blocks.clone()) {
+            return Some(hashes);
+        }
+        if blocks_of(size) > HASHED_ANEW {
+            return None;
+        }
+        let (_, file) = self.last.as_ref()?;
+        let mut all = Vec::with_capacity(blocks_of(size) as usize);
+        hashes_of(file, size, |_, hash| {
+            all.push(hash);
+            true
+        });
+        if tree_root(&all) != *root {
+            return None;
+        }
+        let wanted = all.get(range).map(<[Hash]>::to_vec);
+        self.hashed.push_back((*root, Arc::new(all)));
+        while self.hashed.iter().map(|(_, all)| all.len()).sum::<usize>() > HASHES_KEPT {
+            self.hashed.pop_front();
+        }
+        wanted
+    }
+
+    fn indexed(
+        &self,
+        path: &[u8],
+        root: &Hash,
+        size: u64,
+        blocks: std::ops::Range<u32>,
+    ) -> Option<Vec<Hash>> {
+        let snapshot = self.index.as_ref()?.snapshot().ok()?;
+        let record = snapshot.entry(path).ok()??;
+        let folder_index::Kind::File(Some(content)) = &record.kind else { return None };
+        if content.root != *root || record.stamp.size != size {
+            return None;
+        }
+        let count = blocks.len();
+        let range = u64::from(blocks.start)..u64::from(blocks.end);
+        snapshot.some_blocks(size, content, range).ok().filter(|hashes| hashes.len() == count)
+    }
+}

@@ -1,0 +1,371 @@
+//! Files that are coming in: one in the stage's folder for each transfer, filled with what this agent has already and with
+//! what arrives (SYNC.md §5). What is in them was hashed by us; the machine knows what it should hash to.
+//!
+//! A transfer that is given up leaves its file for the next one of the same content, also over a restart: which blocks
+//! are there is found by hashing them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use agent_proto::limits::BLOCK_LEN;
+use folder_index::Catalog;
+use rustix::fs::{self, AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
+use sync_core::merkle::{Hash, block_hash, tree_root};
+
+use super::meta::private;
+use super::tree::{Tree, block_len, blocks_of, stat_at};
+
+/// Files of transfers that were given up, kept for their next try.
+const KEPT: usize = 128;
+
+/// Bytes read at once.
+const READ: usize = 1 << 20;
+
+/// A file that is coming in.
+pub(super) struct Staged {
+    file: File,
+    name: Vec<u8>,
+    root: Hash,
+    size: u64,
+    path: Vec<u8>,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Empty,
+    Written,
+    /// It is where it belongs.
+    Placed,
+}
+
+impl Staged {
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    fn set(&self, state: State) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    fn state(&self) -> State {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See the module.
+pub(super) struct Stages {
+    tree: Arc<Tree>,
+    /// Where the same content may be under other jobs.
+    catalog: Option<Catalog>,
+    open: Mutex<BTreeMap<u32, Arc<Staged>>>,
+    /// Given up, the oldest first.
+    kept: Mutex<VecDeque<(Hash, Vec<u8>)>>,
+}
+
+impl Stages {
+    /// Finds what earlier lives left.
+    ///
+    /// # Errors
+    /// If the stage's folder cannot be read.
+    pub(super) fn open(tree: Arc<Tree>, catalog: Option<Catalog>) -> Result<Self, Errno> {
+        let mut kept = VecDeque::new();
+        for item in Dir::read_from(tree.stage())? {
+            let name = item?.file_name().to_bytes().to_vec();
+            if let Some(root) = root_of_name(&name) {
+                kept.push_back((root, name));
+            }
+        }
+        let stages = Self { tree, catalog, open: Mutex::default(), kept: Mutex::new(kept) };
+        stages.forget_oldest();
+        Ok(stages)
+    }
+
+    fn opened(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Staged>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<(Hash, Vec<u8>)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file of a transfer.
+    pub(super) fn get(&self, transfer: u32) -> Option<Arc<Staged>> {
+        self.opened().get(&transfer).cloned()
+    }
+
+    /// How long a block is that arrives.
+    pub(super) fn block_len(&self, transfer: u32, block: u32) -> Option<u32> {
+        let size = self.opened().get(&transfer)?.size;
+        Some(block_len(size, block)).filter(|len| *len > 0)
+    }
+
+    /// Begins a transfer; says which blocks are here: all of them if the content is found anywhere on this agent, else
+    /// none.
+    ///
+    /// # Errors
+    /// If no file can be made.
+    pub(super) fn begin(
+        &self,
+        transfer: u32,
+        path: &[u8],
+        root: Hash,
+        size: u64,
+        from: Option<&[u8]>,
+    ) -> Result<Vec<Range<u32>>, Errno> {
+        let stage = self.tree.stage();
+        let hex: String = root.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = format!("s-{hex}-{transfer}").into_bytes();
+        let earlier = {
+            let mut kept = self.kept();
+            let at = kept.iter().position(|(r, _)| *r == root);
+            at.and_then(|at| kept.remove(at)).map(|(_, name)| name)
+        };
+        let mut state = State::Empty;
+        if let Some(earlier) = earlier
+            && fs::renameat(stage, earlier.as_slice(), stage, name.as_slice()).is_ok()
+        {
+            state = State::Written;
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(fs::openat(stage, name.as_slice(), flags, Mode::RUSR | Mode::WUSR)?);
+        private(&file)?;
+        let set_len = |len| file.set_len(len).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
+        set_len(size)?;
+        let mut whole = size == 0;
+        if !whole && state == State::Written {
+            whole = is_whole(&file, size, &root);
+        }
+        if !whole {
+            whole = self.sources(&root, size, from).any(|source| copy(&source, &file, size, &root));
+            if whole {
+                state = State::Written;
+            } else if state == State::Empty {
+                // A source that was another left its bytes.
+                set_len(0)?;
+                set_len(size)?;
+            }
+        }
+        let staged = Staged { file, name, root, size, path: path.to_vec(), state: Mutex::new(state) };
+        self.opened().insert(transfer, Arc::new(staged));
+        Ok(if whole { one(0..blocks_of(size)) } else { Vec::new() })
+    }
+
+    /// Files that may have a content.
+    fn sources<'s>(
+        &'s self,
+        root: &Hash,
+        size: u64,
+        from: Option<&[u8]>,
+    ) -> impl Iterator<Item = File> + use<'s> {
+        let first = from.and_then(|from| self.tree.open_file(from).ok());
+        let places = self.catalog.as_ref().map(|catalog| catalog.find(root, size)).unwrap_or_default();
+        let others = places.into_iter().filter_map(|place| {
+            let folder = crate::disk::Folder::open(&place.root).ok()?;
+            folder.open_file(&place.path).ok()
+        });
+        first.into_iter().chain(others)
+    }
+
+    /// Finds blocks of a transfer: in its own file, and at the same place in the older version.
+    pub(super) fn reuse(&self, transfer: u32, first: u32, hashes: &[Hash]) -> Vec<Range<u32>> {
+        let Some(staged) = self.get(transfer) else { return Vec::new() };
+        let older = self.tree.open_file(&staged.path).ok();
+        let mut found: Vec<Range<u32>> = Vec::new();
+        let mut buffer = vec![0; BLOCK_LEN as usize];
+        for (block, hash) in (first..).zip(hashes) {
+            let len = block_len(staged.size, block) as usize;
+            let at = u64::from(block) * u64::from(BLOCK_LEN);
+            let buffer = &mut buffer[..len];
+            let mut is_in =
+                |file: &File| file.read_exact_at(buffer, at).is_ok() && block_hash(buffer) == *hash;
+            // What was never written reads as zeros, which it may have to be.
+            let mut there = is_in(&staged.file);
+            if !there && older.as_ref().is_some_and(is_in) {
+                there = staged.file.write_all_at(buffer, at).is_ok();
+                staged.set(State::Written);
+            }
+            if there {
+                match found.last_mut() {
+                    Some(range) if range.end == block => range.end += 1,
+                    _ => found.push(block..block + 1),
+                }
+            }
+        }
+        found
+    }
+
+    /// Writes a block that arrived; gives its hash.
+    ///
+    /// # Errors
+    /// If it cannot be written, or fits nowhere.
+    pub(super) fn write(&self, transfer: u32, block: u32, data: &[u8]) -> std::io::Result<Hash> {
+        let staged = self.get(transfer).ok_or(std::io::ErrorKind::NotFound)?;
+        if data.len() != block_len(staged.size, block) as usize || staged.state() == State::Placed {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        staged.file.write_all_at(data, u64::from(block) * u64::from(BLOCK_LEN))?;
+        staged.set(State::Written);
+        Ok(block_hash(data))
+    }
+
+    /// A transfer's file is where it belongs.
+    pub(super) fn placed(&self, transfer: u32) {
+        if let Some(staged) = self.get(transfer) {
+            staged.set(State::Placed);
+        }
+    }
+
+    /// A transfer is over. What came of it is kept for a while.
+    pub(super) fn end(&self, transfer: u32) {
+        let Some(staged) = self.opened().remove(&transfer) else { return };
+        match staged.state() {
+            State::Placed => {}
+            State::Empty => self.remove(&staged.name),
+            State::Written => {
+                self.kept().push_back((staged.root, staged.name.clone()));
+                self.forget_oldest();
+            }
+        }
+    }
+
+    fn forget_oldest(&self) {
+        let mut kept = self.kept();
+        while kept.len() > KEPT {
+            if let Some((_, name)) = kept.pop_front() {
+                self.remove(&name);
+            }
+        }
+    }
+
+    fn remove(&self, name: &[u8]) {
+        if let Err(error) = fs::unlinkat(self.tree.stage(), name, AtFlags::empty())
+            && error != Errno::NOENT
+        {
+            tracing::debug!(%error, "a staged file stays");
+        }
+    }
+
+    /// Removes all stages: the job is over here.
+    pub(super) fn remove_all(&self) {
+        let names = Dir::read_from(self.tree.stage()).into_iter().flatten().flatten();
+        for name in names.map(|item| item.file_name().to_bytes().to_vec()) {
+            if name.starts_with(b"s-") && matches!(stat_at(self.tree.stage(), &name), Ok(Some(_))) {
+                self.remove(&name);
+            }
+        }
+    }
+}
+
+/// A list of one range.
+fn one(range: Range<u32>) -> Vec<Range<u32>> {
+    std::iter::once(range).collect()
+}
+
+fn root_of_name(name: &[u8]) -> Option<Hash> {
+    let hex = std::str::from_utf8(name).ok()?.strip_prefix("s-")?.get(..64)?;
+    let mut root = [0; 32];
+    for (i, byte) in root.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * i..2 * i + 2)?, 16).ok()?;
+    }
+    Some(root)
+}
+
+/// Reads a file block by block.
+pub(super) fn hashes_of(file: &File, size: u64, mut each: impl FnMut(&[u8], Hash) -> bool) -> bool {
+    let mut buffer = vec![0; READ];
+    let mut at = 0;
+    while at < size {
+        let want = (size - at).min(READ as u64) as usize;
+        if file.read_exact_at(&mut buffer[..want], at).is_err() {
+            return false;
+        }
+        if !buffer[..want].chunks(BLOCK_LEN as usize).all(|block| each(block, block_hash(block))) {
+            return false;
+        }
+        at += want as u64;
+    }
+    true
+}
+
+/// The root over a file of at most so many bytes, if it has them.
+pub(super) fn root_of_file(file: &File, size: u64) -> Option<Hash> {
+    let mut hashes = Vec::with_capacity(blocks_of(size) as usize);
+    let whole = hashes_of(file, size, |_, hash| {
+        hashes.push(hash);
+        true
+    });
+    whole.then(|| tree_root(&hashes))
+}
+
+fn is_whole(file: &File, size: u64, root: &Hash) -> bool {
+    root_of_file(file, size).as_ref() == Some(root)
+}
+
+/// Copies a file if it is the content that is wanted; shares its blocks where the file system can.
+fn copy(from: &File, to: &File, size: u64, root: &Hash) -> bool {
+    if from.metadata().is_ok_and(|meta| meta.len() != size) {
+        return false;
+    }
+    if fs::ioctl_ficlone(to, from).is_ok() {
+        return is_whole(to, size, root);
+    }
+    let mut hashes = Vec::with_capacity(blocks_of(size) as usize);
+    let mut at = 0;
+    let copied = hashes_of(from, size, |block, hash| {
+        // What is all zeros stays a hole.
+        let written = block.iter().all(|b| *b == 0) || to.write_all_at(block, at).is_ok();
+        at += block.len() as u64;
+        hashes.push(hash);
+        written
+    });
+    copied && tree_root(&hashes) == *root
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_schema::RunId;
+
+    #[test]
+    fn what_is_here_is_found_and_what_was_given_up_is_taken_up() {
+        let root = tempfile::tempdir().expect("a folder");
+        let tree = Arc::new(Tree::open(root.path(), RunId([1; 16]), true).expect("opened"));
+        let block = BLOCK_LEN as usize;
+        let content: Vec<u8> = (0..block * 3 + 100).map(|i| (i / 1000) as u8).collect();
+        let hashes: Vec<Hash> = content.chunks(block).map(block_hash).collect();
+        let of = tree_root(&hashes);
+        let size = content.len() as u64;
+        std::fs::write(root.path().join("there"), &content).expect("written");
+        let stages = Stages::open(tree.clone(), None).expect("opened");
+        let whole = stages.begin(1, b"new", of, size, Some(b"there")).expect("begun");
+        assert_eq!(whole, one(0..4));
+        stages.end(1);
+        // Another life finds it by its name.
+        let stages = Stages::open(tree.clone(), None).expect("opened");
+        assert_eq!(stages.begin(2, b"new", of, size, None).expect("begun"), one(0..4));
+        stages.remove_all();
+        let mut older = content.clone();
+        older[block] ^= 1;
+        std::fs::write(root.path().join("old"), &older).expect("written");
+        let stages = Stages::open(tree.clone(), None).expect("opened");
+        assert!(stages.begin(3, b"old", of, size, Some(b"old")).expect("begun").is_empty(), "it is another");
+        assert_eq!(stages.reuse(3, 0, &hashes), [0..1, 2..4]);
+        assert_eq!(stages.block_len(3, 3), Some(100));
+        assert_eq!((stages.block_len(3, 4), stages.block_len(9, 0)), (None, None));
+        assert_eq!(stages.write(3, 1, &content[block..2 * block]).expect("written"), hashes[1]);
+        assert!(stages.write(3, 3, &content[..block]).is_err(), "longer than the last one");
+        stages.end(3);
+        let left = Stages::open(tree, None).expect("opened");
+        assert_eq!(left.begin(4, b"old", of, size, None).expect("begun"), one(0..4));
+        assert!(left.begin(5, b"empty", tree_root(&[]), 0, None).expect("begun") == one(0..0));
+    }
+}
