@@ -383,7 +383,8 @@ fn who_erases_an_agent_can_be_told_under_which_jobs_something_of_it_stays() {
     assert_eq!(w.views.jobs_that_name(agent_id(2)), [one].into());
     assert_eq!(w.views.jobs_that_name(agent_id(1)), [one, two].into());
     let erased = |job| SubjectErased { subject: Subject::Job(job), reason: "asked for".into() };
-    w.happen(vec![erased(one).into()]);
+    let opened = SubjectOpened { subject: Subject::Job(one), commitment: [7; 32] };
+    w.happen(vec![opened.into(), erased(one).into()]);
     assert_eq!(w.views.jobs_that_name(agent_id(2)), [].into());
     assert_eq!(w.views.jobs_that_name(agent_id(1)), [two].into());
 }
