@@ -361,7 +361,6 @@ async fn five_at_random(seed: u64, actions: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "measures whether five agents at random come to one tree: a minute"]
 async fn five_agents_at_random() {
     five_at_random(1, 100).await;
 }
