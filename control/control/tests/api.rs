@@ -686,3 +686,132 @@ async fn the_present_is_not_shown_for_a_place_that_it_has_left() {
     })
     .await;
 }
+
+/// Why a run is not over, as the log and what agents told have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_explained() {
+    use agent_proto::link::{Holder, PeerConnection, Progress, Standing, Way};
+    use event_schema::*;
+    with_service(|running| async move {
+        let (client, service) = (Client::of(&running), &running.service);
+        let mut agents = support::agents(service, 4).await;
+        let ids: Vec<AgentId> = agents.iter().map(|agent| agent.id).collect();
+        let job = support::create_job(service, ids[0], &ids[1..]).await;
+        let run = support::start(service, job).await;
+        let why = async |agent: AgentId| {
+            let answer = client.get(&format!("runs/{run}/explain")).await;
+            let all = answer["agents"].as_array().expect("a list").clone();
+            assert_eq!(all.len(), 4);
+            all.into_iter().find(|a| a["agent"] == agent.to_string()).expect("in the run")
+        };
+        assert_eq!(why(ids[1]).await["reason"], "command_under_way");
+        for agent in &mut agents {
+            let mut watch = service.command_watch(agent.id);
+            watch.wait_for(|sequence| *sequence > 0).await.expect("the service lives");
+            let (sequence, command) = service.views().mailboxes.after(agent.id, 0, 1).remove(0);
+            let command = Command::decode(&command.bytes).expect("a command").id;
+            agent.report(service, CommandAccepted { command, sequence }).await.expect("taken");
+        }
+        assert_eq!(why(ids[1]).await["reason"], "starting");
+        agents[0]
+            .report(service, RunStateReported { run, state: RunAgentState::Indexing })
+            .await
+            .expect("taken");
+        agents[1]
+            .report(service, RunStateReported { run, state: RunAgentState::FindingPeers })
+            .await
+            .expect("taken");
+        let lonely = why(ids[1]).await;
+        assert_eq!(lonely["reason"], "no_peers");
+        assert!(lonely["text"].as_str().expect("text").contains("reading its folder"), "{lonely}");
+        let manifest = ManifestSigned { run, root: [9; 32], entries: 2, bytes: 3 << 20, blocks: 96 };
+        agents[0].report(service, manifest).await.expect("taken");
+        agents[0]
+            .report(service, RunStateReported { run, state: RunAgentState::Serving })
+            .await
+            .expect("taken");
+        for agent in &mut agents[1..3] {
+            let state = RunStateReported { run, state: RunAgentState::Transferring };
+            agent.report(service, state).await.expect("taken");
+        }
+        let stats = TransferStats::default();
+        agents[3]
+            .report(service, RunCompleted { run, state: RunAgentState::Done, stats })
+            .await
+            .expect("taken");
+        assert_eq!(why(ids[1]).await["reason"], "comparing");
+
+        let progress = |peers, standing| Progress {
+            run,
+            state: RunAgentState::Transferring,
+            blocks_done: 32,
+            blocks_total: 96,
+            bytes_done: 1 << 20,
+            bytes_total: 3 << 20,
+            bytes_sent: 0,
+            peers,
+            entries: 2,
+            connections: Some(vec![PeerConnection {
+                peer: ids[3],
+                way: Way::None,
+                relay: None,
+                local: String::new(),
+                remote: String::new(),
+                initiator: true,
+                rtt_us: 0,
+                sent_per_s: 0,
+                received_per_s: 0,
+                since: Timestamp(0),
+                tried: vec![],
+                last_error: "nobody\u{1b} answered".into(),
+            }]),
+            sync: None,
+            standing,
+        };
+        let holder = |peer, has, asked, silent_s, avoided| Holder { peer, has, asked, silent_s, avoided };
+        let standing = |nowhere, writing, limited, holders| {
+            Some(Standing { missing: 64, nowhere, writing, limited, holders })
+        };
+        let tell = |agent: AgentId, peers, standing| service.progress(agent, progress(peers, standing));
+        let stranger = AgentId([7; 16]);
+        for (told, reason, says) in [
+            (standing(64, 0, false, vec![]), "nobody_has", "64 of 64"),
+            (standing(0, 0, false, vec![holder(ids[2], 64, 0, 0, true)]), "no_honest_peer", "not genuine"),
+            (standing(0, 300, false, vec![holder(ids[2], 64, 9, 0, false)]), "disk", "300 blocks"),
+            (standing(0, 0, false, vec![holder(ids[2], 64, 9, 12, false)]), "silent_peers", "12 s"),
+            (standing(0, 0, false, vec![holder(ids[2], 64, 9, 1, false)]), "transferring", "64 blocks"),
+            // Who is not in the run has nothing to give.
+            (standing(0, 0, false, vec![holder(stranger, 64, 9, 99, false)]), "transferring", "64 blocks"),
+        ] {
+            tell(ids[1], 1, told);
+            let answer = why(ids[1]).await;
+            assert_eq!(answer["reason"], reason, "{answer}");
+            assert!(answer["text"].as_str().expect("text").contains(says), "{answer}");
+            assert_eq!((&answer["bytes_left"], &answer["missing_blocks"]), (&json!(2 << 20), &json!(64)));
+            let holders = answer["holders"].as_array().expect("a list");
+            assert!(holders.iter().all(|h| h["agent"] != stranger.to_string()), "{answer}");
+            // Who has everything by the log is named too, with why they are not connected.
+            let whole = holders.iter().find(|h| h["agent"] == ids[3].to_string()).expect("is done");
+            assert_eq!((&whole["connected"], &whole["has_blocks"]), (&json!(false), &Value::Null));
+            assert_eq!(whole["last_error"], "nobody answered");
+        }
+        // A giver that says that its own limit holds it back.
+        tell(ids[2], 1, standing(0, 0, true, vec![]));
+        tell(ids[1], 1, standing(0, 0, false, vec![holder(ids[2], 64, 9, 1, false)]));
+        assert_eq!(why(ids[1]).await["reason"], "peers_limited");
+        let problem =
+            Problem { class: ProblemClass::DiskFull, path: vec![], detail: "12 bytes are missing".into() };
+        agents[1].report(service, ProblemReported { run, problem }).await.expect("taken");
+        agents[1]
+            .report(service, RunStateReported { run, state: RunAgentState::Stalled })
+            .await
+            .expect("taken");
+        let full = why(ids[1]).await;
+        assert_eq!(full["reason"], "disk_full");
+        assert!(full["text"].as_str().expect("text").contains("12 bytes"));
+        assert_eq!(why(ids[3]).await["reason"], "done");
+        assert_eq!(why(ids[0]).await["reason"], "serving");
+        assert_eq!(client.ask("GET", "runs/ffffffff/explain", None).await.0, 404);
+    })
+    .await;
+}

@@ -524,6 +524,7 @@ async fn telemetry_is_for_those_who_take_part() {
         entries: 7,
         connections: None,
         sync: None,
+        standing: None,
     };
     let position = service.views().position();
     service.progress(agents[1].id, progress(run));

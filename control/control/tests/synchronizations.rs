@@ -86,6 +86,7 @@ fn tell(running: &Running, agent: &FakeAgent, run: RunId, sync: SyncProgress) {
         entries: sync.entries,
         connections: None,
         sync: Some(sync),
+        standing: None,
     };
     running.service.progress(agent.id, progress);
 }

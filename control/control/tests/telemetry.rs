@@ -51,6 +51,7 @@ fn progress(run: RunId, bytes_done: u64) -> Progress {
         entries: 0,
         connections: None,
         sync: None,
+        standing: None,
     }
 }
 

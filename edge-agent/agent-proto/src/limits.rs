@@ -98,6 +98,9 @@ pub const ADVANCE_MAX: usize = CHECKPOINT_NOTE_MAX + 4 * 1024;
 /// Bytes of what an agent says about a checkpoint that it refused: two heads in words.
 pub const REFUSAL_LEN_MAX: usize = 512;
 
+/// Peers in what one `Progress` tells of what is missing.
+pub const HOLDERS_TOLD: usize = 16;
+
 /// Connections in one `Progress`, what was tried for one of them, and bytes of a text: 64 KiB in all, every 10 s.
 pub const CONNECTIONS_TOLD: usize = 64;
 /// See [`CONNECTIONS_TOLD`].

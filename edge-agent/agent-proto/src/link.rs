@@ -89,7 +89,7 @@ struct Progress1 {
     entries: u64,
 }
 
-/// The shape of [`Progress`] before there were synchronizations.
+/// The shape of [`Progress`] before there were synchronizations, and before it told what is missing.
 #[derive(Serialize, Deserialize)]
 struct Progress2 {
     run: RunId,
@@ -136,6 +136,7 @@ fn upcast_to_gateway(tagged: &Tagged) -> Option<Tagged> {
             entries: old.entries,
             connections: old.connections,
             sync: None,
+            standing: None,
         };
         return Some(ToGateway::from(new).to_tagged());
     }
@@ -243,6 +244,38 @@ pub struct Progress {
     pub connections: Option<Vec<PeerConnection>>,
     /// How far a member of a synchronization is; of other runs none.
     pub sync: Option<SyncProgress>,
+    /// What is missing and who has it; with `connections`.
+    pub standing: Option<Standing>,
+}
+
+/// What keeps an agent from being done, as far as it can see.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Content blocks that are missing; at a source 0.
+    pub missing: u64,
+    /// Of these, blocks that no peer has which it is connected to.
+    pub nowhere: u64,
+    /// Blocks that arrived and are not on disk yet.
+    pub writing: u32,
+    /// Whether its own limit of sending holds back what others wait for.
+    pub limited: bool,
+    /// Connected peers, those that have most of what is missing first. At most [`crate::limits::HOLDERS_TOLD`].
+    pub holders: Vec<Holder>,
+}
+
+/// What a connected peer has of what is missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Who.
+    pub peer: AgentId,
+    /// Missing blocks that it has.
+    pub has: u64,
+    /// Blocks that it was asked for and has not delivered.
+    pub asked: u32,
+    /// Seconds since it delivered something, if it was asked for something.
+    pub silent_s: u32,
+    /// Whether nothing is taken from it, as it sent what was not genuine.
+    pub avoided: bool,
 }
 
 /// How far a member of a synchronization is.

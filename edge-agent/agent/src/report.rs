@@ -371,6 +371,7 @@ mod tests {
             entries: 0,
             connections: None,
             sync: None,
+            standing: None,
         };
         for blocks in 0..10 {
             reporter.progress(progress(1, blocks));

@@ -149,6 +149,43 @@ impl BlockMap {
         self.count - before
     }
 
+    /// Adds all blocks of another map of the same length.
+    pub(crate) fn insert_all(&mut self, other: &Self) {
+        for index in 0..self.chunks.len() {
+            let (number, theirs) = (index as u64, &other.chunks[index]);
+            let (before, capacity) = (self.chunk_count(number), self.capacity(number));
+            let ours = &mut self.chunks[index];
+            match (&mut *ours, theirs) {
+                (Chunk::Full, _) | (_, Chunk::Empty) => {}
+                (ours, Chunk::Full) => *ours = Chunk::Full,
+                (ours @ Chunk::Empty, theirs) => *ours = theirs.clone(),
+                (Chunk::Some(bits), Chunk::Some(theirs)) => {
+                    bits.words.iter_mut().zip(theirs.words).for_each(|(word, their)| *word |= their);
+                    bits.count = bits.words.iter().map(|word| word.count_ones() as u16).sum();
+                    if u64::from(bits.count) == capacity {
+                        *ours = Chunk::Full;
+                    }
+                }
+            }
+            self.count += self.chunk_count(number) - before;
+        }
+    }
+
+    /// How many blocks are here and not in `other`, a map of the same length.
+    pub(crate) fn count_not_in(&self, other: &Self) -> u64 {
+        let chunks = self.chunks.iter().zip(&other.chunks).enumerate();
+        let counts = chunks.map(|(index, chunks)| match chunks {
+            (Chunk::Empty, _) | (_, Chunk::Full) => 0,
+            (_, Chunk::Empty) => self.chunk_count(index as u64),
+            (_, Chunk::Some(_)) => {
+                let first = index as u64 * WORDS as u64;
+                let open = |word| u64::from((self.word(word) & !other.word(word)).count_ones());
+                (first..first + WORDS as u64).map(open).sum()
+            }
+        });
+        counts.sum()
+    }
+
     /// The blocks that are there, as ranges in ascending order with gaps between them.
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.runs(true)

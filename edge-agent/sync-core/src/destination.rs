@@ -28,7 +28,7 @@ use crate::config::{BLOCKS_MAX, FetchConfig, REQUEST_MAX, UploadConfig};
 use crate::manifest::{HeadError, ManifestHead, blocks_of};
 use crate::merkle::{Hash, block_hash, tree_root};
 use crate::ranges::{Space, of_space};
-use crate::swarm::{Arrival, Swarm};
+use crate::swarm::{Arrival, Standing, Swarm};
 use crate::upload::{Cancelled, Uploads};
 
 /// A peer that does not answer with hashes for so long is passed over.
@@ -218,6 +218,13 @@ impl Destination {
     /// Content blocks that nobody can give.
     pub fn lost(&self) -> Option<&BlockMap> {
         self.known.as_ref().map(|k| k.content.lost())
+    }
+
+    /// What content is missing and who has it, `most` peers of those connected; none before the manifest is known.
+    /// Costs a look at a bit for each block and peer.
+    pub fn standing(&self, now: Instant, most: usize) -> Option<Standing> {
+        let known = self.known.as_ref().filter(|_| self.content_begun)?;
+        Some(known.content.standing(now, most))
     }
 
     /// Content blocks that arrived though they were there.

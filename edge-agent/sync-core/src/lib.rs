@@ -33,4 +33,4 @@ pub use destination::{Destination, Phase, RunInfo, manifest_block_len};
 pub use neighbours::{Accept, NeighbourConfig, Neighbours};
 pub use origin::Origin;
 pub use ranges::Space;
-pub use swarm::Arrival;
+pub use swarm::{Arrival, Holder, Standing};

@@ -11,6 +11,7 @@
 mod patience;
 mod schedule;
 mod site;
+mod standing;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
@@ -26,6 +27,7 @@ use crate::config::FetchConfig;
 use crate::pace::Pace;
 use crate::ranges::{Space, disjoint, merge, messages};
 use patience::Patience;
+pub use standing::{Holder, Standing};
 
 /// How often timeouts are looked at while something is missing.
 const TICK: Duration = Duration::from_millis(250);

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use agent_proto::limits::{TRIES_TOLD, TRY_LEN_MAX};
+use agent_proto::limits::TRIES_TOLD;
 use agent_proto::link::PeerConnection;
 use axum::extract::{Path, State};
 use event_schema::AgentId;
@@ -85,8 +85,7 @@ pub(super) async fn show(
 }
 
 fn shown(agent: AgentId, c: &PeerConnection, name: &impl Fn(AgentId) -> String) -> ConnectionView {
-    let text = |text: &str| text.chars().filter(|c| !c.is_control()).take(TRY_LEN_MAX).collect::<String>();
-    let some = |t: &str| (!t.is_empty()).then(|| text(t));
+    let some = |t: &str| (!t.is_empty()).then(|| shape::text(t));
     ConnectionView {
         agent: agent.to_string(),
         name: name(agent),
@@ -101,7 +100,7 @@ fn shown(agent: AgentId, c: &PeerConnection, name: &impl Fn(AgentId) -> String) 
         sent_per_s: c.sent_per_s,
         received_per_s: c.received_per_s,
         since: c.since.to_string(),
-        tried: c.tried.iter().take(TRIES_TOLD).map(|t| text(t)).collect(),
+        tried: c.tried.iter().take(TRIES_TOLD).map(|t| shape::text(t)).collect(),
         last_error: some(&c.last_error),
     }
 }

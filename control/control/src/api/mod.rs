@@ -13,6 +13,7 @@ mod connections;
 mod erase;
 mod error;
 mod events;
+mod explain;
 mod export;
 mod groups;
 mod health;
@@ -43,6 +44,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use auth::ApiToken;
 pub use error::ApiError;
+pub(crate) use explain::{ExplainAgentView, ExplainView};
 pub(crate) use export::DETAIL as EXPORT_DETAIL;
 pub use openapi::document;
 pub(crate) use shape::{
@@ -145,6 +147,7 @@ impl Api {
             .route("/runs/{run}/history", get(runs::history))
             .route("/runs/{run}/telemetry", get(telemetry::show))
             .route("/runs/{run}/connections", get(connections::show))
+            .route("/runs/{run}/explain", get(explain::show))
             .route("/runs/{run}/stop", post(runs::stop))
             .route("/runs/{run}/members", post(sync::members))
             .route("/runs/{run}/policy", put(sync::set_policy))

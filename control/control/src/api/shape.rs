@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Instant;
 
+use agent_proto::limits::TRY_LEN_MAX;
 use control_core::projection::{self as core, Views};
 use event_schema::{
     Actor, AgentId, Command, Event, GroupId, JobId, JobSpec, Outcome, Party, Place, ProblemClass, Record,
@@ -61,6 +62,11 @@ pub(crate) fn escape_bytes(bytes: &[u8]) -> String {
         }
     }
     line
+}
+
+/// What an agent tells in words, as it may be shown.
+pub(super) fn text(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TRY_LEN_MAX).collect()
 }
 
 pub(super) fn agent_state(agent: &core::AgentView) -> &'static str {
@@ -204,7 +210,7 @@ pub(super) fn role(role: Role) -> &'static str {
     }
 }
 
-fn problem_class(class: ProblemClass) -> &'static str {
+pub(super) fn problem_class(class: ProblemClass) -> &'static str {
     match class {
         ProblemClass::DiskFull => "disk_full",
         ProblemClass::PermissionDenied => "permission_denied",
@@ -775,6 +781,7 @@ pub(super) mod tests {
                 entries: u64::MAX,
                 connections: None,
                 sync: None,
+                standing: None,
             };
             telemetry.take(
                 agent,

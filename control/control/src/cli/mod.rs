@@ -244,6 +244,8 @@ mod tests {
             "flotilla conflicts n --json",
             "flotilla runs show latest --history",
             "flotilla runs watch",
+            "flotilla runs explain",
+            "flotilla runs explain x --json",
             "flotilla run telemetry x --json --from 2026-03-01T12:00:00Z --to 2026-03-01T13:00:00Z --step 60 --agent a --at 7",
             "flotilla serve --data d --telemetry-keep 90days --telemetry-max-size 2GB",
             "flotilla runs stop x --reason y --server http://h:1 --token t",

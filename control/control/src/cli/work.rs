@@ -11,7 +11,7 @@ use crate::api::view::{
     BatchView, BatchesView, DisposalView, HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView,
     ProblemView, RunSummary, RunView, RunsView, StatusView, StopWish,
 };
-use crate::api::{TelemetryView, bootstrap_place};
+use crate::api::{ExplainAgentView, ExplainView, TelemetryView, bootstrap_place};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Jobs {
@@ -142,6 +142,15 @@ pub(super) enum Runs {
         /// Also everything that the log tells of it
         #[arg(long)]
         history: bool,
+    },
+    /// Why a run is not over: what each agent waits for, who has what it lacks, when it will be done
+    #[command(after_help = "Example: flotilla runs explain latest\n\n\
+        What agents told in the last minute, and what the log knows. With --json also the reasons' codes, missing blocks \
+        and who has them.")]
+    Explain {
+        /// Id, beginning of the id, name of the job, or "latest"
+        #[arg(default_value = "latest")]
+        run: String,
     },
     /// Follow a run to its end; 0 if it succeeded, 1 otherwise. A synchronization ends when it is stopped
     #[command(after_help = "Example: flotilla runs watch latest")]
@@ -400,6 +409,10 @@ pub(super) fn runs(client: &Client, json: bool, command: Runs) -> Done {
             show(&run)?;
             run.history.as_deref().map_or(Ok(()), say_history)
         }
+        Runs::Explain { run } => {
+            let view: ExplainView = client.get(&format!("{}/explain", path(&run)))?;
+            if json { output::say_json(&view) } else { explain(view) }
+        }
         Runs::Watch { run } => watch::watch(client, json, &run),
         Runs::Telemetry(line) => telemetry(client, json, &line),
         Runs::Stop { run, reason } => {
@@ -407,6 +420,20 @@ pub(super) fn runs(client: &Client, json: bool, command: Runs) -> Done {
             if json { output::say_json(&run) } else { output::say(&format!("{} is {}", run.id, run.state)) }
         }
     }
+}
+
+fn explain(view: ExplainView) -> Done {
+    let eta =
+        view.eta_seconds.map_or_else(String::new, |eta| format!(", done in about {}", output::seconds(eta)));
+    output::say(&format!("run {} of {}: {}{eta}", view.run, view.job_name, view.state.replace('_', " ")))?;
+    let row = |a: ExplainAgentView| {
+        let moves = a.rate_bytes_s > 0;
+        let rate = if moves { format!("{}/s", output::bytes(a.rate_bytes_s)) } else { "–".into() };
+        let left = a.bytes_left.map_or_else(|| "–".into(), output::bytes);
+        let eta = a.eta_seconds.map_or_else(|| "–".into(), output::seconds);
+        vec![a.name, a.state.replace('_', " "), left, rate, eta, a.text]
+    };
+    output::table(&["AGENT", "STATE", "LEFT", "RATE", "DONE IN", "WHY"], view.agents.into_iter().map(row))
 }
 
 fn runs_table(runs: Vec<RunSummary>) -> Done {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_proto::limits::CONNECTIONS_TOLD;
-use agent_proto::link::{PeerConnection, Progress};
+use agent_proto::limits::{CONNECTIONS_TOLD, HOLDERS_TOLD};
+use agent_proto::link::{PeerConnection, Progress, Standing};
 use event_schema::{AgentId, RunId};
 
 /// Pairs of run and agent; the largest runs together. Beyond that, those of ended runs are dropped.
@@ -39,6 +39,17 @@ impl Live {
         let fresh = !self.ended && now.saturating_duration_since(self.connections_at) < CONNECTIONS_STALE;
         self.progress.connections.as_deref().filter(|_| fresh).unwrap_or_default()
     }
+
+    /// What keeps it from being done as it told last, unless that is too long ago.
+    pub fn standing(&self, now: Instant) -> Option<&Standing> {
+        let fresh = !self.ended && now.saturating_duration_since(self.connections_at) < CONNECTIONS_STALE;
+        self.progress.standing.as_ref().filter(|_| fresh)
+    }
+
+    /// How long ago it told anything.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.at)
+    }
 }
 
 /// The latest of everybody.
@@ -68,15 +79,13 @@ impl Telemetry {
                     if first { now } else { known.rate_bytes_s + weight * (now - known.rate_bytes_s) };
                 known.at = at;
             }
-            let connections = known.progress.connections.take();
-            known.progress = progress;
-            match &mut known.progress.connections {
-                Some(told) => {
-                    told.truncate(CONNECTIONS_TOLD);
-                    known.connections_at = at;
-                }
+            let (connections, standing) = (known.progress.connections.take(), known.progress.standing.take());
+            known.progress = bounded(progress);
+            if known.progress.connections.is_some() {
+                known.connections_at = at;
+            } else {
                 // Told now and then only.
-                none => *none = connections,
+                (known.progress.connections, known.progress.standing) = (connections, standing);
             }
             return;
         }
@@ -86,8 +95,7 @@ impl Telemetry {
                 return;
             }
         }
-        let mut progress = progress;
-        progress.connections.iter_mut().for_each(|told| told.truncate(CONNECTIONS_TOLD));
+        let progress = bounded(progress);
         live.insert(key, Live { progress, rate_bytes_s: 0.0, at, connections_at: at, ended: false });
     }
 
@@ -108,6 +116,13 @@ impl Telemetry {
     }
 }
 
+/// No more of it than an agent should tell.
+fn bounded(mut progress: Progress) -> Progress {
+    progress.connections.iter_mut().for_each(|told| told.truncate(CONNECTIONS_TOLD));
+    progress.standing.iter_mut().for_each(|told| told.holders.truncate(HOLDERS_TOLD));
+    progress
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +141,7 @@ mod tests {
             entries: 0,
             connections: None,
             sync: None,
+            standing: None,
         }
     }
 

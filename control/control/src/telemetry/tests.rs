@@ -35,6 +35,7 @@ fn progress(run: RunId, bytes_done: u64, bytes_sent: u64) -> Progress {
         entries: 0,
         connections: None,
         sync: None,
+        standing: None,
     }
 }
 

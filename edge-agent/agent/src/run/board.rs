@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent_proto::limits::CONNECTIONS_TOLD;
-use agent_proto::link::Progress;
+use agent_proto::link::{Progress, Standing};
 use event_schema::{
     Problem, ProblemClass, ProblemReported, ReportBody, Role, RunAgentState, RunId, TransferStats,
 };
@@ -101,14 +101,15 @@ impl Board {
             entries: status.entries,
             connections: None,
             sync: None,
+            standing: None,
         }
     }
 
-    /// The same with how the peers are connected.
-    pub(super) fn progress_with_connections(&self, state: RunAgentState) -> Progress {
+    /// The same with how the peers are connected and what is missing.
+    pub(super) fn whole_progress(&self, state: RunAgentState, standing: Option<Standing>) -> Progress {
         let told =
             self.lock().connections.iter().take(CONNECTIONS_TOLD).map(ConnectionStatus::told).collect();
-        Progress { connections: Some(told), ..self.progress(state) }
+        Progress { connections: Some(told), standing, ..self.progress(state) }
     }
 }
 

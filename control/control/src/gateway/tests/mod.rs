@@ -364,6 +364,7 @@ async fn stopping_ends_sessions_in_order() {
         entries: 7,
         connections: None,
         sync: None,
+        standing: None,
     };
     client.send(progress).await;
     assert_eq!(world.told().await, Told::Progress(agent.id()));

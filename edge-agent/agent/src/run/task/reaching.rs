@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use agent_proto::limits::{ADDRESSES_TOLD, PEERS_TOLD};
-use agent_proto::link::{Progress, Way};
+use agent_proto::limits::{ADDRESSES_TOLD, HOLDERS_TOLD, PEERS_TOLD};
+use agent_proto::link::{Holder, Progress, Standing, Way};
 use agent_proto::peer::{KnownPeer, PackedAddress, PeerMessage, Peers};
-use event_schema::AgentId;
+use event_schema::{AgentId, Role};
 use tokio::time::Instant;
 use tracker_proto::SwarmKey;
 use utp2_tokio::Endpoint;
@@ -256,7 +256,35 @@ impl Task {
             return self.board.progress(self.state);
         }
         self.reaching.shown = Some(now);
-        self.board.progress_with_connections(self.state)
+        self.board.whole_progress(self.state, self.standing())
+    }
+
+    /// What is missing and who has it; whether our own limit holds others up.
+    fn standing(&self) -> Option<Standing> {
+        if self.record.ended.is_some() && self.join.role != Role::Source {
+            return None;
+        }
+        let limited =
+            self.host.limiter.is_some() && self.peers.values().any(|peer| peer.link.conn.queued_blocks() > 0);
+        let found = match &self.machine {
+            Machine::Destination(d) => d.standing(self.now(), HOLDERS_TOLD),
+            _ => Some(sync_core::Standing::default()),
+        }?;
+        let told = |h: sync_core::Holder| Holder {
+            peer: h.peer,
+            has: h.has,
+            asked: h.asked,
+            silent_s: h.silent.as_secs() as u32,
+            avoided: h.avoided,
+        };
+        let sync_core::Standing { missing, nowhere, writing, holders } = found;
+        Some(Standing {
+            missing,
+            nowhere,
+            writing,
+            limited,
+            holders: holders.into_iter().map(told).collect(),
+        })
     }
 
     /// A call ended without a connection.
