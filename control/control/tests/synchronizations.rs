@@ -124,12 +124,12 @@ async fn made_changed_answered_and_stopped() {
     assert_eq!(job["policy"], json!({"archive": "30d,10GB", "guard_percent": 50, "guard_min": 20}), "{job}");
     assert_eq!(job["members"][2]["path_hex"], "ff");
 
-    for n in 0..3 {
-        let told = synchronize(&running, &mut agents[n]).await;
+    for agent in &mut agents[..3] {
+        let told = synchronize(&running, agent).await;
         assert_eq!((told.run, told.revision, told.members.len()), (run, 1, 3));
         assert!(!told.sealed_secret.is_empty(), "the run's secret goes with it");
         let body = RunStateReported { run, state: RunAgentState::Synchronizing };
-        agents[n].report(&running.service, body).await.expect("taken");
+        agent.report(&running.service, body).await.expect("taken");
     }
     // It has no end; how it stands is what its members tell.
     let path = format!("runs/{run}");

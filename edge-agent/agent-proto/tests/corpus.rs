@@ -32,7 +32,9 @@ fn the_first_inputs() {
                 event_schema::encode(&tagged)
             };
             let bytes = (0..1000).map(tagged).find(|bytes| is_one(bytes));
-            bytes.map(|bytes| std::fs::write(folder.join(name), bytes).expect("written"));
+            if let Some(bytes) = bytes {
+                std::fs::write(folder.join(name), bytes).expect("written");
+            }
         }
     };
     write("relay_messages", RelayMessage::KINDS, &|bytes| RelayMessage::decode(bytes).is_ok());

@@ -73,7 +73,7 @@ fn spec(views: &Views, wish: &JobWish) -> Result<JobSpec, ApiError> {
     let destinations = || places(&wish.destinations);
     let invalid = |why: &str| Err(ApiError::invalid(why));
     let synchronizes = wish.kind == "synchronization";
-    if !synchronizes && !(wish.members.is_empty() && wish.policy.is_none()) {
+    if !synchronizes && (!wish.members.is_empty() || wish.policy.is_some()) {
         return invalid("members and policy are of synchronizations");
     }
     match wish.kind.as_str() {

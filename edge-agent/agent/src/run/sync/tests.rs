@@ -461,6 +461,9 @@ async fn a_folder_that_is_not_there_is_no_deletion_and_a_great_one_is_asked_abou
     scene.converged().await;
 }
 
+/// How long it is measured what two agents do that have nothing to do.
+const IDLE: Duration = Duration::from_secs(20);
+
 /// Noticed and delivered, and what a large folder takes at rest.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures a folder of 100,000 files"]
@@ -488,10 +491,10 @@ async fn a_hundred_thousand_files() {
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         fields[11].parse::<u64>().unwrap_or(0) + fields[12].parse::<u64>().unwrap_or(0)
     };
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    tokio::time::sleep(IDLE / 2).await;
     let before = cpu();
-    tokio::time::sleep(Duration::from_secs(20)).await;
-    println!("idle: {:.2} % of a processor for both", (cpu() - before) as f64 / 20.0);
+    tokio::time::sleep(IDLE).await;
+    println!("idle: {:.2} % of a processor for both", (cpu() - before) as f64 / IDLE.as_secs_f64());
     let resident = fs::read_to_string("/proc/self/statm").expect("readable");
     let pages: u64 = resident.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
     println!("resident: {} MB for both", pages * 4096 / 1_000_000);
@@ -501,6 +504,6 @@ async fn a_hundred_thousand_files() {
         let took =
             scene.until("it", || scene.read(1 - round % 2, "d0/7").is_some_and(|c| c == text.as_bytes()));
         println!("noticed and delivered: {:?}", took.await);
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        scene.until("both in sync", || (0..2).all(|n| scene.status(n).0 == "in sync")).await;
     }
 }
