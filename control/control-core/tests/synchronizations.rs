@@ -337,7 +337,12 @@ fn conflicts_are_told_once_and_bounded() {
     w.says(1, many);
     assert_eq!(open(&w), 1_000);
     // Who is in no synchronization, or not in this one, tells of none.
-    assert!(kinds(&at_level_3().says(2, vec![found(1)])).is_empty());
+    let mut w = at_level_3();
+    let early = control_core::report::decide(&w.state, agent_id(2), &w.reports(2, vec![found(1)]));
+    let too_early = matches!(&early, Err(Rejection::Refused { reason: RefusalReason::TooEarly, .. }));
+    assert!(too_early, "{early:?}");
+    w.happen(vec![SchemaRaised { level: 4 }.into()]);
+    assert!(kinds(&w.says(2, vec![found(1)])).is_empty());
 }
 
 #[test]
