@@ -48,4 +48,4 @@ mod code {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ use utp2_tokio::{BlockSink, BlockSource, Connection, Endpoint, EndpointConfig, H
 use super::table::{Session, Table, Told, Verdict};
 use super::*;
 
-const MEETING: Meeting = [7; 16];
+pub(crate) const MEETING: Meeting = [7; 16];
 
 fn at(ms: u64) -> Instant {
     Instant::ZERO + Duration::from_millis(ms)
@@ -255,7 +255,7 @@ fn a_clock_that_stands_still_or_leaps_lets_no_more_pass() {
 // --- with sessions ---
 
 const LIMIT: Duration = Duration::from_secs(30);
-const RELAY: ContextId = ContextId(*b"the relay's name");
+pub(crate) const RELAY: ContextId = ContextId(*b"the relay's name");
 const RUN: ContextId = ContextId(*b"the run's name..");
 
 struct NoBlocks;
@@ -270,7 +270,7 @@ impl BlockSink for NoBlocks {
     fn write(&self, _: Handle, _: u64, _: u32, _: bool, _: &[u8]) {}
 }
 
-fn endpoint(n: u8) -> (Endpoint, Incoming) {
+pub(crate) fn endpoint(n: u8) -> (Endpoint, Incoming) {
     let config = EndpointConfig::new(Identity::new([n; 32], vec![n]), |_, _| true);
     let (endpoint, incoming) = Endpoint::bind(([127, 0, 0, 1], 0).into(), config).expect("bound");
     for context in [RELAY, RUN] {
@@ -279,7 +279,7 @@ fn endpoint(n: u8) -> (Endpoint, Incoming) {
     (endpoint, incoming)
 }
 
-fn relay(limits: RelayLimits) -> (Endpoint, Arc<Forwarder>) {
+pub(crate) fn relay(limits: RelayLimits) -> (Endpoint, Arc<Forwarder>) {
     let (endpoint, mut incoming) = endpoint(9);
     let forwarder = Forwarder::start(endpoint.clone(), limits);
     let _ = crate::beside::sort(endpoint.beside(), Some(forwarder.clone()));
@@ -293,11 +293,11 @@ fn relay(limits: RelayLimits) -> (Endpoint, Arc<Forwarder>) {
 }
 
 /// The agent of endpoint `n`.
-fn id(n: u8) -> AgentId {
+pub(crate) fn id(n: u8) -> AgentId {
     AgentId::of_key(&SigningKey::from_bytes(&[n; 32]).verifying_key().to_bytes())
 }
 
-async fn connected((a, b): (&Endpoint, &mut Incoming), met: &Met) -> (Connection, Connection) {
+pub(crate) async fn connected((a, b): (&Endpoint, &mut Incoming), met: &Met) -> (Connection, Connection) {
     timeout(LIMIT, async {
         tokio::join!(async { a.connect(met.place, RUN).await.expect("connected") }, async {
             b.accept().await.expect("accepted")

@@ -1,6 +1,5 @@
 //! Everything that wakes a run's task.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use agent_proto::peer::{BlockAddress, PeerMessage};
@@ -11,6 +10,7 @@ use tokio::sync::oneshot;
 use utp2_tokio::{Connection, Handle};
 
 use super::blocks::{Arrived, Content};
+use super::reaching::NoMeeting;
 use super::sync::SyncJob;
 use crate::disk::{BlockReader, ManifestFile, ReadError, StoreError};
 use crate::relay::Met;
@@ -33,7 +33,7 @@ pub(super) enum Wakeup {
     /// A call ended.
     Called(AgentId, Option<Connection>),
     /// A meeting at a relay came about, or why not.
-    Met(AgentId, Result<Met, (Option<SocketAddr>, String)>),
+    Met(AgentId, Result<Met, NoMeeting>),
     /// A message came.
     Message(AgentId, Handle, PeerMessage),
     /// Blocks were acknowledged, or could not be read.

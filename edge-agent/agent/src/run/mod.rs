@@ -18,6 +18,7 @@ mod members;
 mod neighbourhood;
 mod queue;
 mod reach;
+mod reaching;
 mod record;
 mod relays;
 pub(crate) mod sync;

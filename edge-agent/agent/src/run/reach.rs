@@ -1,5 +1,5 @@
 //! When to call, and when to take a relay, for peers that plain calls do not reach (`edge-agent/PATHS.md` §1). Knows
-//! nothing of sockets; what it decides is carried out by `task/reaching.rs`.
+//! nothing of sockets; what it decides is carried out by `task/reaching.rs` and `sync/reaching.rs`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use utp2_tokio::{Connection, Endpoint};
 
+use super::reaching::place;
 use crate::clock;
 use crate::discovery::{Via, local_ip};
 
@@ -163,8 +164,7 @@ impl Ways {
         port: u16,
         relay: Option<(AgentId, SocketAddr)>,
     ) -> Way {
-        // An address on trial is none yet: what seems to be there may be a copied packet, or somebody's claim.
-        let remote = conn.proven_remote().unwrap_or_else(|| conn.remote());
+        let remote = place(conn);
         let stats = conn.stats();
         let way = self.way(remote);
         let bytes = (stats.sent_bytes, stats.received_bytes);

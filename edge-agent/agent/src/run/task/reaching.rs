@@ -15,16 +15,10 @@ use utp2_tokio::Endpoint;
 
 use super::{Machine, Task};
 use crate::discovery::{Found, Via};
-use crate::relay::{Met, NotMet};
-use crate::run::dial::call;
-use crate::run::event::Wakeup;
-use crate::run::reach::{Reach, Step};
-use crate::run::relays::{KnownRelays, choose};
+use crate::relay::Met;
+use crate::run::reach::Step;
+use crate::run::reaching::{Caller, NoMeeting, Places, Search, direct_place, meet, place};
 use crate::run::ways::Ways;
-
-/// How long the larger id waits before it calls a peer that answers a probe, and how long nobody calls it again there.
-const CROSSING_WAIT: Duration = Duration::from_secs(1);
-const CALL_AGAIN: Duration = Duration::from_secs(3);
 
 /// How often the control service is told how peers are connected.
 const SHOW: Duration = Duration::from_secs(10);
@@ -35,18 +29,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Least time between two messages of whom we know to one peer, the usual time, and what we take from one.
 const TELL: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(60));
 const TOLD_LEAST: Duration = Duration::from_secs(10);
-
-/// How long a meeting is kept without a connection by it, and after the connection has found a direct way.
-const MET_UNUSED: Duration = Duration::from_secs(40);
-const MET_LEFT: Duration = Duration::from_secs(5);
-
-/// A meeting with a peer.
-struct Meeting {
-    met: Met,
-    /// A connection went by it last.
-    used: Instant,
-    direct_since: Option<Instant>,
-}
 
 /// What one session told and was told.
 #[derive(Default)]
@@ -60,24 +42,15 @@ struct Gossip {
 #[derive(Default)]
 pub(super) struct Reaching {
     swarm: Option<SwarmKey>,
-    pub(super) reach: Reach,
+    pub(super) search: Search,
     pub(super) ways: Ways,
-    meetings: BTreeMap<AgentId, Meeting>,
-    relays: KnownRelays,
     gossip: BTreeMap<AgentId, Gossip>,
-    /// Addresses of each peer, to be probed when it is called.
-    addresses: BTreeMap<AgentId, Vec<SocketAddr>>,
     /// Addresses that peers told, which therefore work without a call if they do.
     gossiped: Vec<SocketAddr>,
     looked: Option<Instant>,
     /// When the control service was told of connections last.
     shown: Option<Instant>,
-    /// When peers were called where they answered.
-    called: BTreeMap<AgentId, Instant>,
 }
-
-/// Addresses of one peer that are kept for probes.
-const ADDRESSES_KEPT: usize = 12;
 
 /// Gossiped addresses that are remembered as such.
 const GOSSIPED: usize = 256;
@@ -85,13 +58,6 @@ const GOSSIPED: usize = 256;
 impl Reaching {
     pub(super) fn set_swarm(&mut self, swarm: SwarmKey) {
         self.swarm = Some(swarm);
-    }
-
-    fn keep_address(&mut self, agent: AgentId, addr: SocketAddr) {
-        let kept = self.addresses.entry(agent).or_default();
-        kept.retain(|a| *a != addr);
-        kept.truncate(ADDRESSES_KEPT - 1);
-        kept.insert(0, addr);
     }
 }
 
@@ -114,9 +80,9 @@ impl Task {
         let called = hint.via == Via::Probe && !r.gossiped.contains(&hint.addr);
         r.ways.found(hint.addr, hint.via, called);
         if hint.relay {
-            r.relays.hear(now, agent, hint.addr);
+            r.search.relays.hear(now, agent, hint.addr);
         }
-        r.keep_address(agent, hint.addr);
+        r.search.keep_address(agent, hint.addr);
         if hint.via == Via::Probe {
             self.reached(now, agent, hint.addr);
         } else {
@@ -128,9 +94,7 @@ impl Task {
     fn reached(&mut self, now: Instant, agent: AgentId, addr: SocketAddr) {
         if let Some(peer) = self.peers.get(&agent) {
             let conn = &peer.link.conn;
-            // One of both sides moves the connection, the other one follows.
-            let relayed = conn.proven_remote().is_some_and(Endpoint::is_detour) && conn.is_initiator();
-            if relayed && self.reaching.reach.may_seek(now, agent) && conn.seek(addr) {
+            if self.reaching.search.may_seek(now, agent, conn) && conn.seek(addr) {
                 self.reaching.ways.tried(agent, format!("{addr}, which answers, in the relay's place"));
             }
             return;
@@ -139,33 +103,21 @@ impl Task {
         if !self.neighbourhood.is_chosen(agent) && !self.neighbourhood.has_room_for(agent) {
             return;
         }
-        // A plain call that is under way may wait for addresses that never answer. To avoid crossings the smaller id
-        // calls first, and the other one only if it wanted to.
-        let wait = if self.host.me < agent { Duration::ZERO } else { CROSSING_WAIT };
-        let wanted = self.host.me < agent || self.reaching.reach.is_called(agent);
-        let lately = self.reaching.called.get(&agent).is_some_and(|at| now - *at < CALL_AGAIN);
-        if wanted && !lately {
-            self.reaching.called.insert(agent, now);
+        if let Some(wait) = self.reaching.search.call_answering(now, agent, self.host.me < agent) {
             self.reaching.ways.tried(agent, format!("{addr}, which answers"));
-            self.call_at(agent, addr, wait);
+            self.caller().call_at(agent, addr, wait);
         }
     }
 
-    fn call_at(&self, agent: AgentId, addr: SocketAddr, wait: Duration) {
-        let (endpoint, context, wakeups) = (self.host.endpoint.clone(), self.context, self.wakeups.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            let conn = call(endpoint, context, agent, vec![addr]).await;
-            // A run that ended meanwhile drops, and so closes, the connection.
-            let _ = wakeups.send(Wakeup::Called(agent, conn)).await;
-        });
+    fn caller(&self) -> Caller {
+        Caller { endpoint: self.host.endpoint.clone(), context: self.context, wakeups: self.wakeups.clone() }
     }
 
     /// A plain call begins.
     pub(super) fn want(&mut self, now: Instant, agent: AgentId, addresses: &[SocketAddr]) {
-        self.reaching.reach.wanted(now, agent);
+        self.reaching.search.reach.wanted(now, agent);
         for &addr in addresses.iter().rev() {
-            self.reaching.keep_address(agent, addr);
+            self.reaching.search.keep_address(agent, addr);
         }
         let list: Vec<String> = addresses.iter().take(4).map(ToString::to_string).collect();
         self.reaching.ways.tried(agent, format!("{} address(es): {}", addresses.len(), list.join(", ")));
@@ -178,8 +130,8 @@ impl Task {
             self.look_at_ways(now);
             self.tell_peers(now);
         }
-        let relays = !self.reaching.relays.is_empty() || !self.host.relays_named.is_empty();
-        for step in self.reaching.reach.due(now, relays) {
+        let relays = !self.reaching.search.relays.is_empty() || !self.host.relays_named.is_empty();
+        for step in self.reaching.search.reach.due(now, relays) {
             match step {
                 Step::Call(agent) => self.call_through_trackers(agent),
                 Step::Relay(agent, round) => self.meet(agent, round),
@@ -189,7 +141,7 @@ impl Task {
 
     fn call_through_trackers(&mut self, agent: AgentId) {
         let Some(swarm) = &self.reaching.swarm else { return };
-        let addresses = self.reaching.addresses.get(&agent).cloned().unwrap_or_default();
+        let addresses = self.reaching.search.addresses(agent);
         let peer = swarm.peer_id(&agent.0);
         let asked = self.host.discovery().as_ref().map_or(0, |d| d.call(swarm.swarm(), peer, &addresses));
         self.reaching
@@ -202,50 +154,31 @@ impl Task {
         let now = Instant::now();
         let Some(swarm) = &self.reaching.swarm else { return };
         let meeting = swarm.meeting(swarm.peer_id(&self.host.me.0), swarm.peer_id(&agent.0));
-        let connected = |relay| self.peers.get(&relay).and_then(|p| p.link.conn.proven_remote());
-        let connected = |relay| connected(relay).filter(|at| !Endpoint::is_detour(*at));
-        let mut places = self.reaching.relays.places(now, agent, connected);
-        let silent = self.reaching.relays.silent(now);
+        let connected = |relay| self.peers.get(&relay).and_then(|p| direct_place(&p.link.conn));
+        let search = &mut self.reaching.search;
+        let places = Places {
+            known: search.relays.places(now, agent, connected),
+            named: self.host.relays_named.clone(),
+            silent: search.relays.silent(now),
+        };
         self.reaching.ways.tried(agent, format!("a relay, round {}", round + 1));
-        let (relays, wakeups, named) =
-            (self.host.relays.clone(), self.wakeups.clone(), self.host.relays_named.clone());
-        tokio::spawn(async move {
-            for name in named.iter() {
-                // Both sides have to know it by where it is: owners may call it by different names.
-                match tokio::net::lookup_host(name.as_str()).await {
-                    Ok(mut found) => places.extend(found.next()),
-                    Err(error) => tracing::debug!(%error, name, "the name of a relay"),
-                }
-            }
-            let met = match choose(&meeting, &places, &silent, round) {
-                Some(addr) => relays.meet(addr, meeting, agent).await.map_err(|why| {
-                    let unanswered = matches!(why, NotMet::NoRelay(_)).then_some(addr);
-                    (unanswered, format!("the relay at {addr}: {why}"))
-                }),
-                None => Err((None, "no relay has an address".into())),
-            };
-            let _ = wakeups.send(Wakeup::Met(agent, met)).await;
-        });
+        meet(self.host.relays.clone(), self.wakeups.clone(), agent, meeting, places, round);
     }
 
     /// A meeting came about, or not.
-    pub(super) fn take_met(&mut self, agent: AgentId, met: Result<Met, (Option<SocketAddr>, String)>) {
+    pub(super) fn take_met(&mut self, agent: AgentId, met: Result<Met, NoMeeting>) {
         let now = Instant::now();
         match met {
             Ok(met) if !self.peers.contains_key(&agent) => {
                 tracing::info!(run = %self.join.run, peer = %agent, relay = %met.relay, "meeting at a relay");
-                if self.host.me < agent {
-                    self.call_at(agent, met.place, Duration::ZERO);
+                if let Some(place) = self.reaching.search.met(now, agent, met, self.host.me < agent) {
+                    self.caller().call_at(agent, place, Duration::ZERO);
                 }
-                self.reaching.meetings.insert(agent, Meeting { met, used: now, direct_since: None });
             }
-            Ok(_not_needed) => self.reaching.reach.relay_ended(now, agent),
+            Ok(_not_needed) => self.reaching.search.not_met(now, agent, None),
             Err((unanswered, why)) => {
-                if let Some(addr) = unanswered {
-                    self.reaching.relays.did_not_answer(now, addr);
-                }
                 self.reaching.ways.failed(agent, why);
-                self.reaching.reach.relay_ended(now, agent);
+                self.reaching.search.not_met(now, agent, unanswered);
             }
         }
     }
@@ -305,55 +238,29 @@ impl Task {
 
     /// A connection is gone.
     pub(super) fn way_lost(&mut self, agent: AgentId) {
-        self.reaching.meetings.remove(&agent);
         self.reaching.gossip.remove(&agent);
-        self.reaching.reach.lost(agent);
+        self.reaching.search.lost(agent);
         self.reaching.ways.lost(agent);
     }
 
     fn look_at(&mut self, now: Instant, agent: AgentId) {
         let Some(peer) = self.peers.get(&agent) else { return };
         let r = &mut self.reaching;
-        let relay = r.meetings.get(&agent).map(|m| (m.met.relay, m.met.via));
         let port = self.host.endpoint.local_addr().port();
-        r.called.remove(&agent);
-        let way = r.ways.look(now, agent, &peer.link.conn, port, relay);
-        r.reach.connected(now, agent, way == Way::Relayed);
-        if let Some(meeting) = r.meetings.get_mut(&agent) {
-            if way == Way::Relayed {
-                (meeting.used, meeting.direct_since) = (now, None);
-            } else {
-                meeting.direct_since.get_or_insert(now);
-            }
-        }
+        let way = r.ways.look(now, agent, &peer.link.conn, port, r.search.relay_of(agent));
+        r.search.connected(now, agent, way == Way::Relayed);
     }
 
     fn look_at_ways(&mut self, now: Instant) {
         let connected: Vec<AgentId> = self.peers.keys().copied().collect();
         connected.into_iter().for_each(|agent| self.look_at(now, agent));
-        let ended: Vec<AgentId> = self
-            .reaching
-            .meetings
-            .iter()
-            .filter(|(_, m)| {
-                let left = m.direct_since.is_some_and(|at| now - at >= MET_LEFT);
-                left || now - m.used >= MET_UNUSED || m.met.is_over()
-            })
-            .map(|(agent, _)| *agent)
-            .collect();
-        for agent in ended {
-            let Some(meeting) = self.reaching.meetings.remove(&agent) else { continue };
-            if meeting.direct_since.is_none() {
-                if meeting.met.is_over() {
-                    self.reaching.ways.failed(agent, "the relay ended the meeting".into());
-                }
-                self.reaching.reach.relay_ended(now, agent);
-                // Without the relay the connection is dead; better to know than to wait for silence.
-                if let Some(peer) = self.peers.get(&agent)
-                    && peer.link.conn.proven_remote() == Some(meeting.met.place)
-                {
-                    peer.link.close(crate::run::link::code::GOING, "the relay ended the meeting");
-                }
+        for (agent, met, by_relay) in self.reaching.search.end_meetings(now) {
+            if by_relay {
+                self.reaching.ways.failed(agent, "the relay ended the meeting".into());
+            }
+            // Without the relay the connection is dead; better to know than to wait for silence.
+            if let Some(peer) = self.peers.get(&agent).filter(|p| place(&p.link.conn) == met.place) {
+                peer.link.close(crate::run::link::code::GOING, "the relay ended the meeting");
             }
         }
         self.board.lock().connections = self.reaching.ways.shown();
@@ -366,11 +273,11 @@ impl Task {
             .peers
             .iter()
             .filter_map(|(agent, peer)| {
-                let remote = peer.link.conn.proven_remote()?;
-                (!Endpoint::is_detour(remote)).then(|| KnownPeer {
+                let remote = direct_place(&peer.link.conn)?;
+                Some(KnownPeer {
                     agent: *agent,
                     addresses: vec![PackedAddress::new(remote)],
-                    relay: self.reaching.relays.is_relay(*agent),
+                    relay: self.reaching.search.relays.is_relay(*agent),
                 })
             })
             .collect();
