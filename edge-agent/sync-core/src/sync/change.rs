@@ -103,6 +103,15 @@ impl Replica {
             self.actions.push_back(action);
         }
         let mut held = self.hold(index, &done.path);
+        let lives = done.value.as_ref().is_some_and(|value| *value != Value::Deleted);
+        if lives
+            && done.from.is_none()
+            && held.row.disk == Disk::Absent
+            && let Some(episode) = &mut self.meta.episode
+        {
+            // Who removes what others bring, day by day, does not empty the folder.
+            episode.believed = episode.believed.saturating_sub(1);
+        }
         held.row.disk = match &done.value {
             Some(value) if *value != Value::Deleted => {
                 Disk::Present(OnDisk { value: value.clone(), stamp, dot: done.dot })
@@ -118,7 +127,11 @@ impl Replica {
             self.forget(&done.path);
             return;
         }
-        // A folder may keep metadata of its own for a moment: what counts is that it is one.
+        // A folder may keep metadata of its own for a moment: what counts is that it is one. If nobody said which, this
+        // member tells what it has now.
+        if matches!(&done.value, Some(Value::Folder { meta, .. }) if meta.is_empty()) && self.may_write() {
+            self.actions.push_back(Action::Look { path: done.path.clone() });
+        }
         self.save(held);
     }
 

@@ -70,7 +70,8 @@ pub struct Config {
     pub fresh: u64,
     /// Default [`LocalChanges::KeepAside`]: nothing disappears that somebody made.
     pub local_changes: LocalChanges,
-    /// More than this share of the entries gone at once is not believed, in percent. Default 25.
+    /// More than this share of the entries gone at once is not believed, in percent; from 100 on nobody is asked. Default
+    /// 25.
     pub guard_percent: u64,
     /// Fewer gone entries than this are always believed. Default 20: a folder emptied by hand.
     pub guard_min: u64,

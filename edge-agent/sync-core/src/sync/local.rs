@@ -56,6 +56,8 @@ impl Replica {
             Some(Disk::Present(here))
                 if here.stamp.is(stamp)
                     && here.stamp.settled
+                    // Of a folder nobody said which metadata it has.
+                    && !matches!(&here.value, Value::Folder { meta, .. } if meta.is_empty())
                     && (here.dot.is_some() || !self.may_write()) =>
             {
                 Look::Unchanged
@@ -182,7 +184,7 @@ impl Replica {
         let mut new = None;
         row.disk = match before {
             Some(here) if self.is_same(&here.value, &value) && (here.dot.is_some() || !writes) => {
-                Disk::Present(OnDisk { stamp, ..here })
+                Disk::Present(OnDisk { value: with_meta(here.value, &value), stamp, dot: here.dot })
             }
             _ => {
                 // What is stated already is not stated again: a copy brought by hand, or a change that was made just
@@ -190,10 +192,10 @@ impl Replica {
                 let stated = row.statements.iter().find(|s| self.is_same(&s.value, &value));
                 let stated = stated.map(|s| (dot(s), s.value.clone(), s.version.clone(), s.depth));
                 match stated {
-                    Some((dot, value, version, depth)) => {
+                    Some((dot, told, version, depth)) => {
                         version::join(&mut row.context, &version);
                         row.depth = row.depth.max(depth);
-                        Disk::Present(OnDisk { value, stamp, dot: Some(dot) })
+                        Disk::Present(OnDisk { value: with_meta(told, &value), stamp, dot: Some(dot) })
                     }
                     None if writes => {
                         new = root_of_value(&value);
@@ -322,11 +324,16 @@ impl Replica {
 
     /// Whether more went since the episode began than is believed unasked, and did not come back elsewhere.
     fn is_too_much(&self, missing: u64) -> bool {
-        let total = self.meta.present + self.meta.missing;
+        let now = self.meta.present + self.meta.missing;
         let Episode { total, believed, came } =
-            self.meta.episode.unwrap_or(Episode { total, believed: 0, came: 0 });
+            self.meta.episode.unwrap_or(Episode { total: now, believed: 0, came: 0 });
         let gone = (believed + missing).saturating_sub(came);
-        missing > 0 && gone >= self.config.guard_min && gone * 100 > total * self.config.guard_percent
+        // Others may have brought much since.
+        let share = total.max(now) * self.config.guard_percent;
+        missing > 0
+            && self.config.guard_percent < 100
+            && gone >= self.config.guard_min
+            && gone * 100 > share
     }
 
     /// When nothing more went for a while: believes that what is gone was deleted, unless it is too much.
@@ -361,6 +368,16 @@ impl Replica {
             self.deletions = Some(Deletions { first: now, due: now });
         }
         self.meta_changed();
+    }
+}
+
+/// What was told, with the metadata that is here if nobody said which.
+fn with_meta(told: Value, here: &Value) -> Value {
+    match (told, here) {
+        (Value::Folder { meta, implied }, Value::Folder { meta: found, .. }) if meta.is_empty() => {
+            Value::Folder { meta: found.clone(), implied }
+        }
+        (told, _) => told,
     }
 }
 

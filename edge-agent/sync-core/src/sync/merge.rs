@@ -5,7 +5,7 @@ use event_schema::AgentId;
 
 use super::names::conflict_copy;
 use super::row::{Disk, Index, OnDisk, Row};
-use super::statement::{dot, insert, same_content};
+use super::statement::{dot, insert, lacks_meta, same_content};
 use super::{Replica, config, version};
 
 impl Replica {
@@ -79,7 +79,11 @@ impl Replica {
         let Some(winner) = row.statements.first().cloned() else { return };
         match &mut row.disk {
             Disk::Absent if winner.value == Value::Deleted => {}
-            Disk::Present(here) if self.is_same(&here.value, &winner.value) => {
+            Disk::Present(here)
+                if self.is_same(&here.value, &winner.value)
+                    && !(self.may_write() && lacks_meta(&winner.value, &here.value))
+                    && !lacks_meta(&here.value, &winner.value) =>
+            {
                 *here = OnDisk { value: winner.value.clone(), stamp: here.stamp, dot: Some(dot(&winner)) };
             }
             Disk::Missing(here) if self.is_same(&here.value, &winner.value) => {}

@@ -9,7 +9,7 @@ use super::change::Change;
 use super::config::{RETRIES_MAX, STEP, UPKEEP_MAX};
 use super::names::{conflict_copy, kept_aside, parent};
 use super::row::{Disk, Index, Row, Work};
-use super::statement::{dot, insert, meta, same_content};
+use super::statement::{dot, insert, lacks_meta, meta, same_content};
 use crate::merkle::Hash;
 
 use super::{Action, Displaced, Expected, LocalChanges, Make, Obstacle, Replica, version};
@@ -149,6 +149,9 @@ impl Replica {
         }
         let new_meta = meta(&winner.value).to_vec();
         if let Some(here) = here {
+            if lacks_meta(&winner.value, &here.value) && self.may_write() {
+                return self.imply(index, &row.path);
+            }
             if same_content(&here.value, &winner.value) {
                 return self.change(&row, &winner, Make::Meta { meta: new_meta }, Displaced::Nothing, None);
             }
@@ -399,7 +402,8 @@ impl Replica {
         self.save(held);
     }
 
-    /// States that a folder is there because something in it is: what is in it outlives its deletion.
+    /// States that a folder is there because something in it is: what is in it outlives its deletion. Who has it says
+    /// which metadata it has.
     fn imply(&mut self, index: &mut dyn Index, path: &[u8]) {
         let mut held = self.hold(index, path);
         let mut context = held.row.context.clone();

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{LIVES_KEPT, RIVALS_MAX};
 use super::rollback::Rolling;
 use super::row::{Batch, Disk, Index, Row, Work};
-use super::statement::{Kinship, dot, head_bytes, kinship, replica_id, same_content};
+use super::statement::{Kinship, dot, head_bytes, kinship, lacks_meta, replica_id, same_content};
 use super::{Action, Member, Permission, Replica, version};
 
 /// Counts since the start, for status and tests.
@@ -113,7 +113,7 @@ pub(super) struct Told {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Episode {
     pub(super) total: u64,
-    /// Of these, believed by now.
+    /// Deletions believed by now, less the entries that others brought since.
     pub(super) believed: u64,
     /// New entries since.
     pub(super) came: u64,
@@ -458,7 +458,9 @@ impl Replica {
             // What a read-only member's owner made of a file that others deleted stays (SYNC.md §6).
             (Value::Deleted, Some(here)) if here.dot.is_none() && self.keeps_aside() => Work::None,
             (Value::Deleted, Some(_)) => Work::Remove,
-            (_, Some(here)) if here.dot == Some(dot(winner)) && self.is_same(&here.value, &winner.value) => {
+            // Somebody has to say which metadata it is, or each member keeps its own.
+            (told, Some(here)) if self.may_write() && lacks_meta(told, &here.value) => Work::Pull,
+            (told, Some(here)) if here.dot == Some(dot(winner)) && self.is_same(&here.value, told) => {
                 Work::None
             }
             _ => Work::Pull,

@@ -82,6 +82,12 @@ pub(super) fn meta(value: &Value) -> &[u8] {
     }
 }
 
+/// Whether both are folders, and of the first alone nobody knows which metadata it has.
+pub(super) fn lacks_meta(one: &Value, other: &Value) -> bool {
+    matches!((one, other), (Value::Folder { meta: one, .. }, Value::Folder { meta: other, .. })
+        if one.is_empty() && !other.is_empty())
+}
+
 fn class(value: &Value) -> u8 {
     match value {
         Value::Deleted => 0,

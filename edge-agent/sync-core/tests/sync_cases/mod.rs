@@ -270,6 +270,69 @@ fn things_that_come_and_go_all_day_are_no_mass_deletion() {
 }
 
 #[test]
+fn who_removes_what_others_bring_empties_nothing() {
+    let mut world = quiet(&[KIN; 2]);
+    filled(&mut world, 4);
+    for i in 0..150 {
+        world.edit(1, format!("job {i}").as_bytes(), 1000 + i);
+        world.run(ms(4000));
+        world.delete(0, format!("job {i}").as_bytes());
+    }
+    world.converge();
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (0, 4));
+    // What goes at once is asked about as ever, though more came since the first deletion.
+    (0..100).for_each(|i| world.edit(1, format!("kept {i}").as_bytes(), 2000 + i));
+    world.run(ms(20_000));
+    world.delete(0, b"file 0");
+    world.run(ms(5000));
+    (0..24).for_each(|i| world.delete(0, format!("kept {i}").as_bytes()));
+    world.run(ms(20_000));
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (0, 79), "less than a quarter, less than 40");
+    (24..70).for_each(|i| world.delete(0, format!("kept {i}").as_bytes()));
+    world.run(ms(20_000));
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (1, 79));
+}
+
+#[test]
+fn a_guard_of_a_hundred_percent_never_asks() {
+    let mut world = quiet(&[KIN; 2]);
+    world.guard_percent = 100;
+    does(&mut world, [Step::Crash(0), Step::Start(0)]);
+    for round in 0..3 {
+        // More in all than there was at the first of them.
+        (0..60).for_each(|i| world.edit(1, format!("{round} {i}").as_bytes(), 10 + i));
+        world.run(ms(20_000));
+        (0..60).for_each(|i| world.delete(0, format!("{round} {i}").as_bytes()));
+        world.run(ms(20_000));
+    }
+    world.converge();
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (0, 0));
+}
+
+#[test]
+fn a_folder_that_outlives_its_deletion_has_one_mode() {
+    // Whoever hears of what is in it first makes it again; some have it still, with what its owner set.
+    for order in [[(0, 1), (1, 2), (0, 2)], [(1, 2), (0, 1), (0, 2)], [(0, 2), (1, 2), (0, 1)]] {
+        let mut world = quiet(&[KIN; 3]);
+        does(&mut world, [Step::Folder(0, "d"), Step::Mode(0, "d", 7), Step::Folder(0, "d/e")]);
+        world.converge();
+        does(&mut world, [Step::Cut(0, 2), Step::Cut(1, 2)]);
+        does(&mut world, [Step::Delete(0, "d"), Step::Folder(2, "d/e/f")]);
+        world.run(ms(20_000));
+        does(&mut world, [Step::Cut(0, 1), Step::Edit(2, "d/e/f/a", 3)]);
+        for (a, b) in order {
+            does(&mut world, [Step::Mend(a, b)]);
+            world.run(ms(20_000));
+        }
+        world.converge();
+        // What somebody sets afterwards is told as ever.
+        does(&mut world, [Step::Mode(1, "d/e", 8)]);
+        world.converge();
+        assert!((0..3).all(|n| world.nodes[n].fs.modes()[&b"d/e"[..]] == 8));
+    }
+}
+
+#[test]
 fn two_statements_under_one_number_leave_one_tree() {
     // With and without what the first stands on, in each order, of the greater and the lesser.
     for (one, other, stands) in [(1, 2, true), (2, 1, true), (1, 2, false), (2, 1, false)] {

@@ -129,6 +129,9 @@ impl World {
                     if !same {
                         return format!("{i} has another time at {}", show(path));
                     }
+                    if reference.fs.modes().get(path) != n.fs.modes().get(path) {
+                        return format!("{i} has another mode at {}", show(path));
+                    }
                     continue;
                 }
                 let excused = self.is_blocked(n, path);

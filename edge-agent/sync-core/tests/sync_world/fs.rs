@@ -50,6 +50,8 @@ pub(crate) enum Kind {
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) kind: Kind,
+    /// Of folders, what people set.
+    mode: u8,
     number: u64,
     mtime_ns: i64,
     ctime_ns: i64,
@@ -62,6 +64,8 @@ pub(crate) struct Fs {
     /// Granularity of times, ns. From 1 s on there are no file numbers and no times of change either.
     pub(crate) granularity: i64,
     pub(crate) folds: bool,
+    /// Of new folders of which nobody says it.
+    pub(crate) mode: u8,
     /// Not mounted: it looks empty, and nothing can be changed.
     pub(crate) gone: bool,
     pub(crate) archive: Vec<Content>,
@@ -86,6 +90,7 @@ impl Fs {
             next_number: 1,
             granularity,
             folds,
+            mode: 0,
             gone: false,
             archive: Vec::new(),
             heavy: BTreeSet::new(),
@@ -140,6 +145,19 @@ impl Fs {
         files.map(|(p, n)| (p.clone(), n.mtime_ns)).collect()
     }
 
+    pub(crate) fn modes(&self) -> BTreeMap<Vec<u8>, u8> {
+        let folders = self.nodes.iter().filter(|(_, n)| n.kind == Kind::Folder);
+        folders.map(|(p, n)| (p.clone(), n.mode)).collect()
+    }
+
+    /// Sets a folder's mode.
+    pub(crate) fn set_mode(&mut self, now: i64, path: &[u8], mode: u8) {
+        let tick = self.tick(now);
+        if let Some(node) = self.nodes.get_mut(path).filter(|n| n.kind == Kind::Folder) {
+            (node.mode, node.ctime_ns) = (mode, tick);
+        }
+    }
+
     pub(crate) fn stamp(&self, now: i64, path: &[u8]) -> Option<Stamp> {
         let node = self.get(path)?;
         let coarse = self.granularity >= 1_000_000_000;
@@ -166,7 +184,7 @@ impl Fs {
                 let meta = node.mtime_ns.to_le_bytes().to_vec();
                 Value::File { size: content.size, root: content.root(), meta }
             }
-            Kind::Folder => Value::Folder { meta: b"usual".to_vec(), implied: false },
+            Kind::Folder => Value::Folder { meta: vec![node.mode], implied: false },
             Kind::Link(target) => Value::Link { target: target.clone(), meta: Vec::new() },
         })
     }
@@ -186,7 +204,8 @@ impl Fs {
         };
         self.give_up(&path);
         let tick = self.tick(now);
-        self.nodes.insert(path, Node { kind, number, mtime_ns: tick, ctime_ns: tick });
+        let mode = self.mode;
+        self.nodes.insert(path, Node { kind, mode, number, mtime_ns: tick, ctime_ns: tick });
         true
     }
 
@@ -336,8 +355,13 @@ impl Fs {
             Make::Meta { meta } => (self.nodes.get(path).expect("stays").kind.clone(), meta),
         };
         let mtime_ns = <[u8; 8]>::try_from(&meta[..]).map_or(tick, |m| self.tick(i64::from_le_bytes(m)));
+        let mode = match meta[..] {
+            [mode] => mode,
+            // Nobody said which: it stays as it is.
+            _ => self.nodes.get(path).filter(|_| stays).map_or(self.mode, |node| node.mode),
+        };
         let number = self.number();
-        self.nodes.insert(path.to_vec(), Node { kind, number, mtime_ns, ctime_ns: tick });
+        self.nodes.insert(path.to_vec(), Node { kind, mode, number, mtime_ns, ctime_ns: tick });
         Outcome::Done { stamp: self.stamp(now, path).expect("made"), kept }
     }
 }

@@ -98,6 +98,8 @@ pub(crate) enum Step {
     Copy(usize, &'static str, usize),
     Rename(usize, &'static str, &'static str),
     Folder(usize, &'static str),
+    /// Sets a folder's mode.
+    Mode(usize, &'static str, u8),
     Backup(usize),
     /// Puts back what it was when it was copied.
     Restore(usize, Back),
@@ -136,6 +138,7 @@ pub(crate) struct World {
     pub(crate) written: BTreeMap<u64, (usize, Vec<u8>, bool)>,
     /// What somebody restored away.
     pub(crate) given_up: BTreeSet<u64>,
+    pub(crate) guard_percent: u64,
     pub(crate) messages: u64,
     pub(crate) message_bytes: u64,
     pub(crate) blocks_sent: u64,
@@ -175,11 +178,13 @@ impl World {
     pub(crate) fn new(seed: u64, kins: &[Kin]) -> Self {
         let node = |(i, kin): (usize, &Kin)| {
             let key: [u8; 32] = Sha256::digest([i as u8]).into();
+            let mut fs = Fs::new(kin.granularity, kin.folds);
+            fs.mode = 100 + i as u8;
             Node {
                 kin: *kin,
                 key,
                 agent: AgentId::of_key(&key),
-                fs: Fs::new(kin.granularity, kin.folds),
+                fs,
                 index: SimIndex::default(),
                 replica: None,
                 generation: 0,
@@ -215,6 +220,7 @@ impl World {
             frail: 2,
             written: BTreeMap::new(),
             given_up: BTreeSet::new(),
+            guard_percent: 25,
             messages: 0,
             message_bytes: 0,
             blocks_sent: 0,
@@ -482,7 +488,7 @@ impl World {
         let n = &mut self.nodes[node];
         let mut config = Config::new(RUN, n.agent, n.key, fresh);
         config.local_changes = n.kin.local;
-        config.guard_min = 40;
+        (config.guard_percent, config.guard_min) = (self.guard_percent, 40);
         // So that walks are not done in one go.
         config.walk = 3;
         let notary = Box::new(MacNotary(n.key));
@@ -541,6 +547,7 @@ impl World {
             Step::Delete(node, path) => self.delete(node, path.as_bytes()),
             Step::Rename(node, from, to) => self.rename(node, from.as_bytes(), to.as_bytes()),
             Step::Folder(node, path) => self.folder(node, path.as_bytes()),
+            Step::Mode(node, path, mode) => self.set_mode(node, path.as_bytes(), mode),
             Step::Backup(node) => {
                 let n = &mut self.nodes[node];
                 n.backup = Some((n.index.durable.clone(), n.fs.clone()));

@@ -63,6 +63,13 @@ impl World {
         }
     }
 
+    pub(crate) fn set_mode(&mut self, node: usize, path: &[u8], mode: u8) {
+        let wall = self.wall();
+        self.log(|| format!("{node} user sets the mode of {} to {mode}", show(path)));
+        self.nodes[node].fs.set_mode(wall, path, mode);
+        self.noticed(node, [path.to_vec()]);
+    }
+
     fn some_name(&mut self) -> Vec<u8> {
         let folder = *self.rng.pick(&FOLDERS).expect("some");
         let name = *self.rng.pick(&NAMES).expect("some");
@@ -99,7 +106,16 @@ impl World {
                     self.rename(node, &from, &to);
                 }
             }
-            80..88 => {
+            80..83 => {
+                let modes: Vec<Vec<u8>> = self.nodes[node].fs.modes().into_keys().collect();
+                // Where times are coarse nobody keeps modes either.
+                let keeps = self.nodes[node].kin.granularity < 1_000_000_000;
+                if let Some(path) = self.rng.pick(&modes).filter(|_| keeps).cloned() {
+                    let mode = 1 + self.rng.below(3) as u8;
+                    self.set_mode(node, &path, mode);
+                }
+            }
+            83..88 => {
                 let path = match self.rng.below(3) {
                     0 => self.some_name(),
                     _ => self.rng.pick(&FOLDERS[1..]).expect("some").as_bytes().to_vec(),
