@@ -8,12 +8,22 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal};
 
 /// Path of one of the programs a [`crate::World`] consists of: in the folder `FLOTILLA_BINARIES` names, as `cargo
 /// xtask test` does after building them, otherwise built if it is missing or old.
 pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| folder(&["control", "agent", "tracker"])).join(name)
+}
+
+/// A program as [`binary`] gives it, in a namespace of the network if one is named.
+pub(crate) fn program(name: &str, namespace: Option<&str>) -> Command {
+    let Some(namespace) = namespace else { return Command::new(binary(name)) };
+    // `ip` becomes the program, so that its process is the program's.
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(binary(name));
+    command
 }
 
 /// Path of `utp2`, likewise. Nothing else is built for it.
@@ -95,10 +105,23 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// Lets it stand still (SIGSTOP) until [`Self::resume`].
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(rustix::process::kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
     /// Asks it to end (SIGTERM) and waits.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        self.signal(Signal::TERM)?;
         wait_until("the process to end", Duration::from_secs(15), || Ok(self.child.try_wait()?))
     }
 
@@ -143,10 +166,10 @@ pub fn wait_until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Res
 }
 
 /// Runs a command to its end and wants success.
-pub(crate) fn run(program: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Output> {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output()?;
+pub(crate) fn run(mut command: Command, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Output> {
+    let output = command.args(args).stdin(Stdio::null()).output()?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success(), "{} ended with {}:\n{out}{err}", program.display(), output.status);
+    ensure!(output.status.success(), "{command:?} ended with {}:\n{out}{err}", output.status);
     Ok(output)
 }
 

@@ -2,14 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::{Process, binary, run, wait_until};
+use crate::process::{Process, program, run, wait_until};
 
 /// What a world has besides its control service.
 #[derive(Clone, Debug, Default)]
@@ -20,16 +19,19 @@ pub struct Options {
     pub tracker: bool,
     /// Address of this end, where gateway, tracker and agents listen; loopback if none.
     pub host: Option<IpAddr>,
+    /// Namespace of the network (`ip netns`) in which all processes are; that of the test if none.
+    pub namespace: Option<String>,
 }
 
 /// A fleet in a folder that goes when the test has passed.
 pub struct World {
-    dir: Option<TempDir>,
+    dir: TempDir,
     /// The control service.
     pub control: Control,
     /// The tracker, if one was asked for.
     pub tracker: Option<Process>,
     host: IpAddr,
+    namespace: Option<String>,
 }
 
 /// The control service's process and how to reach it.
@@ -40,12 +42,19 @@ pub struct Control {
     args: Vec<String>,
     http: String,
     gateway: String,
+    namespace: Option<String>,
 }
 
 impl Control {
-    fn start(dir: &Path, args: Vec<String>, http: &str, gateway: &str) -> Result<Self> {
+    fn start(
+        dir: &Path,
+        namespace: Option<&str>,
+        args: Vec<String>,
+        http: &str,
+        gateway: &str,
+    ) -> Result<Self> {
         let data = dir.join("control");
-        let mut command = Command::new(binary("flotilla"));
+        let mut command = program("flotilla", namespace);
         command.arg("serve").arg("--data").arg(&data).args(["--http", http, "--gateway", gateway]);
         command.arg("--json").args(&args).env("FLOTILLA_LOG", "info");
         let mut process = Process::start("control", dir, &mut command)?;
@@ -53,7 +62,8 @@ impl Control {
             .wait_for_line(|line| serde_json::from_str::<Value>(line).ok().filter(|v| v["ready"] == true))?;
         let address = |key: &str| ready[key].as_str().map(str::to_owned).context("an address");
         let (http, gateway) = (address("http")?, address("gateway")?);
-        Ok(Self { process, dir: dir.into(), args, http, gateway })
+        let namespace = namespace.map(str::to_owned);
+        Ok(Self { process, dir: dir.into(), args, http, gateway, namespace })
     }
 
     /// Its data folder.
@@ -65,7 +75,8 @@ impl Control {
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill();
         let http = self.http.trim_start_matches("http://").to_owned();
-        let again = Self::start(&self.dir, self.args.clone(), &http, &self.gateway)?;
+        let again =
+            Self::start(&self.dir, self.namespace.as_deref(), self.args.clone(), &http, &self.gateway)?;
         *self = again;
         Ok(())
     }
@@ -82,19 +93,29 @@ pub struct Agent {
     dir: PathBuf,
     bootstrap: PathBuf,
     args: Vec<String>,
+    namespace: Option<String>,
 }
 
 impl Agent {
     /// Starts it again, as after a power cut.
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        self.process = start_agent(&self.dir, &self.name, &self.bootstrap, &self.data, &self.args)?;
+        let namespace = self.namespace.as_deref();
+        self.process =
+            start_agent(&self.dir, namespace, &self.name, &self.bootstrap, &self.data, &self.args)?;
         Ok(())
     }
 }
 
-fn start_agent(dir: &Path, name: &str, bootstrap: &Path, data: &Path, args: &[String]) -> Result<Process> {
-    let mut command = Command::new(binary("flotilla-agent"));
+fn start_agent(
+    dir: &Path,
+    namespace: Option<&str>,
+    name: &str,
+    bootstrap: &Path,
+    data: &Path,
+    args: &[String],
+) -> Result<Process> {
+    let mut command = program("flotilla-agent", namespace);
     command.arg("run").arg("--bootstrap").arg(bootstrap).arg("--data").arg(data);
     command.args(args).env("FLOTILLA_LOG", "info");
     Process::start(name, dir, &mut command)
@@ -133,21 +154,22 @@ impl World {
         let mut tracker = None;
         let host = options.host.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let any = SocketAddr::new(host, 0).to_string();
+        let namespace = options.namespace.clone();
         if options.tracker {
-            let (process, address) = start_tracker(dir.path(), &any)?;
+            let (process, address) = start_tracker(dir.path(), namespace.as_deref(), &any)?;
             args.extend(["--tracker".to_owned(), address.to_string()]);
             tracker = Some(process);
         }
         if let Some(url) = &options.nats {
             args.extend(["--nats".to_owned(), url.clone()]);
         }
-        let control = Control::start(dir.path(), args, "127.0.0.1:0", &any)?;
-        Ok(Self { dir: Some(dir), control, tracker, host })
+        let control = Control::start(dir.path(), namespace.as_deref(), args, "127.0.0.1:0", &any)?;
+        Ok(Self { dir, control, tracker, host, namespace })
     }
 
     /// The world's folder.
     pub fn path(&self) -> &Path {
-        self.dir.as_ref().expect("kept until drop").path()
+        self.dir.path()
     }
 
     /// Runs an operator's command with `--json` and reads its answer.
@@ -161,7 +183,7 @@ impl World {
         let data = self.path().join("control");
         let mut all: Vec<&str> = args.to_vec();
         all.extend(["--json", "--data", data.to_str().context("UTF-8")?]);
-        let text = String::from_utf8(run(&binary("flotilla"), all)?.stdout)?;
+        let text = String::from_utf8(run(program("flotilla", self.namespace.as_deref()), all)?.stdout)?;
         text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
     }
 
@@ -182,13 +204,23 @@ impl World {
 
     /// The same with its data elsewhere.
     pub fn agent_in(&self, name: &str, data: &Path, args: &[&str]) -> Result<Agent> {
+        self.enrol(name, data, self.host, args)
+    }
+
+    /// The same with an address of its own.
+    pub fn agent_at(&self, name: &str, host: IpAddr) -> Result<Agent> {
+        self.enrol(name, &self.path().join(name), host, &[])
+    }
+
+    fn enrol(&self, name: &str, data: &Path, host: IpAddr, args: &[&str]) -> Result<Agent> {
         let bootstrap = self.token(name, &[])?;
         let data = data.to_path_buf();
-        let listen = ["--listen".to_owned(), SocketAddr::new(self.host, 0).to_string()];
+        let listen = ["--listen".to_owned(), SocketAddr::new(host, 0).to_string()];
         let args: Vec<String> = listen.into_iter().chain(args.iter().map(|&a| a.to_owned())).collect();
-        let process = start_agent(self.path(), name, &bootstrap, &data, &args)?;
+        let namespace = self.namespace.clone();
+        let process = start_agent(self.path(), namespace.as_deref(), name, &bootstrap, &data, &args)?;
         let dir = self.path().to_path_buf();
-        let agent = Agent { process, name: name.into(), data, dir, bootstrap, args };
+        let agent = Agent { process, name: name.into(), data, dir, bootstrap, args, namespace };
         self.wait_online(&[name])?;
         Ok(agent)
     }
@@ -261,13 +293,13 @@ impl World {
     /// What an agent says of itself, asked on its own machine.
     pub fn status(&self, agent: &Agent) -> Result<Value> {
         let data = agent.data.to_str().context("UTF-8")?;
-        let output = run(&binary("flotilla-agent"), ["status", "--data", data, "--json"])?;
+        let output = run(program("flotilla-agent", None), ["status", "--data", data, "--json"])?;
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 }
 
-fn start_tracker(dir: &Path, listen: &str) -> Result<(Process, SocketAddr)> {
-    let mut command = Command::new(binary("flotilla-tracker"));
+fn start_tracker(dir: &Path, namespace: Option<&str>, listen: &str) -> Result<(Process, SocketAddr)> {
+    let mut command = program("flotilla-tracker", namespace);
     command.args(["--listen", listen, "--json"]);
     let mut process = Process::start("tracker", dir, &mut command)?;
     let address = process.wait_for_line(|line| {
@@ -277,12 +309,18 @@ fn start_tracker(dir: &Path, listen: &str) -> Result<(Process, SocketAddr)> {
     Ok((process, address))
 }
 
+impl World {
+    /// Leaves the folder where it is, with all logs, when the world goes.
+    pub fn keep(&mut self) {
+        self.dir.disable_cleanup(true);
+        eprintln!("the world is left at {}", self.dir.path().display());
+    }
+}
+
 impl Drop for World {
     fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Some(dir) = self.dir.take()
-        {
-            eprintln!("the world is left at {}", dir.keep().display());
+        if std::thread::panicking() {
+            self.keep();
         }
     }
 }
