@@ -6,6 +6,10 @@
 //! name: a symlink in place of `.flotilla` leads nowhere.
 //!
 //! Left out: what goes into an archive and why (`disposal.rs`). That no scan takes it for content is `disk/index.rs`'s.
+//! `browse.rs` brings things back, when their owner says so on the machine itself (`cli.rs`).
+
+mod browse;
+pub(crate) mod cli;
 
 use std::collections::BTreeSet;
 use std::fs::{self as std_fs, File};

@@ -49,6 +49,7 @@ Examples:
   flotilla-agent run --bootstrap bootstrap.json --data /var/lib/flotilla-agent
   flotilla-agent run --config /etc/flotilla-agent.toml
   flotilla-agent status --data /var/lib/flotilla-agent --json
+  flotilla-agent archive list /srv/plans --path offers
 
 Logs go to stderr; FLOTILLA_LOG=debug shows more.
 Exit codes: 0 done, 1 failed, 2 wrong usage."
@@ -66,6 +67,9 @@ enum Command {
     Status(StatusArgs),
     /// Print the newest checkpoint of the log that the agent on a data folder holds as a witness.
     Checkpoint(CheckpointArgs),
+    /// Look through what agents keep of replaced and deleted files in a folder, and bring it back.
+    #[command(subcommand)]
+    Archive(archive::cli::Archive),
     /// Print the version.
     Version {
         /// One JSON object.
@@ -157,6 +161,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run(args),
         Command::Status(args) => ask(&args),
         Command::Checkpoint(args) => checkpoint(&args),
+        Command::Archive(command) => archive::cli::run(command).map_err(Into::into),
         Command::Version { json: false } => {
             println!("flotilla-agent {VERSION}");
             Ok(())

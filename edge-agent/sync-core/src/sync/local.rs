@@ -330,10 +330,7 @@ impl Replica {
         let gone = (believed + missing).saturating_sub(came);
         // Others may have brought much since.
         let share = total.max(now) * self.config.guard_percent;
-        missing > 0
-            && self.config.guard_percent < 100
-            && gone >= self.config.guard_min
-            && gone * 100 > share
+        missing > 0 && self.config.guard_percent < 100 && gone >= self.config.guard_min && gone * 100 > share
     }
 
     /// When nothing more went for a while: believes that what is gone was deleted, unless it is too much.
