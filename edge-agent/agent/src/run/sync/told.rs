@@ -194,7 +194,8 @@ fn number(path: &[u8]) -> u64 {
 fn obstacle(why: &Obstacle) -> (Told, Vec<u8>) {
     match why {
         Obstacle::NameTaken { by } => (Told::NameTaken, by.clone()),
-        Obstacle::BadName | Obstacle::TooLarge => (Told::BadName, Vec::new()),
+        Obstacle::BadName => (Told::BadName, Vec::new()),
+        Obstacle::TooLarge => (Told::TooLarge, Vec::new()),
         Obstacle::NobodyHas => (Told::NobodyHas, Vec::new()),
         Obstacle::UnsafeLink => (Told::UnsafeLink, Vec::new()),
         Obstacle::NoFolder => (Told::NoFolder, Vec::new()),
