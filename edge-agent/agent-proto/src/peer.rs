@@ -73,6 +73,10 @@ tagged_enum! {
         (10, 1) "complete" => Complete,
         /// To a near peer that understands it: I am fetching these from afar.
         (11, 1) "fetching" => Fetching,
+        /// To a peer that says it answers: ask for weak hashes of the manifest's blocks.
+        (12, 1) "get_manifest_weak" => GetManifestWeak,
+        /// Weak hashes of the manifest's blocks.
+        (13, 1) "manifest_weak" => ManifestWeak,
         /// Where I am connected to other members (`edge-agent/PATHS.md` §3).
         (20, 1) "peers" => Peers,
     }
@@ -108,6 +112,23 @@ pub struct ManifestHashes {
     pub first: u32,
     /// Its hash and the following ones.
     pub hashes: Vec<[u8; 32]>,
+}
+
+/// To a peer that says it answers (`PROTOCOL.md` §3.8): ask for weak hashes of the manifest's blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetManifestWeak {
+    /// First block.
+    pub first: u32,
+}
+
+/// Weak hashes of the manifest's blocks from `first` on, at most [`crate::limits::HASHES_MAX`]; none from who cannot
+/// tell them yet. Nobody vouches for them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestWeak {
+    /// First block.
+    pub first: u32,
+    /// Its weak hash and the following ones.
+    pub weak: Vec<u32>,
 }
 
 /// Blocks that can be had here from now on: verified, or at the origin.

@@ -1,7 +1,11 @@
 //! What the two machines ask their driver to do.
 
+use alloc::vec::Vec;
+
 use agent_proto::peer::{BlockAddress, PeerMessage, UnavailableReason};
 use event_schema::AgentId;
+
+use crate::merkle::Hash;
 
 /// Something to be done by the driver of a [`crate::Destination`] or [`crate::Origin`].
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +32,14 @@ pub enum Action {
         peer: AgentId,
         /// Which.
         block: BlockAddress,
+    },
+    /// Look for the manifest's blocks in manifests that are here already, keep those that match their hash, then call
+    /// [`crate::Destination::manifest_sought`]; only to who said that it holds such.
+    SeekManifest {
+        /// The hash of each block, as the head vouches for it.
+        strong: Vec<Hash>,
+        /// The weak hash of each block, as a peer told it.
+        weak: Vec<u32>,
     },
     /// Every manifest block is verified: decode it, look at the disk, call
     /// [`crate::Destination::begin_content`].

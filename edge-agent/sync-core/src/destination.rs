@@ -9,6 +9,8 @@
 //! call [`Destination::handle_timeout`] at [`Destination::poll_timeout`]. Blocks do not pass through here but
 //! for the manifest's, which are checked and left to the driver to keep.
 
+mod held;
+
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,7 +23,7 @@ use agent_proto::peer::{
 use event_schema::{AgentId, RunId, Signed};
 use timebase::Instant;
 
-use crate::abilities;
+use crate::abilities::Abilities;
 use crate::action::{Action, Misbehaviour};
 use crate::block_map::BlockMap;
 use crate::config::{BLOCKS_MAX, FetchConfig, REQUEST_MAX, UploadConfig};
@@ -30,6 +32,8 @@ use crate::merkle::{Hash, block_hash, tree_root};
 use crate::ranges::{Space, of_space};
 use crate::swarm::{Arrival, Standing, Swarm};
 use crate::upload::{Cancelled, Uploads};
+use crate::weak::weak_hash;
+use held::Seeking;
 
 /// A peer that does not answer with hashes for so long is passed over.
 const HASHES_TIMEOUT: Duration = Duration::from_secs(8);
@@ -67,9 +71,8 @@ pub enum Phase {
 #[derive(Default)]
 struct Peer {
     greeted: bool,
-    /// What it said of itself: whether it understands `Fetching`, and its site's label.
-    understands: bool,
-    site: Option<u64>,
+    /// What it said of itself.
+    can: Abilities,
     /// The driver found it on the local network.
     local: bool,
     /// Showed the head that we know; only then its block numbers mean what ours do.
@@ -83,6 +86,8 @@ struct Known {
     signed: Signed,
     /// Complete once as long as the head says.
     hashes: Vec<Hash>,
+    /// Of the manifest's blocks, right for those that are here; none before they are fetched.
+    weak: Vec<u32>,
     manifest: Swarm,
     content: Swarm,
 }
@@ -114,6 +119,8 @@ pub struct Destination {
     known: Option<Known>,
     /// The peer that is giving us hashes, and since when.
     hashes_from: Option<(AgentId, Instant)>,
+    /// Whether what the manifest has in common with others is looked for before it is fetched.
+    seeking: Seeking,
     uploads: Uploads,
     out: VecDeque<Action>,
     manifest_told: bool,
@@ -135,6 +142,7 @@ impl Destination {
             shunned: BTreeSet::new(),
             known: None,
             hashes_from: None,
+            seeking: Seeking::No,
             uploads: Uploads::new(uploads),
             out: VecDeque::new(),
             manifest_told: false,
@@ -154,6 +162,7 @@ impl Destination {
             return false;
         }
         self.learn_head(now, head, signed);
+        self.seeking = Seeking::No;
         if let Some(known) = &mut self.known {
             known.hashes = hashes;
             known.manifest.begin(now, BlockMap::full(count));
@@ -180,7 +189,7 @@ impl Destination {
 
     /// Whether a connected peer counts as near: what it has or fetches is not fetched from far ones.
     pub fn is_near(&self, peer: AgentId) -> bool {
-        let near = |p: &Peer| p.understands && (p.local || p.site.is_some() && p.site == self.site);
+        let near = |p: &Peer| p.can.near && (p.local || p.can.site.is_some() && p.can.site == self.site);
         self.me != AgentId([0; 16]) && self.peers.get(&peer).is_some_and(near)
     }
 
@@ -243,7 +252,7 @@ impl Destination {
         let known = self.known.as_ref()?;
         let block = address.index();
         match Space::of(address) {
-            Space::Manifest => (known.has_hashes() && known.manifest.wants(block))
+            Space::Manifest => (known.has_hashes() && self.seeking.is_over() && known.manifest.wants(block))
                 .then(|| manifest_block_len(known.head.len, block)),
             Space::Content => {
                 (self.content_begun && known.content.wants(block)).then_some(agent_proto::limits::BLOCK_LEN)
@@ -261,7 +270,8 @@ impl Destination {
         self.handle_disconnected(now, peer);
         self.peers.insert(peer, Peer::default());
         self.uploads.add_peer(peer);
-        let version = abilities::write(&self.info.version, self.site);
+        let can = Abilities { near: true, weak: true, site: self.site };
+        let version = can.write(&self.info.version);
         self.send(peer, Hello { version, origin: false });
         let Some(known) = &mut self.known else { return };
         if known.has_hashes() {
@@ -285,6 +295,7 @@ impl Destination {
             self.hashes_from = None;
             self.ask_hashes(now);
         }
+        self.seek_elsewhere(now, peer);
         self.out.retain(|a| !matches!(a,
             Action::Send { peer: p, .. } | Action::Upload { peer: p, .. } | Action::CancelUpload { peer: p, .. } if *p == peer));
     }
@@ -308,12 +319,14 @@ impl Destination {
         match message {
             PeerMessage::Hello(hello) => {
                 state.greeted = true;
-                (state.understands, state.site) = abilities::read(&hello.version);
+                state.can = Abilities::read(&hello.version);
                 self.see_near(peer);
             }
             PeerMessage::Head(head) => self.handle_head(now, peer, head.signed),
             PeerMessage::GetManifestHashes(get) => self.give_hashes(peer, get.first as usize),
             PeerMessage::ManifestHashes(hashes) => self.handle_hashes(now, peer, hashes),
+            PeerMessage::GetManifestWeak(get) => self.give_weak(peer, get.first as usize),
+            PeerMessage::ManifestWeak(weak) => self.handle_weak(now, peer, weak),
             PeerMessage::Have(have) => {
                 if let Some(known) = self.known_of(peer) {
                     known.manifest.handle_have(now, peer, &have.ranges);
@@ -366,11 +379,15 @@ impl Destination {
 
     /// A whole manifest block came in. True if it is genuine and new: keep it.
     pub fn handle_manifest_block(&mut self, now: Instant, peer: AgentId, block: u64, bytes: &[u8]) -> bool {
-        let Some(known) = self.known.as_mut().filter(|k| k.has_hashes()) else { return false };
+        let over = self.seeking.is_over();
+        let Some(known) = self.known.as_mut().filter(|k| k.has_hashes() && over) else { return false };
         if known.manifest.handle_arrived(now, peer, block) != Arrival::Fresh {
             return false;
         }
         if block_hash(bytes) == known.hashes[block as usize] {
+            if let Some(weak) = known.weak.get_mut(block as usize) {
+                *weak = weak_hash(bytes);
+            }
             known.manifest.handle_verified(now, block);
             self.tell_manifest();
             return true;
@@ -484,7 +501,7 @@ impl Destination {
             }
             _ => None,
         };
-        swarms.chain([hashes, retry]).flatten().min()
+        swarms.chain([hashes, retry, self.seeking.poll_timeout()]).flatten().min()
     }
 
     /// Acts on what is due.
@@ -499,6 +516,7 @@ impl Destination {
             self.pass_over_for_hashes(now, from);
         }
         self.ask_hashes(now);
+        self.seek_in_time(now);
     }
 
     fn send(&mut self, peer: AgentId, message: impl Into<PeerMessage>) {
@@ -549,6 +567,7 @@ impl Destination {
         let swarm = |space, len, config, seed| Swarm::new(space, len, config, self.me, seed, now);
         self.known = Some(Known {
             hashes: Vec::new(),
+            weak: Vec::new(),
             manifest: swarm(Space::Manifest, head.manifest_blocks(), self.config.clone(), self.seed),
             content: swarm(Space::Content, head.blocks, content, !self.seed),
             head,
@@ -615,12 +634,11 @@ impl Destination {
             self.misbehaved(peer, Misbehaviour::BadHashes, true);
             return self.ask_hashes(now);
         }
-        let count = known.hashes.len() as u64;
-        known.manifest.begin(now, BlockMap::new(count));
         let head = Head { signed: known.signed.clone() };
         for peer in self.peers.keys().copied().collect::<Vec<_>>() {
             self.send(peer, head.clone());
         }
+        self.seek_or_fetch(now);
     }
 
     fn tell_manifest(&mut self) {

@@ -15,12 +15,14 @@ use alloc::vec::Vec;
 
 use agent_proto::limits::HASHES_MAX;
 use agent_proto::peer::{
-    BlockAddress, BlockRange, Have, Head, Hello, ManifestHashes, PeerMessage, Unavailable, UnavailableReason,
+    BlockAddress, BlockRange, Have, Head, Hello, ManifestHashes, ManifestWeak, PeerMessage, Unavailable,
+    UnavailableReason,
 };
 use core::time::Duration;
 use event_schema::{AgentId, Signed};
 use timebase::Instant;
 
+use crate::abilities::Abilities;
 use crate::action::Action;
 use crate::block_map::BlockMap;
 use crate::config::{OriginConfig, REQUEST_MAX, UploadConfig};
@@ -57,6 +59,8 @@ pub struct Origin {
     config: OriginConfig,
     signed: Signed,
     hashes: Vec<Hash>,
+    /// Of the manifest's blocks too; none if they are not told.
+    weak: Vec<u32>,
     blocks: u64,
     spread: Spread,
     peers: BTreeMap<AgentId, Peer>,
@@ -83,6 +87,7 @@ impl Origin {
             config,
             signed,
             hashes,
+            weak: Vec::new(),
             blocks,
             spread: Spread::new(blocks),
             peers: BTreeMap::new(),
@@ -92,6 +97,19 @@ impl Origin {
             tick_at: None,
             credit_due: false,
         }
+    }
+
+    /// Tells the weak hashes of the manifest's blocks to who asks for them (PROTOCOL.md §3.8). To be called before
+    /// anybody connects.
+    ///
+    /// # Panics
+    /// If there are not as many as blocks.
+    #[must_use]
+    pub fn with_weak(mut self, weak: Vec<u32>) -> Self {
+        assert_eq!(weak.len(), self.hashes.len(), "a weak hash for each strong one");
+        self.version = Abilities { weak: true, ..Abilities::default() }.write(&self.version);
+        self.weak = weak;
+        self
     }
 
     /// Number of connected peers that have everything.
@@ -146,6 +164,10 @@ impl Origin {
                 let hashes = self.hashes.iter().skip(get.first as usize).take(HASHES_MAX).copied().collect();
                 self.send(peer, ManifestHashes { first: get.first, hashes });
             }
+            PeerMessage::GetManifestWeak(get) => {
+                let weak = self.weak.iter().skip(get.first as usize).take(HASHES_MAX).copied().collect();
+                self.send(peer, ManifestWeak { first: get.first, weak });
+            }
             PeerMessage::Have(have) => self.handle_have(peer, &have.ranges),
             PeerMessage::Complete(_) => {
                 let gaps: Vec<_> = state.have.gaps().collect();
@@ -166,6 +188,7 @@ impl Origin {
             // What destinations say to each other; the origin lacks nothing.
             PeerMessage::Head(_)
             | PeerMessage::ManifestHashes(_)
+            | PeerMessage::ManifestWeak(_)
             | PeerMessage::Unavailable(_)
             | PeerMessage::Fetching(_)
             | PeerMessage::Peers(_) => {}

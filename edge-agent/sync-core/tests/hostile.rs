@@ -1,11 +1,12 @@
 //! What peers may say at their worst: nothing panics, nothing grows without bound, liars are found out.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use agent_proto::limits::BLOCK_LEN;
 use agent_proto::peer::{
-    BlockAddress, BlockRange, Cancel, Complete, Fetching, GetManifestHashes, Have, Head, Hello,
-    ManifestHashes, PeerMessage, Request, Unavailable, UnavailableReason, Want,
+    BlockAddress, BlockRange, Cancel, Complete, Fetching, GetManifestHashes, GetManifestWeak, Have, Head,
+    Hello, ManifestHashes, ManifestWeak, PeerMessage, Request, Unavailable, UnavailableReason, Want,
 };
 use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, RunId, Signed};
@@ -107,6 +108,129 @@ fn hashes_and_blocks_are_taken_only_when_genuine() {
     d.begin_content(at(8005), BlockMap::full(BLOCKS));
     assert!(actions(&mut d, at(8005)).contains(&Action::ContentComplete));
     assert_eq!(d.phase(), Phase::Settled);
+}
+
+/// A destination that holds manifests and was shown a head and its hashes by three peers, who say `version`.
+fn seeking(version: &str) -> (Destination, Vec<[u8; 32]>, Vec<u8>) {
+    let (signed, hashes, encoded) = manifest();
+    let mut d = destination().with_manifests_held();
+    for n in 1..=3 {
+        d.handle_connected(at(0), peer(n));
+        d.handle_message(at(0), peer(n), Hello { version: version.into(), origin: false }.into());
+        d.handle_message(at(0), peer(n), Head { signed: signed.clone() }.into());
+        let all = BlockRange { first: BlockAddress::manifest(0), count: hashes.len() as u32 };
+        d.handle_message(at(0), peer(n), Have { ranges: vec![all] }.into());
+    }
+    let giver = actions(&mut d, at(0)).into_iter().find_map(|action| match action {
+        Action::Send { peer, message: PeerMessage::GetManifestHashes(_) } => Some(peer),
+        _ => None,
+    });
+    let given = ManifestHashes { first: 0, hashes: hashes.clone() };
+    d.handle_message(at(1), giver.expect("asked"), given.into());
+    (d, hashes, encoded)
+}
+
+/// Who is asked for weak hashes, and which blocks of the manifest are asked for.
+fn asked(actions: &[Action]) -> (Option<AgentId>, BTreeSet<u64>) {
+    let weak = actions.iter().find_map(|action| match action {
+        Action::Send { peer, message: PeerMessage::GetManifestWeak(get) } => {
+            assert_eq!(get.first, 0);
+            Some(*peer)
+        }
+        _ => None,
+    });
+    let blocks = actions.iter().filter_map(|action| match action {
+        Action::Send { message: PeerMessage::Request(request), .. } => Some(&request.ranges),
+        _ => None,
+    });
+    let blocks = blocks.flatten().flat_map(|r| (0..u64::from(r.count)).map(|i| r.first.index() + i));
+    (weak, blocks.collect())
+}
+
+#[test]
+fn what_is_held_of_a_manifest_is_not_fetched_and_comes_before_the_rest() {
+    let (mut d, hashes, encoded) = seeking("test near weak");
+    let (giver, requested) = asked(&actions(&mut d, at(1)));
+    let giver = giver.expect("somebody is asked");
+    assert!(requested.is_empty(), "nothing is fetched yet");
+    let chunks: Vec<_> = encoded.chunks(BLOCK_LEN as usize).collect();
+    assert_eq!(d.wants(BlockAddress::manifest(0)), None);
+    assert!(!d.handle_manifest_block(at(1), giver, 0, chunks[0]), "nobody asked for it");
+    d.manifest_sought(at(1), [0]);
+    assert_eq!(d.wants(BlockAddress::manifest(0)), None, "nobody was told to look");
+    let weak: Vec<u32> = chunks.iter().map(|chunk| sync_core::weak::weak_hash(chunk)).collect();
+    d.handle_message(at(2), giver, ManifestWeak { first: 0, weak: weak.clone() }.into());
+    assert_eq!(actions(&mut d, at(2)), [Action::SeekManifest { strong: hashes.clone(), weak: weak.clone() }]);
+    assert_eq!(d.phase(), Phase::FetchingManifest);
+    assert!(d.poll_timeout().is_none_or(|at_| at_ > at(3)), "the driver takes its time");
+    d.manifest_sought(at(3), [1, 3, 3, 900]);
+    let (again, requested) = asked(&actions(&mut d, at(3)));
+    assert!(again.is_none() && !requested.contains(&1) && !requested.contains(&3));
+    assert!(requested.contains(&0), "{requested:?}");
+    // Until all are here nobody is told weak hashes; then those that were found count like those that came.
+    let ask = |d: &mut Destination, now| {
+        d.handle_message(now, peer(3), GetManifestWeak { first: 1 }.into());
+        actions(d, now).into_iter().find_map(|action| match action {
+            Action::Send { message: PeerMessage::ManifestWeak(told), .. } => Some(told),
+            _ => None,
+        })
+    };
+    assert_eq!(ask(&mut d, at(4)), Some(ManifestWeak { first: 1, weak: vec![] }));
+    for block in (0..chunks.len() as u64).filter(|block| ![1, 3].contains(block)) {
+        assert!(d.handle_manifest_block(at(5), giver, block, chunks[block as usize]));
+    }
+    assert!(actions(&mut d, at(5)).contains(&Action::ManifestComplete));
+    assert_eq!(ask(&mut d, at(6)), Some(ManifestWeak { first: 1, weak: weak[1..].to_vec() }));
+}
+
+#[test]
+fn a_manifest_all_of_which_is_held_is_complete() {
+    let (mut d, hashes, _) = seeking("test weak");
+    let (giver, _) = asked(&actions(&mut d, at(1)));
+    d.handle_message(
+        at(2),
+        giver.expect("asked"),
+        ManifestWeak { first: 0, weak: vec![0; hashes.len()] }.into(),
+    );
+    assert!(matches!(actions(&mut d, at(2))[..], [Action::SeekManifest { .. }]));
+    d.manifest_sought(at(3), 0..hashes.len() as u64);
+    assert!(actions(&mut d, at(3)).contains(&Action::ManifestComplete));
+    assert_eq!(d.phase(), Phase::Preparing);
+}
+
+#[test]
+fn nobody_who_tells_weak_hashes_badly_or_never_holds_a_manifest_up() {
+    // Peers of older releases are not asked.
+    let (mut d, _, _) = seeking("test near");
+    let (nobody, requested) = asked(&actions(&mut d, at(1)));
+    assert!(nobody.is_none() && !requested.is_empty());
+    // None, too many, too few, of another place: the next one is asked, then nobody.
+    let (_, hashes, _) = manifest();
+    let bad = |first, len| ManifestWeak { first, weak: vec![1; len] };
+    for told in [bad(0, 0), bad(0, hashes.len() + 1), bad(0, 1), bad(1, hashes.len() - 1)] {
+        let (mut d, _, _) = seeking("test weak");
+        let (first, _) = asked(&actions(&mut d, at(1)));
+        let first = first.expect("asked");
+        d.handle_message(at(2), first, told.clone().into());
+        let (second, requested) = asked(&actions(&mut d, at(2)));
+        let second = second.expect("asked");
+        assert!(first != second && requested.is_empty());
+        d.handle_message(at(2), first, bad(0, hashes.len()).into());
+        assert!(actions(&mut d, at(2)).is_empty(), "it is not asked any more");
+        d.handle_message(at(3), second, told.into());
+        let (third, requested) = asked(&actions(&mut d, at(3)));
+        assert!(third.is_none() && !requested.is_empty());
+    }
+    // One never answers, the other leaves.
+    let (mut d, _, _) = seeking("test weak");
+    assert!(asked(&actions(&mut d, at(1))).0.is_some());
+    let due = d.poll_timeout().expect("it is not waited for for ever");
+    assert!(due <= at(4001));
+    d.handle_timeout(due);
+    let (second, requested) = asked(&actions(&mut d, due));
+    assert!(requested.is_empty());
+    d.handle_disconnected(due, second.expect("asked"));
+    assert!(!asked(&actions(&mut d, due)).1.is_empty());
 }
 
 #[test]
@@ -251,12 +375,14 @@ fn any_message() -> impl Strategy<Value = PeerMessage> {
     let (signed, hashes, _) = manifest();
     prop_oneof![
         any::<bool>().prop_map(|near| {
-            let version = if near { "1 near site=0000000000000007" } else { "" };
+            let version = if near { "1 near weak site=0000000000000007" } else { "" };
             Hello { version: version.into(), origin: !near }.into()
         }),
         Just(Head { signed }.into()),
         (0..10u32).prop_map(|first| GetManifestHashes { first }.into()),
         any::<u32>().prop_map(|first| GetManifestHashes { first }.into()),
+        any::<u32>().prop_map(|first| GetManifestWeak { first }.into()),
+        (0..2u32, 0..7usize).prop_map(|(first, n)| ManifestWeak { first, weak: vec![7; n] }.into()),
         Just(ManifestHashes { first: 0, hashes: hashes.clone() }.into()),
         (0..3u32, 0..6usize).prop_map(move |(first, n)| {
             ManifestHashes { first, hashes: hashes.iter().take(n).copied().collect() }.into()
@@ -305,7 +431,7 @@ proptest! {
     fn a_destination_survives_anything(happenings in prop::collection::vec(happening(), 0..150)) {
         let (_, _, encoded) = manifest();
         let chunks: Vec<_> = encoded.chunks(BLOCK_LEN as usize).collect();
-        let (mut d, mut now) = (destination(), at(0));
+        let (mut d, mut now) = (destination().with_manifests_held(), at(0));
         let source = AgentId::of_key(&source().verifying_key().to_bytes());
         let peer = |n: u8| if n == 0 { source } else { peer(n) };
         for n in 0..3 {
@@ -344,6 +470,7 @@ proptest! {
             for action in actions {
                 match action {
                     Action::ManifestComplete => d.begin_content(now, BlockMap::new(BLOCKS)),
+                    Action::SeekManifest { .. } => d.manifest_sought(now, [1]),
                     Action::Send { message, .. } => {
                         prop_assert_eq!(PeerMessage::decode(&message.encode()), Ok(message));
                     }
@@ -354,7 +481,11 @@ proptest! {
             if let Some(due) = d.poll_timeout() {
                 now = now.max(due);
                 d.handle_timeout(now);
-                while d.poll_action(now).is_some() {}
+                while let Some(action) = d.poll_action(now) {
+                    if let Action::SeekManifest { .. } = action {
+                        d.manifest_sought(now, []);
+                    }
+                }
                 prop_assert!(d.poll_timeout().is_none_or(|next| next > now), "{:?} {:?}", now, d.poll_timeout());
             }
         }
@@ -364,7 +495,8 @@ proptest! {
     fn an_origin_survives_anything(happenings in prop::collection::vec(happening(), 0..150)) {
         let (signed, hashes, _) = manifest();
         let config = OriginConfig { settle: Duration::from_millis(500), ..OriginConfig::default() };
-        let mut o = Origin::new("test".into(), signed, hashes, BLOCKS, config, UploadConfig::default());
+        let weak = vec![3; hashes.len()];
+        let mut o = Origin::new("test".into(), signed, hashes, BLOCKS, config, UploadConfig::default()).with_weak(weak);
         let mut now = at(0);
         for n in 0..3 {
             o.handle_connected(now, peer(n));

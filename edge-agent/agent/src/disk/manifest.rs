@@ -14,6 +14,7 @@ use sync_core::manifest::{
     Unreadable, Writer,
 };
 use sync_core::merkle::{Hash, block_hash};
+use sync_core::weak::weak_hash;
 
 use super::cache::Cache;
 
@@ -176,16 +177,26 @@ fn errno(error: &ManifestError) -> Errno {
     }
 }
 
+/// Hashes of the blocks of an encoded manifest.
+#[derive(Default)]
+pub(crate) struct FileHashes {
+    /// What the head vouches for.
+    pub(crate) strong: Vec<Hash>,
+    /// For finding them elsewhere.
+    pub(crate) weak: Vec<u32>,
+}
+
 /// Hashes of the blocks of a file that holds an encoded manifest.
-pub(crate) fn file_block_hashes(file: &File) -> io::Result<Vec<Hash>> {
+pub(crate) fn file_block_hashes(file: &File) -> io::Result<FileHashes> {
     let len = file.metadata()?.len();
     let mut block = vec![0; BLOCK_LEN as usize];
-    let mut hashes = Vec::new();
+    let mut hashes = FileHashes::default();
     let mut at = 0;
     while at < len {
         let size = (len - at).min(u64::from(BLOCK_LEN)) as usize;
         file.read_exact_at(&mut block[..size], at)?;
-        hashes.push(block_hash(&block[..size]));
+        hashes.strong.push(block_hash(&block[..size]));
+        hashes.weak.push(weak_hash(&block[..size]));
         at += size as u64;
     }
     Ok(hashes)

@@ -7,6 +7,7 @@
 
 mod cache;
 mod folder;
+mod held;
 mod index;
 mod journal;
 mod manifest;
@@ -15,6 +16,7 @@ mod metadata;
 mod million;
 mod reader;
 mod recent;
+mod seek;
 mod staging;
 #[cfg(test)]
 mod tests;
@@ -23,10 +25,11 @@ use event_schema::{Problem, ProblemClass};
 use rustix::io::Errno;
 
 pub(crate) use folder::{Folder, file_type, mtime};
+pub(crate) use held::HeldManifests;
 pub(crate) use index::index_known;
 #[cfg(test)]
 pub(crate) use index::index_path;
-pub(crate) use manifest::{ManifestFile, PART, file_block_hashes};
+pub(crate) use manifest::{FileHashes, ManifestFile, PART, file_block_hashes};
 pub(crate) use metadata::{Owners, Restorer, xattrs};
 pub(crate) use reader::{BlockReader, ReadError};
 pub(crate) use staging::{KEEPS, Staging, StoreError};

@@ -38,6 +38,8 @@ pub(crate) struct RunStatus {
     pub(crate) bytes_done: u64,
     /// Content bytes in all; 0 while unknown.
     pub(crate) bytes_total: u64,
+    /// Blocks of the manifest that were found in others that are held here.
+    pub(crate) manifest_reused: u64,
     /// Connected peers.
     pub(crate) peers: u32,
     /// What was moved, over all restarts.
@@ -74,6 +76,7 @@ impl Board {
             blocks_total: 0,
             bytes_done: 0,
             bytes_total: 0,
+            manifest_reused: 0,
             peers: 0,
             stats: TransferStats::default(),
             problems: 0,

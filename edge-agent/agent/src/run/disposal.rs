@@ -77,7 +77,7 @@ impl Shared {
         let hashes = file_block_hashes(&file)
             .map_err(|e| problem(ProblemClass::Io, format_args!("reading the manifest: {e}")))?;
         let manifest = ManifestFile::open(Arc::new(file)).map_err(|e| bad(&e.to_string()))?;
-        if ManifestHead::of(run, head.source, manifest.known(), &hashes) != head {
+        if ManifestHead::of(run, head.source, manifest.known(), &hashes.strong) != head {
             return Err(bad("the run's manifest is damaged here"));
         }
         let whole = manifest.entry(0).is_ok_and(|entry| entry.path.is_empty());

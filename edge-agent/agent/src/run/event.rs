@@ -12,7 +12,7 @@ use utp2_tokio::{Connection, Handle};
 use super::blocks::{Arrived, Content};
 use super::reaching::NoMeeting;
 use super::sync::SyncJob;
-use crate::disk::{BlockReader, ManifestFile, ReadError, StoreError};
+use crate::disk::{BlockReader, FileHashes, ManifestFile, ReadError, StoreError};
 use crate::relay::Met;
 
 /// How a run is to end here.
@@ -46,6 +46,8 @@ pub(super) enum Wakeup {
     Stored(Vec<Stored>),
     /// The source's folder is indexed.
     Indexed(Result<Box<Indexed>, Problem>),
+    /// These blocks of the manifest were found here.
+    Sought(std::io::Result<Vec<u64>>),
     /// The manifest is decoded and the disk looked at.
     Prepared(Result<Box<Prepared>, Problem>),
     /// Everything was put in place, but for these.
@@ -88,7 +90,7 @@ pub(super) struct Indexed {
     pub(super) manifest: Arc<ManifestFile>,
     pub(super) signed: Signed,
     pub(super) root: Hash,
-    pub(super) hashes: Vec<Hash>,
+    pub(super) hashes: FileHashes,
     pub(super) reader: BlockReader,
     pub(super) problems: Vec<Problem>,
     /// Indexed in an earlier life.

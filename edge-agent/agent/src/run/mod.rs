@@ -56,6 +56,7 @@ pub(crate) use board::RunStatus;
 use crate::beside;
 use crate::clock::FleetClock;
 use crate::discovery::{Discovery, DiscoveryConfig, LanConfig};
+use crate::disk::HeldManifests;
 use crate::known::KnownFolders;
 use crate::relay::{Forwarder, RelayLimits, Relays};
 use crate::report::Reporter;
@@ -202,6 +203,7 @@ impl RunManager {
             reporter: deps.reporter,
             clock: deps.clock,
             known: KnownFolders::new(&deps.data_dir, deps.share_between_jobs),
+            held: HeldManifests::new(&deps.data_dir, deps.share_between_jobs),
             data: deps.data_dir,
             storage: deps.storage_path,
         };

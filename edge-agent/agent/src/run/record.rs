@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use event_schema::{RunAgentState, RunId, Signed, TransferStats, decode_exact, encode};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{KEEPS, PART};
+use crate::disk::{HeldManifests, KEEPS, PART};
 
 /// Version of the record's shape.
 const VERSION: u8 = 1;
@@ -79,6 +79,13 @@ impl RunFolder {
         File::open(&part)?.sync_all()?;
         fs::rename(&part, self.0.join("manifest"))?;
         self.replace("head", &encode(head), true)
+    }
+
+    /// The run is over: what the next one has in common with its manifest need not be fetched.
+    pub(super) fn hand_over_manifest(&self, held: &HeldManifests, place: &Path) {
+        if self.manifest().is_some() {
+            held.keep(place, &self.0.join("manifest"));
+        }
     }
 
     /// Forgets the run.

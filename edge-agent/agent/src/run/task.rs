@@ -44,6 +44,7 @@ use super::record::{Record, RunFolder};
 use super::work::{Indexing, Workers, place};
 use crate::clock::FleetClock;
 use crate::discovery::{Discovery, Found};
+use crate::disk::HeldManifests;
 use crate::known::KnownFolders;
 use crate::relay::Relays;
 use crate::report::Reporter;
@@ -63,6 +64,8 @@ pub(super) struct Host {
     pub(super) limiter: Option<Arc<Limiter>>,
     pub(super) corrupt: bool,
     pub(super) known: KnownFolders,
+    /// Manifests of destinations' runs that are over.
+    pub(super) held: HeldManifests,
     pub(super) clock: Arc<FleetClock>,
     /// Where this agent is, as its owner says.
     pub(super) site: Option<String>,
@@ -292,6 +295,7 @@ impl Task {
             Wakeup::Looked(looked) => self.blocks_looked_up(looked),
             Wakeup::Stored(stored) => stored.into_iter().for_each(|stored| self.block_stored(stored)),
             Wakeup::Indexed(result) => self.indexed(result),
+            Wakeup::Sought(found) => self.manifest_sought(found),
             Wakeup::Prepared(result) => self.prepared(result),
             Wakeup::Finalized(problems) => self.finalized(problems),
             // From a connection that another one took over; or of synchronization, which is another task's.
@@ -388,6 +392,7 @@ impl Task {
                     p.link.reading.remove(&block.0);
                 }
             }
+            Action::SeekManifest { strong, weak } => self.seek_manifest(strong, weak),
             Action::ManifestComplete => self.prepare(),
             Action::Lost { block, reason } => self.lost(block, reason),
             Action::Misbehaved { peer, what } => self.misbehaved(peer, what),
@@ -490,9 +495,14 @@ impl Task {
         self.reports.flush().await;
         if ending != Ending::Shutdown {
             let (blocks, folder) = (self.blocks, self.folder);
+            let held = (self.join.role == Role::Destination).then_some(self.host.held);
+            let place = place(&self.host.storage, &self.join.path);
             let removed = tokio::task::spawn_blocking(move || {
                 if let Some(staging) = blocks.content().and_then(|c| c.staging()) {
                     staging.remove_staging();
+                }
+                if let (Some(held), Some(place)) = (held, place) {
+                    folder.hand_over_manifest(&held, &place);
                 }
                 folder.remove();
             });
@@ -504,7 +514,7 @@ impl Task {
     async fn wait_for_work(&mut self) {
         while let Some(woken) = self.woken.recv().await {
             match woken {
-                Wakeup::Indexed(_) | Wakeup::Finalized(_) => return,
+                Wakeup::Indexed(_) | Wakeup::Sought(_) | Wakeup::Finalized(_) => return,
                 Wakeup::Prepared(result) => {
                     if let Ok(prepared) = result {
                         self.blocks.set_content(prepared.content);

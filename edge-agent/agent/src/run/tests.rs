@@ -51,7 +51,9 @@ impl Fleet {
         let context = agent_proto::link::seal_context(run);
         let mut ephemeral = [0; 32];
         getrandom::fill(&mut ephemeral).expect("randomness");
-        seal(&public, &context, &self.secret, ephemeral).expect("a good key")
+        // No two runs have one secret.
+        let secret = self.secret.map(|byte| byte ^ run.0[0]);
+        seal(&public, &context, &secret, ephemeral).expect("a good key")
     }
 
     /// The command for `agent`, naming everybody in `agents`; the first is the source.
@@ -180,11 +182,16 @@ impl Agent {
 
     /// Waits for the report that the run ended here.
     async fn completed(&self) -> RunCompleted {
+        self.wait("the run to end", || self.ends().first().cloned()).await
+    }
+
+    /// All reports that a run ended here.
+    fn ends(&self) -> Vec<RunCompleted> {
         let end = |body| match body {
             ReportBody::RunCompleted(end) => Some(end),
             _ => None,
         };
-        self.wait("the run to end", || self.reports().into_iter().find_map(end)).await
+        self.reports().into_iter().filter_map(end).collect()
     }
 
     async fn wait<T>(&self, what: &str, found: impl Fn() -> Option<T>) -> T {
@@ -338,6 +345,58 @@ async fn three_destinations_get_everything_and_the_source_sends_about_one_copy()
         assert!(agent.runs().status().is_empty());
         assert!(!agent.dir.path().join("runs").join(RUN.to_string()).exists());
     }
+    scene.shut_down().await;
+}
+
+/// A run after another one fetches only what is new of the manifest, at a destination that has the one of before. Who
+/// has none, or a damaged one, fetches all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_manifest_only_what_is_new_is_fetched() {
+    let scene = Scene::new(1 << 20, &[PLAIN; 3]).await;
+    // Their hashes alone are four blocks of the manifest and more.
+    fs::create_dir(scene.place(0).join("many")).expect("room");
+    for n in 0..4000 {
+        fs::write(scene.place(0).join(format!("many/{n:04}")), n.to_string()).expect("room");
+    }
+    let join = async |n: usize, run: RunId| {
+        let all: Vec<&Agent> = scene.agents.iter().collect();
+        let order = scene.fleet.join(&all, all[n], scene.place(n));
+        let sealed_secret = scene.fleet.seal(all[n], run);
+        all[n].runs().join(JoinRun { run, sealed_secret, ..order }, false).await;
+    };
+    // Takes part, and gives what was found of the manifest.
+    let receive = async |n: usize, run: RunId| {
+        join(n, run).await;
+        let agent = &scene.agents[n];
+        let done = async || {
+            while !agent.ends().iter().any(|end| end.run == run && end.state == RunAgentState::Done) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(LIMIT, done()).await.unwrap_or_else(|_| panic!("not done: {:?}", agent.reports()));
+        assert_same(scene.place(0), scene.place(n));
+        let status = agent.runs().status().into_iter().find(|status| status.run == run);
+        let reused = status.expect("in the run").manifest_reused;
+        agent.runs().finish(run).await;
+        reused
+    };
+    let [first, second, third] = [1, 2, 3].map(|n| RunId([n; 16]));
+    join(0, first).await;
+    assert_eq!(receive(1, first).await, 0);
+    // Its hashes are elsewhere in the table now.
+    fs::rename(scene.place(0).join("many"), scene.place(0).join("a new name")).expect("ours");
+    fs::remove_dir_all(scene.place(1).join("many")).expect("there");
+    join(0, second).await;
+    let manifest = scene.agents[0].dir.path().join("runs").join(first.to_string()).join("manifest");
+    let blocks = fs::metadata(&manifest).expect("there").len() / u64::from(agent_proto::limits::BLOCK_LEN);
+    let reused = receive(1, second).await;
+    assert!((3..blocks).contains(&reused), "{reused} of {blocks}");
+    assert_eq!(receive(2, second).await, 0);
+    for held in fs::read_dir(scene.agents[1].dir.path().join("manifests")).expect("kept") {
+        fs::write(held.expect("readable").path(), vec![7; 1 << 20]).expect("room");
+    }
+    join(0, third).await;
+    assert_eq!(receive(1, third).await, 0);
     scene.shut_down().await;
 }
 

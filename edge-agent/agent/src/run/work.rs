@@ -101,7 +101,7 @@ pub(super) fn index(
             Ok(head) => {
                 let hashes = file_block_hashes(&file).map_err(unreadable)?;
                 if let Ok(manifest) = ManifestFile::open(Arc::new(file))
-                    && ManifestHead::of(run, source, manifest.known(), &hashes) == head
+                    && ManifestHead::of(run, source, manifest.known(), &hashes.strong) == head
                 {
                     let manifest = Arc::new(manifest);
                     let (reader, root, problems) = (open(&manifest)?, head.root, Vec::new());
@@ -126,7 +126,7 @@ pub(super) fn index(
         !progress.stop.load(Ordering::Relaxed)
     })?;
     let hashes = file_block_hashes(manifest.known().source().file()).map_err(unreadable)?;
-    let head = ManifestHead::of(run, source, manifest.known(), &hashes);
+    let head = ManifestHead::of(run, source, manifest.known(), &hashes.strong);
     let signed = head.sign(key);
     folder
         .keep_manifest(&signed)

@@ -576,6 +576,7 @@ impl World {
                     lane.queue.iter_mut().for_each(|q| q.retain(|b| *b != block));
                 }
             }
+            Action::SeekManifest { .. } => unreachable!("nobody holds other manifests"),
             Action::ManifestComplete => {
                 let node = &mut self.nodes[n];
                 if !std::mem::replace(&mut node.has_manifest, true) {

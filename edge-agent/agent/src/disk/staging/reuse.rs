@@ -8,38 +8,26 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass};
 use rustix::fs::{Dir, FileType};
 use rustix::io::Errno;
 use sync_core::manifest::{Entry, Kind, STAGING_FOLDER};
-use sync_core::merkle::{Hash, block_hash};
-use sync_core::weak::Rolling;
+use sync_core::merkle::block_hash;
 
 use super::super::folder::{Folder, file_type};
 use super::super::problem;
 use super::super::reader::read_block;
+use super::super::seek::{Rolled, Sought, roll, worth};
 use super::{Staging, unreadable};
-
-const WINDOW: usize = BLOCK_LEN as usize;
 
 /// Blocks that are looked for in one pass over a file: 40 bytes each. A file that lacks more is read again for the rest.
 const SOUGHT_MAX: usize = 1 << 18;
 
 /// Passes over one file: beyond 256 GiB of missing blocks the rest is fetched.
 const PASSES_MAX: usize = 32;
-
-/// Bytes read at a time.
-const CHUNK: usize = 1 << 20;
-
-/// Windows whose weak hash is right and whose strong one is not, beside one for each block passed: more is no chance but
-/// somebody's making, and each costs 25 µs.
-const FALSE_ALARMS: u64 = 1_000;
-
-/// Contents of one weak hash that are compared with a window.
-const SAME_WEAK_MAX: usize = 8;
 
 /// Files of other names that are remembered as candidates: some 100 MB at most with long paths, in a run whose manifest
 /// lacks as many.
@@ -48,12 +36,6 @@ const CANDIDATES_MAX: usize = 500_000;
 /// Candidates of an entry's size and name, and of its size alone, that are tried: what they cost if all are wrong is a
 /// read of one block each.
 const TRIED_MAX: usize = 8;
-
-/// Bytes a second that fetching is worth: nobody searches for longer than fetching would take at that.
-const WORTH_BPS: u64 = 10 << 20;
-
-/// The least and the most time for the search in folders.
-const SEARCH: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
 /// Folders that wait to be looked into.
 const FOLDERS_MAX: usize = 200_000;
@@ -64,13 +46,6 @@ struct Lacking<'a> {
     entry: u64,
     e: &'a Entry,
     blocks: Range<u64>,
-}
-
-/// What a window that moved along a file came upon.
-#[derive(Default)]
-struct Rolled {
-    found: u64,
-    false_alarms: u64,
 }
 
 /// A file that may hold what an entry lacks.
@@ -115,7 +90,7 @@ impl Staging {
             roots.push(folder);
         }
         let missing = self.lock().missing;
-        let until = Instant::now() + Duration::from_secs(missing / WORTH_BPS).clamp(SEARCH.0, SEARCH.1);
+        let until = Instant::now() + worth(missing);
         let in_time = || Instant::now() < until && go_on();
         // Below the destination first: that is where files are renamed.
         for root in std::iter::once(roots.len()).chain(0..roots.len()) {
@@ -256,80 +231,12 @@ impl Staging {
         sought: &mut Sought,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Rolled, Problem> {
-        let (mut rolled, mut passed) = (Rolled::default(), 0);
-        for stretch in self.unknown(len, lacking) {
-            if stretch.end - stretch.start < WINDOW as u64 {
-                continue;
-            }
-            let mut at = stretch.start;
-            let mut buffer = Vec::new();
-            // Where the buffer begins in the file.
-            let mut base = at;
-            let mut rolling: Option<Rolling> = None;
-            while at + WINDOW as u64 <= stretch.end {
-                let mut offset = (at - base) as usize;
-                if offset + WINDOW + 1 > buffer.len() {
-                    if !go_on() {
-                        return Ok(rolled);
-                    }
-                    // What the window covers stays, the next chunk follows.
-                    buffer.drain(..offset.min(buffer.len()));
-                    base = at;
-                    offset = 0;
-                    let had = buffer.len();
-                    let more = (stretch.end - (base + had as u64)).min(CHUNK as u64) as usize;
-                    buffer.resize(had + more, 0);
-                    if file.read_exact_at(&mut buffer[had..], base + had as u64).is_err() {
-                        // It changes under us: what is found is found.
-                        return Ok(rolled);
-                    }
-                }
-                let window = &buffer[offset..offset + WINDOW];
-                let hash = rolling.get_or_insert_with(|| Rolling::new(window));
-                if sought.may_have(hash.value()) {
-                    let mut hit = false;
-                    let mut strong: Option<Hash> = None;
-                    for group in sought.with(hash.value()) {
-                        // What is here needs no second look: content that repeats itself comes by often.
-                        if sought.groups[group].found
-                            || *strong.get_or_insert_with(|| block_hash(window))
-                                != sought.groups[group].strong
-                        {
-                            continue;
-                        }
-                        hit = true;
-                        sought.groups[group].found = true;
-                        for block in sought.blocks(group) {
-                            let info = self.block(block)?;
-                            self.keep_found(lacking, block, info.offset, window)?;
-                            rolled.found += 1;
-                        }
-                    }
-                    if hit {
-                        // What follows it there most likely follows it here.
-                        at += WINDOW as u64;
-                        passed += WINDOW as u64;
-                        if at + WINDOW as u64 <= stretch.end && (at - base) as usize + WINDOW <= buffer.len()
-                        {
-                            let offset = (at - base) as usize;
-                            hash.restart(&buffer[offset..offset + WINDOW]);
-                        } else {
-                            rolling = None;
-                        }
-                        continue;
-                    }
-                    rolled.false_alarms += u64::from(strong.is_some());
-                    if rolled.false_alarms > FALSE_ALARMS + passed / u64::from(BLOCK_LEN) {
-                        tracing::debug!(path = %lacking.e.path.escape_ascii(), "too many false alarms; the rest is fetched");
-                        return Ok(rolled);
-                    }
-                }
-                if let Some(&into) = buffer.get(offset + WINDOW) {
-                    hash.roll(buffer[offset], into);
-                }
-                at += 1;
-                passed += 1;
-            }
+        let rolled = roll(file, &self.unknown(len, lacking), sought, go_on, &mut |block, window| {
+            let info = self.block(block)?;
+            self.keep_found(lacking, block, info.offset, window)
+        })?;
+        if rolled.gave_up {
+            tracing::debug!(path = %lacking.e.path.escape_ascii(), "too many false alarms; the rest is fetched");
         }
         Ok(rolled)
     }
@@ -402,64 +309,6 @@ fn tolerated(found: Result<u64, Problem>) -> Result<u64, Problem> {
     }
 }
 
-/// Blocks that are looked for, by weak hash.
-struct Sought {
-    /// Sorted by weak hash.
-    groups: Vec<Group>,
-    /// The blocks of all groups, one after the other.
-    blocks: Vec<u64>,
-    /// A bit for each value of the weak hash's low bits: most windows are nobody's.
-    filter: Vec<u64>,
-    mask: u32,
-}
-
-/// Blocks of the same content, however many: found together, and not looked at again.
-struct Group {
-    weak: u32,
-    strong: Hash,
-    /// Where its blocks end in the list of all.
-    end: usize,
-    found: bool,
-}
-
-impl Sought {
-    fn new(mut rows: Vec<(u32, u64, Hash)>) -> Self {
-        rows.sort_unstable_by_key(|(weak, block, strong)| (*weak, *strong, *block));
-        let bits = (rows.len() * 32).next_power_of_two().clamp(64, 1 << 24);
-        let mut filter = vec![0; bits / 64];
-        let mask = (bits - 1) as u32;
-        let (mut groups, mut blocks): (Vec<Group>, Vec<u64>) = (Vec::new(), Vec::with_capacity(rows.len()));
-        for (weak, block, strong) in rows {
-            let bit = weak & mask;
-            filter[bit as usize / 64] |= 1 << (bit % 64);
-            blocks.push(block);
-            match groups.last_mut() {
-                Some(last) if last.weak == weak && last.strong == strong => last.end = blocks.len(),
-                _ => groups.push(Group { weak, strong, end: blocks.len(), found: false }),
-            }
-        }
-        Self { groups, blocks, filter, mask }
-    }
-
-    #[inline]
-    fn may_have(&self, weak: u32) -> bool {
-        let bit = weak & self.mask;
-        self.filter[bit as usize / 64] & (1 << (bit % 64)) != 0
-    }
-
-    /// The groups with this weak hash: one, but for chance and malice.
-    fn with(&self, weak: u32) -> Range<usize> {
-        let first = self.groups.partition_point(|group| group.weak < weak);
-        let count = self.groups[first..].partition_point(|group| group.weak == weak);
-        first..first + count.min(SAME_WEAK_MAX)
-    }
-
-    fn blocks(&self, group: usize) -> Vec<u64> {
-        let start = group.checked_sub(1).map_or(0, |before| self.groups[before].end);
-        self.blocks[start..self.groups[group].end].to_vec()
-    }
-}
-
 /// Adds the files below a folder that have one of the sizes.
 fn look_through(
     folder: &Folder,
@@ -529,6 +378,7 @@ fn last_name(path: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::seek::{FALSE_ALARMS, WINDOW};
     use super::super::tests::{Case, with_own_mounts};
     use super::*;
 

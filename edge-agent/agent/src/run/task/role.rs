@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use event_schema::{
     ManifestSigned, Problem, ProblemClass, Role, RunAgentState, RunCompleted, RunStateReported,
 };
 use sync_core::config::{FetchConfig, OriginConfig};
 use sync_core::manifest::{HeadError, ManifestHead, Source};
+use sync_core::merkle::Hash;
 use sync_core::{Destination, Origin, Phase, RunInfo};
 use tokio::time::{Duration, Instant};
 
 use super::{Machine, Task};
-use crate::disk::{ReadError, file_block_hashes};
+use crate::disk::{FileHashes, ReadError, file_block_hashes};
 use crate::run::blocks::Content;
 use crate::run::event::{Indexed, Prepared, Wakeup};
 use crate::run::limits::{DISK_RETRY, LOOK_AGAIN, LOOK_AGAIN_MAX};
@@ -58,6 +60,9 @@ impl Task {
                 let site = self.host.site.as_deref().map(|tag| site_label(self.join.run, tag));
                 let mut destination = Destination::new(info, FetchConfig::default(), Self::uploads(), seed)
                     .at_site(self.host.me, site);
+                if self.place().is_some_and(|place| self.host.held.any(&place)) {
+                    destination = destination.with_manifests_held();
+                }
                 self.set_state(RunAgentState::FindingPeers);
                 if let Some((signed, file)) = self.folder.manifest() {
                     if let Err(HeadError::Version(version)) =
@@ -74,8 +79,9 @@ impl Task {
                     // Seconds for a manifest of gigabytes, in which other runs go on.
                     let hashes = tokio::task::block_in_place(|| file_block_hashes(&file));
                     if let (Ok(hashes), Ok(meta)) = (hashes, file.metadata())
-                        && destination.restore_manifest(self.now(), signed, hashes)
+                        && destination.restore_manifest(self.now(), signed, hashes.strong)
                     {
+                        destination.restore_weak(hashes.weak);
                         self.blocks.set_manifest(meta.len(), Arc::new(file));
                     }
                 }
@@ -154,7 +160,9 @@ impl Task {
         let config =
             OriginConfig { settle: if again { SETTLE } else { Duration::ZERO }, ..OriginConfig::default() };
         let uploads = Self::uploads().for_blocks(bytes, blocks);
-        let mut origin = Origin::new(crate::VERSION.into(), signed, hashes, blocks, config, uploads);
+        let FileHashes { strong, weak } = hashes;
+        let mut origin =
+            Origin::new(crate::VERSION.into(), signed, strong, blocks, config, uploads).with_weak(weak);
         let now = self.now();
         for (agent, peer) in &mut self.peers {
             origin.handle_connected(now, *agent);
@@ -204,6 +212,35 @@ impl Task {
     /// The agent's own folder does not take the manifest: without it nothing can go on.
     pub(super) fn manifest_not_kept(&mut self, error: &std::io::Error) {
         self.fail(problem(work::disk_class(error), format_args!("keeping the manifest: {error}")));
+    }
+
+    /// Looks for what the manifest has in common with those that are held.
+    pub(super) fn seek_manifest(&mut self, strong: Vec<Hash>, weak: Vec<u32>) {
+        let Machine::Destination(d) = &mut self.machine else { return };
+        let (Some((head, _)), Some(place)) = (d.head(), super::place(&self.host.storage, &self.join.path))
+        else {
+            return;
+        };
+        let (len, held) = (head.len, self.host.held.clone());
+        let (blocks, indexing) = (self.blocks.clone(), self.indexing.clone());
+        self.work(move || {
+            let go_on = || !indexing.stop.load(Ordering::Relaxed);
+            let keep = &mut |block, bytes: &[u8]| blocks.keep_manifest_block(block, bytes);
+            Wakeup::Sought(held.seek(&place, len, &strong, &weak, &go_on, keep))
+        });
+    }
+
+    pub(super) fn manifest_sought(&mut self, found: std::io::Result<Vec<u64>>) {
+        self.busy = false;
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => return self.manifest_not_kept(&error),
+        };
+        self.board.lock().manifest_reused = found.len() as u64;
+        let now = self.now();
+        if let Machine::Destination(d) = &mut self.machine {
+            d.manifest_sought(now, found);
+        }
     }
 
     /// The manifest is here: looks at the disk.
