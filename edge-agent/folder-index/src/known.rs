@@ -35,6 +35,21 @@ impl Known {
     /// # Errors
     /// If the index cannot be read.
     pub fn content(&mut self, path: &[u8], stat: &Stat) -> Result<Option<Content>, IndexError> {
+        Ok(self.record(path, stat)?.and_then(|record| record.content().copied()))
+    }
+
+    /// The same, if the file had neither holes nor attributes that travel: then nothing is left to be asked of it.
+    ///
+    /// # Errors
+    /// If the index cannot be read.
+    pub fn plain(&mut self, path: &[u8], stat: &Stat) -> Result<Option<Content>, IndexError> {
+        let record = self.record(path, stat)?;
+        let plain = record.filter(|record| record.attributes.is_none() && !record.stamp.sparse);
+        Ok(plain.and_then(|record| record.content().copied()))
+    }
+
+    /// What is known of the file at `path`, if `stat` is as it was then.
+    fn record(&mut self, path: &[u8], stat: &Stat) -> Result<Option<Record>, IndexError> {
         let (above, name) = match path.iter().rposition(|&b| b == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&[][..], path),
@@ -53,7 +68,7 @@ impl Known {
         let Some(folder) = folder else { return Ok(None) };
         let record = self.snapshot.at(folder, name)?;
         let stamp = Stamp::of(stat, self.root_dev);
-        Ok(record.filter(|r| r.stamp.same_content(&stamp)).and_then(|r| r.content().copied()))
+        Ok(record.filter(|record| record.stamp.same_content(&stamp)))
     }
 
     /// See [`Snapshot::blocks`].

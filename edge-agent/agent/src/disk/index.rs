@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass};
-use folder_index::Known;
+use folder_index::{Content, IndexError, Known};
 use rustix::fs::{self, Dir, FileType, Stat};
 use rustix::io::Errno;
 use sync_core::manifest::{
@@ -268,7 +268,9 @@ impl Index<'_> {
             found.remove();
         }
         let index = self.out.entries();
-        match self.file(path)? {
+        let plain = self.plain(path, stat);
+        let taken = plain.map_or_else(|| self.file(path), |entry| Ok(Ok((entry, *stat))))?;
+        match taken {
             Ok((entry, stat)) => {
                 let further = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX).saturating_sub(1);
                 if self.write(&entry)? && further > 0 {
@@ -325,6 +327,13 @@ impl Index<'_> {
         matches!(link_stays_inside(path, target, is_folder), Ok(true))
     }
 
+    /// A file that the index knows as it is, and knows to be nothing but bytes: it need not even be opened.
+    fn plain(&mut self, path: &[u8], stat: &Stat) -> Option<ManifestEntry> {
+        let kind = Kind::file(stat.st_size as u64);
+        let content = self.known.as_mut()?.plain(path, stat);
+        self.push_known(content, stat, &kind).then(|| self.entry(path, stat, kind))
+    }
+
     /// Hashes a file, again if it changes meanwhile.
     fn file(&mut self, path: &[u8]) -> Result<Result<(ManifestEntry, Stat), Problem>, Problem> {
         for _ in 0..READ_TRIES {
@@ -353,7 +362,8 @@ impl Index<'_> {
         let xattrs = xattrs(file.as_fd())?;
         let size = before.st_size as u64;
         let kind = Kind::File { size, data: extents(file.as_fd(), &before)? };
-        let known = self.push_known(path, &before, &kind);
+        let content = self.known.as_mut().map_or(Ok(None), |known| known.content(path, &before));
+        let known = self.push_known(content, &before, &kind);
         let mut block = vec![0; size.min(u64::from(BLOCK_LEN)) as usize];
         let mut blocks = 0u64;
         for nth in kind.file_blocks().flatten().take_while(|_| !known) {
@@ -382,9 +392,9 @@ impl Index<'_> {
 
     /// Takes the hashes of a file from the folder's index if it knows the file as it is. What goes wrong with that
     /// is no problem: the file is read.
-    fn push_known(&mut self, path: &[u8], stat: &Stat, kind: &Kind) -> bool {
+    fn push_known(&mut self, content: Result<Option<Content>, IndexError>, stat: &Stat, kind: &Kind) -> bool {
         let Some(known) = &mut self.known else { return false };
-        let content = match known.content(path, stat) {
+        let content = match content {
             Ok(None) => return false,
             Ok(Some(content)) => Ok(content),
             Err(e) => Err(e.to_string()),

@@ -21,6 +21,12 @@ use super::cache::Cache;
 /// Pages kept decoded: a source reads in one place, its receivers in a handful of others. About 30 KiB each.
 const PAGES_KEPT: usize = 16;
 
+/// Hashes of blocks read at a time, and how many such stretches are kept, 4 KiB each: blocks come and go in the order of
+/// their numbers, in a handful of places at once.
+const HASHES_AT_ONCE: u64 = 114;
+/// See [`HASHES_AT_ONCE`].
+const HASHES_KEPT: usize = 32;
+
 /// Name of the file that a manifest is written to before it is whole.
 pub(crate) const PART: &str = "manifest.part";
 
@@ -62,6 +68,8 @@ impl Source for ManifestBytes {
 pub(crate) struct ManifestFile {
     manifest: Manifest<ManifestBytes>,
     pages: Mutex<Cache<usize, Arc<Page>>>,
+    /// Hashes that were read, [`HASHES_AT_ONCE`] at a time.
+    hashes: Mutex<Cache<u64, Arc<[BlockHash]>>>,
 }
 
 /// An entry, with the page that it is in.
@@ -108,7 +116,8 @@ impl ManifestFile {
         let unreadable = |e: io::Error| Unreadable { code: e.raw_os_error().unwrap_or(0) };
         let len = file.metadata().map_err(unreadable)?.len();
         let manifest = Manifest::open(ManifestBytes { file, len })?;
-        Ok(Self { manifest, pages: Mutex::new(Cache::new(PAGES_KEPT)) })
+        let (pages, hashes) = (Mutex::new(Cache::new(PAGES_KEPT)), Mutex::new(Cache::new(HASHES_KEPT)));
+        Ok(Self { manifest, pages, hashes })
     }
 
     /// What can be known without reading.
@@ -164,8 +173,25 @@ impl ManifestFile {
     /// A content block; `None` if there is no such block.
     pub(crate) fn block(&self, block: u64) -> Result<Option<BlockInfo>, Errno> {
         let Some(BlockPlace { entry, offset, len }) = self.place(block)? else { return Ok(None) };
-        let hash = self.manifest.hash(block).map_err(|e| errno(&e))?.strong;
-        Ok(Some(BlockInfo { entry, offset, len, hash }))
+        Ok(Some(BlockInfo { entry, offset, len, hash: self.hash(block)?.strong }))
+    }
+
+    /// The hashes of a content block; `NOENT` if there is no such block.
+    fn hash(&self, block: u64) -> Result<BlockHash, Errno> {
+        let lock = || self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        let (nth, place) = (block / HASHES_AT_ONCE, (block % HASHES_AT_ONCE) as usize);
+        let kept = lock().get(&nth);
+        let stretch = match kept {
+            Some(stretch) => stretch,
+            None => {
+                let first = nth * HASHES_AT_ONCE;
+                let read: Arc<[BlockHash]> =
+                    self.manifest.hashes(first..first + HASHES_AT_ONCE).map_err(|e| errno(&e))?.into();
+                lock().insert(nth, read.clone());
+                read
+            }
+        };
+        stretch.get(place).copied().ok_or(Errno::NOENT)
     }
 }
 

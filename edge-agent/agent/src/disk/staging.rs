@@ -135,6 +135,8 @@ struct Inner {
     /// Entries that are in place.
     placed: BlockMap,
     given_up: BlockMap,
+    /// Entries under whose names there was a file when the run began here.
+    older: BlockMap,
     /// Bytes of blocks that are wanted and not here.
     missing: u64,
     /// Unfinished files that are open; whether they can be written to.
@@ -203,6 +205,7 @@ impl Staging {
                 have: BlockMap::new(blocks),
                 placed: BlockMap::new(entries),
                 given_up: BlockMap::new(entries),
+                older: BlockMap::new(entries),
                 missing: manifest.bytes(),
                 files: HashMap::new(),
                 waiting: Waiting::default(),
@@ -270,6 +273,9 @@ impl Staging {
             return Ok(0);
         };
         let existing = if fresh.holds(&e.path) { None } else { self.folder().open_file(&e.path).ok() };
+        if existing.is_some() {
+            self.lock().older.insert(entry);
+        }
         let existing_len = existing.as_ref().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len());
         let partial = match self.partial.contains(entry).then(|| self.open_partial(entry, Access::Read)) {
             None | Some(Err(Errno::NOENT)) => None,

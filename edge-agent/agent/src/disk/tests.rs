@@ -599,6 +599,9 @@ fn what_the_index_knows_is_not_read_again() {
     }
     let sparse = std::fs::File::create(src.path().join("sparse")).expect("a file");
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"data behind a hole", 10 << 20).expect("written");
+    // Some file systems know none.
+    let flags = rustix::fs::XattrFlags::empty();
+    let _ = rustix::fs::setxattr(src.path().join("zzz"), "user.note", b"v", flags);
     let index = folder_index::Index::open(&state.path().join("index"), src.path()).expect("opened");
     let (options, progress, stop) = (ScanOptions::default(), Arc::default(), Arc::default());
     scan(&index, &options, &Scope::All, &mut Unobserved, &progress, &stop).expect("scanned");

@@ -61,7 +61,7 @@ fn refresh(catalog: &Catalog, path: &Path, progress: &Indexing) -> Option<Known>
         return None;
     }
     let options = ScanOptions {
-        effort: Effort { background: false, ..Effort::default() },
+        effort: Effort::urgent(),
         // What is not there is not sent; nothing is deleted anywhere for that.
         accept: true,
         ..ScanOptions::default()

@@ -24,6 +24,12 @@ impl Default for Effort {
 }
 
 impl Effort {
+    /// For somebody who waits for it: a thread for each processor, at most 8, and none stands back.
+    pub fn urgent() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self { threads: processors.clamp(1, 8), bytes_per_second: None, background: false }
+    }
+
     /// Makes the calling thread stand back, if that is wanted.
     pub(crate) fn apply_to_thread(&self) {
         if self.background {

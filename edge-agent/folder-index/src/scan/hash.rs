@@ -28,6 +28,9 @@ use crate::tables::BLOCK_HASHES;
 /// Files from this size on do not stay in the system's cache for having been hashed.
 const LARGE: u64 = 16 << 20;
 
+/// Small files that are told of together: one message, and whoever waits for it wakes once.
+const TOLD_AT_ONCE: usize = 16;
+
 /// Read at once.
 const READ: usize = 8 * BLOCK_LEN as usize;
 
@@ -49,8 +52,8 @@ pub(super) enum Told {
     Blocks { token: u64, row: u32, hashes: Vec<u8> },
     /// The file is read anew: rows told of it do not count.
     Anew { token: u64 },
-    /// The file is done.
-    Done { token: u64, result: std::result::Result<Hashed, Failure> },
+    /// Files that are done, each by its token.
+    Done(Vec<(u64, std::result::Result<Hashed, Failure>)>),
 }
 
 /// A file as it was read.
@@ -150,29 +153,55 @@ impl Drop for Hashers {
     }
 }
 
+/// How a thread tells what it found.
+struct Teller<'a> {
+    tell: &'a SyncSender<Told>,
+    done: Vec<(u64, std::result::Result<Hashed, Failure>)>,
+}
+
+impl Teller<'_> {
+    fn send(&self, told: Told) -> std::result::Result<(), Failure> {
+        self.tell.send(told).map_err(|_| Failure::Stopped)
+    }
+
+    /// Tells of the files that are done: before this thread waits, or reads for long.
+    fn flush(&mut self) -> std::result::Result<(), Failure> {
+        let done = std::mem::take(&mut self.done);
+        if done.is_empty() { Ok(()) } else { self.send(Told::Done(done)) }
+    }
+}
+
 fn work(queue: &Mutex<Receiver<Job>>, tell: &SyncSender<Told>, shared: &Shared) {
     let mut buffer = vec![0; READ];
+    let mut teller = Teller { tell, done: Vec::new() };
     loop {
-        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = job else { return };
-        let result = hash_file(&job, &mut buffer, tell, shared);
-        if tell.send(Told::Done { token: job.token, result }).is_err() {
-            return;
-        }
+        let next = queue.try_lock().ok().and_then(|queue| queue.try_recv().ok());
+        let job = match next {
+            Some(job) if teller.done.len() < TOLD_AT_ONCE => job,
+            next => {
+                if teller.flush().is_err() {
+                    return;
+                }
+                let wait = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let Ok(job) = next.map_or_else(wait, Ok) else { return };
+                job
+            }
+        };
+        let result = hash_file(&job, &mut buffer, &mut teller, shared);
+        teller.done.push((job.token, result));
     }
 }
 
 fn hash_file(
     job: &Job,
     buffer: &mut [u8],
-    tell: &SyncSender<Told>,
+    teller: &mut Teller<'_>,
     shared: &Shared,
 ) -> std::result::Result<Hashed, Failure> {
     for _ in 0..READ_TRIES {
-        match hash_once(job, buffer, tell, shared)? {
+        match hash_once(job, buffer, teller, shared)? {
             Some(hashed) => return Ok(hashed),
-            None if tell.send(Told::Anew { token: job.token }).is_err() => return Err(Failure::Stopped),
-            None => {}
+            None => teller.send(Told::Anew { token: job.token })?,
         }
     }
     Err(Failure::Changed)
@@ -182,7 +211,7 @@ fn hash_file(
 fn hash_once(
     job: &Job,
     buffer: &mut [u8],
-    tell: &SyncSender<Told>,
+    teller: &mut Teller<'_>,
     shared: &Shared,
 ) -> std::result::Result<Option<Hashed>, Failure> {
     let file = open_file(&job.folder, &job.name)?;
@@ -192,6 +221,7 @@ fn hash_once(
     }
     let mut granularity = granularity_of(&before, job.granularity);
     if granularity <= PRECISE_TIMES && !settled(&before, granularity) {
+        teller.flush()?;
         // Cheaper than reading it again later.
         std::thread::sleep(granularity);
         before = fs::fstat(&file)?;
@@ -201,6 +231,7 @@ fn hash_once(
     let size = before.st_size as u64;
     let large = size >= LARGE;
     if size > READ as u64 {
+        teller.flush()?;
         // Advice only.
         let _ = fs::fadvise(&file, 0, None, Advice::Sequential);
     }
@@ -237,7 +268,7 @@ fn hash_once(
             row.extend_from_slice(&weak.to_le_bytes());
             if row.len() == BLOCKS_PER_ROW * BLOCK_HASHES {
                 let hashes = std::mem::take(&mut row);
-                send(tell, Told::Blocks { token: job.token, row: rows, hashes })?;
+                teller.send(Told::Blocks { token: job.token, row: rows, hashes })?;
                 rows += 1;
             }
         }
@@ -253,7 +284,7 @@ fn hash_once(
         return Ok(None);
     }
     if !row.is_empty() {
-        send(tell, Told::Blocks { token: job.token, row: rows, hashes: row })?;
+        teller.send(Told::Blocks { token: job.token, row: rows, hashes: row })?;
     }
     Ok(Some(Hashed { stat: before, root: root.finish(), weak: first_weak, blocks, attributes, settled }))
 }
@@ -284,10 +315,6 @@ impl Holes {
         }
         self.data >= at + len as u64
     }
-}
-
-fn send(tell: &SyncSender<Told>, told: Told) -> std::result::Result<(), Failure> {
-    tell.send(told).map_err(|_| Failure::Stopped)
 }
 
 /// What a file's own times can tell apart, where those of its file system can tell so much: ext2, ext3 and ext4 with small

@@ -625,8 +625,15 @@ fn attributes_and_hard_links_are_seen() {
             return;
         }
     }
+    let plain = |path: &str| {
+        let mut known = crate::Known::open(&bed.index).expect("read").expect("the folder is there");
+        let stat = rustix::fs::lstat(bed.tree.join(path)).expect("stat");
+        known.plain(path.as_bytes(), &stat).expect("read").is_some()
+    };
+    assert!(!plain("x"), "it got an attribute that the index does not know");
     bed.scan();
     assert!(none.is_none() && record(b"x").attributes.is_some() && record(b"d").attributes.is_some());
+    assert!(!plain("x"), "it has an attribute");
     let before = (bed.sequence(), record(b"x").attributes);
     rustix::fs::setxattr(bed.tree.join("x"), "user.note", b"w", flags).expect("set");
     bed.scan();
@@ -650,6 +657,10 @@ fn holes_are_not_read() {
     let stat = fs::metadata(bed.tree.join("sparse")).expect("stat");
     if std::os::unix::fs::MetadataExt::blocks(&stat) * 512 < 2 << 20 {
         assert!(read < 2 << 20, "{read}");
+        let mut known = crate::Known::open(&bed.index).expect("read").expect("the folder is there");
+        let stat = rustix::fs::lstat(bed.tree.join("sparse")).expect("stat");
+        assert!(known.content(b"sparse", &stat).expect("read").is_some());
+        assert!(known.plain(b"sparse", &stat).expect("read").is_none(), "it has holes");
     }
 }
 
@@ -669,6 +680,8 @@ fn who_reads_the_folder_anyway_is_told_the_hashes() {
         assert_eq!(blocks, bytes.chunks(32 << 10).map(block_hash).collect::<Vec<_>>(), "{path}");
     }
     assert!(known.content(b"b/link", &stat("b/link")).expect("read").is_none());
+    let plain = known.plain(b"a/x", &stat("a/x")).expect("read").expect("nothing but bytes");
+    assert_eq!(Some(plain), known.content(b"a/x", &stat("a/x")).expect("read"));
     assert!(known.content(b"not/there", &stat("a/x")).expect("read").is_none());
     bed.write("a/x", b"two");
     assert!(known.content(b"a/x", &stat("a/x")).expect("read").is_none(), "changed since");

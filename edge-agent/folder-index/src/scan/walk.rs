@@ -545,10 +545,12 @@ impl Scan<'_> {
                         tables.remove_blocks(pending.content)?;
                     }
                 }
-                Told::Done { token, result } => {
-                    if let Some(pending) = self.pending.remove(&token) {
-                        self.progress.waiting.store(self.pending.len() as u64, Ordering::Relaxed);
-                        self.hashed(tables, pending, result)?;
+                Told::Done(done) => {
+                    for (token, result) in done {
+                        if let Some(pending) = self.pending.remove(&token) {
+                            self.progress.waiting.store(self.pending.len() as u64, Ordering::Relaxed);
+                            self.hashed(tables, pending, result)?;
+                        }
                     }
                 }
             }

@@ -1,9 +1,9 @@
 //! The end of a run at a destination: what is left over is put in place, everything is looked at once more, folders get
 //! their metadata, and all of it is written to the disk for good.
 
-use std::cell::RefCell;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::thread::ScopedJoinHandle;
 
 use event_schema::{Problem, ProblemClass};
 use rustix::fs::{self, AtFlags, Dir, FileType, Stat};
@@ -13,6 +13,12 @@ use sync_core::manifest::{Entry, Kind, Mtime, STAGING_FOLDER};
 use super::{LINK_NAME, NAMES_HELD, Staging, unreadable};
 use crate::disk::folder::{file_type, mtime};
 use crate::disk::{Problems, problem};
+
+/// Threads that look at files once more, at most.
+const LOOKERS_MAX: usize = 4;
+
+/// Pages that are worth a thread: some thousand files.
+const PAGES_LOOKED_AT: usize = 32;
 
 impl Staging {
     /// Puts everything in place that is whole: files left over, links, then modes and times of
@@ -34,24 +40,16 @@ impl Staging {
         });
         self.name_waiting(&mut |problem| problems.push(problem));
         self.folder().forget();
+        self.look_again(&mut problems);
         let doing = "putting the entry in place";
-        let changed = RefCell::new(Problems::default());
-        self.each_entry(false, &mut problems, doing, |entry, e, _| match &e.kind {
-            Kind::File { .. } => {
-                if !self.is_unchanged(entry, e)? {
-                    let detail =
-                        "somebody changed the file here since it was put in place; start the job again";
-                    let (class, path) = (ProblemClass::Io, e.path.clone());
-                    changed.borrow_mut().push(Problem { class, path, detail: detail.into() });
-                }
-                Ok(())
-            }
+        self.each_entry(false, &mut problems, doing, |_, e, _| match &e.kind {
+            Kind::File { .. } => Ok(()),
             Kind::Folder => self.make_folder(&e.path).map(|_| ()),
             Kind::Symlink { target } => self.place_link(e, target),
             Kind::HardLink { to } => self.place_hard_link(e, *to),
         });
         let lost = std::mem::take(&mut self.lock().lost);
-        changed.into_inner().into_vec().into_iter().chain(lost.into_vec()).for_each(|one| problems.push(one));
+        lost.into_vec().into_iter().for_each(|one| problems.push(one));
         if problems.any(|problem| problem.class == ProblemClass::DiskFull) {
             return problems.into_vec();
         }
@@ -70,10 +68,50 @@ impl Staging {
         problems.into_vec()
     }
 
-    /// Tells whether a file that was in place once is what it was: whoever deletes it at the source for our word must
-    /// know.
-    fn is_unchanged(&self, entry: u64, e: &Entry) -> rustix::io::Result<bool> {
-        Ok(!self.lock().placed.contains(entry) || is_as_placed(&self.folder().stat(&e.path)?, e))
+    /// Looks whether files that were put in place are what they were: whoever deletes them at the source for our word
+    /// must know. Everything else waits for this, so that every processor looks.
+    fn look_again(&self, problems: &mut Problems) {
+        let pages = self.manifest.pages();
+        let lookers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(LOOKERS_MAX);
+        let share = pages.div_ceil(lookers).max(PAGES_LOOKED_AT);
+        let told: Vec<Problems> = std::thread::scope(|scope| {
+            let look = |first| scope.spawn(move || self.look_at(first..pages.min(first + share)));
+            let looking: Vec<_> = (0..pages).step_by(share).map(look).collect();
+            let told =
+                |looking: ScopedJoinHandle<'_, Problems>| looking.join().expect("nothing panics there");
+            looking.into_iter().map(told).collect()
+        });
+        told.into_iter().flat_map(Problems::into_vec).for_each(|problem| problems.push(problem));
+    }
+
+    /// The same for the files of some pages.
+    fn look_at(&self, pages: Range<usize>) -> Problems {
+        let (mut problems, folder) = (Problems::default(), self.folder().again());
+        for page in pages {
+            let page = match self.manifest.page(page) {
+                Ok(page) => page,
+                Err(err) => {
+                    problems.push(unreadable(err));
+                    continue;
+                }
+            };
+            for (entry, e) in page.entries() {
+                if !matches!(e.kind, Kind::File { .. }) || !self.lock().placed.contains(entry) {
+                    continue;
+                }
+                match folder.stat(&e.path) {
+                    Ok(stat) if is_as_placed(&stat, e) => {}
+                    Ok(_) => {
+                        let detail =
+                            "somebody changed the file here since it was put in place; start the job again";
+                        let (class, path) = (ProblemClass::Io, e.path.clone());
+                        problems.push(Problem { class, path, detail: detail.into() });
+                    }
+                    Err(err) => problems.push(problem(err, &e.path, "looking at the file once more")),
+                }
+            }
+        }
+        problems
     }
 
     /// Does something with every entry, from the first to the last or backwards.

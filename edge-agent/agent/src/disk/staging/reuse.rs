@@ -177,6 +177,9 @@ impl Staging {
     /// Looks for missing blocks of an entry at any place of the file that has its name now.
     fn shifted(&self, lacking: &Lacking<'_>, go_on: &dyn Fn() -> bool) -> Result<u64, Problem> {
         let (e, range) = (lacking.e, lacking.blocks.clone());
+        if !self.lock().older.contains(lacking.entry) {
+            return Ok(0);
+        }
         let Ok(file) = self.folder().open_file(&e.path) else { return Ok(0) };
         let len = file.metadata().map_or(0, |meta| meta.len());
         let mut found = 0;
