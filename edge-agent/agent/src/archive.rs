@@ -265,7 +265,7 @@ fn read_until(archive: &OwnedFd, name: &[u8]) -> Option<Timestamp> {
 }
 
 /// Renames without replacing anything.
-fn rename_new(from: &OwnedFd, name: &[u8], to: &OwnedFd, new: &[u8]) -> Result<()> {
+pub(crate) fn rename_new(from: &OwnedFd, name: &[u8], to: &OwnedFd, new: &[u8]) -> Result<()> {
     match fs::renameat_with(from, name, to, new, RenameFlags::NOREPLACE) {
         // Not every file system knows how.
         Err(Errno::INVAL | Errno::NOSYS) => match fs::statat(to, new, AtFlags::SYMLINK_NOFOLLOW) {

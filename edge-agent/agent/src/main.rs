@@ -5,6 +5,8 @@
 
 mod agent;
 mod archive;
+#[cfg_attr(not(test), expect(dead_code, reason = "the commands that ask for it come with the job"))]
+mod backup;
 mod beside;
 mod clock;
 mod command;

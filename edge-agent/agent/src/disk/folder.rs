@@ -45,6 +45,11 @@ impl Folder {
         Self { root: self.root.clone(), walked: Mutex::default() }
     }
 
+    /// The folder at `path` below this one, from then on the only thing that can be reached.
+    pub(crate) fn below(&self, path: &[u8]) -> Result<Self> {
+        Ok(Self { root: self.walk(path)?, walked: Mutex::default() })
+    }
+
     /// The folder itself.
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()

@@ -26,13 +26,13 @@ use rustix::io::Errno;
 
 pub(crate) use folder::{Folder, file_type, mtime};
 pub(crate) use held::HeldManifests;
-pub(crate) use index::index_known;
 #[cfg(test)]
 pub(crate) use index::index_path;
-pub(crate) use manifest::{FileHashes, ManifestFile, PART, file_block_hashes};
+pub(crate) use index::{IndexProgress, index_known};
+pub(crate) use manifest::{FileHashes, ManifestFile, ManifestWriter, PART, file_block_hashes};
 pub(crate) use metadata::{Owners, Restorer, xattrs};
-pub(crate) use reader::{BlockReader, ReadError};
-pub(crate) use staging::{KEEPS, Staging, StoreError};
+pub(crate) use reader::{BlockReader, ReadError, read_block};
+pub(crate) use staging::{Before, KEEPS, Opened, Staging, StoreError};
 
 /// Problems of single entries that are told; the rest is counted. What is reported of a run has the same bound.
 const PROBLEMS_KEPT: usize = 1000;

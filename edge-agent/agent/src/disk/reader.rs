@@ -67,7 +67,8 @@ impl BlockReader {
         Ok(Self::new(Folder::open(root)?, manifest))
     }
 
-    pub(super) fn new(folder: Folder, manifest: Arc<ManifestFile>) -> Self {
+    /// For a folder that is open.
+    pub(crate) fn new(folder: Folder, manifest: Arc<ManifestFile>) -> Self {
         let (blocks, files) = (Mutex::new(Recent::new(BYTES_CACHED)), Mutex::new(Cache::new(FILES_OPEN)));
         Self { folder, manifest, blocks, files }
     }
@@ -123,7 +124,7 @@ impl BlockReader {
 }
 
 /// Reads one block and checks it.
-pub(super) fn read_block(file: &File, info: &BlockInfo) -> Result<Arc<[u8]>, ReadError> {
+pub(crate) fn read_block(file: &File, info: &BlockInfo) -> Result<Arc<[u8]>, ReadError> {
     let mut block = vec![0; info.len as usize];
     match file.read_exact_at(&mut block, info.offset) {
         Ok(()) if block_hash(&block) == info.hash => Ok(block.into()),

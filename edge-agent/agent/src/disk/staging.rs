@@ -6,6 +6,7 @@
 
 mod arrivals;
 mod aside;
+mod before;
 mod finalize;
 mod naming;
 mod reuse;
@@ -31,6 +32,7 @@ use sync_core::merkle::{Hash, block_hash};
 
 use self::aside::Aside;
 pub(crate) use self::aside::KEEPS;
+pub(crate) use self::before::Before;
 use self::naming::{DOUBTFUL, Waiting};
 use super::folder::{Folder, file_type};
 use super::journal::Journal;
@@ -100,6 +102,8 @@ pub(crate) struct Staging {
     aside: Aside,
     /// That folder, open: every small file is made in it and renamed out of it.
     staging: Arc<OwnedFd>,
+    /// The version before, where this is to be a version of a folder.
+    before: Option<Before>,
     /// Entries that have an unfinished file from an earlier life.
     partial: BlockMap,
     /// The agent's folder for this run.
@@ -164,11 +168,23 @@ impl Staging {
         go_on: &dyn Fn() -> bool,
     ) -> Result<Opened, Problem> {
         let shown = root.as_os_str().as_encoded_bytes();
-        let io =
-            |e: &std::io::Error, doing| problem(Errno::from_io_error(e).unwrap_or(Errno::IO), shown, doing);
-        std::fs::create_dir_all(root).map_err(|e| io(&e, "making the destination folder"))?;
-        std::fs::create_dir_all(state).map_err(|e| io(&e, "making the run's state folder"))?;
+        std::fs::create_dir_all(root).map_err(|e| io_problem(&e, shown, "making the destination folder"))?;
         let folder = Folder::open(root).map_err(|e| problem(e, shown, "opening the destination folder"))?;
+        Self::open_in(folder, state, run, manifest, (others, None), go_on)
+    }
+
+    /// The same in a folder that is open. With a version `before`, what this has in common with it is taken from there:
+    /// its files are taken for what was in the folder, and linked to instead of copied where they are the same.
+    pub(crate) fn open_in(
+        folder: Folder,
+        state: &Path,
+        run: RunId,
+        manifest: Arc<ManifestFile>,
+        (others, before): (&[PathBuf], Option<Before>),
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Opened, Problem> {
+        let io = |e: &std::io::Error, doing| io_problem(e, b"", doing);
+        std::fs::create_dir_all(state).map_err(|e| io(&e, "making the run's state folder"))?;
         let mut fresh = Fresh::default();
         if is_empty(folder.root()) {
             fresh.made(b"");
@@ -193,6 +209,7 @@ impl Staging {
             staging_path,
             aside: Aside::of(state, run),
             staging: opened,
+            before,
             partial,
             state: state.to_owned(),
             bell: Condvar::new(),
@@ -223,7 +240,7 @@ impl Staging {
             let page = staging.manifest.page(page).map_err(unreadable)?;
             for (entry, e) in page.entries() {
                 let range = page.blocks_of_entry(entry);
-                let noted = (&mut fetched, &copied);
+                let noted = (&mut fetched, &mut copied);
                 if !go_on() {
                     break;
                 }
@@ -256,7 +273,7 @@ impl Staging {
         entry: u64,
         e: &Entry,
         range: Range<u64>,
-        (fetched, copied): (&mut BlockMap, &BlockMap),
+        (fetched, copied): (&mut BlockMap, &mut BlockMap),
         shared: &mut HashSet<(u64, u64)>,
         fresh: &mut Fresh,
         go_on: &dyn Fn() -> bool,
@@ -272,12 +289,24 @@ impl Staging {
             }
             return Ok(0);
         };
-        let existing = if fresh.holds(&e.path) { None } else { self.folder().open_file(&e.path).ok() };
+        let mut existing = if fresh.holds(&e.path) { None } else { self.folder().open_file(&e.path).ok() };
+        let in_place = existing.is_some();
+        if let Some(before) = self.before.as_ref().filter(|_| !in_place) {
+            if self.link_before(before, e, range.clone(), shared)? {
+                if self.partial.contains(entry) {
+                    self.remove_partial(entry);
+                }
+                self.found(range.clone())?;
+                self.lock().placed.insert(entry);
+                return Ok(range.filter(|block| !fetched.contains(*block)).count() as u64);
+            }
+            existing = before.file(&e.path);
+        }
         if existing.is_some() {
             self.lock().older.insert(entry);
         }
         let existing_len = existing.as_ref().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len());
-        let partial = match self.partial.contains(entry).then(|| self.open_partial(entry, Access::Read)) {
+        let mut partial = match self.partial.contains(entry).then(|| self.open_partial(entry, Access::Read)) {
             None | Some(Err(Errno::NOENT)) => None,
             Some(Ok(file)) => Some(file),
             // Nothing that we made.
@@ -286,10 +315,18 @@ impl Staging {
                 None
             }
         };
+        if partial.is_none()
+            && let Some(file) = existing.as_ref().filter(|_| !in_place)
+            && self.clone_before(entry, e, range.clone(), file)?
+        {
+            copied.insert_range(range.clone());
+            partial = self.open_partial(entry, Access::Read).ok();
+        }
         // Blocks that are in the unfinished file, and those that are elsewhere; counted from the file's first.
         let count = range.end - range.start;
         let (mut staged, mut elsewhere, mut to_copy) = (BlockMap::new(count), BlockMap::new(count), 0);
-        let mut only_existing = existing_len == size && existing.as_ref().is_some_and(|f| holes_fit(f, e));
+        let mut only_existing =
+            in_place && existing_len == size && existing.as_ref().is_some_and(|f| holes_fit(f, e));
         for nth in 0..count {
             if nth % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1 && !go_on() {
                 return Ok(0);
@@ -592,9 +629,13 @@ fn holes_fit(file: &File, e: &Entry) -> bool {
     true
 }
 
+fn io_problem(error: &std::io::Error, path: &[u8], doing: &str) -> Problem {
+    problem(Errno::from_io_error(error).unwrap_or(Errno::IO), path, doing)
+}
+
 /// The journals are the agent's own files: their trouble is no entry's.
 fn cannot_note(error: &std::io::Error) -> Problem {
-    problem(Errno::from_io_error(error).unwrap_or(Errno::IO), b"", "writing the resume journal")
+    io_problem(error, b"", "writing the resume journal")
 }
 
 fn changed(e: &Entry) -> Problem {

@@ -12,6 +12,7 @@ use utp2_tokio::{Connection, Handle};
 use super::blocks::{Arrived, Content};
 use super::reaching::NoMeeting;
 use super::sync::SyncJob;
+use crate::backup::{Held, VersionName};
 use crate::disk::{BlockReader, FileHashes, ManifestFile, ReadError, StoreError};
 use crate::relay::Met;
 
@@ -50,8 +51,8 @@ pub(super) enum Wakeup {
     Sought(std::io::Result<Vec<u64>>),
     /// The manifest is decoded and the disk looked at.
     Prepared(Result<Box<Prepared>, Problem>),
-    /// Everything was put in place, but for these.
-    Finalized(Vec<Problem>),
+    /// Everything was put in place, but for these; and the version that it became, in a run that makes one.
+    Finalized(Vec<Problem>, Option<Made>),
     /// This machine is in another network.
     Network,
     /// A synchronization job is another one now: members, permissions, rules.
@@ -105,6 +106,18 @@ pub(super) struct Prepared {
     pub(super) reused: u64,
     pub(super) problems: Vec<Problem>,
     pub(super) unwanted: BlockMap,
+    /// The version that has this content already, in a run that makes one, and what keeps it from being removed.
+    pub(super) made: Option<(Made, Option<Held>)>,
+}
+
+/// The version that a run has made, or has found to be the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Made {
+    pub(super) name: VersionName,
+    /// Everything is in it.
+    pub(super) complete: bool,
+    /// An earlier run made it, and nothing has changed since.
+    pub(super) unchanged: bool,
 }
 
 /// A whole block on its way to the disk.

@@ -53,6 +53,7 @@ use zeroize::Zeroizing;
 
 pub(crate) use board::RunStatus;
 
+use crate::backup::Purpose;
 use crate::beside;
 use crate::clock::FleetClock;
 use crate::discovery::{Discovery, DiscoveryConfig, LanConfig};
@@ -223,17 +224,22 @@ impl RunManager {
 
     /// Takes part in a run. `keeps`: what is replaced is kept. Asked again about the same run, nothing happens.
     pub(crate) async fn join(&self, join: JoinRun, keeps: bool) {
+        self.take_part(join, keeps, Purpose::Plain).await;
+    }
+
+    /// The same in a run that may be for something beyond it.
+    pub(crate) async fn take_part(&self, join: JoinRun, keeps: bool, purpose: Purpose) {
         if self.shared.runs().contains_key(&join.run) {
             return;
         }
         let (run, role) = (join.run, join.role);
-        if let Err(why) = self.try_join(join, keeps).await {
+        if let Err(why) = self.try_join(join, keeps, purpose).await {
             tracing::error!(%run, "cannot take part: {why}");
             self.report_failure(run, role, why).await;
         }
     }
 
-    async fn try_join(&self, join: JoinRun, keeps: bool) -> Result<(), String> {
+    async fn try_join(&self, join: JoinRun, keeps: bool, purpose: Purpose) -> Result<(), String> {
         let host = &self.shared.host;
         if keeps {
             let noted = RunFolder::open(&host.data, join.run).and_then(|folder| folder.set_keeps());
@@ -253,9 +259,16 @@ impl RunManager {
         let place = work::place(&host.storage, &join.path);
         let (run, source_key) = (join.run, source.public_key);
         let found = self.shared.discovery().as_ref().map(|d| d.join(swarm.clone(), host.me.0));
-        let (task, blocks) =
-            Task::new(host.clone(), join, source_key, context, board.clone(), wakeups.clone(), woken)
-                .map_err(|error| format!("the run's folder: {error}"))?;
+        let (task, blocks) = Task::new(
+            host.clone(),
+            (join, purpose),
+            source_key,
+            context,
+            board.clone(),
+            wakeups.clone(),
+            woken,
+        )
+        .map_err(|error| format!("the run's folder: {error}"))?;
         // Known before the context is, so that nobody connects to nothing.
         let swarm_id = swarm.swarm();
         let active = Active { context, swarm: swarm_id, trackers, wakeups, board, place };

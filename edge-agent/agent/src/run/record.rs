@@ -43,6 +43,11 @@ impl RunFolder {
         &self.0
     }
 
+    /// Whether this agent is in another run too.
+    pub(super) fn has_beside(&self, run: RunId) -> bool {
+        self.0.with_file_name(run.to_string()).exists()
+    }
+
     /// The record; a new one if there is none or it is damaged (it holds nothing that could not be
     /// told again).
     pub(super) fn record(&self) -> Record {

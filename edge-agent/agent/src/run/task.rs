@@ -34,7 +34,7 @@ use utp2_tokio::{Endpoint, Handle};
 use super::blocks::{Arrived, Blocks};
 use super::board::{Board, Reports};
 use super::dial::Dialer;
-use super::event::{Ending, Wakeup};
+use super::event::{Ending, Made, Wakeup};
 use super::limiter::{Limited, Limiter};
 use super::limits::{RECORD_INTERVAL, RTT_INTERVAL, SENDING, STOP_PATIENCE, TELEMETRY, TICK};
 use super::link::{Link, code};
@@ -42,6 +42,7 @@ use super::members::Members;
 use super::neighbourhood::Neighbourhood;
 use super::record::{Record, RunFolder};
 use super::work::{Indexing, Workers, place};
+use crate::backup::{Held, Purpose};
 use crate::clock::FleetClock;
 use crate::discovery::{Discovery, Found};
 use crate::disk::HeldManifests;
@@ -104,6 +105,10 @@ struct Peer {
 pub(super) struct Task {
     host: Host,
     join: JoinRun,
+    purpose: Purpose,
+    /// The version that this run has made, or found; and what keeps it, or the one it gives back, from being removed.
+    made: Option<Made>,
+    held: Option<Held>,
     source_key: [u8; 32],
     context: ContextId,
     folder: RunFolder,
@@ -149,7 +154,7 @@ impl Task {
     /// If the run's folder cannot be made.
     pub(super) fn new(
         host: Host,
-        join: JoinRun,
+        (join, purpose): (JoinRun, Purpose),
         source_key: [u8; 32],
         context: ContextId,
         board: Board,
@@ -171,6 +176,9 @@ impl Task {
             reports: Reports::start(join.run, host.reporter.clone(), board.clone()),
             host,
             join,
+            purpose,
+            made: None,
+            held: None,
             source_key,
             context,
             folder,
@@ -297,7 +305,7 @@ impl Task {
             Wakeup::Indexed(result) => self.indexed(result),
             Wakeup::Sought(found) => self.manifest_sought(found),
             Wakeup::Prepared(result) => self.prepared(result),
-            Wakeup::Finalized(problems) => self.finalized(problems),
+            Wakeup::Finalized(problems, made) => self.finalized(problems, made),
             // From a connection that another one took over; or of synchronization, which is another task's.
             Wakeup::Message(..) | Wakeup::Sent(..) | Wakeup::Job(_) | Wakeup::Answer(_) => {}
         }
@@ -482,6 +490,7 @@ impl Task {
             let finished = tokio::task::spawn_blocking(move || workers.finish());
             let _ = timeout(STOP_PATIENCE, finished).await;
         }
+        let shelf = self.place().filter(|_| self.makes_version().is_some());
         let (run, stats) = (self.join.run, self.stats());
         self.record.stats = stats;
         match (ending, self.join.role) {
@@ -501,6 +510,9 @@ impl Task {
                 if let Some(staging) = blocks.content().and_then(|c| c.staging()) {
                     staging.remove_staging();
                 }
+                if let Some(shelf) = shelf {
+                    super::work::discard_version(&shelf, run);
+                }
                 if let (Some(held), Some(place)) = (held, place) {
                     folder.hand_over_manifest(&held, &place);
                 }
@@ -514,7 +526,7 @@ impl Task {
     async fn wait_for_work(&mut self) {
         while let Some(woken) = self.woken.recv().await {
             match woken {
-                Wakeup::Indexed(_) | Wakeup::Sought(_) | Wakeup::Finalized(_) => return,
+                Wakeup::Indexed(_) | Wakeup::Sought(_) | Wakeup::Finalized(..) => return,
                 Wakeup::Prepared(result) => {
                     if let Ok(prepared) = result {
                         self.blocks.set_content(prepared.content);

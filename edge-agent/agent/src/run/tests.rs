@@ -11,6 +11,8 @@ use event_schema::{JobId, PeerHint, Problem, Report, ReportBody, Timestamp};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
+mod versions;
+
 use super::*;
 use crate::store::Store;
 
@@ -58,6 +60,11 @@ impl Fleet {
 
     /// The command for `agent`, naming everybody in `agents`; the first is the source.
     fn join(&self, agents: &[&Agent], agent: &Agent, path: &Path) -> JoinRun {
+        self.join_as(RUN, agents, agent, path)
+    }
+
+    /// The same for another run.
+    fn join_as(&self, run: RunId, agents: &[&Agent], agent: &Agent, path: &Path) -> JoinRun {
         let hint = |a: &&Agent| PeerHint {
             agent: a.id(),
             public_key: a.key.verifying_key().to_bytes(),
@@ -65,7 +72,7 @@ impl Fleet {
             addresses: vec![format!("127.0.0.1:{}", a.port)],
         };
         JoinRun {
-            run: RUN,
+            run,
             job: JobId([1; 16]),
             job_name: "test".into(),
             role: if agent.id() == agents[0].id() { Role::Source } else { Role::Destination },
@@ -73,7 +80,7 @@ impl Fleet {
             source: agents[0].id(),
             peers: agents.iter().map(hint).collect(),
             trackers: Vec::new(),
-            sealed_secret: self.seal(agent, RUN),
+            sealed_secret: self.seal(agent, run),
         }
     }
 }

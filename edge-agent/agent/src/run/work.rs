@@ -10,15 +10,19 @@ use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, Problem, ProblemClass, RunId, Signed};
 use folder_index::scan::{Effort, Progress, ScanOptions, Scope, Unobserved, scan};
 use folder_index::{Catalog, IndexError, Known};
+use rustix::io::Errno;
 use sync_core::BlockMap;
 use sync_core::manifest::{HeadError, MANIFEST_VERSION, ManifestHead};
 
 use super::blocks::{Blocks, Content};
-use super::event::{Indexed, Looked, Prepared, ReadJob, Stored, Wakeup, WriteJob};
+use super::event::{Indexed, Looked, Made, Prepared, ReadJob, Stored, Wakeup, WriteJob};
 use super::limits::{JOBS, WRITERS};
 use super::queue::Queue;
 use super::record::RunFolder;
-use crate::disk::{BlockReader, ManifestFile, Staging, file_block_hashes, index_known};
+use crate::backup::{Held, Kept, Note, Shelf, VersionName, restore};
+use crate::disk::{
+    Before, BlockReader, IndexProgress, ManifestFile, Opened, Staging, file_block_hashes, index_known,
+};
 
 /// A problem of the run as a whole.
 pub(super) fn problem(class: ProblemClass, detail: impl std::fmt::Display) -> Problem {
@@ -78,7 +82,7 @@ fn refresh(catalog: &Catalog, path: &Path, progress: &Indexing) -> Option<Known>
 }
 
 /// Indexes a source, or takes up what was indexed before. `signed`: a manifest of this run was told of before, and no
-/// other one may be.
+/// other one may be. `version`: the path leads into this version, which is read by the manifest that was kept of it.
 pub(super) fn index(
     path: &Path,
     folder: &RunFolder,
@@ -86,14 +90,18 @@ pub(super) fn index(
     key: &SigningKey,
     catalog: Option<&Catalog>,
     signed: bool,
+    version: Option<&VersionName>,
     progress: &Indexing,
 ) -> Result<Indexed, Problem> {
     let was_signed = signed;
     let public = key.verifying_key().to_bytes();
     let source = AgentId::of_key(&public);
     let open = |manifest: &Arc<ManifestFile>| {
-        BlockReader::for_source(path, manifest.clone())
-            .map_err(|e| crate::disk::problem(e, b"", "opening the source"))
+        match version {
+            Some(version) => BlockReader::below(&restore::root(path, version, manifest), manifest.clone()),
+            None => BlockReader::for_source(path, manifest.clone()),
+        }
+        .map_err(|e| crate::disk::problem(e, b"", "opening the source"))
     };
     let unreadable = |e: std::io::Error| problem(disk_class(&e), format_args!("reading the manifest: {e}"));
     if let Some((signed, file)) = folder.manifest() {
@@ -119,12 +127,18 @@ pub(super) fn index(
             "the manifest that this agent signed for the run is damaged or gone: start the job again";
         return Err(problem(ProblemClass::BadManifest, detail));
     }
-    let known = catalog.and_then(|catalog| refresh(catalog, path, progress));
-    let (manifest, problems) = index_known(path, folder.path(), known, &mut |at| {
+    let mut tell = |at: IndexProgress| {
         progress.entries.store(at.entries, Ordering::Relaxed);
         progress.bytes.store(at.bytes, Ordering::Relaxed);
         !progress.stop.load(Ordering::Relaxed)
-    })?;
+    };
+    let (manifest, problems) = match version {
+        Some(version) => restore::index(path, version, folder.path(), &mut tell)?,
+        None => {
+            let known = catalog.and_then(|catalog| refresh(catalog, path, progress));
+            index_known(path, folder.path(), known, &mut tell)?
+        }
+    };
     let hashes = file_block_hashes(manifest.known().source().file()).map_err(unreadable)?;
     let head = ManifestHead::of(run, source, manifest.known(), &hashes.strong);
     let signed = head.sign(key);
@@ -146,6 +160,18 @@ pub(super) fn prepare(
     others: &[PathBuf],
     stop: &AtomicBool,
 ) -> Result<Prepared, Problem> {
+    let manifest = take_manifest(folder, head, signed, file)?;
+    let go_on = || !stop.load(Ordering::Relaxed);
+    let opened = Staging::open(path, folder.path(), head.run, manifest.clone(), others, &go_on)?;
+    Ok(staged(manifest, opened))
+}
+
+fn take_manifest(
+    folder: &RunFolder,
+    head: &ManifestHead,
+    signed: &Signed,
+    file: Arc<File>,
+) -> Result<Arc<ManifestFile>, Problem> {
     let manifest = ManifestFile::open(file).map_err(|e| problem(ProblemClass::BadManifest, e))?;
     if !head.counts(manifest.known()) {
         return Err(problem(ProblemClass::BadManifest, "the manifest is not what its head says"));
@@ -155,17 +181,104 @@ pub(super) fn prepare(
             .keep_manifest(signed)
             .map_err(|e| problem(disk_class(&e), format_args!("keeping the manifest: {e}")))?;
     }
-    let manifest = Arc::new(manifest);
-    let go_on = || !stop.load(Ordering::Relaxed);
-    let opened = Staging::open(path, folder.path(), head.run, manifest.clone(), others, &go_on)?;
-    Ok(Prepared {
+    Ok(Arc::new(manifest))
+}
+
+fn staged(manifest: Arc<ManifestFile>, opened: Opened) -> Prepared {
+    Prepared {
         content: Content::Staged { manifest, staging: Arc::new(opened.staging) },
         have: opened.verified,
         bytes: opened.bytes,
         reused: opened.reused,
         problems: opened.problems,
         unwanted: opened.unwanted,
-    })
+        made: None,
+    }
+}
+
+/// The same for a run that makes a version on the shelf at `path` (`edge-agent/BACKUP.md` §2): in a folder of its own,
+/// with the version before beside it. If that has the very content there is nothing to do.
+pub(super) fn prepare_version(
+    path: &Path,
+    folder: &RunFolder,
+    head: &ManifestHead,
+    signed: &Signed,
+    file: Arc<File>,
+    others: &[PathBuf],
+    stop: &AtomicBool,
+) -> Result<Prepared, Problem> {
+    let shown = path.as_os_str().as_encoded_bytes();
+    let unusable = |e| crate::disk::problem(e, shown, "opening the folder of the versions");
+    let manifest = take_manifest(folder, head, signed, file)?;
+    let shelf = Shelf::make(path).map_err(unusable)?;
+    let all = shelf.all().map_err(unusable)?;
+    if let Some(found) = has_version(&all, head) {
+        return standing(&shelf, manifest, found);
+    }
+    let of_agent = |run: RunId| run == head.run || folder.has_beside(run);
+    shelf.clean(of_agent).map_err(unusable)?;
+    let before = all.last().and_then(|newest| {
+        let before = shelf.manifest(newest).and_then(|manifest| {
+            let folder = shelf.version(&newest.name).map_err(|e| e.to_string())?;
+            let held = rustix::fs::fstat(folder.root()).map(|stat| Held::new(&stat));
+            Before::new(folder, manifest, head.run, held).map_err(|e| e.to_string())
+        });
+        // Without it everything is fetched.
+        before.inspect_err(|why| tracing::warn!(version = %newest.name, why, "nothing is taken from it")).ok()
+    });
+    let forming = shelf.forming(head.run).map_err(unusable)?;
+    let go_on = || !stop.load(Ordering::Relaxed);
+    let others = (others, before);
+    let opened = Staging::open_in(forming, folder.path(), head.run, manifest.clone(), others, &go_on)?;
+    Ok(staged(manifest, opened))
+}
+
+/// The version that a run has made already, or the newest one if nothing has changed since.
+fn has_version(all: &[Kept], head: &ManifestHead) -> Option<Made> {
+    let of =
+        |kept: &Kept, unchanged| Made { name: kept.name.clone(), complete: kept.note.complete, unchanged };
+    if let Some(ours) = all.iter().find(|kept| kept.note.run == head.run) {
+        return Some(of(ours, false));
+    }
+    let newest = all.last().filter(|kept| kept.note.complete)?;
+    newest.note.opened().is_some_and(|known| known.root == head.root).then(|| of(newest, true))
+}
+
+/// A version that stands, as what a run has.
+fn standing(shelf: &Shelf, manifest: Arc<ManifestFile>, made: Made) -> Result<Prepared, Problem> {
+    let unusable = |e| crate::disk::problem(e, b"", "opening the version");
+    let folder = shelf.version(&made.name).map_err(unusable)?;
+    let held = rustix::fs::fstat(folder.root()).map(|stat| Held::new(&stat)).ok();
+    let reader = Box::new(BlockReader::new(folder, manifest.clone()));
+    Ok(Prepared { made: Some((made, held)), ..placed(manifest, reader) })
+}
+
+/// Gives the version that a run has made its name.
+pub(super) fn name_version(
+    path: &Path,
+    name: &VersionName,
+    folder: &RunFolder,
+    run: RunId,
+    source_key: [u8; 32],
+    complete: bool,
+) -> Result<Made, Problem> {
+    let shown = path.as_os_str().as_encoded_bytes();
+    let (head, manifest) = folder
+        .manifest()
+        .ok_or_else(|| problem(ProblemClass::Internal, "the run's manifest is not here any more"))?;
+    let note = Note { run, source_key, head, complete };
+    let named = Shelf::make(path).and_then(|shelf| shelf.give_name(name, &note, &manifest));
+    let name = named.map_err(|e| crate::disk::problem(e, shown, "giving the version its name"))?;
+    Ok(Made { name, complete, unchanged: false })
+}
+
+/// Removes what a run has made of its version, if that has no name yet.
+pub(super) fn discard_version(path: &Path, run: RunId) {
+    let discarded = Shelf::open(path).and_then(|shelf| shelf.discard(run).map(|()| shelf.tidy()));
+    match discarded {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => tracing::warn!(%run, %error, "what was made of a version cannot be removed"),
+    }
 }
 
 /// Takes up a run that was completed before: what is in place is served, and left as it is.
@@ -174,14 +287,32 @@ pub(super) fn reopen(path: &Path, file: Arc<File>) -> Result<Prepared, Problem> 
     let manifest = Arc::new(manifest);
     let reader = BlockReader::below(path, manifest.clone())
         .map_err(|e| crate::disk::problem(e, b"", "opening the destination folder"))?;
-    Ok(Prepared {
-        have: BlockMap::full(manifest.blocks()),
+    Ok(placed(manifest, Box::new(reader)))
+}
+
+/// The same for a run that made a version, or found that there is one.
+pub(super) fn reopen_version(path: &Path, head: &ManifestHead, file: Arc<File>) -> Result<Prepared, Problem> {
+    let manifest = ManifestFile::open(file).map_err(|e| problem(ProblemClass::BadManifest, e))?;
+    let unusable = |e| crate::disk::problem(e, b"", "opening the folder of the versions");
+    let shelf = Shelf::open(path).map_err(unusable)?;
+    let all = shelf.all().map_err(unusable)?;
+    let made = has_version(&all, head)
+        .ok_or_else(|| problem(ProblemClass::NotFound, "the version that was made is not there any more"))?;
+    standing(&shelf, Arc::new(manifest), made)
+}
+
+/// All of it is in place, and left as it is.
+fn placed(manifest: Arc<ManifestFile>, reader: Box<BlockReader>) -> Prepared {
+    let blocks = manifest.blocks();
+    Prepared {
+        have: BlockMap::full(blocks),
         bytes: manifest.bytes(),
-        unwanted: BlockMap::new(manifest.blocks()),
-        content: Content::Placed { manifest, reader: Box::new(reader) },
-        reused: 0,
+        unwanted: BlockMap::new(blocks),
+        content: Content::Placed { manifest, reader },
+        reused: blocks,
         problems: Vec::new(),
-    })
+        made: None,
+    }
 }
 
 pub(super) fn disk_class(error: &std::io::Error) -> ProblemClass {
@@ -310,7 +441,8 @@ mod tests {
         std::fs::write(src.path().join("a"), "first").expect("room");
         let (run, key) = (RunId([5; 16]), SigningKey::from_bytes(&[3; 32]));
         let folder = RunFolder::open(data.path(), run).expect("made");
-        let index = |signed| super::index(src.path(), &folder, run, &key, None, signed, &Indexing::default());
+        let index =
+            |signed| super::index(src.path(), &folder, run, &key, None, signed, None, &Indexing::default());
         let first = index(false).map_err(|problem| problem.detail).expect("a source").root;
         std::fs::write(src.path().join("a"), "second").expect("room");
         assert!(index(true).is_ok_and(|again| again.again && again.root == first));

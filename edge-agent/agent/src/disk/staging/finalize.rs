@@ -239,7 +239,7 @@ impl Staging {
 
 /// Whether a file still has the size and the time with which it was put in place, as far as its file system can tell
 /// times apart.
-fn is_as_placed(stat: &Stat, e: &Entry) -> bool {
+pub(super) fn is_as_placed(stat: &Stat, e: &Entry) -> bool {
     /// What file systems round times to, in nanoseconds: nothing, as NTFS, as some network file systems, as exFAT, a
     /// second, as FAT.
     const UNITS: [i128; 7] = [1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000];

@@ -86,9 +86,9 @@ impl Staging {
         let mut roots = Vec::new();
         let mut candidates = Vec::new();
         let opened = others.iter().filter_map(|path: &PathBuf| Folder::open(path as &Path).ok());
-        for folder in opened {
-            roots.push(folder);
-        }
+        // The version before comes first: that is where files are renamed.
+        roots.extend(self.before.as_ref().and_then(|before| before.folder().below(b"").ok()));
+        roots.extend(opened);
         let missing = self.lock().missing;
         let until = Instant::now() + worth(missing);
         let in_time = || Instant::now() < until && go_on();
@@ -180,7 +180,8 @@ impl Staging {
         if !self.lock().older.contains(lacking.entry) {
             return Ok(0);
         }
-        let Ok(file) = self.folder().open_file(&e.path) else { return Ok(0) };
+        let here = self.folder().open_file(&e.path).ok();
+        let Some(file) = here.or_else(|| self.before.as_ref()?.file(&e.path)) else { return Ok(0) };
         let len = file.metadata().map_or(0, |meta| meta.len());
         let mut found = 0;
         // The last block is shorter: it is looked for where it ended.

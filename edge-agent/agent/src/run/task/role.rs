@@ -14,9 +14,11 @@ use sync_core::{Destination, Origin, Phase, RunInfo};
 use tokio::time::{Duration, Instant};
 
 use super::{Machine, Task};
+use crate::backup::restore::locate;
+use crate::backup::{Held, Purpose, VersionName};
 use crate::disk::{FileHashes, ReadError, file_block_hashes};
 use crate::run::blocks::Content;
-use crate::run::event::{Indexed, Prepared, Wakeup};
+use crate::run::event::{Indexed, Made, Prepared, Wakeup};
 use crate::run::limits::{DISK_RETRY, LOOK_AGAIN, LOOK_AGAIN_MAX};
 use crate::run::neighbourhood::site_label;
 use crate::run::work::{self, Workers, problem};
@@ -90,8 +92,16 @@ impl Task {
         }
     }
 
-    fn place(&self) -> Option<PathBuf> {
+    pub(super) fn place(&self) -> Option<PathBuf> {
         super::place(&self.host.storage, &self.join.path)
+    }
+
+    /// The name of the version that this destination is to make.
+    pub(super) fn makes_version(&self) -> Option<&VersionName> {
+        match &self.purpose {
+            Purpose::Version(name) if self.join.role == Role::Destination => Some(name),
+            _ => None,
+        }
     }
 
     /// Does work that blocks and tells its outcome.
@@ -120,9 +130,22 @@ impl Task {
             (self.folder.clone(), self.join.run, self.host.key.clone(), self.indexing.clone());
         let (known, catalog) = (self.host.known.clone(), self.host.catalog.clone());
         let signed = self.record.manifest_reported;
+        let version = match &self.purpose {
+            Purpose::Restore(version) => {
+                // Before any order behind this one is obeyed.
+                self.held =
+                    locate(&path, version).and_then(|(shelf, _)| Held::at(&shelf.join(version.to_string())));
+                Some(version.clone())
+            }
+            _ => None,
+        };
         self.work(move || {
-            known.note(&path);
-            let indexed = work::index(&path, &folder, run, &key, catalog.as_ref(), signed, &progress);
+            // Versions come and go, and are many.
+            if version.is_none() {
+                known.note(&path);
+            }
+            let (catalog, version) = (catalog.as_ref(), version.as_ref());
+            let indexed = work::index(&path, &folder, run, &key, catalog, signed, version, &progress);
             Wakeup::Indexed(indexed.map(Box::new))
         });
     }
@@ -251,14 +274,26 @@ impl Task {
         let Some(path) = self.place() else { return self.fail(bad_path()) };
         let (folder, indexing) = (self.folder.clone(), self.indexing.clone());
         self.full = None;
+        let makes_version = self.makes_version().is_some();
         if self.record.ended.is_some() {
-            return self.work(move || Wakeup::Prepared(work::reopen(&path, file).map(Box::new)));
+            return self.work(move || {
+                let reopened = match makes_version {
+                    true => work::reopen_version(&path, &head, file),
+                    false => work::reopen(&path, file),
+                };
+                Wakeup::Prepared(reopened.map(Box::new))
+            });
         }
         self.set_state(RunAgentState::Transferring);
         self.looking_since = Instant::now();
         let known = self.host.known.clone();
         self.work(move || {
             let others = known.besides(&path);
+            if makes_version {
+                let stop = &indexing.stop;
+                let prepared = work::prepare_version(&path, &folder, &head, &signed, file, &others, stop);
+                return Wakeup::Prepared(prepared.map(Box::new));
+            }
             let prepared = work::prepare(&path, &folder, &head, &signed, file, &others, &indexing.stop);
             known.note(&path);
             Wakeup::Prepared(prepared.map(Box::new))
@@ -283,7 +318,10 @@ impl Task {
             }
             Err(problem) => return self.fail(problem),
         };
-        let Prepared { content, have, bytes, reused, problems, unwanted } = prepared;
+        let Prepared { content, have, bytes, reused, problems, unwanted, made } = prepared;
+        if let Some((made, held)) = made {
+            (self.made, self.held) = (Some(made), held);
+        }
         let manifest = content.manifest().clone();
         self.blocks.set_content(content);
         if !self.start_workers() {
@@ -402,20 +440,40 @@ impl Task {
     }
 
     fn finalize(&mut self) {
-        let Some(staging) = self.blocks.content().and_then(|c| c.staging()).cloned() else { return };
+        let Some(staging) = self.blocks.content().and_then(|c| c.staging()).cloned() else {
+            // It stands already.
+            if let Some(made) = self.made.clone() {
+                self.finalized(Vec::new(), Some(made));
+            }
+            return;
+        };
         self.full = None;
         self.set_state(RunAgentState::Finalizing);
-        self.work(move || Wakeup::Finalized(staging.finalize()));
+        let version = self.makes_version().cloned().zip(self.place());
+        let (folder, incomplete) = (self.folder.clone(), self.incomplete);
+        let (run, source_key) = (self.join.run, self.source_key);
+        self.work(move || {
+            let mut problems = staging.finalize();
+            let made = version
+                .filter(|_| !problems.iter().any(|problem| problem.class == ProblemClass::DiskFull))
+                .and_then(|(name, shelf)| {
+                    let complete = !incomplete && problems.is_empty();
+                    let named = work::name_version(&shelf, &name, &folder, run, source_key, complete);
+                    named.map_err(|problem| problems.push(problem)).ok()
+                });
+            Wakeup::Finalized(problems, made)
+        });
     }
 
-    pub(super) fn finalized(&mut self, problems: Vec<Problem>) {
+    pub(super) fn finalized(&mut self, problems: Vec<Problem>, made: Option<Made>) {
         self.busy = false;
         let full = problems.iter().find(|p| p.class == ProblemClass::DiskFull).cloned();
         if let Some(full) = full {
             return self.disk_full(full);
         }
-        self.incomplete |= !problems.is_empty();
+        self.incomplete |= !problems.is_empty() || made.as_ref().is_some_and(|made| !made.complete);
         problems.into_iter().for_each(|problem| self.reports.problem(problem));
+        self.made = made;
         let kept = self.blocks.content().and_then(|c| c.staging()?.kept());
         kept.into_iter().for_each(|kept| self.reports.problem(kept));
         let state = if self.incomplete { RunAgentState::DoneWithErrors } else { RunAgentState::Done };
