@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod audit;
+pub mod backup;
 pub mod batch;
 pub mod form;
 pub mod group;

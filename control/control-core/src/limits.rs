@@ -55,6 +55,25 @@ pub const CONFLICTS_OPEN_MAX: usize = 1_000;
 /// Days that a source's archive keeps files at most: ten years.
 pub const ARCHIVE_DAYS_MAX: u32 = 3_660;
 
+/// Versions that one rule of a backup keeps at most: those of a year, one an hour. A folder with more names is slow to list.
+pub const KEEP_COUNT_MAX: u32 = 10_000;
+
+/// Days within which a backup keeps all versions at most: ten years.
+pub const KEEP_DAYS_MAX: u32 = 3_660;
+
+/// Minutes between two starts of a backup by schedule at most: a year. One minute at least, as a start is a record and a
+/// command for each agent of its runs.
+pub const SCHEDULE_MINUTES_MAX: u32 = 366 * 24 * 60;
+
+/// Seconds that a source has to be quiet at most before it tells of a change: a day.
+pub const QUIET_SECONDS_MAX: u32 = 24 * 60 * 60;
+
+/// Bytes of a calendar's expression: every minute of an hour can be named.
+pub const CALENDAR_LEN_MAX: usize = 256;
+
+/// What the clocks of a fleet's services may differ by, and be set back by, before a schedule takes notice: an hour.
+pub const CLOCK_SET_BACK_MS: u64 = 60 * 60 * 1_000;
+
 /// Agents in one run. Every command of a run names every participant, so the log grows with the square.
 pub const PARTICIPANTS_MAX: usize = 1_000;
 
