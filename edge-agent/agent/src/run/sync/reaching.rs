@@ -5,26 +5,42 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use agent_proto::link::Way;
 use event_schema::AgentId;
 use tokio::time::Instant;
 use tracker_proto::SwarmKey;
-use utp2_tokio::Endpoint;
 
 use super::task::SyncTask;
 use crate::discovery::{Found, Via};
 use crate::relay::Met;
 use crate::run::reach::Step;
 use crate::run::reaching::{Caller, NoMeeting, Places, Search, direct_place, meet, place};
+use crate::run::ways::Ways;
+
+/// How often the control service is told how members are connected.
+const SHOW: Duration = Duration::from_secs(10);
 
 /// What is tried to reach members.
 pub(super) struct Reaching {
     swarm: SwarmKey,
     search: Search,
+    ways: Ways,
+    /// When the control service was told of connections last.
+    shown: Option<Instant>,
 }
 
 impl Reaching {
     pub(super) fn new(swarm: SwarmKey) -> Self {
-        Self { swarm, search: Search::default() }
+        Self { swarm, search: Search::default(), ways: Ways::default(), shown: None }
+    }
+
+    /// Whether the control service is to be told of connections now.
+    pub(super) fn is_to_be_shown(&mut self, now: Instant) -> bool {
+        let due = self.shown.is_none_or(|at| now - at >= SHOW);
+        if due {
+            self.shown = Some(now);
+        }
+        due
     }
 }
 
@@ -35,6 +51,7 @@ impl SyncTask {
             return;
         }
         let now = Instant::now();
+        self.reaching.ways.found(hint.addr, hint.via, hint.via == Via::Probe);
         let search = &mut self.reaching.search;
         if hint.relay {
             search.relays.hear(now, agent, hint.addr);
@@ -50,6 +67,7 @@ impl SyncTask {
             return;
         }
         self.dialer.hint(now, agent, hint.addr);
+        self.reaching.ways.tried(agent, format!("{}, which answers", hint.addr));
         if let Some(wait) = self.reaching.search.call_answering(now, agent, self.host.me < agent) {
             self.caller().call_at(agent, hint.addr, wait);
         }
@@ -86,9 +104,11 @@ impl SyncTask {
         }
     }
 
-    fn call_through_trackers(&self, agent: AgentId) {
-        let swarm = &self.reaching.swarm;
+    fn call_through_trackers(&mut self, agent: AgentId) {
         let addresses = self.reaching.search.addresses(agent);
+        let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        self.reaching.ways.tried(agent, format!("{} address(es): {}", list.len(), list.join(", ")));
+        let swarm = &self.reaching.swarm;
         if let Some(discovery) = &*self.host.discovery() {
             discovery.call(swarm.swarm(), swarm.peer_id(&agent.0), &addresses);
         }
@@ -97,6 +117,7 @@ impl SyncTask {
     /// Meets a member at the relay of this round.
     fn meet(&mut self, agent: AgentId, round: usize) {
         let now = Instant::now();
+        self.reaching.ways.tried(agent, format!("a relay, round {}", round + 1));
         let swarm = &self.reaching.swarm;
         let meeting = swarm.meeting(swarm.peer_id(&self.host.me.0), swarm.peer_id(&agent.0));
         let connected = |relay| self.peers.get(&relay).and_then(|p| direct_place(&p.link.conn));
@@ -122,6 +143,7 @@ impl SyncTask {
             Ok(_not_needed) => self.reaching.search.not_met(now, agent, None),
             Err((unanswered, why)) => {
                 tracing::debug!(run = %self.job.run, peer = %agent, why, "no meeting");
+                self.reaching.ways.failed(agent, why.clone());
                 self.reaching.search.not_met(now, agent, unanswered);
             }
         }
@@ -139,22 +161,30 @@ impl SyncTask {
     /// A connection is gone.
     pub(super) fn way_lost(&mut self, agent: AgentId) {
         self.reaching.search.lost(agent);
+        self.reaching.ways.lost(agent);
     }
 
     fn look_at(&mut self, now: Instant, agent: AgentId) {
-        if let Some(at) = self.connection(agent).map(place) {
-            self.reaching.search.connected(now, agent, Endpoint::is_detour(at));
+        let port = self.host.endpoint.local_addr().port();
+        if let Some(peer) = self.peers.get(&agent) {
+            let r = &mut self.reaching;
+            let way = r.ways.look(now, agent, &peer.link.conn, port, r.search.relay_of(agent));
+            r.search.connected(now, agent, way == Way::Relayed);
         }
     }
 
     fn look_at_ways(&mut self, now: Instant) {
         let connected: Vec<AgentId> = self.peers.keys().copied().collect();
         connected.into_iter().for_each(|agent| self.look_at(now, agent));
-        for (agent, met, _) in self.reaching.search.end_meetings(now) {
+        for (agent, met, by_relay) in self.reaching.search.end_meetings(now) {
+            if by_relay {
+                self.reaching.ways.failed(agent, "the relay ended the meeting".into());
+            }
             // Without the relay the connection is dead; better to know than to wait for silence.
             if let Some(conn) = self.connection(agent).filter(|c| place(c) == met.place) {
                 conn.close(crate::run::link::code::GOING, "the relay ended the meeting");
             }
         }
+        self.board.lock().connections = self.reaching.ways.shown();
     }
 }

@@ -78,7 +78,7 @@ pub(crate) struct SyncTask {
     folder: RunFolder,
     pub(super) context: ContextId,
     swarm: SwarmKey,
-    board: Board,
+    pub(super) board: Board,
     pub(super) wakeups: mpsc::Sender<Wakeup>,
     woken: mpsc::Receiver<Wakeup>,
     pub(super) to_net: mpsc::Sender<Net>,
@@ -672,7 +672,10 @@ impl SyncTask {
         if now >= self.next_telemetry {
             self.next_telemetry = now + 2 * TELEMETRY;
             let sync = Some(progress(state, &status));
-            let stats = self.board.progress(RunAgentState::Synchronizing);
+            let stats = match self.reaching.is_to_be_shown(now) {
+                true => self.board.whole_progress(RunAgentState::Synchronizing, None),
+                false => self.board.progress(RunAgentState::Synchronizing),
+            };
             let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
             self.host.reporter.progress(Progress { sync, peers, entries: status.entries, ..stats });
         }

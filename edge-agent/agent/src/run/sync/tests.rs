@@ -113,6 +113,13 @@ impl Scene {
         status.map(|s| (s.state.to_owned(), s.sync.unwrap_or_default())).unwrap_or_default()
     }
 
+    /// How the others are connected.
+    fn ways(&self, of: usize) -> Vec<&'static str> {
+        let all = self.agents[of].runs.as_ref().map(|runs| runs.status()).unwrap_or_default();
+        let status = all.into_iter().find(|s| s.run == RUN);
+        status.map(|s| s.connections.iter().map(|c| c.way.name()).collect()).unwrap_or_default()
+    }
+
     async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) -> Duration {
         let began = Instant::now();
         while !holds() {
@@ -179,6 +186,8 @@ async fn two_agents_keep_one_folder() {
     scene.write(0, "first", "made before");
     scene.join_all().await;
     scene.until("the first file", || scene.read(1, "first").is_some()).await;
+    // Whoever looks sees how they are connected.
+    scene.until("the connection to be shown", || scene.ways(0) == ["lan"] && scene.ways(1) == ["lan"]).await;
     // Made, edited, renamed, deleted, in both directions.
     scene.write(0, "deep/er/a", vec![7; 100_000]);
     scene.write(1, "b", "b");
@@ -479,7 +488,12 @@ async fn a_hundred_thousand_files() {
         }
         fs::write(at, format!("content of {n}")).expect("written");
     }
-    let began = Instant::now();
+    let cpu = || {
+        let stat = fs::read_to_string("/proc/self/stat").expect("readable");
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap_or(0) + fields[12].parse::<u64>().unwrap_or(0)
+    };
+    let (began, before) = (Instant::now(), cpu());
     scene.join_all().await;
     let count = files as u64 + files.div_ceil(1000) as u64;
     let all = || (0..2).all(|n| scene.status(n).1.entries == count && scene.status(n).0 == "in sync");
@@ -487,12 +501,8 @@ async fn a_hundred_thousand_files() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(began.elapsed() < Duration::from_secs(1800), "{:?} {:?}", scene.status(0), scene.status(1));
     }
-    println!("first synchronization of {files} files: {:?}", began.elapsed());
-    let cpu = || {
-        let stat = fs::read_to_string("/proc/self/stat").expect("readable");
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        fields[11].parse::<u64>().unwrap_or(0) + fields[12].parse::<u64>().unwrap_or(0)
-    };
+    let spent = (cpu() - before) as f64 / 100.0;
+    println!("first synchronization of {files} files: {:?}, {spent} s of processor time", began.elapsed());
     tokio::time::sleep(IDLE / 2).await;
     let before = cpu();
     tokio::time::sleep(IDLE).await;
