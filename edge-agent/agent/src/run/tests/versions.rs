@@ -269,6 +269,8 @@ async fn what_was_backed_up_comes_back_and_what_is_damaged_does_not() {
     let mut b = Backup::new().await;
     make_tree(b.tree.path(), 1 << 20);
     fs::hard_link(b.at("large 1"), b.at("deep/er/also large")).expect("room");
+    let sparse = fs::File::create(b.at("sparse")).expect("room");
+    sparse.write_all_at(b"far out", 9 << 20).expect("room");
     assert_eq!(b.backup(1).await.state, RunAgentState::Done);
     fs::remove_dir_all(b.at("deep")).expect("there");
     fs::write(b.at("large 0"), b"lost").expect("room");
@@ -331,13 +333,22 @@ async fn what_was_backed_up_comes_back_and_what_is_damaged_does_not() {
     fs::rename(kept.join("deep/small 23"), kept.join("elsewhere")).expect("there");
     std::os::unix::fs::symlink("../elsewhere", kept.join("deep/small 23")).expect("room");
     damage("large 1", 500_000);
+    // Where nothing was, which no hash covers.
+    damage("sparse", 5 << 20);
     let again = room();
     let (end, problems) = b.restore(1, "", again.path()).await;
     assert_eq!(end.state, RunAgentState::Done, "what is delivered is delivered whole");
     let mut told: Vec<_> = problems.iter().map(|p| String::from_utf8_lossy(&p.path).into_owned()).collect();
     told.sort();
-    let damaged =
-        ["deep/er/also large", "deep/small 20", "deep/small 21", "deep/small 22", "deep/small 23", "large 1"];
+    let damaged = [
+        "deep/er/also large",
+        "deep/small 20",
+        "deep/small 21",
+        "deep/small 22",
+        "deep/small 23",
+        "large 1",
+        "sparse",
+    ];
     assert_eq!(told, damaged);
     assert!(problems.iter().all(|p| p.class == ProblemClass::SourceChanged));
     for path in damaged {
