@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Disposal, Disposed, Problem, ProblemClass, RunId, Timestamp, decode_exact, encode};
+use folder_index::IGNORE_FILE;
 use rustix::fs::{self, AtFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -108,7 +109,8 @@ pub(crate) fn dispose(
         for (index, entry) in page.entries() {
             let is_name = matches!(entry.kind, Kind::File { .. } | Kind::HardLink { .. });
             nth += u64::from(is_name);
-            if !is_name || nth <= done_before {
+            // Without its rules the folder's next run would take, and dispose of, what they leave out.
+            if !is_name || nth <= done_before || entry.path == IGNORE_FILE {
                 continue;
             }
             let fate = match &entry.kind {
@@ -443,6 +445,23 @@ mod tests {
                     assert!(!entry.path.windows(9).any(|name| name == b".flotilla"), "{:?}", entry.path);
                 }
             }
+        }
+    }
+
+    /// The next run of the folder would take what they leave out.
+    #[test]
+    fn the_rules_of_a_folder_stay() {
+        for disposal in [Disposal::Delete, Disposal::Archive { days: 30 }] {
+            let mut world = World::new();
+            std_fs::write(world.at(".flotillaignore"), "/cam/3\n").expect("written");
+            std_fs::write(world.at("cam/.flotillaignore"), "no rules: it is not at the top")
+                .expect("written");
+            world.manifest =
+                crate::disk::index_path(&world.at(""), world.data.path(), &mut |_| true).expect("indexed").0;
+            let disposed = world.dispose(disposal, false).expect("not stopped").disposed;
+            assert_eq!((disposed.files, disposed.changed, disposed.gone), (10, 0, 0));
+            assert!(world.at(".flotillaignore").exists() && world.at("cam/3").exists());
+            assert!(!world.at("cam/4").exists() && !world.at("cam/.flotillaignore").exists());
         }
     }
 

@@ -6,8 +6,42 @@ use std::path::Path;
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
+use crate::limits::{IGNORE_LEN_MAX, RULE_LEN_MAX, RULES_MAX, WILDCARDS_MAX};
+
 /// File at the top of a folder with rules for it. It is itself an ordinary file, and travels.
 pub const IGNORE_FILE: &[u8] = b".flotillaignore";
+
+/// Why a folder's rules cannot be used by whoever depends on all of them.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RulesError {
+    /// The file is too large.
+    #[error("the rules are longer than {IGNORE_LEN_MAX} bytes")]
+    TooLong,
+    /// Too many lines with a rule.
+    #[error("there are more than {RULES_MAX} rules")]
+    TooMany,
+    /// They would take too long.
+    #[error("the rules have more than {WILDCARDS_MAX} wildcards together")]
+    TooManyWildcards,
+    /// A line that is no rule.
+    #[error("line {line}: {why}")]
+    Line {
+        /// Its number, from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Each is a rule, but all of them together are none.
+    #[error("{0}")]
+    Together(String),
+}
+
+impl RulesError {
+    /// Whether there is too much of something.
+    pub fn is_limit(&self) -> bool {
+        !matches!(self, Self::Line { .. } | Self::Together(_))
+    }
+}
 
 /// Compiled rules. The later rule wins; `!` takes an exception back, but nothing below a folder that is
 /// left out.
@@ -44,6 +78,55 @@ impl Ignores {
                 (Self::none(), bad)
             }
         }
+    }
+
+    /// From the text of the folder's file, every line of which has to be understood: a rule that is passed over may be
+    /// the one that matters. A byte order mark at the start is none of it.
+    ///
+    /// # Errors
+    /// If a line is no rule, or there is more than the limits allow.
+    pub fn exact(file: &[u8]) -> Result<Self, RulesError> {
+        if file.len() as u64 > IGNORE_LEN_MAX {
+            return Err(RulesError::TooLong);
+        }
+        let mut builder = GitignoreBuilder::new("");
+        let (mut count, mut wildcards) = (0, 0);
+        for (nth, line) in
+            file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file).split(|&b| b == b'\n').enumerate()
+        {
+            let bad = |why: &str| RulesError::Line { line: nth + 1, why: why.into() };
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if line.len() > RULE_LEN_MAX {
+                return Err(bad(&format!("longer than {RULE_LEN_MAX} bytes")));
+            }
+            let line = std::str::from_utf8(line).map_err(|_| bad("not UTF-8"))?;
+            if line.contains('\0') {
+                return Err(bad("a zero byte"));
+            }
+            if line.starts_with('#') || line.trim().is_empty() {
+                continue;
+            }
+            count += 1;
+            wildcards += line.bytes().filter(|b| b"*?[{".contains(b)).count();
+            if count > RULES_MAX {
+                return Err(RulesError::TooMany);
+            }
+            if wildcards > WILDCARDS_MAX {
+                return Err(RulesError::TooManyWildcards);
+            }
+            builder.add_line(None, line).map_err(|e| bad(&e.to_string()))?;
+        }
+        if count == 0 {
+            return Ok(Self::none());
+        }
+        let rules = builder.build().map_err(|e| RulesError::Together(e.to_string()))?;
+        Ok(Self { rules: Some(rules) })
+    }
+
+    /// Whether the entry at this path, or a folder above it, is left out.
+    pub fn leaves_out(&self, path: &[u8], is_folder: bool) -> bool {
+        let mut slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/');
+        slashes.any(|(at, _)| self.ignores(&path[..at], true)) || self.ignores(path, is_folder)
     }
 
     /// Whether the entry at this path is left out, given that no folder above it is.
@@ -88,5 +171,57 @@ mod tests {
         assert!(rules.ignores(b"x.o", false));
         let (rules, bad) = Ignores::new(b"\n\n", &[]);
         assert!(bad.is_empty() && !rules.ignores(b"x.o", false));
+    }
+
+    #[test]
+    fn exact_rules_are_understood_or_refused() {
+        let rules = Ignores::exact(b"\xef\xbb\xbf*.tmp\r\n# note\n\n/a/b/\n!keep.tmp").expect("rules");
+        for (path, folder, left_out) in [
+            (&b"x/y.tmp"[..], false, true),
+            (b"x/keep.tmp", false, false),
+            (b"a/b", true, true),
+            (b"a/b/c/d", false, true),
+            (b"a/b", false, false),
+            (b"a", true, false),
+            (b"", true, false),
+        ] {
+            assert_eq!(rules.leaves_out(path, folder), left_out, "{}", path.escape_ascii());
+        }
+        assert!(!Ignores::exact(b"").expect("no rules").leaves_out(b"x", false));
+        let refused = |text: &[u8]| Ignores::exact(text).expect_err("refused");
+        let line = |text: &[u8]| match refused(text) {
+            RulesError::Line { line, .. } => line,
+            other => panic!("{other}"),
+        };
+        assert_eq!(line(b"*.o\n[z-a]\n"), 2);
+        assert_eq!(line(b"*.o\n\nname\xff\n"), 3);
+        assert_eq!(line(b"\x7fELF\0\0\0"), 1);
+        assert_eq!(line(&[b"ok\n".to_vec(), vec![b'a'; RULE_LEN_MAX + 1]].concat()), 2);
+        assert_eq!(line("{".repeat(900).as_bytes()), 1);
+        assert_eq!(refused(&vec![b'#'; IGNORE_LEN_MAX as usize + 1]), RulesError::TooLong);
+        assert_eq!(refused("name\n".repeat(10_000).as_bytes()), RulesError::TooMany);
+        assert_eq!(refused("a*b\n".repeat(WILDCARDS_MAX + 1).as_bytes()), RulesError::TooManyWildcards);
+        let most: Vec<String> = (0..RULES_MAX).map(|n| format!("/folder {n}/file")).collect();
+        let rules = Ignores::exact(most.join("\n").as_bytes()).expect("as many as there may be");
+        assert!(rules.ignores(b"folder 1999/file", false) && !rules.ignores(b"folder 2000/file", false));
+    }
+
+    /// What is made to be slow, as much of it as there may be, on paths that fit nearly: it ends.
+    #[test]
+    fn hostile_rules_cost_a_bounded_time() {
+        let nearly = |n: usize| format!("{}b{n}", "a".repeat(180));
+        for rule in ["**/a*a*a*a*a*a*a*a*a*a*a*c?", "*a????????????????????c", "[ab]*[ab]*{a,b}*{a,b}*c[0-9]"]
+        {
+            let each = rule.bytes().filter(|b| b"*?[{".contains(b)).count();
+            let text: Vec<String> = (0..WILDCARDS_MAX / each).map(|n| format!("{rule}{n}")).collect();
+            let rules = Ignores::exact(text.join("\n").as_bytes()).expect("within the limits");
+            let (paths, begun) = (500, std::time::Instant::now());
+            for n in 0..paths {
+                assert!(!rules.ignores(format!("{}/{}", nearly(n), nearly(n + 1)).as_bytes(), false));
+            }
+            let each = begun.elapsed() / paths as u32;
+            println!("{rule}: {each:?} a path");
+            assert!(each < std::time::Duration::from_millis(100), "{rule}: {each:?}");
+        }
     }
 }

@@ -57,7 +57,17 @@ pub const GONE_MAX: u64 = 1_000_000;
 pub const NOTICED_MAX: usize = 50_000;
 
 /// Bytes of an ignore file.
-pub(crate) const IGNORE_LEN_MAX: u64 = 1 << 20;
+pub const IGNORE_LEN_MAX: u64 = 1 << 20;
+
+/// Rules of a folder whose run depends on them: the largest collections of such rules have some hundreds.
+pub const RULES_MAX: usize = 2000;
+
+/// Bytes of one of them. Paths that are longer can be left out by a folder above them.
+pub const RULE_LEN_MAX: usize = 1024;
+
+/// Wildcards (`*`, `?`, `[`, `{`) in all of them. Every path is held against every rule, and it is wildcards that
+/// make that slow and large: so many, chosen to do harm, cost some 30 µs a path.
+pub const WILDCARDS_MAX: usize = 1000;
 
 /// Rows of the table of contents kept in memory until they are merged into the file: at least so many,
 /// or an eighth of the file's.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass};
-use folder_index::{Content, IndexError, Known};
+use folder_index::{Content, Ignores, IndexError, Known};
 use rustix::fs::{self, Dir, FileType, Stat};
 use rustix::io::Errno;
 use sync_core::manifest::{
@@ -21,7 +21,7 @@ use sync_core::manifest::{
 use super::folder::{Folder, file_type, mtime};
 use super::manifest::{ManifestFile, ManifestWriter};
 use super::metadata::{Owners, extents, xattrs};
-use super::{Problems, problem};
+use super::{Problems, problem, rules};
 
 /// How often a file that changes under the reader is read again before it is left out.
 const READ_TRIES: u32 = 3;
@@ -45,7 +45,7 @@ pub(crate) fn index_path(
     index_known(path, state, None, progress)
 }
 
-/// Reads everything below `path` (or the one file it names), but for the files that the folder's index knows as they
+/// Reads everything below `path` that its rules do not leave out (or the one file it names), but for the files that the folder's index knows as they
 /// are, and writes the manifest to [`super::PART`] in the folder `state`. `progress` is called now and then and stops
 /// the work by returning `false`.
 ///
@@ -53,7 +53,7 @@ pub(crate) fn index_path(
 /// further names that were not met yet.
 ///
 /// # Errors
-/// If `path` itself cannot be read, or the manifest cannot be written. What is wrong with single entries is in the
+/// If `path` itself or the folder's rules cannot be read, or the manifest cannot be written. What is wrong with single entries is in the
 /// list of problems, and those entries are not in the manifest.
 pub(crate) fn index_known(
     path: &Path,
@@ -72,8 +72,11 @@ pub(crate) fn index_known(
         _ => Path::new("."),
     };
     let folder = Folder::open(parent).map_err(|e| problem(e, shown, "opening the source folder"))?;
+    // A file that was named is meant, whatever the folder's rules say.
+    let rules = if whole { rules::of(&folder)? } else { Ignores::none() };
     let mut index = Index {
         folder,
+        rules,
         out,
         known,
         owners: Owners::default(),
@@ -93,6 +96,8 @@ pub(crate) fn index_known(
 
 struct Index<'a> {
     folder: Folder,
+    /// What is left out.
+    rules: Ignores,
     out: ManifestWriter,
     /// Of a whole folder, if it has an index.
     known: Option<Known>,
@@ -197,11 +202,16 @@ impl Index<'_> {
     fn take(&mut self, path: &[u8]) -> Result<bool, Problem> {
         self.done.entries += 1;
         self.check_in()?;
+        let stat = self.folder.stat(path);
+        // Nobody who leaves something out wants to hear what is wrong with it.
+        if stat.as_ref().is_ok_and(|stat| self.rules.ignores(path, is_folder(stat))) {
+            return Ok(false);
+        }
         if let Err(rule) = check_path(path) {
             self.refuse(path, rule);
             return Ok(false);
         }
-        let stat = match self.folder.stat(path) {
+        let stat = match stat {
             Ok(stat) => stat,
             Err(e) => {
                 self.problems.push(problem(e, path, "reading the entry"));
@@ -319,12 +329,13 @@ impl Index<'_> {
     /// Whether a symlink leads out of the folder. Where that depends on what else is there, the disk is asked: what
     /// is a folder there becomes one in the manifest.
     fn stays_inside(&self, path: &[u8], target: &[u8]) -> bool {
-        let is_folder = |path: &[u8]| {
+        let is_entry = |path: &[u8]| {
             let there = check_path(path).is_ok()
-                && self.folder.stat(path).is_ok_and(|stat| file_type(&stat) == FileType::Directory);
+                && self.folder.stat(path).is_ok_and(|stat| is_folder(&stat))
+                && !self.rules.leaves_out(path, true);
             Ok::<_, std::convert::Infallible>(there)
         };
-        matches!(link_stays_inside(path, target, is_folder), Ok(true))
+        matches!(link_stays_inside(path, target, is_entry), Ok(true))
     }
 
     /// A file that the index knows as it is, and knows to be nothing but bytes: it need not even be opened.
@@ -446,6 +457,10 @@ impl Index<'_> {
         let manifest = ManifestFile::open(Arc::new(file)).map_err(whole)?;
         Ok((manifest, self.problems.into_vec()))
     }
+}
+
+fn is_folder(stat: &Stat) -> bool {
+    file_type(stat) == FileType::Directory
 }
 
 fn not_written(error: std::io::Error) -> Problem {

@@ -16,6 +16,7 @@ mod metadata;
 mod million;
 mod reader;
 mod recent;
+mod rules;
 mod seek;
 mod staging;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub(crate) use index::{IndexProgress, index_known};
 pub(crate) use manifest::{FileHashes, ManifestFile, ManifestWriter, PART, file_block_hashes};
 pub(crate) use metadata::{Owners, Restorer, xattrs};
 pub(crate) use reader::{BlockReader, ReadError, read_block};
+pub(crate) use rules::usable as rules_usable;
 pub(crate) use staging::{Before, KEEPS, Opened, Staging, StoreError};
 
 /// Problems of single entries that are told; the rest is counted. What is reported of a run has the same bound.

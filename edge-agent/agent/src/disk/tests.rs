@@ -279,6 +279,73 @@ fn what_cannot_be_sent_is_named() {
 }
 
 #[test]
+fn what_the_rules_leave_out_is_not_in_the_manifest() {
+    let src = tempdir().expect("room");
+    for folder in ["keep", "build/deep", "x/build"] {
+        fs::create_dir_all(src.path().join(folder)).expect("room");
+    }
+    for file in ["keep/a", "keep/a.tmp", "keep/b.tmp", "build/deep/c", "x/build/d", "secret"] {
+        fs::write(src.path().join(file), file).expect("room");
+    }
+    // What is wrong with something that is left out is nobody's business, and a link through it would lead nowhere.
+    rustix::fs::mkfifoat(rustix::fs::CWD, src.path().join("build/pipe"), rustix::fs::Mode::RWXU)
+        .expect("room");
+    rustix::fs::mkfifoat(rustix::fs::CWD, src.path().join("x.tmp"), rustix::fs::Mode::RWXU).expect("room");
+    symlink("../build/deep/../../keep/a", src.path().join("keep/through")).expect("room");
+    symlink("../x/../keep/a", src.path().join("keep/around")).expect("room");
+    let rules = "*.tmp\n!b.tmp\n/build/\n/secret\n";
+    fs::write(src.path().join(".flotillaignore"), rules).expect("room");
+    fs::write(src.path().join("keep/.flotillaignore"), "a\n").expect("room");
+    let (manifest, problems) = indexed(src.path());
+    let paths: Vec<_> =
+        entries(&manifest).into_iter().map(|e| String::from_utf8(e.path).expect("ours")).collect();
+    let expected = [
+        "",
+        ".flotillaignore",
+        "keep",
+        "keep/.flotillaignore",
+        "keep/a",
+        "keep/around",
+        "keep/b.tmp",
+        "x",
+        "x/build",
+        "x/build/d",
+    ];
+    assert_eq!(paths, expected);
+    let told: Vec<_> = problems.iter().map(|p| (p.class, p.path.as_slice())).collect();
+    assert_eq!(told, [(ProblemClass::UnsafeLink, &b"keep/through"[..])]);
+    // A file that was named is meant.
+    let (manifest, problems) = indexed(&src.path().join("secret"));
+    assert!(problems.is_empty() && find(&manifest, b"secret").0 == 0);
+}
+
+#[test]
+fn rules_that_cannot_be_used_let_nothing_be_sent() {
+    let check = |make: &dyn Fn(&Path), class, says: &str| {
+        let (src, state) = (tempdir().expect("room"), tempdir().expect("room"));
+        fs::write(src.path().join("secret"), "not for others").expect("room");
+        make(&src.path().join(".flotillaignore"));
+        let problem = index_path(src.path(), state.path(), &mut |_| true).expect_err("refused");
+        assert_eq!((problem.class, problem.path.as_slice()), (class, &b".flotillaignore"[..]), "{says}");
+        assert!(problem.detail.contains(says) && problem.detail.len() < 2000, "{}", problem.detail);
+        assert!(!rules_usable(src.path()));
+    };
+    let text = |text: Vec<u8>| move |path: &Path| fs::write(path, &text).expect("room");
+    let (limit, kind) = (ProblemClass::LimitExceeded, ProblemClass::UnsupportedKind);
+    check(&text(vec![b'x'; 64 << 20]), limit, "longer than");
+    check(&text("a\n".repeat(10_000).into_bytes()), limit, "more than 2000 rules");
+    check(&text("*?*?*?*?\n".repeat(1000).into_bytes()), limit, "wildcards");
+    check(&text(b"secret\n\x7fELF\x02\0\0".to_vec()), kind, "line 2");
+    check(&text(b"secret\n[z-a]\n".to_vec()), kind, "line 2");
+    check(&text("{a,".repeat(300).into_bytes()), kind, "line 1");
+    check(&|path| fs::create_dir(path).expect("room"), kind, "no ordinary file");
+    check(&|path| symlink("/etc/hosts", path).expect("room"), kind, "no ordinary file");
+    let fifo =
+        |path: &Path| rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RWXU).expect("room");
+    check(&fifo, kind, "no ordinary file");
+}
+
+#[test]
 fn nothing_outside_the_folder_is_touched() {
     let (dst, state, outside) =
         (tempdir().expect("room"), tempdir().expect("room"), tempdir().expect("room"));

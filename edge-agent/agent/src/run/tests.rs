@@ -320,6 +320,54 @@ impl Scene {
     }
 }
 
+/// What a source's rules leave out does not arrive, and stays as it is where somebody has it already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_source_leaves_out_is_left_alone_at_destinations() {
+    let scene = Scene::new(1 << 20, &[PLAIN; 3]).await;
+    let (source, got) = (scene.place(0), scene.place(1));
+    fs::write(source.join(".flotillaignore"), "*.key\n/deep/er/\nlarge 1\n").expect("room");
+    fs::write(source.join("deep/ours.key"), b"the source's").expect("room");
+    fs::create_dir_all(got.join("deep/er")).expect("room");
+    for (path, text) in [("deep/ours.key", "another"), ("deep/er/empty", "not empty"), ("large 1", "short")] {
+        fs::write(got.join(path), text).expect("room");
+    }
+    scene.join_all().await;
+    for n in 1..3 {
+        let end = scene.agents[n].completed().await;
+        assert_eq!(end.state, RunAgentState::Done, "{:?}", scene.agents[n].problems());
+    }
+    let left_out = |path: &[u8]| {
+        path.starts_with(b"deep/er") || path.ends_with(b".key") || path == b"large 1" || path == b""
+    };
+    let of = |path: &Path| {
+        let all = listing(path).into_iter().map(|(path, (.., content))| (path, content));
+        all.filter(|(path, _)| !left_out(path)).collect::<BTreeMap<_, _>>()
+    };
+    let sent = of(scene.place(0));
+    assert!(sent.contains_key(&b".flotillaignore"[..]) && sent.contains_key(&b"deep/small 7"[..]));
+    assert!(of(scene.place(1)) == sent && of(scene.place(2)) == sent);
+    assert!(!listing(scene.place(2)).keys().any(|path| !path.is_empty() && left_out(path)));
+    for (path, text) in [("deep/ours.key", "another"), ("deep/er/empty", "not empty"), ("large 1", "short")] {
+        assert_eq!(fs::read_to_string(got.join(path)).expect("left alone"), text);
+    }
+    scene.shut_down().await;
+}
+
+/// Nothing is sent by a source whose rules nobody can understand, and the run says which line it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_that_cannot_be_used_fail_the_run_at_its_source() {
+    let scene = Scene::new(1 << 20, &[PLAIN; 2]).await;
+    fs::write(scene.place(0).join(".flotillaignore"), "*.key\n[z-a]\n").expect("room");
+    scene.join_all().await;
+    let source = &scene.agents[0];
+    let problem = source.wait("the problem", || source.problems().into_iter().next()).await;
+    assert_eq!(problem.path, b".flotillaignore");
+    assert!(problem.detail.contains("line 2"), "{}", problem.detail);
+    source.wait("the failure", || source.states().contains(&RunAgentState::Failed).then_some(())).await;
+    assert_eq!(listing(scene.place(1)).len(), 1, "but the folder itself");
+    scene.shut_down().await;
+}
+
 const SLOW: Options = Options { lies: false, upload_limit: Some(4_000_000) };
 const PLAIN: Options = Options { lies: false, upload_limit: None };
 

@@ -22,6 +22,7 @@ use super::record::RunFolder;
 use crate::backup::{Held, Kept, Note, Shelf, VersionName, restore};
 use crate::disk::{
     Before, BlockReader, IndexProgress, ManifestFile, Opened, Staging, file_block_hashes, index_known,
+    rules_usable,
 };
 
 /// A problem of the run as a whole.
@@ -61,7 +62,8 @@ impl Indexing {
 
 /// Brings the index of a source's folder up to date. Without one, every file is read.
 fn refresh(catalog: &Catalog, path: &Path, progress: &Indexing) -> Option<Known> {
-    if !path.is_dir() {
+    // Where the rules cannot be used the run ends when the manifest is made: nothing is indexed in vain.
+    if !path.is_dir() || !rules_usable(path) {
         return None;
     }
     let options = ScanOptions {
