@@ -9,6 +9,7 @@ extern crate std;
 
 mod bootstrap;
 mod credential;
+mod enrolment_code;
 mod fingerprint;
 pub mod limits;
 pub mod link;
@@ -21,6 +22,7 @@ mod trust;
 
 pub use bootstrap::{Bootstrap, ManagementServer};
 pub use credential::{Credential, CredentialError};
+pub use enrolment_code::{EnrolmentCodeError, enrolment_code, parse_enrolment_code};
 pub use fingerprint::{fingerprint_text, parse_fingerprint};
 pub use run_secret::RunSecret;
 pub use seal::{SealError, open, seal};

@@ -70,6 +70,12 @@ pub const ADDRESSES_MAX: usize = 16;
 /// Gateways an agent is told and keeps.
 pub const GATEWAYS_MAX: usize = 16;
 
+/// Bytes of `HOST:PORT` in an enrolment code: a name in DNS has at most 253, a port 5.
+pub const HOST_LEN_MAX: usize = 255;
+
+/// Characters of an enrolment code: all gateways with names of usual length, and what text fields take.
+pub const ENROLMENT_CODE_LEN_MAX: usize = 2048;
+
 /// Bytes of one frame that the gateway takes until the agent is welcome: strangers get little.
 pub const FRAME_LEN_MAX_BEFORE_WELCOME: usize = 64 * 1024;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -84,6 +84,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), AgentError> {
                 }
             }
         };
+        forget_bootstrap(settings.consumed.as_deref());
         serve(&settings, &folder, store.clone(), key, membership, &status, &mut signals).await
     }
     .await;
@@ -112,6 +113,17 @@ fn at_its_address(
         tracing::info!(gateway = %membership.gateway, "enrolled already; the bootstrap file is ignored");
     }
     Ok(membership)
+}
+
+/// What a bootstrap file says is spent once the agent is enrolled, and its token is a secret of others than the agent.
+fn forget_bootstrap(path: Option<&Path>) {
+    let Some(path) = path else { return };
+    match std::fs::remove_file(path) {
+        Ok(()) => tracing::info!(file = %path.display(), "enrolled: the bootstrap file is deleted"),
+        Err(error) => {
+            tracing::warn!(file = %path.display(), %error, "the bootstrap file can't be deleted; delete it by hand");
+        }
+    }
 }
 
 /// Enrols, and stores the outcome before anything else happens.

@@ -3,10 +3,11 @@
 //! What was told goes on by the time since boot, which nobody sets: a board without a clock of its own is put decades
 //! forward by the first server that it asks, and nothing that is kept until a day of the fleet's may go for that.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use event_schema::Timestamp;
+use portable_atomic::AtomicI64;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use agent_proto::limits::{GATEWAYS_MAX, NAME_LEN_MAX, TAG_LEN_MAX, TAGS_MAX};
 use agent_proto::link::is_token_text;
-use agent_proto::{Bootstrap, ManagementServer, parse_fingerprint};
+use agent_proto::{Bootstrap, EnrolmentCodeError, ManagementServer, parse_enrolment_code, parse_fingerprint};
 use serde::Deserialize;
 
 use crate::discovery::{LanConfig, LanInterfaces};
@@ -24,6 +24,8 @@ pub(crate) enum ConfigError {
     Long(PathBuf),
     #[error("{} is no bootstrap file: {source}", path.display())]
     Bootstrap { path: PathBuf, source: serde_json::Error },
+    #[error("{}: {source}", path.display())]
+    Code { path: PathBuf, source: EnrolmentCodeError },
     #[error("{}: {source}", path.display())]
     Toml { path: PathBuf, source: Box<toml::de::Error> },
     #[error("no data folder: give --data DIR, or `data` in the configuration file")]
@@ -51,6 +53,9 @@ struct FileConfig {
     /// Further gateways, `HOST:PORT` each, beside those the fleet tells.
     #[serde(default)]
     gateways: Vec<String>,
+    /// Delete the bootstrap file once the agent is enrolled; default false.
+    #[serde(default)]
+    consume_bootstrap: bool,
     /// The same as in the bootstrap file.
     management_server: Option<ManagementServer>,
     folders_storage_path: Option<String>,
@@ -163,6 +168,8 @@ pub(crate) struct Settings {
     pub(crate) gateways: Vec<String>,
     /// None: the agent must be enrolled already.
     pub(crate) invitation: Option<Invitation>,
+    /// The bootstrap file, if it is to be deleted once the agent is enrolled.
+    pub(crate) consumed: Option<PathBuf>,
     pub(crate) folders_storage_path: Option<String>,
     pub(crate) tags: Vec<(String, String)>,
     pub(crate) name: String,
@@ -207,14 +214,8 @@ impl Settings {
                 .map_err(|source| ConfigError::Toml { path: path.clone(), source: Box::new(source) })?,
             None => FileConfig::default(),
         };
-        let bootstrap = match overrides.bootstrap.or(file.bootstrap) {
-            Some(path) => {
-                let text = read(&path)?;
-                let parsed: Result<Bootstrap, _> = serde_json::from_str(&text);
-                Some(parsed.map_err(|source| ConfigError::Bootstrap { path, source })?)
-            }
-            None => None,
-        };
+        let path = overrides.bootstrap.or(file.bootstrap);
+        let bootstrap = path.as_deref().map(|path| bootstrap(path, &read(path)?)).transpose()?;
         let (server, storage, mut tags) = match bootstrap {
             Some(b) => (Some(b.management_server), b.folders_storage_path, b.tags),
             None => (None, None, BTreeMap::new()),
@@ -232,6 +233,7 @@ impl Settings {
             data: overrides.data.or(file.data).ok_or(ConfigError::NoData)?,
             gateways: file.gateways,
             invitation: file.management_server.or(server).map(invitation).transpose()?,
+            consumed: path.filter(|_| file.consume_bootstrap),
             folders_storage_path: file.folders_storage_path.or(storage),
             tags: tags.into_iter().collect(),
             name: overrides.name.or(file.name).unwrap_or_else(host_name),
@@ -302,6 +304,17 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// A bootstrap file: JSON, or an enrolment code.
+fn bootstrap(path: &Path, text: &str) -> Result<Bootstrap, ConfigError> {
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str(text)
+            .map_err(|source| ConfigError::Bootstrap { path: path.to_owned(), source });
+    }
+    let server =
+        parse_enrolment_code(text).map_err(|source| ConfigError::Code { path: path.to_owned(), source })?;
+    Ok(Bootstrap { management_server: server, folders_storage_path: None, tags: BTreeMap::new() })
 }
 
 fn invitation(server: ManagementServer) -> Result<Invitation, ConfigError> {

@@ -83,7 +83,8 @@ enum Command {
 /// The command line wins over the configuration file, which wins over the bootstrap file.
 #[derive(Args)]
 #[command(after_help = "\
-The configuration file (TOML) knows: data, bootstrap, name, listen, advertise, lan, lan_interfaces,
+The configuration file (TOML) knows: data, bootstrap, consume_bootstrap (delete that file once the agent is
+enrolled), name, listen, advertise, lan, lan_interfaces,
 relay, relays, folders_storage_path, allowed_paths, share_between_jobs, [management_server] host,
 cert_authority_fingerprint,
 bootstrap_token, [tags], [limits] runs, outbox, upload, relay_rate, relay_sessions, relay_session_bytes,
@@ -103,7 +104,7 @@ Examples:
   flotilla-agent run --data ~/agent                      (once it is enrolled)
   flotilla-agent run --config /etc/flotilla-agent.toml --name camera-7")]
 struct RunArgs {
-    /// Bootstrap file, from `flotilla token create --out FILE`; once enrolled only for a gateway that moved.
+    /// Bootstrap file, from `flotilla token create --out FILE` or with an enrolment code in it; once enrolled only for a gateway that moved.
     #[arg(long, value_name = "FILE")]
     bootstrap: Option<PathBuf>,
     /// Folder for identity and state, one per agent.

@@ -7,13 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_proto::link::Progress;
 use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, Report, ReportBody, RunId, Signed};
+use portable_atomic::AtomicU64;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::clock;

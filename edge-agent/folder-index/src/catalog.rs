@@ -117,7 +117,7 @@ impl Catalog {
     pub fn status(&self) -> Vec<IndexStatus> {
         let indexes: Vec<_> = self.opened().values().cloned().collect();
         let of = |index: Arc<Index>| {
-            let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            let load = |counter: &portable_atomic::AtomicU64| counter.load(Ordering::Relaxed);
             IndexStatus {
                 root: index.root().to_owned(),
                 counters: index.counters().unwrap_or_default(),

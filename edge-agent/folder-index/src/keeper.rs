@@ -4,12 +4,13 @@
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use event_schema::Problem;
+use portable_atomic::AtomicU64;
 
 use crate::guard::{Guard, Suspicion};
 use crate::ignores::IGNORE_FILE;

@@ -6,6 +6,7 @@
 
 mod checks;
 mod demo;
+mod dist;
 mod fuzz;
 mod guard;
 mod tidy;
@@ -30,6 +31,8 @@ enum Task {
     Demo(demo::Options),
     /// Install what is missing and run every check that CI runs; where CI is set, nothing may be skipped
     Test(checks::Options),
+    /// Build static agents for other processors, and the packages made of them, in target/dist
+    Dist(dist::Options),
     /// Feed parsers and state machines of the transport with inputs that reach ever more of their code
     Fuzz(fuzz::Options),
     /// Hold the rules about the tree: arrows, paths named in ARCHITECTURE.md, sizes, leftovers
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         // The command is the same for everybody; in CI nothing may be skipped.
         Task::Test(options) if std::env::var_os("CI").is_some() => checks::run(&options, checks::Mode::Ci),
         Task::Test(options) => checks::run(&options, checks::Mode::Local),
+        Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Tidy => tidy::run(),
         Task::Tools => tools::install_all(),

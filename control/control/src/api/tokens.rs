@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent_proto::{Bootstrap, ManagementServer};
+use agent_proto::{Bootstrap, ManagementServer, enrolment_code};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control_core::token::{self, Command};
@@ -66,8 +66,9 @@ pub(super) async fn create(
         folders_storage_path: wish.storage_path,
         tags: std::collections::BTreeMap::new(),
     };
+    let code = enrolment_code(&bootstrap.management_server);
     let bootstrap = serde_json::to_value(&bootstrap).map_err(|e| ApiError::unavailable(e.to_string()))?;
-    let created = TokenCreated { id: token.to_string(), expires: expires.to_string(), bootstrap };
+    let created = TokenCreated { id: token.to_string(), expires: expires.to_string(), bootstrap, code };
     Ok((StatusCode::CREATED, Json(created)))
 }
 

@@ -316,6 +316,10 @@ shapes! {
         /// The bootstrap file for the agent; it contains the secret.
         #[schema(value_type = Object)]
         bootstrap: Value,
+        /// The same, without storage path, as one word: an enrolment code for text fields. Missing if a gateway's name is
+        /// longer than 255 bytes.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        code: Option<String>,
     }
     /// A page of groups.
     GroupsView {

@@ -19,10 +19,14 @@ use crate::private_file;
 pub(super) enum Token {
     /// Make a bootstrap file for new agents
     #[command(
-        after_help = "Example: flotilla token create --tag AGENT_NAME=nas-1 --tag SITE=harbour --out nas-1.json\n\n\
-        The file holds a secret: whoever has it can join the fleet until it is spent or expires."
+        after_help = "Examples:\n  flotilla token create --tag AGENT_NAME=nas-1 --tag SITE=harbour --out nas-1.json\n  \
+        flotilla token create --tag AGENT_NAME=nas-1 --code\n\n\
+        File and code hold a secret: whoever has one can join the fleet until it is spent or expires."
     )]
     Create {
+        /// Print an enrolment code instead: the same as one word, for the text field of a NAS package's wizard
+        #[arg(long, conflicts_with_all = ["out", "storage_path"])]
+        code: bool,
         /// A tag for agents that use the token; AGENT_NAME names them (repeatable)
         #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = place::tag)]
         tags: Vec<(String, String)>,
@@ -128,7 +132,7 @@ pub(super) enum Groups {
 
 pub(super) fn token(client: &Client, json: bool, command: Token) -> Done {
     match command {
-        Token::Create { tags, uses, expires, storage_path, out } => {
+        Token::Create { code, tags, uses, expires, storage_path, out } => {
             let wish = TokenWish {
                 tags: tags.into_iter().collect(),
                 uses: Some(uses),
@@ -136,6 +140,20 @@ pub(super) fn token(client: &Client, json: bool, command: Token) -> Done {
                 storage_path,
             };
             let created: TokenCreated = client.post("tokens", &wish)?;
+            if code {
+                let Some(code) = created.code else {
+                    return Err(Failure::Failed(
+                        "the service made no enrolment code (is a gateway's name longer than 255 bytes?); use --out \
+                         FILE"
+                            .into(),
+                    ));
+                };
+                if json {
+                    let (id, expires) = (created.id, created.expires);
+                    return output::say_json(&json!({ "id": id, "expires": expires, "code": code }));
+                }
+                return output::say(&code);
+            }
             let text = serde_json::to_string_pretty(&created.bootstrap).map_err(Failure::of)?;
             let Some(file) = out else { return output::say(&text) };
             private_file::write(&file, format!("{text}\n").as_bytes()).map_err(|error| {

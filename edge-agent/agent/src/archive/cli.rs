@@ -129,7 +129,7 @@ fn list(chosen: &Chosen) -> Done<()> {
     let all = read(chosen, browse::list(&chosen.folder, &chosen.choice(None)))?;
     let mut out = io::stdout().lock();
     if !chosen.json {
-        writeln!(out, "{:24}  {:24}  {:>12}  {}  (ID)", "ARCHIVED", "KEPT UNTIL", "BYTES", "PATH")?;
+        writeln!(out, "{:24}  {:24}  {:>12}  PATH  (ID)", "ARCHIVED", "KEPT UNTIL", "BYTES")?;
     }
     for kept in &all {
         if chosen.json {

@@ -140,15 +140,21 @@ impl HeldManifests {
             }
             let Ok(file) = File::open(&held.path) else { continue };
             // Only what `keep` says ends it early, and that is told.
-            let _ = roll(&file, &[0..held.len], &mut sought, &go_on, &mut |block, bytes| {
-                keep(block, bytes).map_err(|error| {
-                    let told = super::problem(rustix::io::Errno::IO, b"", "keeping the manifest");
-                    failed = Some(error);
-                    told
-                })?;
-                found.push(block);
-                Ok(())
-            });
+            let _ = roll(
+                &file,
+                std::slice::from_ref(&(0..held.len)),
+                &mut sought,
+                &go_on,
+                &mut |block, bytes| {
+                    keep(block, bytes).map_err(|error| {
+                        let told = super::problem(rustix::io::Errno::IO, b"", "keeping the manifest");
+                        failed = Some(error);
+                        told
+                    })?;
+                    found.push(block);
+                    Ok(())
+                },
+            );
         }
         failed.map_or(Ok(found), Err)
     }

@@ -48,6 +48,9 @@ pub(super) struct Rolled {
     pub(super) gave_up: bool,
 }
 
+/// Takes a block that was found, by its number.
+pub(super) type Keep<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Problem> + 'a;
+
 /// Moves a window along stretches of a file and keeps each block that it comes upon and nobody found before. A file that
 /// cannot be read ends the search, for what is found is found.
 ///
@@ -58,7 +61,7 @@ pub(super) fn roll(
     stretches: &[Range<u64>],
     sought: &mut Sought,
     go_on: &dyn Fn() -> bool,
-    keep: &mut dyn FnMut(u64, &[u8]) -> Result<(), Problem>,
+    keep: &mut Keep<'_>,
 ) -> Result<Rolled, Problem> {
     let (mut rolled, mut passed) = (Rolled::default(), 0);
     for stretch in stretches {

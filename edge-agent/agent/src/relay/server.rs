@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant as Clock};
 
 use agent_proto::limits::RELAY_MESSAGE_LEN_MAX;
 use agent_proto::relay::RelayMessage;
 use event_schema::AgentId;
+use portable_atomic::AtomicU64;
 use timebase::Instant;
 use tokio::time::timeout;
 use utp2_tokio::{Connection, DETOUR_HEADER, Endpoint};

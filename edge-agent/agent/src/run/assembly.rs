@@ -2,10 +2,11 @@
 //! of the others. Nothing here is checked; a peer can fill [`BYTES_BEGUN`] at most, all of them [`BYTES_HELD`].
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use portable_atomic::AtomicU64;
 use utp2_tokio::Handle;
 
 use super::limits::{BLOCK_COST, BYTES_BEGUN, BYTES_HELD, PIECES_APART, PIECES_PATIENCE, REPEATS};

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, Problem, ProblemClass, RunId, Signed};
 use folder_index::scan::{Effort, Progress, ScanOptions, Scope, Unobserved, scan};
 use folder_index::{Catalog, IndexError, Known};
+use portable_atomic::AtomicU64;
 use rustix::io::Errno;
 use sync_core::BlockMap;
 use sync_core::manifest::{HeadError, MANIFEST_VERSION, ManifestHead};

@@ -44,6 +44,18 @@ impl Home {
         std::fs::write(self.path().join("bootstrap.json"), text).expect("written");
     }
 
+    /// A bootstrap file with an enrolment code in it.
+    pub(crate) fn invite_by_code(&self, host: &str, fingerprint: &str, token: &str) {
+        let server = agent_proto::ManagementServer {
+            host: host.into(),
+            further_hosts: Vec::new(),
+            cert_authority_fingerprint: fingerprint.into(),
+            bootstrap_token: Some(token.into()),
+        };
+        let code = agent_proto::enrolment_code(&server).expect("a code");
+        std::fs::write(self.path().join("bootstrap.json"), code + "\n").expect("written");
+    }
+
     pub(crate) fn start(&mut self, more: &[&str]) -> Running {
         self.starts += 1;
         let log = self.path().join(format!("log-{}", self.starts));

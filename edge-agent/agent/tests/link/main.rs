@@ -159,6 +159,35 @@ async fn without_a_token_the_agent_waits_and_asks_again() {
 }
 
 #[tokio::test]
+async fn a_code_enrols_and_is_deleted_when_it_has() {
+    let fleet = Fleet::new(1);
+    let gateway = Gateway::start(&fleet).await;
+    let mut home = Home::new();
+    let (config, bootstrap) = (home.path().join("agent.toml"), home.path().join("bootstrap.json"));
+    std::fs::write(&config, "consume_bootstrap = true\n").expect("written");
+    let more = ["--config", config.to_str().expect("UTF-8")];
+    home.invite_by_code(&gateway.address.to_string(), &fleet.fingerprint(), TOKEN);
+    let whole = std::fs::read_to_string(&bootstrap).expect("a code");
+    std::fs::write(&bootstrap, &whole[..whole.len() - 9]).expect("written");
+    let (code, log) = home.start(&more).end().await;
+    assert_ne!(code, Some(0));
+    assert!(log.contains("was it cut when it was copied?") && bootstrap.exists(), "{log}");
+    std::fs::write(&bootstrap, whole).expect("written");
+
+    let agent = home.start(&more);
+    let mut link = gateway.accept().await;
+    let enrol = link.enrol().await;
+    assert_eq!(enrol.token.as_deref(), Some(TOKEN));
+    assert!(bootstrap.exists(), "it may have to enrol again");
+    link.send(fleet.admit(&enrol.public_key, 4000)).await;
+    let (_link, _) = gateway.session(0).await;
+    assert!(!bootstrap.exists());
+    let (code, log) = agent.terminate().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains(&TOKEN[33..]), "the token's secret is never shown");
+}
+
+#[tokio::test]
 async fn what_is_given_at_enrolment_must_belong_together() {
     let (fleet, other) = (Fleet::new(1), Fleet::new(2));
     type Wrong = fn(&Fleet, &Fleet, [u8; 32]) -> Enrolled;

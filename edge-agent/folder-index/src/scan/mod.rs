@@ -16,10 +16,11 @@ mod walk;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use event_schema::{Problem, ProblemClass};
+use portable_atomic::AtomicU64;
 use rustix::io::Errno;
 
 pub use effort::Effort;

@@ -1,0 +1,22 @@
+//! Packages that NAS boxes and other systems take, made byte for byte the same from the same input, and checks of them by
+//! the rules that their vendors publish.
+//!
+//! Owns the formats (`targets/FORMATS.md`). What goes into a package lies in a folder beside this crate for each format, such
+//! as `targets/synology`; the programs come from `cargo xtask dist`. Nothing here runs anything.
+
+pub mod elf;
+pub mod spk;
+pub mod tree;
+
+/// The programs and texts of one release, as packages of every format need them.
+#[derive(Clone, Copy)]
+pub struct Release<'a> {
+    /// `1.2.3`.
+    pub version: &'a str,
+    /// Counts packagings of one version, from 1.
+    pub build: u32,
+    /// The time that all files in packages have, seconds since 1970: that of the commit.
+    pub time: u64,
+    /// Licence texts.
+    pub licence: &'a str,
+}

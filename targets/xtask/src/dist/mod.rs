@@ -1,0 +1,159 @@
+//! `cargo xtask dist`: static agents for other processors, and the packages made of them, in `target/dist`.
+//!
+//! `table` reads `targets/targets.toml`, `cross` builds programs, the crate `packages` has the formats. The same commit
+//! gives the same bytes.
+
+mod cross;
+mod table;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use packages::Release;
+use packages::elf::Elf;
+use packages::spk::{self, Dsm, Spk};
+
+use self::cross::Cross;
+use self::table::{Package, Program, Table};
+use crate::tools;
+use crate::workspace::Workspace;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Programs to build, by name or triple (default: all), and the packages that need no others
+    #[arg(long = "target", value_name = "NAME")]
+    targets: Vec<String>,
+    /// Tell what there is, and build nothing
+    #[arg(long)]
+    list: bool,
+    /// Which packaging of this version it is
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    build: u32,
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let table = Table::read(&workspace.root.join("targets/targets.toml"))?;
+    if options.list {
+        for program in &table.programs {
+            println!("{:<8} {:<32} {} ({})", program.name, program.triple, program.cpu, program.support);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let unknown = options.targets.iter().find(|name| !table.programs.iter().any(|p| p.is_called(name)));
+    if let Some(name) = unknown {
+        let names: Vec<&str> = table.programs.iter().map(|p| p.name.as_str()).collect();
+        bail!("targets/targets.toml has no program {name}; it has {}", names.join(", "));
+    }
+    let wanted = |p: &&Program| options.targets.is_empty() || options.targets.iter().any(|t| p.is_called(t));
+    let chosen: Vec<&Program> = table.programs.iter().filter(wanted).collect();
+    tools::install()?;
+    tools::install_emulators()?;
+    let out = workspace.target.join("dist");
+    let time = commit_time(&workspace.root)?;
+    let cross = Cross::new(&workspace, time)?;
+    let mut sums = Vec::new();
+    for program in &chosen {
+        let begun = Instant::now();
+        let bytes = cross.agent(program)?;
+        check(program, &bytes)?;
+        let path = out.join("bin").join(&program.name).join("flotilla-agent");
+        place(&path, &bytes, 0o755)?;
+        let said = answer(program, &path)?;
+        println!("{:<8} {} bytes, {said}, {} s", program.name, bytes.len(), begun.elapsed().as_secs());
+        sums.push((path, bytes));
+    }
+    let licence = ["LICENSE-MIT", "LICENSE-APACHE"].map(|name| fs::read_to_string(workspace.root.join(name)));
+    let [mit, apache] = licence;
+    let licence =
+        format!("Flotilla is free under either of two licences, as you choose.\n\n{}\n{}", mit?, apache?);
+    let release =
+        Release { version: env!("CARGO_PKG_VERSION"), build: options.build, time, licence: &licence };
+    for package in &table.packages {
+        let Some((_, agent)) = chosen.iter().zip(&sums).find(|(p, _)| p.name == package.program) else {
+            continue;
+        };
+        let (name, bytes) = pack(package, release, &agent.1)?;
+        println!("{name}: {} bytes", bytes.len());
+        let path = out.join("synology").join(name);
+        place(&path, &bytes, 0o644)?;
+        sums.push((path, bytes));
+    }
+    let mut list = String::new();
+    for (path, bytes) in &sums {
+        let name = path.strip_prefix(&out).unwrap_or(path);
+        list += &format!("{}  {}\n", tools::sha256_of(bytes), name.display());
+    }
+    fs::write(out.join("SHA256SUMS"), list)?;
+    println!("all is in {}", out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds since 1970 of the commit, which all files in packages have: a time that is part of the input.
+fn commit_time(root: &Path) -> Result<u64> {
+    let output = Command::new("git").current_dir(root).args(["log", "-1", "--format=%ct"]).output();
+    let output = output.context("running git, which tells the time that files in packages have")?;
+    ensure!(output.status.success(), "git log failed: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout)?.trim().parse().context("the commit's time")
+}
+
+/// What a program that is shipped has to be.
+fn check(program: &Program, bytes: &[u8]) -> Result<()> {
+    let elf = Elf::read(bytes)?;
+    let mut faults = elf.faults(&program.machine);
+    if let Some(arch) = program.arm_arch
+        && elf.arm_arch != Some(arch)
+    {
+        faults.push(format!("it is for ARM architecture {:?}, not {arch}", elf.arm_arch));
+    }
+    if program.arm_arch.is_some() && elf.arm_neon.unwrap_or(0) != 0 {
+        faults.push("it is compiled for NEON, which not all of these have".into());
+    }
+    let limit = program.max_mb * 1e6;
+    if bytes.len() as f64 > limit {
+        faults.push(format!("it has {} bytes, more than {limit}", bytes.len()));
+    }
+    ensure!(faults.is_empty(), "{}: {}", program.name, faults.join("; "));
+    Ok(())
+}
+
+/// What the program says of itself where it is to run.
+fn answer(program: &Program, path: &Path) -> Result<String> {
+    let mut command = match program.emulator.split_first() {
+        Some((emulator, args)) => {
+            let mut command = Command::new(emulator);
+            command.args(args).arg(path);
+            command
+        }
+        None => Command::new(path),
+    };
+    let output = command.arg("version").output().with_context(|| format!("running {}", program.name))?;
+    ensure!(output.status.success(), "{} does not run: {output:?}", program.name);
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+fn pack(package: &Package, release: Release<'_>, agent: &[u8]) -> Result<(String, Vec<u8>)> {
+    let dsm = match package.dsm {
+        6 => Dsm::Six,
+        7 => Dsm::Seven,
+        other => bail!("there is no package for DSM {other}"),
+    };
+    let platforms: Vec<&str> = package.platforms.iter().map(String::as_str).collect();
+    let spk = Spk { release, dsm, platforms: &platforms, agent };
+    let (name, bytes) =
+        (format!("flotilla-agent_{}_dsm{}_{}.spk", spk.version(), package.dsm, package.name), spk.build()?);
+    let faults = spk::faults(&bytes, dsm)?;
+    ensure!(faults.is_empty(), "{name}: {}", faults.join("; "));
+    Ok((name, bytes))
+}
+
+fn place(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::create_dir_all(path.parent().context("a folder")?)?;
+    fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
+}

@@ -1,0 +1,102 @@
+//! `targets/targets.toml`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+/// All rows.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Table {
+    #[serde(rename = "program")]
+    pub(super) programs: Vec<Program>,
+    #[serde(rename = "spk")]
+    pub(super) packages: Vec<Package>,
+}
+
+/// A program for some processors. The fields are explained in the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Program {
+    pub(super) triple: String,
+    pub(super) name: String,
+    pub(super) machine: String,
+    #[serde(default)]
+    pub(super) emulator: Vec<String>,
+    pub(super) cpu: String,
+    /// `Tag_CPU_arch` that it must have been compiled for.
+    pub(super) arm_arch: Option<u64>,
+    pub(super) max_mb: f64,
+    pub(super) support: String,
+}
+
+/// A Synology package.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Package {
+    pub(super) dsm: u32,
+    pub(super) program: String,
+    pub(super) name: String,
+    pub(super) platforms: Vec<String>,
+}
+
+impl Table {
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let table: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        for package in &table.packages {
+            let known = table.programs.iter().any(|p| p.name == package.program);
+            ensure!(known, "{}: there is no program {}", path.display(), package.program);
+        }
+        Ok(table)
+    }
+}
+
+impl Program {
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.triple == name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_whole_and_every_platform_has_one_package_a_generation() {
+        let table = Table::read(&crate::workspace::root().join("targets/targets.toml")).expect("read");
+        assert_eq!(table.programs.len(), 5);
+        let mut seen = std::collections::BTreeSet::new();
+        for package in &table.packages {
+            for platform in &package.platforms {
+                assert!(
+                    seen.insert((package.dsm, platform)),
+                    "{platform} is there twice for DSM {}",
+                    package.dsm
+                );
+            }
+        }
+        // The platforms that Flotilla set out for.
+        for code in [
+            "88f6281",
+            "alpine",
+            "armada370",
+            "armada375",
+            "armada38x",
+            "armadaxp",
+            "avoton",
+            "braswell",
+            "bromolow",
+            "cedarview",
+            "comcerto2k",
+            "evansport",
+            "monaco",
+            "x86",
+            "x64",
+        ] {
+            assert!(seen.contains(&(6, &code.to_owned())), "{code}");
+        }
+    }
+}

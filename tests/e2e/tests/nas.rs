@@ -1,0 +1,371 @@
+//! A NAS owner installs the package and types one code (DESIGN §9.2): the package is unpacked and its scripts are run in a
+//! root of their own, in the order and with the variables that DSM has for them, by BusyBox's shell and as the package's
+//! user. What runs in it is the real agent.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Options, World, binary, differences, wait_until};
+use packages::Release;
+use packages::spk::{self, Dsm, NAME, Spk};
+use packages::tree::Tree;
+
+/// The user that DSM makes for the package.
+const USER: u32 = 1500;
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// A box: what DSM knows of one package.
+struct Nas {
+    root: tempfile::TempDir,
+    dsm: Dsm,
+}
+
+impl Nas {
+    fn new(dsm: Dsm) -> Result<Self> {
+        let root = tempfile::Builder::new().prefix("flotilla-nas-").tempdir()?;
+        let nas = Self { root, dsm };
+        fs::set_permissions(nas.root.path(), fs::Permissions::from_mode(0o755))?;
+        for folder in ["bin", "dev", "proc", "tmp", "etc", "volume1/@appstore", "volume1/@appdata"] {
+            fs::create_dir_all(nas.path(folder))?;
+        }
+        fs::set_permissions(nas.path("tmp"), fs::Permissions::from_mode(0o1777))?;
+        fs::create_dir_all(nas.package(""))?;
+        fs::copy("/bin/busybox", nas.path("bin/busybox")).context("the Debian package busybox-static")?;
+        let applets = Command::new("/bin/busybox").arg("--list").output()?;
+        for applet in String::from_utf8(applets.stdout)?.lines().filter(|a| *a != "busybox") {
+            symlink("busybox", nas.path("bin").join(applet))?;
+        }
+        // The agent as it is built for tests needs the libraries of this machine; a package's is static.
+        let linked = Command::new("ldd").arg(binary("flotilla-agent")).output()?;
+        for library in String::from_utf8(linked.stdout)?.split_whitespace().filter(|w| w.starts_with('/')) {
+            let to = nas.path(library.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().context("a folder")?)?;
+            fs::copy(library, to)?;
+        }
+        Ok(nas)
+    }
+
+    fn path(&self, inside: &str) -> PathBuf {
+        self.root.path().join(inside)
+    }
+
+    fn package(&self, inside: &str) -> PathBuf {
+        self.path("var/packages").join(NAME).join(inside)
+    }
+
+    fn target(&self) -> PathBuf {
+        self.path("volume1/@appstore").join(NAME)
+    }
+
+    /// The agent's state.
+    fn state(&self) -> PathBuf {
+        match self.dsm {
+            Dsm::Six => self.target().join("var"),
+            Dsm::Seven => self.path("volume1/@appdata").join(NAME),
+        }
+    }
+
+    fn share(&self) -> PathBuf {
+        self.path("volume1/flotilla")
+    }
+
+    /// Runs a script as the package's user, in a mount namespace of its own that goes with the last process in it.
+    fn script(&self, script: &str, args: &[&str], status: &str, wizard: &[(&str, &str)]) -> Result<Output> {
+        let (root, shown) = (self.root.path(), self.path("tmp/shown"));
+        fs::write(&shown, "")?;
+        chown(&shown, Some(USER), Some(USER))?;
+        let mut env: BTreeMap<&str, String> = BTreeMap::from([
+            ("SYNOPKG_PKGNAME", NAME.into()),
+            ("SYNOPKG_PKGDEST", format!("/var/packages/{NAME}/target")),
+            ("SYNOPKG_PKGDEST_VOL", "/volume1".into()),
+            ("SYNOPKG_PKG_STATUS", status.into()),
+            ("SYNOPKG_TEMP_LOGFILE", "/tmp/shown".into()),
+            ("SYNOPKG_TEMP_UPGRADE_FOLDER", "/volume1/@tmp-upgrade".into()),
+            ("PATH", "/bin".into()),
+        ]);
+        if self.dsm == Dsm::Seven {
+            env.insert("SYNOPKG_PKGVAR", format!("/var/packages/{NAME}/var"));
+        }
+        env.extend(wizard.iter().map(|(key, value)| (*key, (*value).to_owned())));
+        let mounts = "mount -t proc proc \"$0/proc\" && mount --rbind /dev \"$0/dev\" && \
+                      exec chroot --userspec=\"$1:$1\" \"$0\" \"${@:2}\"";
+        let output = Command::new("unshare")
+            .args(["--mount", "--", "/bin/bash", "-c", mounts])
+            .arg(root)
+            .arg(USER.to_string())
+            .args(["/bin/env", "-i"])
+            .args(env.iter().map(|(key, value)| format!("{key}={value}")))
+            .arg(format!("/var/packages/{NAME}/scripts/{script}"))
+            .args(args)
+            .output()?;
+        Ok(output)
+    }
+
+    /// The same, which is to succeed.
+    fn succeed(&self, script: &str, args: &[&str], status: &str, wizard: &[(&str, &str)]) -> Result<()> {
+        let output = self.script(script, args, status, wizard)?;
+        ensure!(output.status.success(), "{script} {args:?}: {output:?}, shown: {}", self.shown()?);
+        Ok(())
+    }
+
+    /// What Package Center shows of the last script.
+    fn shown(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.path("tmp/shown"))?)
+    }
+
+    fn service(&self, verb: &str) -> Result<Option<i32>> {
+        Ok(self.script("start-stop-status", &[verb], verb, &[])?.status.code())
+    }
+
+    /// Unpacks the scripts, and checks the package as far as the public rules go.
+    fn take(&self, package: &[u8]) -> Result<Tree> {
+        let faults = spk::faults(package, self.dsm)?;
+        ensure!(faults.is_empty(), "{faults:?}");
+        let tree = Tree::read_tar(package)?;
+        let _ = fs::remove_dir_all(self.package("scripts"));
+        put(&self.package(""), &tree, |path| path.starts_with("scripts/"))?;
+        Ok(tree)
+    }
+
+    /// What DSM does between preinst and postinst: the program's folder, state, the shared folder.
+    fn unpack(&self, tree: &Tree) -> Result<()> {
+        let content = Tree::read_tar_gz(&tree.get("package.tgz").context("package.tgz")?.bytes)?;
+        put(&self.target(), &content, |_| true)?;
+        link(&format!("/volume1/@appstore/{NAME}"), &self.package("target"))?;
+        if self.dsm == Dsm::Seven {
+            fs::create_dir_all(self.state())?;
+            chown(self.state(), Some(USER), Some(USER))?;
+            link(&format!("/volume1/@appdata/{NAME}"), &self.package("var"))?;
+            fs::create_dir_all(self.package("shares"))?;
+            link("/volume1/flotilla", &self.package("shares/flotilla"))?;
+        }
+        fs::create_dir_all(self.share())?;
+        chown(self.share(), Some(USER), Some(USER))?;
+        Ok(chown(self.target(), Some(USER), Some(USER))?)
+    }
+
+    fn install(&self, package: &[u8], wizard: &[(&str, &str)]) -> Result<()> {
+        let tree = self.take(package)?;
+        self.succeed("preinst", &[], "INSTALL", wizard)?;
+        self.unpack(&tree)?;
+        self.succeed("postinst", &[], "INSTALL", wizard)?;
+        self.succeed("start-stop-status", &["start"], "INSTALL", &[])
+    }
+
+    /// In DSM's order; the program's folder is replaced, and with it what lies in it.
+    fn upgrade(&self, package: &[u8]) -> Result<()> {
+        self.succeed("start-stop-status", &["prestop"], "UPGRADE", &[])?;
+        self.succeed("start-stop-status", &["stop"], "UPGRADE", &[])?;
+        let kept = self.path("volume1/@tmp-upgrade");
+        fs::create_dir_all(&kept)?;
+        chown(&kept, Some(USER), Some(USER))?;
+        let old = self.package("scripts.old");
+        let _ = fs::remove_dir_all(&old);
+        fs::rename(self.package("scripts"), &old)?;
+        let tree = self.take(package)?;
+        self.succeed("preupgrade", &[], "UPGRADE", &[])?;
+        let new = self.package("scripts.new");
+        fs::rename(self.package("scripts"), &new)?;
+        fs::rename(&old, self.package("scripts"))?;
+        self.succeed("preuninst", &[], "UPGRADE", &[])?;
+        self.succeed("postuninst", &[], "UPGRADE", &[])?;
+        fs::remove_dir_all(self.package("scripts"))?;
+        fs::rename(&new, self.package("scripts"))?;
+        fs::remove_dir_all(self.target())?;
+        self.succeed("preinst", &[], "UPGRADE", &[])?;
+        self.unpack(&tree)?;
+        self.succeed("postinst", &[], "UPGRADE", &[])?;
+        self.succeed("postupgrade", &[], "UPGRADE", &[])?;
+        fs::remove_dir_all(&kept)?;
+        self.succeed("start-stop-status", &["prestart"], "UPGRADE", &[])?;
+        self.succeed("start-stop-status", &["start"], "UPGRADE", &[])
+    }
+
+    fn uninstall(&self, wizard: &[(&str, &str)]) -> Result<()> {
+        self.succeed("start-stop-status", &["stop"], "UNINSTALL", &[])?;
+        self.succeed("preuninst", &[], "UNINSTALL", wizard)?;
+        self.succeed("postuninst", &[], "UNINSTALL", wizard)?;
+        if self.target().exists() {
+            fs::remove_dir_all(self.target())?;
+        }
+        Ok(())
+    }
+
+    /// A process in the box by a part of its command line.
+    fn process(&self, part: &str) -> Result<Option<String>> {
+        for entry in fs::read_dir("/proc")?.filter_map(Result::ok) {
+            let of_us = fs::read_link(entry.path().join("root")).is_ok_and(|root| root == self.root.path());
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if of_us && String::from_utf8_lossy(&line).contains(part) {
+                return Ok(Some(entry.file_name().to_string_lossy().into_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn kill(&self, part: &str) -> Result<()> {
+        let process = self.process(part)?.with_context(|| format!("{part} runs"))?;
+        ensure!(Command::new("kill").args(["-9", &process]).status()?.success());
+        wait_until("its end", LIMIT, || {
+            let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+            Ok(line.is_empty().then_some(()))
+        })
+    }
+}
+
+impl Drop for Nas {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.state().join("agent.log")).unwrap_or_default());
+        }
+        for part in ["supervise.sh", "flotilla-agent"] {
+            while self.process(part).is_ok_and(|process| process.is_some()) && self.kill(part).is_ok() {}
+        }
+    }
+}
+
+fn put(folder: &Path, tree: &Tree, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    for (path, file) in tree.files().filter(|(path, _)| wanted(path)) {
+        let to = folder.join(path);
+        fs::create_dir_all(to.parent().context("a folder")?)?;
+        fs::write(&to, &file.bytes)?;
+        fs::set_permissions(&to, fs::Permissions::from_mode(file.mode))?;
+    }
+    Ok(())
+}
+
+fn link(to: &str, at: &Path) -> Result<()> {
+    let _ = fs::remove_file(at);
+    Ok(symlink(to, at)?)
+}
+
+fn package(dsm: Dsm, build: u32) -> Result<Vec<u8>> {
+    let agent = fs::read(binary("flotilla-agent"))?;
+    let release = Release { version: "0.1.0", build, time: 1_700_000_000, licence: "MIT OR Apache-2.0" };
+    Ok(Spk { release, dsm, platforms: &["x86_64"], agent: &agent }.build()?)
+}
+
+fn code(world: &World, name: &str) -> Result<String> {
+    let tag = format!("AGENT_NAME={name}");
+    let made = world.flotilla(&["token", "create", "--code", "--tag", &tag])?;
+    Ok(made["code"].as_str().context("a code")?.to_owned())
+}
+
+/// Ids of the agents with this name.
+fn ids(world: &World, name: &str) -> Result<Vec<String>> {
+    let answer = world.flotilla(&["agents", "list"])?;
+    let agents = answer["agents"].as_array().context("agents")?.iter().filter(|a| a["name"] == name);
+    Ok(agents.filter_map(|a| Some(a["id"].as_str()?.to_owned())).collect())
+}
+
+/// Whether a box can be made here; CI has to.
+fn possible() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let runs = |command: &mut Command| command.output().is_ok_and(|o| o.status.success());
+    let possible = root
+        && runs(Command::new("unshare").args(["--mount", "true"]))
+        && runs(Command::new("/bin/busybox").arg("--list"));
+    if !possible {
+        assert!(
+            std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(),
+            "root, namespaces and busybox-static are needed"
+        );
+        eprintln!("SKIPPED: needs root, mount namespaces and Debian's busybox-static");
+    }
+    possible
+}
+
+/// From the code in the wizard to data that stays behind.
+fn life(dsm: Dsm) -> Result<()> {
+    let world = World::new(&Options { tracker: true, ..Options::default() })?;
+    let nas = Nas::new(dsm)?;
+    let first = package(dsm, 1)?;
+
+    // What is no code is told before anything is changed.
+    nas.take(&first)?;
+    let refused = nas.script("preinst", &[], "INSTALL", &[("wizard_code", "0193.abc")])?;
+    ensure!(!refused.status.success() && nas.shown()?.contains("no enrolment code"), "{}", nas.shown()?);
+
+    let code = code(&world, "nas")?;
+    nas.install(&first, &[("wizard_code", &code)])?;
+    world.wait_online(&["nas"])?;
+    let [id] = &ids(&world, "nas")?[..] else { panic!("one agent") };
+    ensure!(nas.service("status")? == Some(0));
+    ensure!(!nas.state().join("enrolment-code").exists(), "the token is spent and gone");
+    let log = fs::read_to_string(nas.state().join("agent.log"))?;
+    ensure!(!log.contains(&code[40..]), "the code is in no log");
+    ensure!(fs::metadata(nas.state().join("agent.toml"))?.permissions().mode() & 0o077 == 0);
+
+    // The job: a relative folder lies in the shared folder.
+    let source = world.path().join("films");
+    fs::create_dir_all(source.join("2026"))?;
+    fs::write(source.join("2026/a.mp4"), vec![7; 300_000])?;
+    let _base = world.agent("base", &[])?;
+    let run = world.distribute(("base", &source), &[("nas", Path::new("films"))])?;
+    world.wait_success(&run, LIMIT)?;
+    ensure!(differences(&source, &nas.share().join("films"))?.is_empty());
+
+    // Nobody but the package looks after the program.
+    nas.kill("flotilla-agent\0run")?;
+    wait_until("the agent to be started again", LIMIT, || nas.process("flotilla-agent\0run"))?;
+    world.wait_online(&["nas"])?;
+    if dsm == Dsm::Seven {
+        let supervisor = fs::read_to_string(nas.state().join("supervise.pid"))?;
+        ensure!(Command::new("kill").args(["-9", supervisor.trim()]).status()?.success());
+        ensure!(nas.service("status")? == Some(1), "dead, with a pid file");
+        nas.kill("flotilla-agent\0run")?;
+        ensure!(nas.service("start")? == Some(0) && nas.service("start")? == Some(0), "twice is once");
+    }
+
+    // What the owner changed, and who the agent is, stay.
+    let config = nas.state().join("agent.toml");
+    fs::write(&config, fs::read_to_string(&config)? + "lan = false\n")?;
+    nas.upgrade(&package(dsm, 2)?)?;
+    world.wait_online(&["nas"])?;
+    ensure!(ids(&world, "nas")? == [id.clone()], "{:?}", ids(&world, "nas")?);
+    ensure!(fs::read_to_string(&config)?.contains("lan = false"));
+    fs::write(source.join("2026/b.mp4"), vec![8; 100_000])?;
+    let again = world.flotilla(&["jobs", "start", "job-1"])?;
+    world.wait_success(again["run"].as_str().context("a run")?, LIMIT)?;
+
+    nas.uninstall(&[("wizard_delete_state", "true")])?;
+    ensure!(nas.process("flotilla-agent\0run")?.is_none());
+    // What looked after the log of the supervisor that was killed notices within a minute.
+    wait_until("all of it to be gone", LIMIT, || Ok(nas.process("supervise.sh")?.is_none().then_some(())))?;
+    ensure!(!nas.state().join("agent").exists());
+    ensure!(differences(&source, &nas.share().join("films"))?.is_empty(), "the data stays");
+    Ok(())
+}
+
+#[test]
+fn dsm_7_from_the_code_to_the_data_that_stays() -> Result<()> {
+    if possible() { life(Dsm::Seven) } else { Ok(()) }
+}
+
+#[test]
+fn dsm_6_from_the_code_to_the_data_that_stays() -> Result<()> {
+    if possible() { life(Dsm::Six) } else { Ok(()) }
+}
+
+#[test]
+fn a_silent_installation_takes_its_code_from_the_shared_folder() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let world = World::new(&Options::default())?;
+    let nas = Nas::new(Dsm::Seven)?;
+    nas.install(&package(Dsm::Seven, 1)?, &[])?;
+    ensure!(nas.service("status")? == Some(0) && nas.process("flotilla-agent\0run")?.is_none());
+    let given = nas.share().join("flotilla-enrolment-code.txt");
+    fs::write(&given, code(&world, "nas")? + "\r\n")?;
+    chown(&given, Some(USER), Some(USER))?;
+    world.wait_online(&["nas"])?;
+    ensure!(!given.exists(), "who can read the shared folder does not need it");
+    ensure!(nas.service("stop")? == Some(0) && nas.service("status")? == Some(3));
+    Ok(())
+}
