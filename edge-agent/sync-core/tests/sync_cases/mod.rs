@@ -72,7 +72,8 @@ fn an_agent_that_loses_its_index_every_day_is_heard_for_ever() {
     // A hundred and fifty lives of its index, each of which makes the same folder anew.
     for life in 1..=150 {
         let dot = Dot { replica: replica_id(RUN, agent, life), counter: 1 };
-        let value = Value::Folder { meta: Vec::new(), implied: false };
+        // Who has a folder says which mode it has: nobody else has a reason to state it.
+        let value = Value::Folder { meta: vec![0], implied: false };
         let said = own_statement(&key, dot.replica, b"f", vec![dot], 1, value.clone());
         let last = own_statement(&key, dot.replica, b"last", vec![dot], 1, value);
         let said = if life == 150 { entry(b"last", last) } else { entry(b"f", said) };
