@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use event_schema::{
     AgentApproved, AgentEnrolled, AgentId, AgentOffline, AgentOnline, AgentRemoved, AgentSessionOpened,
-    AgentTagged, CommandId, EnrolmentRefused, Event, GroupMembersRemoved, Private, Problem, ProblemClass,
-    RefusalReason, RunId, Timestamp, TokenId, TokenUsed,
+    AgentTagged, CommandId, EnrolmentRefused, Event, GroupMembersRemoved, JobId, Private, Problem,
+    ProblemClass, RefusalReason, RunId, Timestamp, TokenId, TokenUsed,
 };
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub(crate) struct Issued {
     pub(crate) command: CommandId,
     pub(crate) run: Option<RunId>,
     pub(crate) is_join: bool,
+    /// The backup that it is about, if that is not a run.
+    pub(crate) backup: Option<JobId>,
 }
 
 impl Agent {
@@ -87,7 +89,12 @@ impl Agent {
             Event::ReportReceived(e) => self.last_report = self.last_report.max(e.sequence),
             Event::CommandIssued(e) => {
                 self.last_command = self.last_command.max(e.sequence);
-                let issued = Issued { command: e.command, run: e.run, is_join: e.joins };
+                let issued = Issued {
+                    command: e.command,
+                    run: e.run,
+                    is_join: e.joins,
+                    backup: e.backup.map(|backup| backup.job),
+                };
                 self.waiting.insert(e.sequence, issued);
             }
             Event::CommandAcknowledged(e) => {

@@ -1,16 +1,18 @@
-//! Starts of consolidations: one run for each source, all of one start bound together by a [`BatchId`].
+//! Starts of consolidations and backups: one run for each source, all of one start bound together by a [`BatchId`].
 //!
 //! Each run is an ordinary one, with its own source, manifest, swarm and secret, so a source that is away delays nobody
 //! but itself. A source whose earlier run of the job is still active is passed over: a job that is started again and
 //! again does not pile up runs for those who are away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use event_schema::{
-    AgentId, BatchId, Disposal, Event, JobId, JobSpec, Party, Place, Role, RunId, RunStarted,
+    AgentId, BatchId, Disposal, Event, JobId, JobSpec, Party, Place, Purpose, Role, RunId, RunStarted,
+    Timestamp,
 };
 use sha2::{Digest, Sha256};
 
+use crate::backup::version::VersionName;
 use crate::job::illegible;
 use crate::limits::{BATCH_PARTS_MAX, BATCH_RUNS_MAX, PARTICIPANTS_MAX, PATH_LEN_MAX};
 use crate::run::must_be_approved;
@@ -48,7 +50,7 @@ pub fn run_of(batch: BatchId, source: AgentId) -> RunId {
     RunId(id)
 }
 
-/// Starts a run for each source of a consolidation. Groups are resolved now: members that are not approved are passed
+/// Starts a run for each source of a consolidation or a backup, or for each of these alone: `only`. Groups are resolved now: members that are not approved are passed
 /// over, and those that would have nobody to send to; but no destination is, if sources dispose of what all destinations
 /// have.
 ///
@@ -56,7 +58,13 @@ pub fn run_of(batch: BatchId, source: AgentId) -> RunId {
 /// If the job is unknown or none of this kind, its folders cannot be read, an agent named by it is removed or not
 /// approved, an agent would take part with two folders, a source's tags do not give it a folder, two sources would have
 /// the same, nobody would send or receive anything, every source is still busy with an earlier run, or there would be too many.
-pub fn start(state: &State, batch: BatchId, job: JobId) -> Result<Started, Rejection> {
+pub fn start(
+    state: &State,
+    batch: BatchId,
+    job: JobId,
+    only: Option<&BTreeSet<AgentId>>,
+    now: Timestamp,
+) -> Result<Started, Rejection> {
     if state.runs.values().any(|run| run.batch == Some(batch) && run.job == job) {
         return Ok(Started::default());
     }
@@ -64,12 +72,22 @@ pub fn start(state: &State, batch: BatchId, job: JobId) -> Result<Started, Rejec
     if !known.is_legible() {
         return Err(illegible(job));
     }
-    let JobSpec::Consolidation { sources, destinations, subfolder, after } = &known.spec else {
-        return Err(Rejection::Invalid("this job has one source: it starts one run".into()));
+    let (sources, destinations, subfolder, after, options, keeps) = match &known.spec {
+        JobSpec::Consolidation { sources, destinations, subfolder, after, options } => {
+            (sources, destinations, subfolder, *after, options, false)
+        }
+        JobSpec::Backup { sources, destinations, subfolder, options, .. } => {
+            (sources, destinations, subfolder, Disposal::Keep, options, true)
+        }
+        JobSpec::Distribution { .. } | JobSpec::Synchronization { .. } => {
+            return Err(Rejection::Invalid("this job has one source: it starts one run".into()));
+        }
     };
     let template = Template::parse(subfolder)?;
-    let sources = members(state, sources, "source", true)?;
-    let destinations = members(state, destinations, "destination", *after == Disposal::Keep)?;
+    let mut sources = members(state, sources, "source", true)?;
+    sources.retain(|agent, _| only.is_none_or(|only| only.contains(agent)));
+    let destinations = members(state, destinations, "destination", after == Disposal::Keep)?;
+    let names = VersionNames::new(state, job);
     if destinations.is_empty() {
         return Err(Rejection::Conflict("nobody would receive anything: the groups are empty".into()));
     }
@@ -121,7 +139,11 @@ pub fn start(state: &State, batch: BatchId, job: JobId) -> Result<Started, Rejec
             )));
         }
         let event = RunStarted::new(run_of(batch, *source), job, parts.into_iter());
-        started.events.push(RunStarted { batch: Some(batch), after: *after, ..event }.into());
+        let purpose =
+            if keeps { Purpose::Version { name: names.next(*source, now)? } } else { Purpose::Plain };
+        // Sealed anew with the event: what it is sealed as in the job is of another field.
+        let options = (**options).clone().into();
+        started.events.push(RunStarted { batch: Some(batch), after, options, purpose, ..event }.into());
     }
     match (started.events.is_empty(), started.skipped.first()) {
         (false, _) => Ok(started),
@@ -133,9 +155,48 @@ pub fn start(state: &State, batch: BatchId, job: JobId) -> Result<Started, Rejec
     }
 }
 
-/// Sources of the job's active runs, with these.
+/// Names of versions that are taken, of a job's sources.
+struct VersionNames<'s> {
+    state: &'s State,
+    job: JobId,
+    of_runs: BTreeSet<(AgentId, VersionName)>,
+}
+
+impl<'s> VersionNames<'s> {
+    fn new(state: &'s State, job: JobId) -> Self {
+        let of_job = state.runs.values().filter(|run| run.job == job);
+        let named = of_job.filter_map(|run| match &run.purpose {
+            Purpose::Version { name } => Some((run.source, name.parse().ok()?)),
+            Purpose::Plain | Purpose::Restore { .. } => None,
+        });
+        Self { state, job, of_runs: named.collect() }
+    }
+
+    /// The first of this time that is free everywhere.
+    fn next(&self, source: AgentId, now: Timestamp) -> Result<String, Rejection> {
+        let none = || {
+            Rejection::Conflict(
+                "no name of a version is left for this time: check the service's clock".into(),
+            )
+        };
+        let mut name = VersionName::at(now).ok_or_else(none)?;
+        let backup = self.state.backups.jobs.get(&self.job);
+        let stands = |name: &VersionName| {
+            let mut shelves = backup.iter().flat_map(|backup| &backup.shelves);
+            shelves.any(|((_, of), shelf)| *of == source && shelf.versions.contains_key(name))
+        };
+        while self.of_runs.contains(&(source, name)) || stands(&name) {
+            name = name.next().ok_or_else(none)?;
+        }
+        Ok(name.to_string())
+    }
+}
+
+/// Sources of the job's active runs, with these. What is given back to them is another thing.
 fn busy(state: &State, job: JobId) -> BTreeMap<AgentId, RunId> {
-    let active = state.runs.iter().filter(|(_, run)| run.job == job && run.outcome.is_none());
+    let active = state.runs.iter().filter(|(_, run)| {
+        run.job == job && run.outcome.is_none() && !matches!(run.purpose, Purpose::Restore { .. })
+    });
     active.map(|(id, run)| (run.source, *id)).collect()
 }
 

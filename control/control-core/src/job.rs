@@ -1,13 +1,15 @@
-//! Jobs: what shall happen. So far: distributions, consolidations and synchronizations.
+//! Jobs: what shall happen. So far: distributions, consolidations, synchronizations and backups.
 
 use std::collections::BTreeSet;
 
-use event_schema::level::{LEVEL_CONSOLIDATION, LEVEL_SYNCHRONIZATION};
+use event_schema::level::{LEVEL_BACKUP, LEVEL_CONSOLIDATION, LEVEL_SYNCHRONIZATION};
 use event_schema::{Disposal, Event, JobCreated, JobDeleted, JobId, JobSpec, Party, Place, Private};
 
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Standing;
+use crate::backup::keep;
+use crate::backup::when::Schedule;
 use crate::limits::{ARCHIVE_DAYS_MAX, JOB_DESTINATIONS_MAX, JOB_SOURCES_MAX, JOBS_MAX};
 use crate::subfolder::Template;
 use crate::{Rejection, State, sync, text};
@@ -25,12 +27,15 @@ impl Job {
         let mut places = self.spec.sources().iter().chain(self.spec.destinations());
         let named = match &self.spec {
             JobSpec::Distribution { .. } => true,
-            JobSpec::Consolidation { subfolder, .. } => subfolder.is_legible(),
+            JobSpec::Consolidation { subfolder, .. } | JobSpec::Backup { subfolder, .. } => {
+                subfolder.is_legible()
+            }
             JobSpec::Synchronization { members, .. } => {
                 members.iter().all(|share| share.path.is_legible() && share.selection.is_legible())
             }
         };
-        named && self.name.is_legible() && places.all(|place| place.path.is_legible())
+        let asked = self.spec.options().is_none_or(|options| options.is_legible());
+        named && asked && self.name.is_legible() && places.all(|place| place.path.is_legible())
     }
 }
 
@@ -101,8 +106,22 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
 
 fn check(state: &State, spec: &JobSpec) -> Result<(), Rejection> {
     let (sources, destinations) = (spec.sources(), spec.destinations());
+    if let Some(options) = spec.options().filter(|options| !options.is_none()) {
+        check_level(state, "options of runs", LEVEL_BACKUP)?;
+        options.check().map_err(|why| Rejection::Invalid(why.into()))?;
+    }
     let what = match spec {
         JobSpec::Distribution { .. } => "distribution",
+        JobSpec::Backup { subfolder, when, keep, .. } => {
+            check_level(state, "backups", LEVEL_BACKUP)?;
+            Template::parse(subfolder)?;
+            Schedule::parse(when)?;
+            keep::check(keep)?;
+            if !(1..=JOB_SOURCES_MAX).contains(&sources.len()) {
+                return Err(Rejection::Invalid(format!("a backup has 1 to {JOB_SOURCES_MAX} sources")));
+            }
+            "backup"
+        }
         JobSpec::Consolidation { subfolder, after, .. } => {
             check_level(state, "consolidations", LEVEL_CONSOLIDATION)?;
             Template::parse(subfolder)?;

@@ -65,6 +65,13 @@ pub const KEEP_DAYS_MAX: u32 = 3_660;
 /// command for each agent of its runs.
 pub const SCHEDULE_MINUTES_MAX: u32 = 366 * 24 * 60;
 
+/// A version that has at most half of the entries of the good one before it, so many less, is suspicious: small folders
+/// come and go.
+pub const SHRUNK_ENTRIES_MIN: u64 = 20;
+
+/// Days after which a folder that has shrunk is taken for what it is: until then its versions take no good one's place.
+pub const SHRUNK_DAYS: i64 = 30;
+
 /// Seconds that a source has to be quiet at most before it tells of a change: a day.
 pub const QUIET_SECONDS_MAX: u32 = 24 * 60 * 60;
 

@@ -5,8 +5,8 @@
 
 use event_schema::{
     AgentId, AnswerGuard, CommandBody, Disposal, FinishAndDispose, FinishRun, GuardAnswer, JobId,
-    JoinKeeping, JoinRun, Outcome, PeerHint, Permission, Role, RunAgentState, RunId, Selection, StopRun,
-    SyncPeer, SyncPolicy, Synchronize, path_of,
+    JoinKeeping, JoinRun, Outcome, PeerHint, Permission, Purpose, Role, RunAgentState, RunId, RunOptions,
+    Selection, StopRun, SyncPeer, SyncPolicy, Synchronize, TakePart, path_of,
 };
 
 use crate::State;
@@ -48,6 +48,10 @@ pub enum Task {
         peers: Vec<PeerHint>,
         /// What is in the folder is kept when it is replaced.
         keeps: bool,
+        /// What is asked of the run.
+        options: RunOptions,
+        /// What it is for.
+        purpose: Purpose,
     },
     /// Take part in a synchronization, or go on in it as told now.
     Synchronize(Box<Synchronization>),
@@ -101,9 +105,15 @@ impl Task {
     /// The command's body; trackers and the sealed secret matter only to those that need one.
     pub fn into_body(self, run: RunId, trackers: Vec<String>, sealed_secret: Vec<u8>) -> CommandBody {
         match self {
-            Self::Join { job, job_name, role, path, source, peers, keeps } => {
+            Self::Join { job, job_name, role, path, source, peers, keeps, options, purpose } => {
                 let join = JoinRun { run, job, job_name, role, path, source, peers, trackers, sealed_secret };
-                if keeps { JoinKeeping { join }.into() } else { join.into() }
+                if !options.is_none() || purpose != Purpose::Plain {
+                    TakePart { join, keeping: keeps, options, purpose }.into()
+                } else if keeps {
+                    JoinKeeping { join }.into()
+                } else {
+                    join.into()
+                }
             }
             Self::Synchronize(told) => {
                 let Synchronization { job, job_name, revision, path, permission, selection, policy, members } =
@@ -160,7 +170,12 @@ pub fn orders(state: &State, run: RunId, max: usize) -> Vec<Order> {
                     source: known.source,
                     peers: peers.clone(),
                     // What an earlier start brought there is nowhere else any more.
-                    keeps: part.role == Role::Destination && known.after != Disposal::Keep,
+                    // Nor is what somebody made since the version that is given back.
+                    keeps: part.role == Role::Destination
+                        && (known.after != Disposal::Keep
+                            || matches!(known.purpose, Purpose::Restore { .. })),
+                    options: (*known.options).clone(),
+                    purpose: known.purpose.clone(),
                 },
                 Kind::Synchronize(sync, member) => Task::Synchronize(Box::new(Synchronization {
                     job: known.job,
@@ -203,7 +218,7 @@ fn kind<'r>(run: &'r Run, part: &'r Part) -> Option<Kind<'r>> {
     }
     let Some(outcome) = run.outcome else {
         // Whoever cannot read its folders must not name others.
-        let legible = run.job_name.is_legible() && run.paths.is_legible();
+        let legible = run.job_name.is_legible() && run.paths.is_legible() && run.options.is_legible();
         return (legible && !part.join_issued && !part.state.is_terminal()).then_some(Kind::Join);
     };
     if !part.join_issued || part.end_issued {

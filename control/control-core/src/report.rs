@@ -15,6 +15,7 @@ use event_schema::{
 };
 
 use crate::agent::{Issued, Standing, refusal};
+use crate::backup::told;
 use crate::limits::{PATH_LEN_MAX, PROBLEMS_RECORDED_MAX};
 use crate::run::Run;
 use crate::{Rejection, State, text};
@@ -98,6 +99,23 @@ impl Batch<'_> {
             }
             ReportBody::RunServed(r) => self.served(r.run, r.stats),
             ReportBody::DisposalReported(r) => self.disposed(r.run, r.disposed),
+            ReportBody::VersionKept(r) => {
+                let (state, agent) = (self.state, self.agent);
+                self.in_run(r.run, |run, events| {
+                    if let Some(event) = told::kept(state, run, r.run, agent, r) {
+                        run.happen(event, events);
+                    }
+                });
+            }
+            ReportBody::Thinned(r) => {
+                // What is told again in one batch is the same fact.
+                let event = told::thinned(self.state, self.agent, r);
+                self.events.extend(event.filter(|event| !self.events.contains(event)));
+            }
+            ReportBody::SourceChanged(r) => {
+                let event = told::changed(self.state, self.agent, r);
+                self.events.extend(event.filter(|event| !self.events.contains(event)));
+            }
             ReportBody::ConflictFound(_)
             | ReportBody::ConflictSettled(_)
             | ReportBody::GuardRaised(_)
@@ -117,6 +135,7 @@ impl Batch<'_> {
                         let (root, entries, bytes, blocks) = (r.root, r.entries, r.bytes, r.blocks);
                         let event = RunManifestReady { run: r.run, agent, root, entries, bytes, blocks };
                         run.happen(event, events);
+                        run.conclude(r.run, events);
                     }
                 });
             }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use event_schema::{
-    AgentId, BatchId, Disposal, Event, JobId, JobSpec, Outcome, Participant, Party, Private, Problem, Role,
-    RunAgentProgressed, RunAgentState, RunFinished, RunId, RunProblemReported, RunStarted, RunStopRequested,
-    TransferStats,
+    AgentId, BatchId, Disposal, Event, JobId, JobSpec, Outcome, Participant, Party, Private, Problem,
+    Purpose, Role, RunAgentProgressed, RunAgentState, RunFinished, RunId, RunOptions, RunProblemReported,
+    RunStarted, RunStopRequested, TransferStats,
 };
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,10 @@ pub(crate) struct Run {
     pub(crate) disposed: bool,
     /// It has no end, and who takes part may change.
     pub(crate) sync: Option<Sync>,
+    /// What is asked of it.
+    pub(crate) options: Private<RunOptions>,
+    /// What it is for.
+    pub(crate) purpose: Purpose,
 }
 
 /// One agent's part in a run.
@@ -51,6 +55,8 @@ pub(crate) struct Part {
     pub(crate) end_issued: bool,
     /// As a member of a synchronization.
     pub(crate) member: Option<Member>,
+    /// It told which version it keeps.
+    pub(crate) kept: bool,
 }
 
 impl Run {
@@ -71,14 +77,29 @@ impl Run {
                 join_issued: false,
                 end_issued: false,
                 member: None,
+                kept: false,
             };
             parts.insert(*agent, part);
         }
         let paths = e.paths.clone();
         let (batch, after) = (e.batch, e.after);
         let (manifest, outcome, disposed) = (None, None, false);
-        let sync = None;
-        Self { job: e.job, job_name, paths, source, parts, manifest, outcome, batch, after, disposed, sync }
+        let (options, purpose) = (e.options.clone(), e.purpose.clone());
+        Self {
+            job: e.job,
+            job_name,
+            paths,
+            source,
+            parts,
+            manifest,
+            outcome,
+            batch,
+            after,
+            disposed,
+            sync: None,
+            options,
+            purpose,
+        }
     }
 
     /// Whether the source is to dispose of its files: every destination has everything, without an exception. What a
@@ -110,6 +131,11 @@ impl Run {
                 }
             }
             Event::RunFinished(e) => self.outcome = Some(e.outcome),
+            Event::BackupVersionKept(e) => {
+                if let Some(part) = self.parts.get_mut(&e.agent) {
+                    part.kept = true;
+                }
+            }
             Event::RunDisposed(e) => {
                 self.disposed = true;
                 // What refuses to dispose has not ended the run: it still has to be told.
@@ -197,6 +223,15 @@ impl Run {
         if !all_ended {
             return None;
         }
+        // What storage finds damaged it tells before the manifest, and until then nobody may say that all was well.
+        let restores = matches!(self.purpose, Purpose::Restore { .. });
+        if restores
+            && self.manifest.is_none()
+            && !source.state.is_terminal()
+            && !destinations.clone().any(failed)
+        {
+            return None;
+        }
         Some(if destinations.clone().any(failed) {
             Outcome::Failed
         } else if destinations.any(|part| part.state == RunAgentState::DoneWithErrors) || source.entry_problem
@@ -212,6 +247,16 @@ impl State {
     /// Which job a run is of.
     pub fn job_of(&self, run: RunId) -> Option<JobId> {
         self.runs.get(&run).map(|run| run.job)
+    }
+
+    /// The backup whose versions a run made or read, and whose they are; none of other runs.
+    pub fn backup_of(&self, run: RunId) -> Option<(JobId, AgentId)> {
+        let run = self.runs.get(&run)?;
+        match run.purpose {
+            Purpose::Plain => None,
+            Purpose::Version { .. } => Some((run.job, run.source)),
+            Purpose::Restore { of, .. } => Some((run.job, of)),
+        }
     }
 
     /// The active run of a job, if there is one.
@@ -264,7 +309,9 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 return sync::start(state, run, job, &known.spec);
             }
             let participants = participants(state, &known.spec)?;
-            Ok(vec![RunStarted::new(run, job, participants.into_iter()).into()])
+            // Sealed anew with the event: what it is sealed as in the job is of another field.
+            let options = known.spec.options().map(|options| (**options).clone()).unwrap_or_default().into();
+            Ok(vec![RunStarted { options, ..RunStarted::new(run, job, participants.into_iter()) }.into()])
         }
         Command::Stop { run, reason } => {
             let known = state.runs.get(&run).ok_or_else(|| Rejection::unknown("run", run))?;
@@ -280,8 +327,8 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
 }
 
 fn participants(state: &State, spec: &JobSpec) -> Result<Vec<(AgentId, Role, Vec<u8>)>, Rejection> {
-    let JobSpec::Distribution { source, destinations } = spec else {
-        return Err(Rejection::Invalid("a consolidation starts a run for each of its sources".into()));
+    let JobSpec::Distribution { source, destinations, .. } = spec else {
+        return Err(Rejection::Invalid("this job starts a run for each of its sources".into()));
     };
     let Party::Agent(source_agent) = source.party else {
         return Err(Rejection::Invalid("the source of a distribution is one agent".into()));

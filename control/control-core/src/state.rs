@@ -10,6 +10,7 @@ use event_schema::{
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, Standing};
+use crate::backup::standing::Backups;
 use crate::group::Group;
 use crate::job::Job;
 use crate::limits::{REFUSALS_REMEMBERED_MAX, RUNS_KEPT_MAX};
@@ -35,6 +36,7 @@ pub struct State {
     /// How many jobs have a name: two, if the second was made where the first one's could not be read.
     pub(crate) job_names: BTreeMap<String, u32>,
     pub(crate) runs: BTreeMap<RunId, Run>,
+    pub(crate) backups: Backups,
     pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
     pub(crate) lease: Option<Lease>,
     /// Newest last.
@@ -80,6 +82,7 @@ impl State {
     /// Takes one event in. Cannot fail: what is on the log has been decided. An event about something
     /// unknown (dropped because it is old) changes nothing.
     pub fn evolve(&mut self, event: &Event) {
+        self.backups.evolve(event);
         match event {
             Event::FleetFounded(e) => self.root_key = Some(e.root_key),
             Event::AgentEnrolled(e) => {
@@ -173,6 +176,9 @@ impl State {
             Event::RunPathBlocked(e) => self.run(e.run, event),
             Event::RunPathUnblocked(e) => self.run(e.run, event),
             Event::RunRolledBack(e) => self.run(e.run, event),
+            Event::BackupVersionKept(e) => self.run(e.run, event),
+            // Told above.
+            Event::BackupThinned(_) | Event::BackupSourceChanged(_) => {}
             Event::CommandIssued(e) => {
                 self.agent(e.agent, event);
                 if let Some(run) = e.run {
@@ -221,10 +227,14 @@ impl State {
             let owner = Owner::Subject(Subject::Job(run.job));
             visit(Field::JobName, owner, &mut run.job_name);
             visit(Field::RunPaths, owner, &mut run.paths);
+            if !run.options.asks_nothing() {
+                visit(Field::RunOptions, owner, &mut run.options);
+            }
             if let Some(sync) = &mut run.sync {
                 visit(Field::RunSelections, owner, &mut sync.selections);
             }
         }
+        self.backups.private(visit);
     }
 
     /// Which names are taken, after names were opened or erased: one that nobody can read is free.

@@ -8,7 +8,7 @@ use event_schema::{AgentId, Event, JobDeleted, JobId, Owner, Subject, SubjectEra
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Standing;
-use crate::{Rejection, State, plan, text};
+use crate::{Rejection, State, backup, plan, text};
 
 /// Agents named in a refusal.
 const NAMED_MAX: usize = 5;
@@ -133,8 +133,14 @@ fn erase_job(state: &State, job: JobId) -> Result<Vec<Event>, Rejection> {
             "commands of its run {run} are about to be given: try again"
         )));
     }
+    if state.jobs.contains_key(&job) && backup::plan::is_outstanding(state, job, None) {
+        return Err(Rejection::Conflict("commands of it are about to be given: try again".into()));
+    }
     let waits = |agent: &&crate::agent::Agent| {
-        agent.waiting.values().any(|issued| issued.run.is_some_and(|run| runs.contains(&run)))
+        agent
+            .waiting
+            .values()
+            .any(|issued| issued.run.is_some_and(|run| runs.contains(&run)) || issued.backup == Some(job))
     };
     let mut waiting: Vec<&str> =
         state.agents.values().filter(waits).map(|agent| agent.name.as_str()).collect();

@@ -493,6 +493,7 @@ impl Part {
             join_issued: false,
             end_issued: false,
             member: None,
+            kept: false,
         }
     }
 }

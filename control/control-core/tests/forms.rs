@@ -2,7 +2,7 @@
 //!
 //! `tests/golden/form-N.txt` has the hash of the empty state and after each of the event schema's golden events, one
 //! record each, in the order of their numbers. Form 2 goes through those of version 2 as well, whose texts are sealed, and form 3
-//! through those of level 3, form 4 through those of level 4. `GOLDEN_WRITE=1` writes a file that is missing and never touches one
+//! through those of level 3, form 4 through those of level 4, form 5 through those of level 5. `GOLDEN_WRITE=1` writes a file that is missing and never touches one
 //! that is there.
 
 mod support;
@@ -30,6 +30,9 @@ const EVENTS_OF_FORM_3: usize = 6;
 
 /// Golden events that came with level 4, all of which there were when form 4 was made.
 const EVENTS_OF_FORM_4: usize = 13;
+
+/// Golden events that came with level 5, all of which there were when form 5 was made.
+const EVENTS_OF_FORM_5: usize = 16;
 
 /// Golden events of a version by number, through the reader that upcasts them.
 fn golden_events(version: u8) -> Vec<Event> {
@@ -96,6 +99,11 @@ fn hashes_on_the_log_stay_recomputable() {
                     assert_eq!(synchronizations.len(), EVENTS_OF_FORM_4);
                     kinds.extend(synchronizations);
                 }
+                if number >= 5 {
+                    let backups = golden_events(5);
+                    assert_eq!(backups.len(), EVENTS_OF_FORM_5);
+                    kinds.extend(backups);
+                }
                 kinds.push(erased);
             }
         }
@@ -124,7 +132,7 @@ fn hashes_on_the_log_stay_recomputable() {
 #[test]
 fn states_that_differ_have_other_hashes() {
     let mut world = World::with_run(3);
-    world.happen(vec![SchemaRaised { level: 3 }.into()]);
+    world.happen(vec![SchemaRaised { level: 5 }.into()]);
     let mut seen = BTreeSet::new();
     let mut views = Views::default();
     for (n, record) in (1..).zip(&world.records) {
@@ -155,7 +163,7 @@ fn states_that_differ_have_other_hashes() {
             }
         });
     }
-    for n in 0..11 {
+    for n in 0..13 {
         change(&move |v| {
             let run = v.runs.runs.values_mut().next().expect("a run");
             match n {
@@ -171,6 +179,8 @@ fn states_that_differ_have_other_hashes() {
                     let (time, disposed) = (Timestamp(1), Disposed { gone: 1, ..Disposed::default() });
                     run.disposal = Some(DisposalView { time, disposed, refused: None });
                 }
+                11 => run.options = RunOptions { hook: Some("x".into()), ..RunOptions::default() }.into(),
+                12 => run.purpose = Purpose::Version { name: "x".into() },
                 6 => run.agents.values_mut().next().expect("a part").problems += 1,
                 _ => run.agents.values_mut().next().expect("a part").path = 9,
             }

@@ -24,7 +24,7 @@ use crate::pki::{AuditKeys, Pki, PkiError};
 use crate::privacy::{self, FileKeys, KeyStore, KeyStoreError, NatsKeys, SubjectKeys, Wrapper};
 use crate::retention::Retention;
 use crate::sealing::Sealing;
-use crate::service::{self, Keeper, Keys, Options, Service, now};
+use crate::service::{self, Keeper, Keys, Options, Scheduler, Service, now};
 use crate::telemetry::Store;
 
 /// How long open requests may take when the service stops; streams of events end at once.
@@ -118,6 +118,7 @@ pub struct Running {
     link: Gateway,
     server: JoinHandle<std::io::Result<()>>,
     keeper: Option<Keeper>,
+    scheduler: Scheduler,
     archiver: Option<JoinHandle<()>>,
     sealer: JoinHandle<()>,
     writer: JoinHandle<()>,
@@ -211,6 +212,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         Some(log) => Some(Keeper::start(service.clone(), Arc::new(log.bus()), places.clone()).await),
         None => None,
     };
+    let scheduler = Scheduler::start(service.clone());
     let place = GatewayPlace { host: places.swap_remove(0), ca_fingerprint: pki.ca_fingerprint_text() };
     let (stop, stopping) = watch::channel(false);
     let mut archiver = None;
@@ -239,6 +241,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         link,
         server,
         keeper,
+        scheduler,
         archiver,
         sealer,
         writer,
@@ -293,6 +296,7 @@ impl Running {
             link,
             server,
             keeper,
+            scheduler,
             archiver,
             sealer,
             writer,
@@ -308,6 +312,7 @@ impl Running {
                 abort.abort();
             }
         }
+        scheduler.stop().await;
         link.shutdown().await;
         let abort = server.abort_handle();
         if tokio::time::timeout(HTTP_STOP, server).await.is_err() {

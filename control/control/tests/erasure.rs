@@ -73,6 +73,7 @@ async fn named_job(service: &Service, source: AgentId, destination: AgentId) -> 
     let spec = JobSpec::Distribution {
         source: place(source, "/srv/quagga-out"),
         destinations: vec![place(destination, "quagga-in")],
+        options: Private::default(),
     };
     let decided = service.decide(Origin::operator("anna quagga", format!("job/{id}")), move |state, _| {
         job::decide(state, job::Command::Create { job: id, name: "quagga".into(), spec: spec.clone() })
@@ -85,7 +86,7 @@ async fn named_job(service: &Service, source: AgentId, destination: AgentId) -> 
 async fn take_the_name(service: &Service) -> Result<(), SubmitError> {
     let decided = service.decide(Origin::operator("x", "job/x".into()), move |state, _| {
         let source = Place { party: Party::Agent(AgentId([0; 16])), path: "x".into() };
-        let spec = JobSpec::Distribution { source, destinations: vec![] };
+        let spec = JobSpec::Distribution { source, destinations: vec![], options: Private::default() };
         job::decide(state, job::Command::Create { job: JobId([9; 16]), name: WORD.into(), spec })
     });
     decided.await
@@ -432,6 +433,7 @@ async fn a_key_without_a_record_is_used_by_the_next() {
         let spec = JobSpec::Distribution {
             source: Place { party: Party::Agent(fleet[0].id), path: "a".into() },
             destinations: vec![Place { party: Party::Agent(fleet[1].id), path: "b".into() }],
+            options: Private::default(),
         };
         let decide = move |state: &control_core::State, _: Timestamp| {
             let name = format!("job {fault:?}");

@@ -110,9 +110,10 @@ impl History {
             Command { id, audience: agent, sequence, issued: time, not_before: time, expires, body };
         let joins = command.body.joins();
         let signed = Self::signed(command.sign(signer).bytes);
-        let event =
-            CommandIssued { command: id, agent, sequence, run: Some(run), joins, signed: signed.into() };
-        self.add(format!("run/{run}"), Actor::Service, vec![event.into()]).await;
+        let stream = format!("run/{run}");
+        let (run, signed, backup) = (Some(run), signed.into(), None);
+        let event = CommandIssued { command: id, agent, sequence, run, joins, signed, backup };
+        self.add(stream, Actor::Service, vec![event.into()]).await;
         id
     }
 
@@ -171,7 +172,8 @@ async fn generate(data: &Path) {
         };
         if number % 2 == 0 {
             let destinations = who[1..].iter().map(|n| place(*n)).collect();
-            let spec = JobSpec::Distribution { source: place(who[0]), destinations };
+            let spec =
+                JobSpec::Distribution { source: place(who[0]), destinations, options: Private::default() };
             let event = JobCreated { job, name: format!("release-{number}").into(), spec };
             history.add(format!("job/{job}"), Actor::Operator("admin".into()), vec![event.into()]).await;
         }
@@ -186,8 +188,9 @@ async fn generate(data: &Path) {
             })
             .collect();
         let paths: Vec<Vec<u8>> = who.iter().map(|n| format!("/srv/release/{n}").into_bytes()).collect();
+        let (paths, options, purpose) = (paths.into(), Private::default(), Purpose::Plain);
         let (batch, after) = (None, Disposal::Keep);
-        let started = RunStarted { run, job, paths: paths.into(), participants, batch, after };
+        let started = RunStarted { run, job, paths, participants, batch, after, options, purpose };
         history.add(format!("run/{run}"), Actor::Operator("admin".into()), vec![started.into()]).await;
         let peers: Vec<PeerHint> = who
             .iter()

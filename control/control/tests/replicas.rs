@@ -360,6 +360,7 @@ async fn consolidates(at: &Replica, agents: &[FakeAgent]) -> bool {
             destinations: vec![destination],
             subfolder: "/%SRC:AGENT_NAME%".into(),
             after: Disposal::Delete,
+            options: Private::default(),
         },
     )
     .await

@@ -8,8 +8,9 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, CommandId, DecodeError, Disposal, Domain, GuardAnswer, JobId, Permission, RefusalReason, Role,
-    RunId, Selection, Signed, SyncPeer, SyncPolicy, Tagged, Timestamp, decode_exact, encode, tagged_enum,
+    AgentId, BackupOrder, CommandId, DecodeError, Disposal, Domain, Errand, GuardAnswer, JobId, Permission,
+    Purpose, RefusalReason, Role, RunId, RunOptions, Selection, Signed, SyncPeer, SyncPolicy, Tagged,
+    Timestamp, WatchedFolder, decode_exact, encode, tagged_enum,
 };
 
 /// A command for one agent.
@@ -59,6 +60,12 @@ tagged_enum! {
         (6, 1) "run.answer_guard" => AnswerGuard,
         /// Take part in a run as a destination that loses nothing of what is there.
         (8, 1) "run.join_keeping" => JoinKeeping,
+        /// Take part in a run of which more is asked.
+        (9, 1) "run.take_part" => TakePart,
+        /// Remove versions of a backup.
+        (10, 1) "backup.thin" => ThinBackup,
+        /// Tell when a folder has changed, or do so no more.
+        (11, 1) "backup.watch" => WatchBackup,
     }
 }
 
@@ -94,16 +101,70 @@ pub struct JoinKeeping {
     pub join: JoinRun,
 }
 
+/// Take part in a run of which more is asked than of any: in the place of `run.join` and `run.join_keeping`. Who does not
+/// understand it, or cannot do all of it, refuses it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TakePart {
+    /// As any other run.
+    pub join: JoinRun,
+    /// As a destination: what is there is kept in the folder's archive when it is replaced, see [`JoinKeeping`].
+    pub keeping: bool,
+    /// What is asked of it.
+    pub options: RunOptions,
+    /// What it is for.
+    pub purpose: Purpose,
+}
+
+/// Remove versions of a source's folder. What is not in the list stays, whatever it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThinBackup {
+    /// Of which job.
+    pub job: JobId,
+    /// Whose versions.
+    pub source: AgentId,
+    /// The shelf that they stand on: absolute, or below the agent's `folders_storage_path`.
+    pub path: Vec<u8>,
+    /// Their names, at most [`crate::THINNED_MAX`].
+    pub versions: Vec<String>,
+}
+
+/// Watch a source's folder until told otherwise. Said again, it holds in the place of what was said before of the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchBackup {
+    /// For which job.
+    pub job: JobId,
+    /// What to watch, and how; none: nothing any more.
+    pub folder: Option<WatchedFolder>,
+}
+
 impl CommandBody {
     /// The run to take part in, if that is what is asked.
     pub fn join(&self) -> Option<&JoinRun> {
         match self {
-            Self::JoinRun(join) | Self::JoinKeeping(JoinKeeping { join }) => Some(join),
+            Self::JoinRun(join)
+            | Self::JoinKeeping(JoinKeeping { join })
+            | Self::TakePart(TakePart { join, .. }) => Some(join),
             Self::FinishRun(_)
             | Self::StopRun(_)
             | Self::FinishAndDispose(_)
             | Self::Synchronize(_)
-            | Self::AnswerGuard(_) => None,
+            | Self::AnswerGuard(_)
+            | Self::ThinBackup(_)
+            | Self::WatchBackup(_) => None,
+        }
+    }
+
+    /// What of a backup it is about, if that is not a run.
+    pub fn backup(&self) -> Option<BackupOrder> {
+        match self {
+            Self::ThinBackup(thin) => {
+                Some(BackupOrder { job: thin.job, errand: Errand::Thin { source: thin.source } })
+            }
+            Self::WatchBackup(watch) => {
+                let errand = if watch.folder.is_some() { Errand::Watch } else { Errand::Unwatch };
+                Some(BackupOrder { job: watch.job, errand })
+            }
+            _ => None,
         }
     }
 

@@ -7,10 +7,11 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, BatchId, BlockedText, CommandId, ConflictKey, ConflictText, Disposal, Disposed, Field, GroupId,
-    GuardAnswer, JobId, JobSpec, Obstacle, Outcome, Owner, Participant, Permission, Place, Private, Problem,
-    ProblemClass, ProblemText, RefusalReason, ReplicaId, Role, RunAgentState, RunId, RunMember, Selection,
-    Share, Signed, Subject, SyncPolicy, Timestamp, TokenId, TransferStats, Visit, tagged_enum,
+    AgentId, BackupOrder, BatchId, BlockedText, CommandId, ConflictKey, ConflictText, Disposal, Disposed,
+    Errand, Field, GroupId, GuardAnswer, JobId, JobSpec, NotThinned, Obstacle, Outcome, Owner, Participant,
+    Permission, Place, Private, Problem, ProblemClass, ProblemText, Purpose, RefusalReason, ReplicaId, Role,
+    RunAgentState, RunId, RunMember, RunOptions, Selection, Share, Signed, Subject, SyncPolicy, Timestamp,
+    TokenId, TransferStats, Visit, tagged_enum,
 };
 
 tagged_enum! {
@@ -47,11 +48,11 @@ tagged_enum! {
         /// Agents left a group.
         (32, 1) "group.members_removed" => GroupMembersRemoved,
         /// A job was made.
-        (40, 4) "job.created" => JobCreated,
+        (40, 5) "job.created" => JobCreated,
         /// A job was deleted; its runs stay.
         (41, 1) "job.deleted" => JobDeleted,
         /// A run began.
-        (50, 3) "run.started" => RunStarted,
+        (50, 4) "run.started" => RunStarted,
         /// The source signed the run's manifest.
         (51, 1) "run.manifest_ready" => RunManifestReady,
         /// An agent of a run came to another state.
@@ -65,7 +66,7 @@ tagged_enum! {
         /// A run's source has disposed of what every destination has, or will not.
         (56, 1) "run.disposed" => RunDisposed,
         /// A signed command for one agent exists.
-        (60, 2) "command.issued" => CommandIssued,
+        (60, 3) "command.issued" => CommandIssued,
         /// The agent took the command, or refused it.
         (61, 1) "command.acknowledged" => CommandAcknowledged,
         /// A signed report of an agent arrived.
@@ -104,6 +105,12 @@ tagged_enum! {
         (117, 1) "run.path_unblocked" => RunPathUnblocked,
         /// A member's index was an older copy of itself.
         (118, 1) "run.rolled_back" => RunRolledBack,
+        /// A storage agent keeps a version of a source's folder.
+        (120, 1) "backup.version_kept" => BackupVersionKept,
+        /// Versions that nothing keeps any more are gone from a storage agent.
+        (121, 1) "backup.thinned" => BackupThinned,
+        /// A source's folder is not what it was when its last run began.
+        (122, 1) "backup.source_changed" => BackupSourceChanged,
     }
 }
 
@@ -265,6 +272,10 @@ payloads! {
         batch: Option<BatchId>,
         /// What becomes of the source's files when every destination has them.
         after: Disposal,
+        /// What is asked of it.
+        options: Private<RunOptions>,
+        /// What it is for.
+        purpose: Purpose,
     }
     /// The source knows what there is to send.
     RunManifestReady {
@@ -344,6 +355,8 @@ payloads! {
         joins: bool,
         /// The signed command itself.
         signed: Private<Signed>,
+        /// What of a backup it is about, if that is not a run.
+        backup: Option<BackupOrder>,
     }
     /// The agent's answer to a command.
     CommandAcknowledged {
@@ -530,6 +543,52 @@ payloads! {
         /// Which member.
         agent: AgentId,
     }
+    /// A storage agent keeps a version of a source's folder, or found that it has it already.
+    BackupVersionKept {
+        /// Which run made it.
+        run: RunId,
+        /// Of which job.
+        job: JobId,
+        /// The storage agent.
+        agent: AgentId,
+        /// Whose folder it is.
+        source: AgentId,
+        /// Its name.
+        version: String,
+        /// It has everything of the run's manifest.
+        complete: bool,
+        /// It has so much less than the one before that something may be missing at the source: it takes no other
+        /// version's place until the folder has been like that for long.
+        shrunk: bool,
+        /// Nothing was made: it stood there, and the folder is as it was then.
+        unchanged: bool,
+        /// Entries of its manifest.
+        entries: u64,
+        /// Bytes of all its files.
+        bytes: u64,
+        /// The shelf that it stands on.
+        shelf: Private<Vec<u8>>,
+    }
+    /// A storage agent removed versions that nothing keeps any more.
+    BackupThinned {
+        /// Of which job.
+        job: JobId,
+        /// The storage agent.
+        agent: AgentId,
+        /// Whose versions.
+        source: AgentId,
+        /// Not there any more.
+        removed: Vec<String>,
+        /// Still there, and why.
+        failed: Vec<NotThinned>,
+    }
+    /// A source's folder changed since its last run began, for the first time.
+    BackupSourceChanged {
+        /// Of which job.
+        job: JobId,
+        /// The source.
+        agent: AgentId,
+    }
     /// A subject's texts are sealed under this key from now on.
     SubjectOpened {
         /// Whose.
@@ -555,7 +614,8 @@ impl RunStarted {
             participants.map(|(agent, role, path)| Participant { agent, role, path: paths.place(path) });
         let participants = participants.collect();
         let (batch, after) = (None, Disposal::Keep);
-        Self { run, job, paths: paths.list.into(), participants, batch, after }
+        let (options, purpose) = (Private::default(), Purpose::Plain);
+        Self { run, job, paths: paths.list.into(), participants, batch, after, options, purpose }
     }
 
     /// The folder of a participant, or the word for what cannot be read.
@@ -646,7 +706,17 @@ impl Event {
                 visit(Field::JobName, owner, &mut e.name);
                 e.spec.private(owner, visit);
             }
-            Self::RunStarted(e) => visit(Field::RunPaths, Owner::Subject(Subject::Job(e.job)), &mut e.paths),
+            Self::RunStarted(e) => {
+                let owner = Owner::Subject(Subject::Job(e.job));
+                visit(Field::RunPaths, owner, &mut e.paths);
+                // What asks nothing says nothing.
+                if !e.options.asks_nothing() {
+                    visit(Field::RunOptions, owner, &mut e.options);
+                }
+            }
+            Self::BackupVersionKept(e) => {
+                visit(Field::Shelf, Owner::Subject(Subject::Job(e.job)), &mut e.shelf);
+            }
             Self::RunProblemReported(e) => visit(Field::Problem, Owner::Run(e.run, e.agent), &mut e.text),
             Self::RunMembersSet(e) => {
                 let owner = Owner::Subject(Subject::Job(e.job));
@@ -656,9 +726,14 @@ impl Event {
             Self::RunConflictFound(e) => visit(Field::Conflict, Owner::Run(e.run, e.agent), &mut e.text),
             Self::RunPathBlocked(e) => visit(Field::Blocked, Owner::Run(e.run, e.agent), &mut e.text),
             Self::CommandIssued(e) => {
-                if let (Some(run), true) = (e.run, e.joins) {
-                    visit(Field::Command, Owner::Run(run, e.agent), &mut e.signed);
-                }
+                let owner = match (e.run, e.backup) {
+                    (Some(run), _) if e.joins => Owner::Run(run, e.agent),
+                    // It names no folder, and has to reach its agent after the job was erased.
+                    (_, Some(BackupOrder { errand: Errand::Unwatch, .. })) => return,
+                    (_, Some(backup)) => Owner::Subject(Subject::Job(backup.job)),
+                    _ => return,
+                };
+                visit(Field::Command, owner, &mut e.signed);
             }
             Self::ReportReceived(e) => {
                 if let Some(run) = e.problem_in {
@@ -673,12 +748,16 @@ impl Event {
 impl JobSpec {
     /// Every folder in it, the name of folders to be made, and what is wanted of folders.
     pub fn private(&mut self, owner: Owner, visit: &mut Visit<'_>) {
-        if let Self::Consolidation { subfolder, .. } = self {
+        if let Self::Consolidation { subfolder, .. } | Self::Backup { subfolder, .. } = self {
             visit(Field::Subfolder, owner, subfolder);
         }
+        if let Some(options) = self.options_mut().filter(|options| !options.asks_nothing()) {
+            visit(Field::Options, owner, options);
+        }
         let (sources, destinations) = match self {
-            Self::Distribution { source, destinations } => (core::slice::from_mut(source), destinations),
-            Self::Consolidation { sources, destinations, .. } => (sources.as_mut_slice(), destinations),
+            Self::Distribution { source, destinations, .. } => (core::slice::from_mut(source), destinations),
+            Self::Consolidation { sources, destinations, .. }
+            | Self::Backup { sources, destinations, .. } => (sources.as_mut_slice(), destinations),
             Self::Synchronization { members, .. } => {
                 for share in members {
                     visit(Field::Path, owner, &mut share.path);
@@ -696,7 +775,7 @@ impl JobSpec {
     pub fn sources(&self) -> &[Place] {
         match self {
             Self::Distribution { source, .. } => core::slice::from_ref(source),
-            Self::Consolidation { sources, .. } => sources,
+            Self::Consolidation { sources, .. } | Self::Backup { sources, .. } => sources,
             Self::Synchronization { .. } => &[],
         }
     }
@@ -704,10 +783,29 @@ impl JobSpec {
     /// Where its content goes; of a synchronization nowhere in particular.
     pub fn destinations(&self) -> &[Place] {
         match self {
-            Self::Distribution { destinations, .. } | Self::Consolidation { destinations, .. } => {
-                destinations
-            }
+            Self::Distribution { destinations, .. }
+            | Self::Consolidation { destinations, .. }
+            | Self::Backup { destinations, .. } => destinations,
             Self::Synchronization { .. } => &[],
+        }
+    }
+
+    /// What is asked of its runs; of a synchronization nothing can be.
+    pub fn options(&self) -> Option<&Private<RunOptions>> {
+        match self {
+            Self::Distribution { options, .. }
+            | Self::Consolidation { options, .. }
+            | Self::Backup { options, .. } => Some(options),
+            Self::Synchronization { .. } => None,
+        }
+    }
+
+    fn options_mut(&mut self) -> Option<&mut Private<RunOptions>> {
+        match self {
+            Self::Distribution { options, .. }
+            | Self::Consolidation { options, .. }
+            | Self::Backup { options, .. } => Some(options),
+            Self::Synchronization { .. } => None,
         }
     }
 

@@ -14,13 +14,16 @@ use crate::{Event, ProblemClass, ReportBody, RunAgentState, Tagged};
 pub const LEVEL_OLDEST: u8 = 1;
 
 /// The level that this program reads and writes, with all below it.
-pub const LEVEL_NEWEST: u8 = 4;
+pub const LEVEL_NEWEST: u8 = 5;
 
 /// The level that has consolidations.
 pub const LEVEL_CONSOLIDATION: u8 = 3;
 
 /// The level that has synchronizations.
 pub const LEVEL_SYNCHRONIZATION: u8 = 4;
+
+/// The level that has backups, and options of runs.
+pub const LEVEL_BACKUP: u8 = 5;
 
 /// Kinds of events that level 1 does not know.
 const KINDS_OF_LEVEL_2: [u16; 3] = [93, 100, 101];
@@ -31,14 +34,23 @@ const KINDS_OF_LEVEL_3: [u16; 1] = [56];
 /// Kinds of events that level 3 does not know.
 const KINDS_OF_LEVEL_4: [u16; 9] = [110, 111, 112, 113, 114, 115, 116, 117, 118];
 
+/// Kinds of events that level 4 does not know.
+const KINDS_OF_LEVEL_5: [u16; 3] = [120, 121, 122];
+
 /// The lowest level whose programs read an event. Of events that nobody knows that is not told here.
 pub fn of(tagged: &Tagged) -> u8 {
-    // So far the versions of payloads rose with the levels.
-    of_kind(tagged.kind).max(tagged.version.clamp(LEVEL_OLDEST, LEVEL_NEWEST))
+    let of_version = match (tagged.kind, tagged.version) {
+        // Some were passed over by a level.
+        (50, 4) | (60, 3) => LEVEL_BACKUP,
+        (_, version) => version.clamp(LEVEL_OLDEST, LEVEL_NEWEST),
+    };
+    of_kind(tagged.kind).max(of_version)
 }
 
 fn of_kind(kind: u16) -> u8 {
-    if KINDS_OF_LEVEL_4.contains(&kind) {
+    if KINDS_OF_LEVEL_5.contains(&kind) {
+        5
+    } else if KINDS_OF_LEVEL_4.contains(&kind) {
         4
     } else if KINDS_OF_LEVEL_3.contains(&kind) {
         3
@@ -55,6 +67,8 @@ pub fn of_report(body: &ReportBody) -> u8 {
     match body {
         ReportBody::DisposalReported(_) => LEVEL_CONSOLIDATION,
         ReportBody::ProblemReported(r) if r.problem.class == ProblemClass::Replaced => LEVEL_CONSOLIDATION,
+        ReportBody::ProblemReported(r) if r.problem.class == ProblemClass::Damaged => LEVEL_BACKUP,
+        ReportBody::VersionKept(_) | ReportBody::Thinned(_) | ReportBody::SourceChanged(_) => LEVEL_BACKUP,
         ReportBody::RunStateReported(r) if r.state == RunAgentState::Synchronizing => LEVEL_SYNCHRONIZATION,
         ReportBody::RunCompleted(r) if r.state == RunAgentState::Synchronizing => LEVEL_SYNCHRONIZATION,
         ReportBody::ConflictFound(_)

@@ -10,6 +10,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod backup;
 mod command;
 mod event;
 mod id;
@@ -25,19 +26,24 @@ mod timestamp;
 mod types;
 pub mod upcast;
 
+pub use backup::{
+    BackupOrder, Errand, HOOK_NAME_LEN_MAX, HOOK_SECONDS_MAX, Keep, NotThinned, OPTION_FIRST_MAX,
+    OPTION_LINE_LEN_MAX, OPTION_RULES_MAX, OPTIONS_LEN_MAX, Purpose, RunOptions, THINNED_MAX, ThinObstacle,
+    VERSION_NAME_LEN_MAX, WatchedFolder, When,
+};
 pub use command::{
     AnswerGuard, Command, CommandBody, FinishAndDispose, FinishRun, JoinKeeping, JoinRun, PeerHint, StopRun,
-    Synchronize,
+    Synchronize, TakePart, ThinBackup, WatchBackup,
 };
 pub use event::{
     AgentApproved, AgentEnrolled, AgentOffline, AgentOnline, AgentRemoved, AgentSessionOpened, AgentTagged,
-    AuditConflict, CommandAcknowledged, CommandIssued, EnrolmentRefused, Event, FleetFounded, GroupCreated,
-    GroupMembersAdded, GroupMembersRemoved, JobCreated, JobDeleted, LeaseTaken, ReplicaStarted,
-    ReplicaStopped, ReportReceived, RunAgentProgressed, RunConflictFound, RunConflictSettled, RunDisposed,
-    RunFinished, RunGuardAnswered, RunGuardLifted, RunGuardRaised, RunManifestReady, RunMembersSet,
-    RunPathBlocked, RunPathUnblocked, RunProblemReported, RunRolledBack, RunStarted, RunStopRequested,
-    SchemaRaised, StateAttested, SubjectErased, SubjectOpened, TokenCreated, TokenRevoked, TokenUsed,
-    path_of,
+    AuditConflict, BackupSourceChanged, BackupThinned, BackupVersionKept, CommandAcknowledged, CommandIssued,
+    EnrolmentRefused, Event, FleetFounded, GroupCreated, GroupMembersAdded, GroupMembersRemoved, JobCreated,
+    JobDeleted, LeaseTaken, ReplicaStarted, ReplicaStopped, ReportReceived, RunAgentProgressed,
+    RunConflictFound, RunConflictSettled, RunDisposed, RunFinished, RunGuardAnswered, RunGuardLifted,
+    RunGuardRaised, RunManifestReady, RunMembersSet, RunPathBlocked, RunPathUnblocked, RunProblemReported,
+    RunRolledBack, RunStarted, RunStopRequested, SchemaRaised, StateAttested, SubjectErased, SubjectOpened,
+    TokenCreated, TokenRevoked, TokenUsed, path_of,
 };
 pub use id::{
     AgentId, BatchId, CommandId, GroupId, IdParseError, JobId, RecordId, ReplicaId, RunId, TokenId, UserId,
@@ -47,7 +53,7 @@ pub use record::{Actor, Record};
 pub use report::{
     BLOCKED_TOLD_MAX, CommandAccepted, CommandRefused, ConflictFound, ConflictSettled, DisposalReported,
     GuardLifted, GuardRaised, ManifestSigned, PathBlocked, PathUnblocked, ProblemReported, Report,
-    ReportBody, RolledBack, RunCompleted, RunServed, RunStateReported,
+    ReportBody, RolledBack, RunCompleted, RunServed, RunStateReported, SourceChanged, Thinned, VersionKept,
 };
 pub use signed::{Domain, Signature, SignatureError, Signed};
 pub use subject::{Field, Sealed, Subject, SubjectKey};

@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    BlockedText, ConflictText, Field, ProblemText, Sealed, Selection, Signature, Signed, Subject, SubjectKey,
-    decode_exact, encode,
+    BlockedText, ConflictText, Field, ProblemText, RunOptions, Sealed, Selection, Signature, Signed, Subject,
+    SubjectKey, decode_exact, encode,
 };
 
 /// Shown for a text whose key is not at hand.
@@ -81,6 +81,13 @@ impl Placeholder for Selection {
 impl Placeholder for Vec<Selection> {
     fn placeholder(_: &str) -> Self {
         Vec::new()
+    }
+}
+
+/// Nothing is asked: a job or run whose options cannot be read orders nothing.
+impl Placeholder for RunOptions {
+    fn placeholder(_: &str) -> Self {
+        Self::default()
     }
 }
 

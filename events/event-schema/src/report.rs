@@ -1,15 +1,16 @@
 //! Reports: facts that an agent states under its signature, numbered, so that anyone may carry them
 //! home and the service can tell a repeat from news.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentId, CommandId, ConflictKey, DecodeError, Disposed, Domain, GuardAnswer, Obstacle, Problem,
-    RefusalReason, RunAgentState, RunId, Signed, Tagged, Timestamp, TransferStats, decode_exact, encode,
-    tagged_enum,
+    AgentId, CommandId, ConflictKey, DecodeError, Disposed, Domain, GuardAnswer, JobId, NotThinned, Obstacle,
+    Problem, RefusalReason, RunAgentState, RunId, Signed, Tagged, Timestamp, TransferStats, decode_exact,
+    encode, tagged_enum,
 };
 
 /// One fact of one agent.
@@ -66,6 +67,12 @@ tagged_enum! {
         (14, 1) "run.path_unblocked" => PathUnblocked,
         /// A member's index turned out to be an older copy of itself.
         (15, 1) "run.rolled_back" => RolledBack,
+        /// A storage agent keeps a version of a source's folder.
+        (16, 1) "backup.version_kept" => VersionKept,
+        /// It removed versions, as told.
+        (17, 1) "backup.thinned" => Thinned,
+        /// A source's folder has changed and come to rest.
+        (18, 1) "backup.source_changed" => SourceChanged,
     }
 }
 
@@ -237,6 +244,45 @@ pub struct PathUnblocked {
 pub struct RolledBack {
     /// Which run.
     pub run: RunId,
+}
+
+/// A storage agent keeps the run's version. Told before `run.completed`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionKept {
+    /// Which run.
+    pub run: RunId,
+    /// The version's name: the one that was asked for, or the next one of its time that was free; or of the version
+    /// before, if nothing has changed since.
+    pub version: String,
+    /// It has everything of the run's manifest.
+    pub complete: bool,
+    /// Nothing was made: the version before has the same manifest.
+    pub unchanged: bool,
+    /// Entries of the run's manifest.
+    pub entries: u64,
+    /// Bytes of all its files.
+    pub bytes: u64,
+}
+
+/// What came of a `backup.thin`. Each version that it named is in one of the two lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thinned {
+    /// Of which job.
+    pub job: JobId,
+    /// Whose versions.
+    pub source: AgentId,
+    /// Not there any more.
+    pub removed: Vec<String>,
+    /// Still there.
+    pub failed: Vec<NotThinned>,
+}
+
+/// A folder that is watched has changed and come to rest. Changes while the agent did not run count too, and so does the
+/// first look at a folder that was not watched before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceChanged {
+    /// For which job it is watched.
+    pub job: JobId,
 }
 
 impl ReportBody {

@@ -119,6 +119,12 @@ pub enum Field {
     Conflict = 15,
     /// A path at which something cannot be.
     Blocked = 16,
+    /// What is asked of the runs of a job.
+    Options = 17,
+    /// What is asked of one run.
+    RunOptions = 18,
+    /// The folder of a source's versions at a storage agent.
+    Shelf = 19,
 }
 
 /// A text under a subject's key: AES-256-GCM with a random nonce. The subject and the [`Field`] are authenticated.

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentId, GroupId, Private, Share, SyncPolicy};
+use crate::{AgentId, GroupId, Keep, Private, RunOptions, Share, SyncPolicy, When};
 
 /// An agent, or all agents of a group at the moment a run starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -38,6 +38,8 @@ pub enum JobSpec {
         source: Place,
         /// The destinations, at least one.
         destinations: Vec<Place>,
+        /// What is asked of its runs.
+        options: Private<RunOptions>,
     },
     /// Many sources' folders to storage, a folder for each; repeatable. From level 3 on.
     Consolidation {
@@ -50,6 +52,8 @@ pub enum JobSpec {
         subfolder: Private<String>,
         /// What becomes of the files at a source when every destination has them.
         after: Disposal,
+        /// What is asked of its runs.
+        options: Private<RunOptions>,
     },
     /// One folder, the same at all members, until its run is stopped. From level 4 on.
     Synchronization {
@@ -57,6 +61,21 @@ pub enum JobSpec {
         members: Vec<Share>,
         /// What holds for all of them.
         policy: SyncPolicy,
+    },
+    /// Sources' folders to storage that keeps versions of each; repeatable, by hand or by itself. From level 5 on.
+    Backup {
+        /// The sources, at least one. Each has a run of its own, and versions of its own.
+        sources: Vec<Place>,
+        /// The storage, at least one. The path is what the sources' shelves are below.
+        destinations: Vec<Place>,
+        /// The shelf of a source below a destination's path, named like the folders of a consolidation.
+        subfolder: Private<String>,
+        /// When it is started.
+        when: When,
+        /// Which versions are kept.
+        keep: Keep,
+        /// What is asked of its runs.
+        options: Private<RunOptions>,
     },
 }
 
@@ -215,6 +234,8 @@ pub enum ProblemClass {
     /// Something else was in the place of entries of a run whose source disposes of them; it is kept in the folder's
     /// archive. Since level 3.
     Replaced,
+    /// What storage kept as a version is missing or not what was backed up any more: it is not given back. Since level 5.
+    Damaged,
 }
 
 /// One thing that went wrong.

@@ -24,13 +24,16 @@ pub fn event(tagged: &Tagged) -> Option<Tagged> {
         (12, 1) => newer::<v1::AgentOnline, crate::AgentOnline>(tagged, 2),
         (15, 1) => newer::<v1::AgentTagged, crate::AgentTagged>(tagged, 2),
         (23, 1) => newer::<v1::EnrolmentRefused, crate::EnrolmentRefused>(tagged, 2),
-        (40, 1) => newer::<v1::JobCreated, crate::JobCreated>(tagged, 4),
-        (40, 2) => newer::<v2::JobCreated, crate::JobCreated>(tagged, 4),
-        (40, 3) => newer::<v3::JobCreated, crate::JobCreated>(tagged, 4),
-        (50, 1) => newer::<v1::RunStarted, crate::RunStarted>(tagged, 3),
-        (50, 2) => newer::<v2::RunStarted, crate::RunStarted>(tagged, 3),
+        (40, 1) => newer::<v1::JobCreated, crate::JobCreated>(tagged, 5),
+        (40, 2) => newer::<v2::JobCreated, crate::JobCreated>(tagged, 5),
+        (40, 3) => newer::<v3::JobCreated, crate::JobCreated>(tagged, 5),
+        (40, 4) => newer::<v4::JobCreated, crate::JobCreated>(tagged, 5),
+        (50, 1) => newer::<v1::RunStarted, crate::RunStarted>(tagged, 4),
+        (50, 2) => newer::<v2::RunStarted, crate::RunStarted>(tagged, 4),
+        (50, 3) => newer::<v3::RunStarted, crate::RunStarted>(tagged, 4),
         (53, 1) => newer::<v1::RunProblemReported, crate::RunProblemReported>(tagged, 2),
-        (60, 1) => newer::<v1::CommandIssued, crate::CommandIssued>(tagged, 2),
+        (60, 1) => newer::<v1::CommandIssued, crate::CommandIssued>(tagged, 3),
+        (60, 2) => newer::<v2::CommandIssued, crate::CommandIssued>(tagged, 3),
         (70, 1) => newer::<v1::ReportReceived, crate::ReportReceived>(tagged, 2),
         _ => None,
     }
@@ -49,44 +52,36 @@ where
 
 /// An event in the shape of a level: what the level has no shape for stays in its newest.
 pub fn event_at(event: &Event, level: u8) -> Tagged {
-    let tagged = event.to_tagged();
-    let kind = tagged.kind;
-    let version = tagged.version.min(level);
-    if version == tagged.version {
-        return tagged;
+    let newest = event.to_tagged();
+    if crate::level::of(&newest) <= level {
+        return newest;
     }
-    let shape = |payload: Result<Vec<u8>, NoShape>| payload.map(|payload| Tagged { kind, version, payload });
-    if level > 2 {
-        let at_3 = match event {
-            Event::JobCreated(e) => shape(v3::JobCreated::try_from(e).map(|old| encode(&old))),
-            _ => Ok(tagged.clone()),
-        };
-        return at_3.unwrap_or(tagged);
-    }
-    let at_2 = match event {
-        Event::JobCreated(e) => shape(v2::JobCreated::try_from(e).map(|old| encode(&old))),
-        Event::RunStarted(e) => shape(v2::RunStarted::try_from(e).map(|old| encode(&old))),
-        _ => Ok(tagged.clone()),
-    };
-    if level > 1 || at_2.is_err() {
-        return at_2.unwrap_or(tagged);
-    }
-    let payload = match event {
-        Event::AgentEnrolled(e) => encode(&v1::AgentEnrolled::from(e)),
-        Event::AgentOnline(e) => encode(&v1::AgentOnline::from(e)),
-        Event::AgentTagged(e) => encode(&v1::AgentTagged::from(e)),
-        Event::EnrolmentRefused(e) => encode(&v1::EnrolmentRefused::from(e)),
-        Event::JobCreated(e) => match v1::JobCreated::try_from(e) {
-            Ok(old) => encode(&old),
-            Err(NoShape) => return tagged,
+    let shape = match event {
+        Event::JobCreated(e) => match level {
+            4.. => v4::JobCreated::try_from(e).map(|old| (4, encode(&old))),
+            3 => v3::JobCreated::try_from(e).map(|old| (3, encode(&old))),
+            2 => v2::JobCreated::try_from(e).map(|old| (2, encode(&old))),
+            _ => v1::JobCreated::try_from(e).map(|old| (1, encode(&old))),
         },
-        Event::RunStarted(e) => encode(&v1::RunStarted::from(e)),
-        Event::RunProblemReported(e) => encode(&v1::RunProblemReported::from(e)),
-        Event::CommandIssued(e) => encode(&v1::CommandIssued::from(e)),
-        Event::ReportReceived(e) => encode(&v1::ReportReceived::from(e)),
-        _ => return tagged,
+        Event::RunStarted(e) => match level {
+            3.. => v3::RunStarted::try_from(e).map(|old| (3, encode(&old))),
+            2 => v2::RunStarted::try_from(e).map(|old| (2, encode(&old))),
+            _ => v2::RunStarted::try_from(e).map(|_| (1, encode(&v1::RunStarted::from(e)))),
+        },
+        Event::CommandIssued(e) => match level {
+            2.. => v2::CommandIssued::try_from(e).map(|old| (2, encode(&old))),
+            _ => v2::CommandIssued::try_from(e).map(|_| (1, encode(&v1::CommandIssued::from(e)))),
+        },
+        Event::AgentEnrolled(e) => Ok((1, encode(&v1::AgentEnrolled::from(e)))),
+        Event::AgentOnline(e) => Ok((1, encode(&v1::AgentOnline::from(e)))),
+        Event::AgentTagged(e) => Ok((1, encode(&v1::AgentTagged::from(e)))),
+        Event::EnrolmentRefused(e) => Ok((1, encode(&v1::EnrolmentRefused::from(e)))),
+        Event::RunProblemReported(e) => Ok((1, encode(&v1::RunProblemReported::from(e)))),
+        Event::ReportReceived(e) => Ok((1, encode(&v1::ReportReceived::from(e)))),
+        _ => Err(NoShape),
     };
-    Tagged { kind: tagged.kind, version: 1, payload }
+    let kind = newest.kind;
+    shape.map_or(newest, |(version, payload)| Tagged { kind, version, payload })
 }
 
 /// What an older version of a payload has no words for.
@@ -101,7 +96,98 @@ impl fmt::Display for NoShape {
 
 impl core::error::Error for NoShape {}
 
-/// Version 3 of what has a version 4: no synchronizations.
+/// Version 4 of what has a version 5: no backups, and nothing that is asked of runs.
+pub mod v4 {
+    use alloc::string::String;
+    use alloc::vec::Vec;
+
+    use serde::{Deserialize, Serialize};
+
+    use super::NoShape;
+    use crate::{Disposal, JobId, Place, Private, Share, SyncPolicy};
+
+    /// `JobCreated`, version 4.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[allow(missing_docs, reason = "the newest version's fields are documented")]
+    pub struct JobCreated {
+        pub job: JobId,
+        pub name: Private<String>,
+        pub spec: JobSpec,
+    }
+
+    /// `JobSpec`, version 4.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    pub enum JobSpec {
+        /// See [`crate::JobSpec::Distribution`].
+        Distribution {
+            /// The source.
+            source: Place,
+            /// The destinations.
+            destinations: Vec<Place>,
+        },
+        /// See [`crate::JobSpec::Consolidation`].
+        Consolidation {
+            /// The sources.
+            sources: Vec<Place>,
+            /// The destinations.
+            destinations: Vec<Place>,
+            /// The template of the sources' folders.
+            subfolder: Private<String>,
+            /// What becomes of the sources' files.
+            after: Disposal,
+        },
+        /// See [`crate::JobSpec::Synchronization`].
+        Synchronization {
+            /// Who takes part.
+            members: Vec<Share>,
+            /// What holds for all of them.
+            policy: SyncPolicy,
+        },
+    }
+
+    impl From<JobCreated> for crate::JobCreated {
+        fn from(e: JobCreated) -> Self {
+            let options = Private::default();
+            let spec = match e.spec {
+                JobSpec::Distribution { source, destinations } => {
+                    crate::JobSpec::Distribution { source, destinations, options }
+                }
+                JobSpec::Consolidation { sources, destinations, subfolder, after } => {
+                    crate::JobSpec::Consolidation { sources, destinations, subfolder, after, options }
+                }
+                JobSpec::Synchronization { members, policy } => {
+                    crate::JobSpec::Synchronization { members, policy }
+                }
+            };
+            Self { job: e.job, name: e.name, spec }
+        }
+    }
+
+    impl TryFrom<&crate::JobCreated> for JobCreated {
+        type Error = NoShape;
+
+        fn try_from(e: &crate::JobCreated) -> Result<Self, NoShape> {
+            if e.spec.options().is_some_and(|options| !options.asks_nothing()) {
+                return Err(NoShape);
+            }
+            let spec = match e.spec.clone() {
+                crate::JobSpec::Distribution { source, destinations, .. } => {
+                    JobSpec::Distribution { source, destinations }
+                }
+                crate::JobSpec::Consolidation { sources, destinations, subfolder, after, .. } => {
+                    JobSpec::Consolidation { sources, destinations, subfolder, after }
+                }
+                crate::JobSpec::Synchronization { members, policy } => {
+                    JobSpec::Synchronization { members, policy }
+                }
+                crate::JobSpec::Backup { .. } => return Err(NoShape),
+            };
+            Ok(Self { job: e.job, name: e.name.clone(), spec })
+        }
+    }
+}
+
+/// Version 3 of what has a version 4: no synchronizations, and runs of which nothing more is asked.
 pub mod v3 {
     use alloc::string::String;
     use alloc::vec::Vec;
@@ -109,7 +195,8 @@ pub mod v3 {
     use serde::{Deserialize, Serialize};
 
     use super::NoShape;
-    use crate::{Disposal, JobId, Place, Private};
+    use super::v4;
+    use crate::{BatchId, Disposal, JobId, Participant, Place, Private, Purpose, RunId};
 
     /// `JobCreated`, version 3.
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,17 +230,29 @@ pub mod v3 {
         },
     }
 
+    /// `RunStarted`, version 3.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[allow(missing_docs, reason = "the newest version's fields are documented")]
+    pub struct RunStarted {
+        pub run: RunId,
+        pub job: JobId,
+        pub paths: Private<Vec<Vec<u8>>>,
+        pub participants: Vec<Participant>,
+        pub batch: Option<BatchId>,
+        pub after: Disposal,
+    }
+
     impl From<JobCreated> for crate::JobCreated {
         fn from(e: JobCreated) -> Self {
             let spec = match e.spec {
                 JobSpec::Distribution { source, destinations } => {
-                    crate::JobSpec::Distribution { source, destinations }
+                    v4::JobSpec::Distribution { source, destinations }
                 }
                 JobSpec::Consolidation { sources, destinations, subfolder, after } => {
-                    crate::JobSpec::Consolidation { sources, destinations, subfolder, after }
+                    v4::JobSpec::Consolidation { sources, destinations, subfolder, after }
                 }
             };
-            Self { job: e.job, name: e.name, spec }
+            v4::JobCreated { job: e.job, name: e.name, spec }.into()
         }
     }
 
@@ -161,16 +260,37 @@ pub mod v3 {
         type Error = NoShape;
 
         fn try_from(e: &crate::JobCreated) -> Result<Self, NoShape> {
-            let spec = match e.spec.clone() {
-                crate::JobSpec::Distribution { source, destinations } => {
+            let v4::JobCreated { job, name, spec } = v4::JobCreated::try_from(e)?;
+            let spec = match spec {
+                v4::JobSpec::Distribution { source, destinations } => {
                     JobSpec::Distribution { source, destinations }
                 }
-                crate::JobSpec::Consolidation { sources, destinations, subfolder, after } => {
+                v4::JobSpec::Consolidation { sources, destinations, subfolder, after } => {
                     JobSpec::Consolidation { sources, destinations, subfolder, after }
                 }
-                crate::JobSpec::Synchronization { .. } => return Err(NoShape),
+                v4::JobSpec::Synchronization { .. } => return Err(NoShape),
             };
-            Ok(Self { job: e.job, name: e.name.clone(), spec })
+            Ok(Self { job, name, spec })
+        }
+    }
+
+    impl From<RunStarted> for crate::RunStarted {
+        fn from(e: RunStarted) -> Self {
+            let RunStarted { run, job, paths, participants, batch, after } = e;
+            let (options, purpose) = (Private::default(), Purpose::Plain);
+            Self { run, job, paths, participants, batch, after, options, purpose }
+        }
+    }
+
+    impl TryFrom<&crate::RunStarted> for RunStarted {
+        type Error = NoShape;
+
+        fn try_from(e: &crate::RunStarted) -> Result<Self, NoShape> {
+            if !e.options.asks_nothing() || e.purpose != Purpose::Plain {
+                return Err(NoShape);
+            }
+            let (paths, participants) = (e.paths.clone(), e.participants.clone());
+            Ok(Self { run: e.run, job: e.job, paths, participants, batch: e.batch, after: e.after })
         }
     }
 }
@@ -181,8 +301,8 @@ pub mod v2 {
 
     use serde::{Deserialize, Serialize};
 
-    use super::NoShape;
-    use crate::{Disposal, JobId, Participant, Place, Private, RunId};
+    use super::{NoShape, v3};
+    use crate::{AgentId, CommandId, Disposal, JobId, Participant, Place, Private, RunId, Signed};
 
     /// `JobCreated`, version 2.
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -215,10 +335,23 @@ pub mod v2 {
         pub participants: Vec<Participant>,
     }
 
+    /// `CommandIssued`, version 2.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[allow(missing_docs, reason = "the newest version's fields are documented")]
+    pub struct CommandIssued {
+        pub command: CommandId,
+        pub agent: AgentId,
+        pub sequence: u64,
+        pub run: Option<RunId>,
+        pub joins: bool,
+        pub signed: Private<Signed>,
+    }
+
     impl From<JobCreated> for crate::JobCreated {
         fn from(e: JobCreated) -> Self {
             let JobSpec::Distribution { source, destinations } = e.spec;
-            Self { job: e.job, name: e.name, spec: crate::JobSpec::Distribution { source, destinations } }
+            let spec = v3::JobSpec::Distribution { source, destinations };
+            v3::JobCreated { job: e.job, name: e.name, spec }.into()
         }
     }
 
@@ -226,17 +359,17 @@ pub mod v2 {
         type Error = NoShape;
 
         fn try_from(e: &crate::JobCreated) -> Result<Self, NoShape> {
-            let crate::JobSpec::Distribution { source, destinations } = &e.spec else { return Err(NoShape) };
-            let (source, destinations) = (source.clone(), destinations.clone());
-            let spec = JobSpec::Distribution { source, destinations };
-            Ok(Self { job: e.job, name: e.name.clone(), spec })
+            let v3::JobCreated { job, name, spec } = v3::JobCreated::try_from(e)?;
+            let v3::JobSpec::Distribution { source, destinations } = spec else { return Err(NoShape) };
+            Ok(Self { job, name, spec: JobSpec::Distribution { source, destinations } })
         }
     }
 
     impl From<RunStarted> for crate::RunStarted {
         fn from(e: RunStarted) -> Self {
             let RunStarted { run, job, paths, participants } = e;
-            Self { run, job, paths, participants, batch: None, after: Disposal::Keep }
+            let (batch, after) = (None, Disposal::Keep);
+            v3::RunStarted { run, job, paths, participants, batch, after }.into()
         }
     }
 
@@ -244,11 +377,30 @@ pub mod v2 {
         type Error = NoShape;
 
         fn try_from(e: &crate::RunStarted) -> Result<Self, NoShape> {
-            if e.batch.is_some() || e.after != Disposal::Keep {
+            let v3::RunStarted { run, job, paths, participants, batch, after } = v3::RunStarted::try_from(e)?;
+            if batch.is_some() || after != Disposal::Keep {
                 return Err(NoShape);
             }
-            let (paths, participants) = (e.paths.clone(), e.participants.clone());
-            Ok(Self { run: e.run, job: e.job, paths, participants })
+            Ok(Self { run, job, paths, participants })
+        }
+    }
+
+    impl From<CommandIssued> for crate::CommandIssued {
+        fn from(e: CommandIssued) -> Self {
+            let CommandIssued { command, agent, sequence, run, joins, signed } = e;
+            Self { command, agent, sequence, run, joins, signed, backup: None }
+        }
+    }
+
+    impl TryFrom<&crate::CommandIssued> for CommandIssued {
+        type Error = NoShape;
+
+        fn try_from(e: &crate::CommandIssued) -> Result<Self, NoShape> {
+            if e.backup.is_some() {
+                return Err(NoShape);
+            }
+            let crate::CommandIssued { command, agent, sequence, run, joins, signed, .. } = e.clone();
+            Ok(Self { command, agent, sequence, run, joins, signed })
         }
     }
 }
@@ -260,7 +412,7 @@ pub mod v1 {
 
     use serde::{Deserialize, Serialize};
 
-    use super::NoShape;
+    use super::{NoShape, v2};
     use crate::{
         AgentId, Command, CommandId, JobId, Party, Private, Problem, RefusalReason, Report, ReportBody, Role,
         RunId, Signed, TokenId,
@@ -427,8 +579,8 @@ pub mod v1 {
         fn from(e: JobCreated) -> Self {
             let JobSpec::Distribution { source, destinations } = e.spec;
             let destinations = destinations.into_iter().map(Into::into).collect();
-            let spec = crate::JobSpec::Distribution { source: source.into(), destinations };
-            Self { job: e.job, name: e.name.into(), spec }
+            let spec = v2::JobSpec::Distribution { source: source.into(), destinations };
+            v2::JobCreated { job: e.job, name: e.name.into(), spec }.into()
         }
     }
 
@@ -436,10 +588,11 @@ pub mod v1 {
         type Error = NoShape;
 
         fn try_from(e: &crate::JobCreated) -> Result<Self, NoShape> {
-            let crate::JobSpec::Distribution { source, destinations } = &e.spec else { return Err(NoShape) };
+            let v2::JobCreated { job, name, spec } = v2::JobCreated::try_from(e)?;
+            let v2::JobSpec::Distribution { source, destinations } = spec;
             let destinations = destinations.iter().map(Into::into).collect();
-            let spec = JobSpec::Distribution { source: source.into(), destinations };
-            Ok(Self { job: e.job, name: text(&e.name), spec })
+            let spec = JobSpec::Distribution { source: (&source).into(), destinations };
+            Ok(Self { job, name: text(&name), spec })
         }
     }
 
@@ -479,7 +632,7 @@ pub mod v1 {
             let command = Command::decode(&e.signed.bytes);
             let joins = command.is_ok_and(|command| command.body.join().is_some());
             let CommandIssued { command, agent, sequence, run, signed } = e;
-            Self { command, agent, sequence, run, joins, signed: signed.into() }
+            Self { command, agent, sequence, run, joins, signed: signed.into(), backup: None }
         }
     }
 

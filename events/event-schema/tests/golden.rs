@@ -1,8 +1,8 @@
 //! The byte forms that are stored and signed, pinned: `tests/golden/vN/*.bin` decode to the values below
 //! and the current code encodes these values to exactly those bytes. `v1` has what logs of schema level 1 hold and
 //! everything whose shape never changed, `v2` the second version of what has one, with its texts sealed, `v3` what
-//! came with schema level 3, which has consolidations, `v4` what came with level 4, which has synchronizations. The `.json` beside each is the same
-//! value for people. Files are only ever added: `GOLDEN_WRITE=1 cargo test -p event-schema --test golden`
+//! came with schema level 3, which has consolidations, `v4` what came with level 4, which has synchronizations, `v5` what
+//! came with level 5, which has backups. The `.json` beside each is the same value for people. Files are only ever added: `GOLDEN_WRITE=1 cargo test -p event-schema --test golden`
 //! writes those that are missing and never touches one that exists.
 //!
 //! `events/SCHEMA.md` is checked here as well: it lists every event with number, version and name.
@@ -190,6 +190,8 @@ macro_rules! pinned_twice {
         let Event::$name(payload) = &sealed else { unreachable!("it was one") };
         let json = match &sealed {
             Event::RunStarted(e) => serde_json::to_value(upcast::v2::RunStarted::try_from(e).expect("old")),
+            Event::JobCreated(e) => serde_json::to_value(upcast::v2::JobCreated::try_from(e).expect("old")),
+            Event::CommandIssued(e) => serde_json::to_value(upcast::v2::CommandIssued::try_from(e).expect("old")),
             _ => serde_json::to_value(payload),
         };
         let json = json.expect("plain data");
@@ -217,10 +219,12 @@ fn consolidations() -> Vec<Golden> {
         destinations: vec![place(Party::Agent(agent(2)), b"in")],
         subfolder: Private::clear("/%SRC:SITE%/%SRC:AGENT_NAME%".into()),
         after: Disposal::Archive { days: 30 },
+        options: Private::default(),
     };
     let distribution = JobSpec::Distribution {
         source: place(Party::Agent(agent(1)), b"out"),
         destinations: vec![place(Party::Group(GROUP), b"in")],
+        options: Private::default(),
     };
     let started = |batch, after| RunStarted {
         run: RUN,
@@ -229,6 +233,8 @@ fn consolidations() -> Vec<Golden> {
         participants: participants(),
         batch,
         after,
+        options: Private::default(),
+        purpose: Purpose::Plain,
     };
     let created = |spec| JobCreated { job: JOB, name: "footage".into(), spec };
     let disposed = Disposed { files: 300, bytes: 1 << 33, changed: 1, gone: 2, failed: 3 };
@@ -259,8 +265,18 @@ fn pin_sealed(level: u8, suffix: &str, value: Event) -> Golden {
         Event::JobCreated(e) if level == 3 => {
             serde_json::to_value(upcast::v3::JobCreated::try_from(e).expect("it had that shape"))
         }
+        Event::JobCreated(e) if level == 4 => {
+            serde_json::to_value(upcast::v4::JobCreated::try_from(e).expect("it had that shape"))
+        }
         Event::JobCreated(e) => serde_json::to_value(e),
+        Event::RunStarted(e) if level < 5 => {
+            serde_json::to_value(upcast::v3::RunStarted::try_from(e).expect("it had that shape"))
+        }
         Event::RunStarted(e) => serde_json::to_value(e),
+        Event::CommandIssued(e) => serde_json::to_value(e),
+        Event::BackupVersionKept(e) => serde_json::to_value(e),
+        Event::BackupThinned(e) => serde_json::to_value(e),
+        Event::BackupSourceChanged(e) => serde_json::to_value(e),
         Event::RunDisposed(e) => serde_json::to_value(e),
         Event::RunMembersSet(e) => serde_json::to_value(e),
         Event::RunConflictFound(e) => serde_json::to_value(e),
@@ -275,7 +291,7 @@ fn pin_sealed(level: u8, suffix: &str, value: Event) -> Golden {
     };
     let tagged = upcast::event_at(&sealed, level);
     Golden {
-        folder: if level == 3 { "v3" } else { "v4" },
+        folder: ["v3", "v4", "v5"][usize::from(level) - 3],
         name: format!("event-{}{suffix}", value.name()),
         bytes: encode(&tagged),
         json: json!({"kind": value.kind(), "version": tagged.version, "name": value.name(), "payload": json.expect("plain")}),
@@ -322,6 +338,7 @@ fn synchronizations() -> Vec<Golden> {
         destinations: vec![Place { party: Party::Agent(agent(2)), path: "in".into() }],
         subfolder: "/%SRC:SITE%".into(),
         after: Disposal::Delete,
+        options: Private::default(),
     };
     let created = |spec| JobCreated { job: JOB, name: "plans".into(), spec };
     let none = SyncPolicy { archive: None, ..policy() };
@@ -373,6 +390,123 @@ fn synchronizations() -> Vec<Golden> {
         ("", RunRolledBack { run, agent: member }.into()),
     ];
     events.into_iter().map(|(suffix, value)| pin_sealed(4, suffix, value)).collect()
+}
+
+fn options() -> RunOptions {
+    RunOptions {
+        rules: vec!["*.tmp".into(), "!keep.tmp".into()],
+        first: vec!["/boot/".into()],
+        hook: Some("stop-web".into()),
+        hook_timeout_s: Some(300),
+    }
+}
+
+const VERSION: &str = "2026-11-23T013000Z";
+
+/// What came with level 5, and what has a version of it, texts sealed.
+fn backups() -> Vec<Golden> {
+    let place = |party, path: &[u8]| Place { party, path: path.to_vec().into() };
+    let keep = Keep { last: 7, hourly: 24, daily: 14, weekly: 8, monthly: 12, yearly: 3, within_days: 300 };
+    let backup = |when, options: RunOptions| JobSpec::Backup {
+        sources: vec![place(Party::Group(GROUP), b"data"), place(Party::Agent(agent(1)), b"/srv/\xfe")],
+        destinations: vec![place(Party::Agent(agent(2)), b"kept")],
+        subfolder: "/%SRC:AGENT_NAME%".into(),
+        when,
+        keep,
+        options: options.into(),
+    };
+    let distribution = JobSpec::Distribution {
+        source: place(Party::Agent(agent(1)), b"out"),
+        destinations: vec![place(Party::Group(GROUP), b"in")],
+        options: options().into(),
+    };
+    let consolidation = JobSpec::Consolidation {
+        sources: vec![place(Party::Group(GROUP), b"footage")],
+        destinations: vec![place(Party::Agent(agent(2)), b"in")],
+        subfolder: "/%SRC:SITE%".into(),
+        after: Disposal::Keep,
+        options: RunOptions { rules: vec![], hook: None, hook_timeout_s: None, ..options() }.into(),
+    };
+    let created = |spec| JobCreated { job: JOB, name: "offices".into(), spec };
+    let calendar = When::Calendar { expression: "30 2 * * mon-fri".into() };
+    let started = |options: RunOptions, purpose| RunStarted {
+        run: RUN,
+        job: JOB,
+        paths: paths(),
+        participants: participants(),
+        batch: Some(BATCH),
+        after: Disposal::Keep,
+        options: options.into(),
+        purpose,
+    };
+    let issued = |body: CommandBody| {
+        let backup = body.backup();
+        let (run, joins) = (body.join().map(|join| join.run), body.joins());
+        let signed = Command { body, ..command() }.sign(&SigningKey::from_bytes(&[1; 32])).into();
+        CommandIssued { command: COMMAND, agent: agent(2), sequence: 300, run, joins, signed, backup }
+    };
+    let kept = BackupVersionKept {
+        run: RUN,
+        job: JOB,
+        agent: agent(2),
+        source: agent(1),
+        version: VERSION.into(),
+        complete: true,
+        shrunk: false,
+        unchanged: false,
+        entries: 300,
+        bytes: 1 << 33,
+        shelf: "kept/nas-1".into(),
+    };
+    let obstacles =
+        [ThinObstacle::InUse, ThinObstacle::NotAVersion, ThinObstacle::NoShelf, ThinObstacle::System];
+    let thinned = BackupThinned {
+        job: JOB,
+        agent: agent(2),
+        source: agent(1),
+        removed: vec!["2026-11-20T013000Z".into(), "2026-11-21T013000Z-2".into()],
+        failed: obstacles.map(|why| NotThinned { version: VERSION.into(), why }).to_vec(),
+    };
+    let events: Vec<(&str, Event)> = vec![
+        ("", created(backup(When::Every { minutes: 300 }, options())).into()),
+        ("-manual", created(backup(When::Manual, RunOptions::default())).into()),
+        ("-calendar", created(backup(calendar, RunOptions::default())).into()),
+        (
+            "-continuous",
+            created(backup(When::Continuous { quiet_seconds: 30, minutes: 300 }, RunOptions::default()))
+                .into(),
+        ),
+        ("-distribution", created(distribution).into()),
+        ("-consolidation", created(consolidation).into()),
+        ("", started(options(), Purpose::Version { name: VERSION.into() }).into()),
+        ("-options", started(options(), Purpose::Plain).into()),
+        (
+            "-restore",
+            started(RunOptions::default(), Purpose::Restore { of: agent(3), version: VERSION.into() }).into(),
+        ),
+        ("", issued(thin().into()).into()),
+        ("-watch", issued(watch().into()).into()),
+        ("-unwatch", issued(WatchBackup { job: JOB, folder: None }.into()).into()),
+        ("", kept.clone().into()),
+        ("-shrunk", BackupVersionKept { complete: false, shrunk: true, unchanged: true, ..kept }.into()),
+        ("", thinned.into()),
+        ("", BackupSourceChanged { job: JOB, agent: agent(1) }.into()),
+    ];
+    events.into_iter().map(|(suffix, value)| pin_sealed(5, suffix, value)).collect()
+}
+
+fn take_part(purpose: Purpose) -> TakePart {
+    TakePart { join: join(), keeping: true, options: options(), purpose }
+}
+
+fn thin() -> ThinBackup {
+    let versions = vec!["2026-11-20T013000Z".into(), "2026-11-21T013000Z-2".into()];
+    ThinBackup { job: JOB, source: agent(1), path: b"kept/nas-1".to_vec(), versions }
+}
+
+fn watch() -> WatchBackup {
+    let folder = WatchedFolder { path: b"/srv/\xfe".to_vec(), quiet_seconds: 30, pause_minutes: 300 };
+    WatchBackup { job: JOB, folder: Some(folder) }
 }
 
 /// The key of every subject.
@@ -486,6 +620,7 @@ fn all() -> Vec<Golden> {
                 spec: JobSpec::Distribution {
                     source: Place { party: Party::Agent(agent(1)), path: b"/srv/\xfe".to_vec().into() },
                     destinations: vec![Place { party: Party::Group(GROUP), path: b"in".to_vec().into() }],
+                    options: Private::default(),
                 },
             },
             RunStarted {
@@ -495,6 +630,8 @@ fn all() -> Vec<Golden> {
                 participants: participants(),
                 batch: None,
                 after: Disposal::Keep,
+                options: Private::default(),
+                purpose: Purpose::Plain,
             },
             RunProblemReported {
                 run: RUN,
@@ -510,6 +647,7 @@ fn all() -> Vec<Golden> {
                 run: Some(RUN),
                 joins: true,
                 signed: command().sign(&SigningKey::from_bytes(&[1; 32])).into(),
+                backup: None,
             },
             ReportReceived {
                 agent: agent(2),
@@ -522,6 +660,7 @@ fn all() -> Vec<Golden> {
     list.extend(sealed_report());
     list.extend(consolidations());
     list.extend(synchronizations());
+    list.extend(backups());
     pinned!(
         "command",
         CommandBody,
@@ -534,8 +673,20 @@ fn all() -> Vec<Golden> {
             synchronize(),
             AnswerGuard { run: RUN, guard: 1 << 40, answer: GuardAnswer::Delete },
             JoinKeeping { join: join() },
+            take_part(Purpose::Version { name: VERSION.into() }),
+            thin(),
+            watch(),
         ]
     );
+    for (suffix, purpose) in
+        [("plain", Purpose::Plain), ("restore", Purpose::Restore { of: agent(3), version: VERSION.into() })]
+    {
+        let mut one = Vec::new();
+        pinned!("command", CommandBody, one, [take_part(purpose)]);
+        list.extend(
+            one.into_iter().map(|golden| Golden { name: format!("{}-{suffix}", golden.name), ..golden }),
+        );
+    }
     pinned!(
         "report",
         ReportBody,
@@ -572,6 +723,21 @@ fn all() -> Vec<Golden> {
             },
             PathUnblocked { run: RUN, number: 300 },
             RolledBack { run: RUN },
+            VersionKept {
+                run: RUN,
+                version: VERSION.into(),
+                complete: true,
+                unchanged: false,
+                entries: 300,
+                bytes: 1 << 33,
+            },
+            Thinned {
+                job: JOB,
+                source: agent(1),
+                removed: vec!["2026-11-20T013000Z".into()],
+                failed: vec![NotThinned { version: VERSION.into(), why: ThinObstacle::InUse }],
+            },
+            SourceChanged { job: JOB },
         ]
     );
     list.extend(records());
@@ -751,6 +917,9 @@ fn every_kind_is_pinned() {
                 let version = match *number {
                     56 if prefix == "event" => 3,
                     110..=118 => 4,
+                    120..=122 => 5,
+                    50 if prefix == "event" && version == 4 => 5,
+                    60 if prefix == "event" && version == 3 => 5,
                     _ => version,
                 };
                 let file = (format!("v{version}"), format!("{prefix}-{name}"));
@@ -773,6 +942,7 @@ fn a_program_of_an_older_level_refuses_what_came_after_it() {
             let late = ["schema.raised", "subject.opened", "subject.erased"].contains(&name);
             let tagged: Tagged = decode_exact("Event", stored).expect("tagged");
             let level = match golden.folder {
+                "v5" => 5,
                 "v4" => 4,
                 "v3" => 3,
                 "v1" if !late => 1,
@@ -780,20 +950,26 @@ fn a_program_of_an_older_level_refuses_what_came_after_it() {
             };
             assert_eq!(level::of(&tagged), level, "{name}");
             let kind = event.kind();
-            let is_new = 110..=118;
+            let is_new = 110..=122;
             assert_eq!(level::knows(1, &event), !late && kind != 56 && !is_new.contains(&kind), "{name}");
             assert_eq!(level::knows(2, &event), kind != 56 && !is_new.contains(&kind), "{name}");
             assert_eq!(level::knows(3, &event), !is_new.contains(&kind), "{name}");
+            assert_eq!(level::knows(4, &event), kind < 120, "{name}");
             // Whoever writes for an older level says it in that level's words, or not at all.
             let old = upcast::event_at(&event, 2);
             let told = level::of(&old) <= 2;
             let new = ["job.created", "run.started", "run.disposed", "run.disposed-refused"];
-            let newer = golden.folder == "v4" || golden.folder == "v3" && new.contains(&name);
+            let latest = ["v4", "v5"].contains(&golden.folder);
+            let newer = latest || golden.folder == "v3" && new.contains(&name);
             assert_eq!(told, !newer, "{name}");
             assert!(!told || Event::from_tagged(&old).is_ok(), "{name}");
             let old = upcast::event_at(&event, 3);
             let told = level::of(&old) <= 3;
-            assert_eq!(told, golden.folder != "v4" || name == "job.created-consolidation", "{name}");
+            let is_old = golden.folder == "v4" && name == "job.created-consolidation";
+            assert_eq!(told, !latest || is_old, "{name}");
+            assert_eq!(Event::from_tagged(&old).as_ref(), Ok(&event), "{name}");
+            let old = upcast::event_at(&event, 4);
+            assert_eq!(level::of(&old) <= 4, golden.folder != "v5", "{name}");
             assert_eq!(Event::from_tagged(&old).as_ref(), Ok(&event), "{name}");
         }
     }
@@ -802,7 +978,7 @@ fn a_program_of_an_older_level_refuses_what_came_after_it() {
 #[test]
 fn nothing_stored_is_forgotten() {
     let pinned = pinned();
-    for version in ["v1", "v2", "v3", "v4"] {
+    for version in ["v1", "v2", "v3", "v4", "v5"] {
         for file in fs::read_dir(folder(version)).expect("the folder") {
             let path = file.expect("an entry").path();
             let name = path.file_stem().expect("a name").to_string_lossy().into_owned();

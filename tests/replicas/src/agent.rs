@@ -16,7 +16,7 @@ use ed25519_dalek::SigningKey;
 use event_schema::{
     AgentId, Command, CommandAccepted, CommandBody, DisposalReported, Disposed, JoinKeeping, ManifestSigned,
     RefusalReason, Report, ReportBody, Role, RunAgentState, RunCompleted, RunId, RunServed, RunStateReported,
-    Signed, Timestamp, TransferStats,
+    Signed, TakePart, Timestamp, TransferStats,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
@@ -376,7 +376,9 @@ impl Agent {
         let stats =
             TransferStats { entries: 1, blocks_total: 1, blocks_fetched: 1, ..TransferStats::default() };
         let (run, name) = match &command.body {
-            CommandBody::JoinRun(join) | CommandBody::JoinKeeping(JoinKeeping { join }) => {
+            CommandBody::JoinRun(join)
+            | CommandBody::JoinKeeping(JoinKeeping { join })
+            | CommandBody::TakePart(TakePart { join, .. }) => {
                 match join.role {
                     Role::Source => {
                         say(RunStateReported { run: join.run, state: RunAgentState::Indexing }.into());
@@ -412,6 +414,9 @@ impl Agent {
                 (told.run, "join")
             }
             CommandBody::AnswerGuard(told) => (told.run, "answer"),
+            CommandBody::ThinBackup(_) | CommandBody::WatchBackup(_) => {
+                bail!(Wrong(format!("command {} is about a backup, and there is none", command.sequence)))
+            }
         };
         kept.obeyed.push((command.sequence, run, name));
         drop(kept);

@@ -112,11 +112,13 @@ pub async fn check(urls: &str, agents: &[std::sync::Arc<Agent>], told: &Told) ->
                         Ok(
                             CommandBody::JoinRun(_)
                             | CommandBody::JoinKeeping(_)
+                            | CommandBody::TakePart(_)
                             | CommandBody::Synchronize(_),
                         ) => "join",
                         Ok(CommandBody::FinishRun(_) | CommandBody::FinishAndDispose(_)) => "finish",
                         Ok(CommandBody::StopRun(_)) => "stop",
                         Ok(CommandBody::AnswerGuard(_)) => "answer",
+                        Ok(CommandBody::ThinBackup(_) | CommandBody::WatchBackup(_)) => "backup",
                         Err(_) if e.joins => "join",
                         Err(_) => "?",
                     };

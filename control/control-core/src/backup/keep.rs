@@ -6,96 +6,61 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use event_schema::Keep;
+
 use super::version::VersionName;
 use crate::Rejection;
 use crate::limits::{KEEP_COUNT_MAX, KEEP_DAYS_MAX};
 
-/// What is kept of a backup. A version that any of the rules keeps is kept; a count of 0 is no rule.
+/// Whether this can be a job's policy.
 ///
-/// Periods are those of the calendar in UTC, weeks begin on Monday. Of a period that counts its newest version is kept,
-/// and only periods that have a version count: a source that was away for a month does not lose its last days for that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keep {
-    /// So many of the newest.
-    pub last: u32,
-    /// One of each of so many hours.
-    pub hourly: u32,
-    /// One of each of so many days.
-    pub daily: u32,
-    /// One of each of so many weeks.
-    pub weekly: u32,
-    /// One of each of so many months.
-    pub monthly: u32,
-    /// One of each of so many years.
-    pub yearly: u32,
-    /// All that are at most so many days older than the newest one.
-    pub within_days: u32,
+/// # Errors
+/// If it has no rule, or one beyond its limit.
+pub fn check(keep: &Keep) -> Result<(), Rejection> {
+    let Keep { last, hourly, daily, weekly, monthly, yearly, within_days } = *keep;
+    let counts = [last, hourly, daily, weekly, monthly, yearly];
+    if within_days == 0 && counts == [0; 6] {
+        return Err(Rejection::Invalid(
+            "a backup keeps something: say how many versions of the last, of hours, days, weeks, months or years, or \
+             within how many days"
+                .into(),
+        ));
+    }
+    if counts.iter().any(|count| *count > KEEP_COUNT_MAX) || within_days > KEEP_DAYS_MAX {
+        return Err(Rejection::Invalid(format!(
+            "a rule keeps at most {KEEP_COUNT_MAX} versions, or those within {KEEP_DAYS_MAX} days"
+        )));
+    }
+    Ok(())
 }
 
-impl Default for Keep {
-    /// The last 7, and one of each of 14 days, 8 weeks and 12 months: some 40 versions that reach back a year.
-    fn default() -> Self {
-        Self { last: 7, daily: 14, weekly: 8, monthly: 12, ..Self::NOTHING }
+/// Which of the versions that stand at a storage agent are to go, oldest first; of each it is told whether it counts: it is
+/// complete, and not suspicious.
+///
+/// The newest complete one stays whatever the policy says. One that is not complete stays until there is a later one
+/// that is, and takes no complete one's place.
+pub fn surplus(keep: &Keep, standing: &BTreeMap<VersionName, bool>) -> Vec<VersionName> {
+    let complete = || standing.iter().rev().filter(|(_, complete)| **complete).map(|(name, _)| *name);
+    let Some(newest) = complete().next() else { return vec![] };
+    let mut kept = BTreeSet::from([newest]);
+    kept.extend(complete().take(places(keep.last)));
+    let reach = time::Duration::days(i64::from(keep.within_days));
+    kept.extend(complete().take_while(|name| keep.within_days > 0 && newest.time() - name.time() <= reach));
+    for (period, count) in [
+        (Period::Hour, keep.hourly),
+        (Period::Day, keep.daily),
+        (Period::Week, keep.weekly),
+        (Period::Month, keep.monthly),
+        (Period::Year, keep.yearly),
+    ] {
+        let mut before = None;
+        let newest_of_each = complete().filter(|name| {
+            let this = Some(period.of(*name));
+            std::mem::replace(&mut before, this) != this
+        });
+        kept.extend(newest_of_each.take(places(count)));
     }
-}
-
-impl Keep {
-    /// No rule at all, to set some of. As a policy it is refused.
-    pub const NOTHING: Self =
-        Self { last: 0, hourly: 0, daily: 0, weekly: 0, monthly: 0, yearly: 0, within_days: 0 };
-
-    /// Whether it can be a job's policy.
-    ///
-    /// # Errors
-    /// If it has no rule, or one beyond its limit.
-    pub fn check(&self) -> Result<(), Rejection> {
-        let Self { last, hourly, daily, weekly, monthly, yearly, within_days } = *self;
-        let counts = [last, hourly, daily, weekly, monthly, yearly];
-        if within_days == 0 && counts == [0; 6] {
-            return Err(Rejection::Invalid(
-                "a backup keeps something: say how many versions of the last, of hours, days, weeks, months or years, or \
-                 within how many days"
-                    .into(),
-            ));
-        }
-        if counts.iter().any(|count| *count > KEEP_COUNT_MAX) || within_days > KEEP_DAYS_MAX {
-            return Err(Rejection::Invalid(format!(
-                "a rule keeps at most {KEEP_COUNT_MAX} versions, or those within {KEEP_DAYS_MAX} days"
-            )));
-        }
-        Ok(())
-    }
-
-    /// Which of the versions that stand at a storage agent are to go, oldest first; of each it is told whether it is
-    /// complete.
-    ///
-    /// The newest complete one stays whatever the policy says. One that is not complete stays until there is a later one
-    /// that is, and takes no complete one's place.
-    pub fn surplus(&self, standing: &BTreeMap<VersionName, bool>) -> Vec<VersionName> {
-        let complete = || standing.iter().rev().filter(|(_, complete)| **complete).map(|(name, _)| *name);
-        let Some(newest) = complete().next() else { return vec![] };
-        let mut kept = BTreeSet::from([newest]);
-        kept.extend(complete().take(places(self.last)));
-        let reach = time::Duration::days(i64::from(self.within_days));
-        kept.extend(
-            complete().take_while(|name| self.within_days > 0 && newest.time() - name.time() <= reach),
-        );
-        for (period, count) in [
-            (Period::Hour, self.hourly),
-            (Period::Day, self.daily),
-            (Period::Week, self.weekly),
-            (Period::Month, self.monthly),
-            (Period::Year, self.yearly),
-        ] {
-            let mut before = None;
-            let newest_of_each = complete().filter(|name| {
-                let this = Some(period.of(*name));
-                std::mem::replace(&mut before, this) != this
-            });
-            kept.extend(newest_of_each.take(places(count)));
-        }
-        standing.keys().filter(|name| **name < newest && !kept.contains(name)).copied().collect()
-    }
+    standing.keys().filter(|name| **name < newest && !kept.contains(name)).copied().collect()
 }
 
 fn places(count: u32) -> usize {
@@ -145,7 +110,7 @@ mod tests {
             .iter()
             .map(|text| (name(text.trim_end_matches('!')), !text.ends_with('!')))
             .collect::<BTreeMap<_, _>>();
-        let surplus = keep.surplus(&standing);
+        let surplus = surplus(&keep, &standing);
         assert!(surplus.is_sorted(), "oldest first");
         for name in surplus {
             assert!(standing.remove(&name).is_some(), "{name} stands there");
@@ -198,11 +163,11 @@ mod tests {
 
     #[test]
     fn a_policy_has_a_rule_within_limits() {
-        assert!(Keep::NOTHING.check().is_err());
-        assert!(Keep::default().check().is_ok());
-        assert!(Keep { within_days: 1, ..Keep::NOTHING }.check().is_ok());
-        assert!(Keep { within_days: KEEP_DAYS_MAX + 1, ..Keep::NOTHING }.check().is_err());
-        assert!(Keep { yearly: KEEP_COUNT_MAX + 1, ..Keep::default() }.check().is_err());
+        assert!(check(&Keep::NOTHING).is_err());
+        assert!(check(&Keep::default()).is_ok());
+        assert!(check(&Keep { within_days: 1, ..Keep::NOTHING }).is_ok());
+        assert!(check(&Keep { within_days: KEEP_DAYS_MAX + 1, ..Keep::NOTHING }).is_err());
+        assert!(check(&Keep { yearly: KEEP_COUNT_MAX + 1, ..Keep::default() }).is_err());
     }
 
     fn keeps() -> impl Strategy<Value = Keep> {
@@ -234,7 +199,7 @@ mod tests {
     }
 
     fn thin(keep: Keep, standing: &mut BTreeMap<VersionName, bool>) {
-        for name in keep.surplus(standing) {
+        for name in surplus(&keep, standing) {
             standing.remove(&name);
         }
     }
@@ -273,7 +238,7 @@ mod tests {
                     Some(newest) => prop_assert_eq!(standing.get(&newest), Some(&true)),
                     None => prop_assert!(standing.contains_key(&name), "none is complete: all stay"),
                 }
-                prop_assert_eq!(keep.surplus(&standing), vec![]);
+                prop_assert_eq!(surplus(&keep, &standing), vec![]);
             }
         }
 
@@ -289,8 +254,8 @@ mod tests {
                 yearly: keep.yearly.max(more.yearly),
                 within_days: keep.within_days.max(more.within_days),
             };
-            let fewer = both.surplus(&standing);
-            let surplus = keep.surplus(&standing);
+            let fewer = surplus(&both, &standing);
+            let surplus = surplus(&keep, &standing);
             prop_assert!(fewer.iter().all(|name| surplus.contains(name)));
         }
     }

@@ -28,6 +28,11 @@ impl VersionName {
         Some(Self { number: self.number.checked_add(1).filter(|number| *number <= NUMBER_MAX)?, ..self })
     }
 
+    /// The time in it; none before 1970.
+    pub fn timestamp(self) -> Option<Timestamp> {
+        u64::try_from(self.at.unix_timestamp()).ok().map(|seconds| Timestamp(seconds * 1_000))
+    }
+
     /// The time in it, UTC, to the second.
     pub(crate) fn time(self) -> OffsetDateTime {
         self.at

@@ -4,37 +4,11 @@
 //! its sources told. So every replica comes to the same, a service that was away sees at once what it missed, and makes it
 //! up with one start. Clocks are believed except where they were set back: see [`Schedule::due`].
 
-use event_schema::Timestamp;
+use event_schema::{Timestamp, When};
 
 use super::calendar::Calendar;
 use crate::Rejection;
 use crate::limits::{CLOCK_SET_BACK_MS, QUIET_SECONDS_MAX, SCHEDULE_MINUTES_MAX};
-
-/// When a job is started, as its owner says it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum When {
-    /// By hand alone.
-    #[default]
-    Manual,
-    /// Again and again, counted from when the job was made.
-    Every {
-        /// Minutes between two starts, from 1.
-        minutes: u32,
-    },
-    /// By the calendar in UTC.
-    Calendar {
-        /// Minute, hour, day of the month, month and day of the week, as in `crontab`: `30 2 * * MON-FRI`. With both
-        /// days restricted either is enough.
-        expression: String,
-    },
-    /// When a source's folder has changed; each source for itself.
-    Continuous {
-        /// Seconds for which the folder has to be quiet before its agent tells of a change, from 1.
-        quiet_seconds: u32,
-        /// Minutes from one start to the next one of the same source, from 1.
-        minutes: u32,
-    },
-}
 
 /// What is on the log that a schedule depends on. Of what happened last, in the log's order, whatever the clocks said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -195,15 +195,21 @@ impl Form {
     fn job(&mut self, job: &JobView) {
         self.private(&job.name, |form, name| form.text(name));
         match &job.spec {
-            JobSpec::Distribution { source, destinations } => {
+            JobSpec::Distribution { source, destinations, .. } => {
                 self.u8(0);
                 self.place(source);
                 self.list(destinations.iter(), Self::place);
             }
-            JobSpec::Consolidation { sources, destinations, subfolder, after } => {
+            JobSpec::Consolidation { sources, destinations, subfolder, after, .. } => {
                 self.consolidation(sources, destinations, subfolder, *after);
             }
             JobSpec::Synchronization { members, policy } => self.synchronization(members, policy),
+            JobSpec::Backup { sources, destinations, subfolder, when, keep, .. } => {
+                self.backup_job(sources, destinations, subfolder, when, keep);
+            }
+        }
+        if self.number > 4 {
+            self.option(job.spec.options(), |form, options| form.private(options, Self::options));
         }
         self.time(job.created);
         self.list(job.runs.iter(), |form, run| form.raw(&run.0));
@@ -252,6 +258,9 @@ impl Form {
         }
         if self.number > 3 {
             self.of_sync(run);
+        }
+        if self.number > 4 {
+            self.of_purpose(run);
         }
     }
 
@@ -335,6 +344,7 @@ impl Form {
             ProblemClass::Io => 10,
             ProblemClass::Internal => 11,
             ProblemClass::Replaced => 12,
+            ProblemClass::Damaged => 13,
         });
         self.private(&view.text, |form, text| {
             form.bytes(&text.path);

@@ -49,7 +49,7 @@ impl Form {
         }
     }
 
-    fn refusal(&mut self, reason: RefusalReason) {
+    pub(super) fn refusal(&mut self, reason: RefusalReason) {
         self.u8(match reason {
             RefusalReason::BadSignature => 0,
             RefusalReason::WrongAudience => 1,

@@ -25,6 +25,9 @@ pub(super) fn of_number(number: u8, views: &Views) -> [u8; 32] {
         form.session(lease.holder);
         form.u64(lease.term);
     });
+    if number > 4 {
+        form.backups(&views.backups);
+    }
     form.finish()
 }
 

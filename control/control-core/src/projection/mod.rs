@@ -19,6 +19,7 @@ use event_schema::level::LEVEL_OLDEST;
 use event_schema::{AgentId, Event, JobId, Record, Subject, Timestamp, Visit};
 use serde::{Deserialize, Serialize};
 
+use crate::backup::standing::Backups;
 use crate::form;
 
 pub use conflicts::{ConflictView, Conflicts};
@@ -41,6 +42,8 @@ pub struct Views {
     pub jobs: Jobs,
     /// What happens and has happened?
     pub runs: Runs,
+    /// Which versions of what stand where?
+    pub backups: Backups,
     /// Which commands has an agent still to take?
     pub mailboxes: Mailboxes,
     /// Which checkpoints are held that the log does not continue?
@@ -79,6 +82,7 @@ impl Views {
             self.fleet.apply(record.time, event);
             self.jobs.apply(record.time, event);
             self.runs.apply(position, record.time, event);
+            self.backups.evolve(event);
             self.mailboxes.apply(event);
             self.conflicts.apply(record.time, event);
             self.replicas.apply(record.time, event);
@@ -127,6 +131,7 @@ impl Views {
         self.fleet.private(visit);
         self.jobs.private(visit);
         self.runs.private(visit);
+        self.backups.private(visit);
         self.mailboxes.private(visit);
     }
 

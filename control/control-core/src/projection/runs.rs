@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use event_schema::{
     AgentId, BatchId, Disposal, Disposed, Event, Field, JobId, Outcome, Owner, Private, ProblemClass,
-    ProblemText, RefusalReason, Role, RunAgentState, RunId, Subject, Timestamp, TransferStats, Visit,
-    path_of,
+    ProblemText, Purpose, RefusalReason, Role, RunAgentState, RunId, RunOptions, Subject, Timestamp,
+    TransferStats, Visit, path_of,
 };
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,10 @@ pub struct RunView {
     pub disposal: Option<DisposalView>,
     /// If it synchronizes: what there is to tell besides.
     pub sync: Option<SyncView>,
+    /// What is asked of it.
+    pub options: Private<RunOptions>,
+    /// What it is for.
+    pub purpose: Purpose,
 }
 
 /// What a source did with its files.
@@ -116,6 +120,11 @@ impl RunView {
         self.agents.iter().find(|(_, part)| part.role == Role::Source).map(|(id, _)| *id)
     }
 
+    /// Whether it is to keep a version of its source's folder.
+    pub fn makes_version(&self) -> bool {
+        matches!(self.purpose, Purpose::Version { .. })
+    }
+
     /// The folder of one who takes part, or the word for what cannot be read.
     pub fn path(&self, part: &RunAgentView) -> &[u8] {
         path_of(&self.paths, part.path)
@@ -168,6 +177,8 @@ impl Runs {
                     after: e.after,
                     disposal: None,
                     sync: None,
+                    options: e.options.clone(),
+                    purpose: e.purpose.clone(),
                 };
                 self.runs.insert(e.run, run);
             }
@@ -212,6 +223,7 @@ impl Runs {
             Event::RunPathBlocked(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
             Event::RunPathUnblocked(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
             Event::RunRolledBack(e) => self.run(e.run, position, |run| run.apply_sync(time, event)),
+            Event::BackupVersionKept(e) => self.run(e.run, position, |_| ()),
             Event::CommandIssued(e) => {
                 if let Some(run) = e.run {
                     self.run(run, position, |_| ());
@@ -229,6 +241,9 @@ impl Runs {
             let owner = Owner::Subject(Subject::Job(run.job));
             visit(Field::JobName, owner, &mut run.job_name);
             visit(Field::RunPaths, owner, &mut run.paths);
+            if !run.options.asks_nothing() {
+                visit(Field::RunOptions, owner, &mut run.options);
+            }
             run.problems.iter_mut().for_each(|problem| visit(Field::Problem, owner, &mut problem.text));
             run.private_sync(owner, visit);
         }

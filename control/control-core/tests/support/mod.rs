@@ -7,7 +7,7 @@ use control_core::agent::{self, Answer, Enrolment};
 use control_core::plan::{self, Order};
 use control_core::projection::Views;
 use control_core::replica::Session;
-use control_core::{Rejection, State, batch, group, job, report, run, token};
+use control_core::{Rejection, State, backup, batch, group, job, report, run, token};
 use ed25519_dalek::SigningKey;
 use event_schema::*;
 
@@ -43,7 +43,7 @@ pub(crate) fn at(n: u8, path: &str) -> Place {
 }
 
 pub(crate) fn distribution(source: Place, destinations: &[Place]) -> JobSpec {
-    JobSpec::Distribution { source, destinations: destinations.to_vec() }
+    JobSpec::Distribution { source, destinations: destinations.to_vec(), options: Private::default() }
 }
 
 pub(crate) fn consolidation(
@@ -53,7 +53,25 @@ pub(crate) fn consolidation(
     after: Disposal,
 ) -> JobSpec {
     let (sources, destinations) = (sources.to_vec(), destinations.to_vec());
-    JobSpec::Consolidation { sources, destinations, subfolder: subfolder.into(), after }
+    JobSpec::Consolidation {
+        sources,
+        destinations,
+        subfolder: subfolder.into(),
+        after,
+        options: Private::default(),
+    }
+}
+
+/// A backup of these to agent `storage`, a shelf for each by its name.
+pub(crate) fn backup(sources: &[Place], storage: &[Place], when: When, keep: Keep) -> JobSpec {
+    JobSpec::Backup {
+        sources: sources.to_vec(),
+        destinations: storage.to_vec(),
+        subfolder: "/%SRC:AGENT_NAME%".into(),
+        when,
+        keep,
+        options: Private::default(),
+    }
 }
 
 /// Agent number `n` as a member.
@@ -197,14 +215,19 @@ impl World {
 
     /// Starts a run for each source of job `job`; what was skipped.
     pub(crate) fn start_batch(&mut self, batch: u8, job: u8) -> Result<batch::Started, Rejection> {
-        let started = batch::start(&self.state, BatchId(id(batch)), JobId(id(job)))?;
+        let started = batch::start(&self.state, BatchId(id(batch)), JobId(id(job)), None, self.now)?;
         self.happen(started.events.clone());
         Ok(started)
     }
 
     pub(crate) fn stop(&mut self, run: u8) -> Vec<Event> {
+        self.stop_run(RunId(id(run)))
+    }
+
+    /// The same for a run by its whole id.
+    pub(crate) fn stop_run(&mut self, run: RunId) -> Vec<Event> {
         let reason = "enough".to_string();
-        self.must(|s| run::decide(s, run::Command::Stop { run: RunId(id(run)), reason }))
+        self.must(|s| run::decide(s, run::Command::Stop { run, reason }))
     }
 
     /// Signs and records everything outstanding for a run.
@@ -244,6 +267,50 @@ impl World {
                     run: Some(order.run),
                     joins,
                     signed: signed.into(),
+                    backup: None,
+                }
+                .into()
+            });
+            let events = events.collect();
+            self.happen(events);
+            all.extend(orders);
+        }
+    }
+
+    /// Signs and records everything outstanding for a backup besides its runs.
+    pub(crate) fn issue_backup(&mut self, job: u8) -> Vec<backup::plan::Order> {
+        let job = JobId(id(job));
+        let mut all = Vec::new();
+        loop {
+            let orders = backup::plan::orders(&self.state, job, None, 2);
+            assert_eq!(orders.is_empty(), !backup::plan::is_outstanding(&self.state, job, None));
+            if orders.is_empty() {
+                return all;
+            }
+            let events = orders.iter().map(|order| {
+                let mut command = job.0;
+                command[..8].copy_from_slice(&order.agent.0[..8]);
+                command[8..].copy_from_slice(&order.sequence.to_be_bytes());
+                let (agent, sequence) = (order.agent, order.sequence);
+                let command = Command {
+                    id: CommandId(command),
+                    audience: agent,
+                    sequence,
+                    issued: self.now,
+                    not_before: self.now,
+                    expires: Timestamp::NEVER,
+                    body: order.body.clone(),
+                };
+                let signed = command.sign(&key(200)).into();
+                let backup = order.body.backup();
+                CommandIssued {
+                    command: command.id,
+                    agent,
+                    sequence,
+                    run: None,
+                    joins: false,
+                    signed,
+                    backup,
                 }
                 .into()
             });

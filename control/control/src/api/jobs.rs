@@ -6,13 +6,13 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use control_core::projection::Views;
 use control_core::{batch, job, run, subfolder};
-use event_schema::{Event, JobId, JobSpec, Place, Subject, SyncPolicy, Timestamp};
+use event_schema::{Event, JobId, JobSpec, Place, Subject, SyncPolicy, Timestamp, When};
 
 use super::agents::{Page, page};
 use super::error::{Json, Query};
 use super::sight::Moment;
 use super::view::{ErrorView, JobStarted, JobView, JobWish, JobsView, PlaceWish, SkippedView};
-use super::{Api, ApiError, OPERATOR, batches, resolve, shape, sync};
+use super::{Api, ApiError, OPERATOR, backups, batches, resolve, shape, sync};
 use crate::service::{Ids, Origin, now};
 
 /// All jobs that are not deleted.
@@ -36,7 +36,8 @@ pub(super) async fn create(
     Json(wish): Json<JobWish>,
 ) -> Result<(StatusCode, Json<JobStarted>), ApiError> {
     let spec = spec(&api.service.views(), &wish)?;
-    let consolidates = matches!(spec, JobSpec::Consolidation { .. });
+    let has_runs_of_sources = of_sources(&spec);
+    let by_hand = !matches!(&spec, JobSpec::Backup { when, .. } if *when != When::Manual);
     let ids = Ids(now());
     let (id, name) = (ids.job(), wish.name);
     let origin = Origin::operator(OPERATOR, format!("job/{id}"));
@@ -46,8 +47,8 @@ pub(super) async fn create(
     };
     api.service.decide_new(origin, Subject::Job(id), decide).await?;
     let mut started = JobStarted { job: id.to_string(), ..nothing() };
-    if wish.start.unwrap_or(true) {
-        match start_job(&api, id, consolidates).await {
+    if wish.start.unwrap_or(by_hand) {
+        match start_job(&api, id, has_runs_of_sources).await {
             Ok(begun) => started = begun,
             Err(error) => {
                 // A job that could not start is not what was asked for: take it back.
@@ -76,11 +77,15 @@ fn spec(views: &Views, wish: &JobWish) -> Result<JobSpec, ApiError> {
     if !synchronizes && (!wish.members.is_empty() || wish.policy.is_some()) {
         return invalid("members and policy are of synchronizations");
     }
+    let (keeps, options) = (wish.kind == "backup", backups::options(wish.options.as_ref()));
+    if !keeps && (wish.when.is_some() || wish.keep.is_some()) {
+        return invalid("when and keep are of backups");
+    }
     match wish.kind.as_str() {
         "distribution" => match (&wish.source, &wish.sources[..]) {
             (Some(source), []) | (None, [source]) if wish.subfolder.is_none() && wish.after.is_none() => {
                 let source = resolve::place(views, source)?;
-                Ok(JobSpec::Distribution { source, destinations: destinations()? })
+                Ok(JobSpec::Distribution { source, destinations: destinations()?, options })
             }
             (Some(_), []) | (None, [_]) => invalid("subfolder and after are of consolidations"),
             _ => invalid("a distribution has one source"),
@@ -92,11 +97,21 @@ fn spec(views: &Views, wish: &JobWish) -> Result<JobSpec, ApiError> {
             let subfolder = wish.subfolder.as_deref().unwrap_or(subfolder::DEFAULT);
             let after = wish.after.as_deref().map(batches::parse_after).transpose()?.unwrap_or_default();
             let (sources, destinations) = (places(&wish.sources)?, destinations()?);
-            Ok(JobSpec::Consolidation { sources, destinations, subfolder: subfolder.into(), after })
+            Ok(JobSpec::Consolidation { sources, destinations, subfolder: subfolder.into(), after, options })
+        }
+        "backup" => {
+            if wish.source.is_some() || wish.after.is_some() {
+                return invalid("a backup has sources, which keep their files");
+            }
+            let subfolder = wish.subfolder.as_deref().unwrap_or(subfolder::DEFAULT).into();
+            let when = wish.when.as_ref().map(backups::when).transpose()?.unwrap_or_default();
+            let keep = wish.keep.as_ref().map(backups::keep).unwrap_or_default();
+            let (sources, destinations) = (places(&wish.sources)?, destinations()?);
+            Ok(JobSpec::Backup { sources, destinations, subfolder, when, keep, options })
         }
         "synchronization" => {
             let others = wish.source.is_some() || !wish.sources.is_empty() || !wish.destinations.is_empty();
-            if others || wish.subfolder.is_some() || wish.after.is_some() {
+            if others || wish.subfolder.is_some() || wish.after.is_some() || wish.options.is_some() {
                 return invalid("a synchronization has members and a policy, and nothing else");
             }
             let policy = match &wish.policy {
@@ -105,7 +120,7 @@ fn spec(views: &Views, wish: &JobWish) -> Result<JobSpec, ApiError> {
             };
             Ok(JobSpec::Synchronization { members: sync::shares(views, &wish.members)?, policy })
         }
-        _ => invalid("the kind of a job is distribution, consolidation or synchronization"),
+        _ => invalid("the kind of a job is distribution, consolidation, synchronization or backup"),
     }
 }
 
@@ -128,24 +143,29 @@ pub(super) async fn show(
     Ok(Json(shape::job(&views, id, view)))
 }
 
-/// Starts a run of a job; of a consolidation a run for each source.
+/// Whether a start is one run for each source.
+fn of_sources(spec: &JobSpec) -> bool {
+    matches!(spec, JobSpec::Consolidation { .. } | JobSpec::Backup { .. })
+}
+
+/// Starts a run of a job; of a consolidation or backup a run for each source.
 #[utoipa::path(post, path = "/api/v1/jobs/{job}/start", tag = "jobs", params(("job" = String, Path,)),
     responses((status = 201, body = JobStarted), (status = 409, body = ErrorView)))]
 pub(super) async fn start(
     State(api): State<Api>,
     Path(job): Path<String>,
 ) -> Result<(StatusCode, Json<JobStarted>), ApiError> {
-    let (id, consolidates) = {
+    let (id, has_runs_of_sources) = {
         let views = api.service.views();
         let id = resolve::job(&views, &job)?;
         let known = views.jobs.jobs.get(&id);
-        (id, known.is_some_and(|job| matches!(job.spec, JobSpec::Consolidation { .. })))
+        (id, known.is_some_and(|job| of_sources(&job.spec)))
     };
-    Ok((StatusCode::CREATED, Json(start_job(&api, id, consolidates).await?)))
+    Ok((StatusCode::CREATED, Json(start_job(&api, id, has_runs_of_sources).await?)))
 }
 
-async fn start_job(api: &Api, job: JobId, consolidates: bool) -> Result<JobStarted, ApiError> {
-    if consolidates {
+async fn start_job(api: &Api, job: JobId, has_runs_of_sources: bool) -> Result<JobStarted, ApiError> {
+    if has_runs_of_sources {
         return start_batch(api, job).await;
     }
     let run = Ids(now()).run();
@@ -164,8 +184,8 @@ async fn start_batch(api: &Api, job: JobId) -> Result<JobStarted, ApiError> {
     let told = Arc::new(Mutex::new(batch::Started::default()));
     let telling = Arc::clone(&told);
     api.service
-        .decide(Origin::operator(OPERATOR, format!("job/{job}")), move |state, _| {
-            let started = batch::start(state, id, job)?;
+        .decide(Origin::operator(OPERATOR, format!("job/{job}")), move |state, now| {
+            let started = batch::start(state, id, job, None, now)?;
             // Decided again after its record was found on the log it comes to nothing: then it is told already.
             if !started.events.is_empty() {
                 *telling.lock().unwrap_or_else(PoisonError::into_inner) = started.clone();

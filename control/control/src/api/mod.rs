@@ -7,6 +7,8 @@
 mod agents;
 mod audit;
 mod auth;
+pub mod backup_view;
+mod backups;
 mod batches;
 mod check;
 mod connections;
@@ -43,6 +45,7 @@ use event_log_nats::NatsLog;
 use tokio::sync::{Semaphore, watch};
 
 pub use auth::ApiToken;
+pub(crate) use backups::{failed_data, options_of, purpose_data};
 pub use error::ApiError;
 pub(crate) use explain::{ExplainAgentView, ExplainView};
 pub(crate) use export::DETAIL as EXPORT_DETAIL;
@@ -153,6 +156,9 @@ impl Api {
             .route("/runs/{run}/policy", put(sync::set_policy))
             .route("/runs/{run}/guard", post(sync::guard))
             .route("/runs/{run}/conflicts", get(sync::conflicts))
+            .route("/backups/{job}", get(backups::show))
+            .route("/backups/{job}/versions", get(backups::versions))
+            .route("/backups/{job}/restore", post(backups::restore))
             .route("/batches", get(batches::list))
             .route("/batches/{batch}", get(batches::show))
             .route("/replicas", get(replicas::list))

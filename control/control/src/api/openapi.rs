@@ -6,8 +6,8 @@ use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use super::{
-    agents, audit, batches, check, connections, erase, events, explain, export, groups, health, jobs,
-    replicas, runs, sync, telemetry, tokens,
+    agents, audit, backups, batches, check, connections, erase, events, explain, export, groups, health,
+    jobs, replicas, runs, sync, telemetry, tokens,
 };
 
 #[derive(OpenApi)]
@@ -20,6 +20,7 @@ use super::{
         groups::list, groups::create, groups::show, groups::add, groups::remove,
         jobs::list, jobs::create, jobs::show, jobs::start, jobs::remove,
         runs::list, runs::show, runs::history, runs::stop, telemetry::show, connections::show, explain::show, batches::list, batches::show,
+        backups::show, backups::versions, backups::restore,
         sync::members, sync::set_policy, sync::guard, sync::conflicts,
         events::log, check::check, events::stream,
         audit::witnesses, audit::seal, export::export, erase::erase, erase::keys,

@@ -13,7 +13,7 @@ use event_schema::{
 use serde_json::{Value, json};
 
 use super::view::*;
-use super::{batches, sync};
+use super::{backups, batches, sync};
 use crate::service::{Live, Telemetry};
 
 /// Problems in one answer.
@@ -132,6 +132,13 @@ pub(super) fn job(views: &Views, id: JobId, job: &core::JobView) -> JobView {
             ("consolidation", None, Some(subfolder.to_string()), Some(batches::after(*after)))
         }
         JobSpec::Synchronization { .. } => ("synchronization", None, None, None),
+        JobSpec::Backup { subfolder, .. } => ("backup", None, Some(subfolder.to_string()), None),
+    };
+    let (when, keep) = match &job.spec {
+        JobSpec::Backup { when, keep, .. } => {
+            (Some(backups::when_shape(when)), Some(backups::keep_shape(keep)))
+        }
+        _ => (None, None),
     };
     let policy = match &job.spec {
         JobSpec::Synchronization { policy, .. } => Some(sync::policy_view(policy)),
@@ -148,6 +155,9 @@ pub(super) fn job(views: &Views, id: JobId, job: &core::JobView) -> JobView {
         after,
         members: job.spec.members().iter().map(|share| sync::share_view(views, share)).collect(),
         policy,
+        when,
+        keep,
+        options: job.spec.options().and_then(|options| backups::options_shape(options)),
         created: job.created.to_string(),
         runs: job.runs.iter().map(ToString::to_string).collect(),
     }
@@ -225,6 +235,7 @@ pub(super) fn problem_class(class: ProblemClass) -> &'static str {
         ProblemClass::Io => "io",
         ProblemClass::Internal => "internal",
         ProblemClass::Replaced => "replaced",
+        ProblemClass::Damaged => "damaged",
     }
 }
 
@@ -263,6 +274,7 @@ pub(super) fn run_summary(views: &Views, id: RunId, run: &core::RunView) -> RunS
         batch: run.batch.map(|batch| batch.to_string()),
         members: run.agents.values().filter_map(|part| part.member.as_ref()).filter(|m| !m.left).count()
             as u64,
+        purpose: backups::purpose(views, &run.purpose),
     }
 }
 
@@ -324,6 +336,8 @@ pub(super) fn run(views: &Views, telemetry: &Telemetry, id: RunId, run: &core::R
         after: batches::after(run.after),
         disposal: batches::disposal(run),
         sync: synchronizes,
+        purpose: backups::purpose(views, &run.purpose),
+        options: backups::options_shape(&run.options),
         history: None,
     }
 }
@@ -577,6 +591,9 @@ fn summary(views: &Views, event: &Event) -> String {
         | Event::RunPathBlocked(_)
         | Event::RunPathUnblocked(_)
         | Event::RunRolledBack(_) => sync::summary(event, &name),
+        Event::BackupVersionKept(_) | Event::BackupThinned(_) | Event::BackupSourceChanged(_) => {
+            backups::summary(event, &name)
+        }
     }
 }
 
@@ -622,14 +639,21 @@ pub(crate) fn data(event: &Event) -> Value {
         Event::JobCreated(e) => {
             let destinations: Vec<Value> = e.spec.destinations().iter().map(place).collect();
             match &e.spec {
-                JobSpec::Distribution { source, .. } => json!({
+                JobSpec::Distribution { source, options, .. } => json!({
                     "job": e.job, "name": e.name, "kind": "distribution", "source": place(source),
-                    "destinations": destinations,
+                    "destinations": destinations, "options": backups::options_data(options),
                 }),
-                JobSpec::Consolidation { sources, subfolder, after, .. } => json!({
+                JobSpec::Consolidation { sources, subfolder, after, options, .. } => json!({
                     "job": e.job, "name": e.name, "kind": "consolidation",
                     "sources": sources.iter().map(place).collect::<Vec<_>>(), "destinations": destinations,
                     "subfolder": subfolder, "after": batches::after(*after),
+                    "options": backups::options_data(options),
+                }),
+                JobSpec::Backup { sources, subfolder, when, keep, options, .. } => json!({
+                    "job": e.job, "name": e.name, "kind": "backup",
+                    "sources": sources.iter().map(place).collect::<Vec<_>>(), "destinations": destinations,
+                    "subfolder": subfolder, "when": backups::when_shape(when),
+                    "keep": backups::keep_shape(keep), "options": backups::options_data(options),
                 }),
                 JobSpec::Synchronization { members, policy } => {
                     let member = |share: &event_schema::Share| {
@@ -653,7 +677,8 @@ pub(crate) fn data(event: &Event) -> Value {
             let participants: Vec<Value> = e.participants.iter().map(participant).collect();
             json!({
                 "run": e.run, "job": e.job, "participants": participants, "batch": e.batch,
-                "after": batches::after(e.after),
+                "after": batches::after(e.after), "options": backups::options_data(&e.options),
+                "purpose": backups::purpose_data(&e.purpose),
             })
         }
         Event::RunManifestReady(e) => json!({
@@ -679,7 +704,7 @@ pub(crate) fn data(event: &Event) -> Value {
         }),
         Event::CommandIssued(e) => json!({
             "command": e.command, "agent": e.agent, "sequence": e.sequence, "run": e.run, "joins": e.joins,
-            "bytes": e.signed.bytes.len(),
+            "backup": e.backup.map(|backup| backup.job), "bytes": e.signed.bytes.len(),
         }),
         Event::CommandAcknowledged(e) => json!({
             "command": e.command, "agent": e.agent, "sequence": e.sequence,
@@ -708,6 +733,9 @@ pub(crate) fn data(event: &Event) -> Value {
         | Event::RunPathBlocked(_)
         | Event::RunPathUnblocked(_)
         | Event::RunRolledBack(_) => sync::data(event),
+        Event::BackupVersionKept(_) | Event::BackupThinned(_) | Event::BackupSourceChanged(_) => {
+            backups::data(event)
+        }
     }
 }
 
@@ -744,6 +772,8 @@ pub(super) mod tests {
             after: event_schema::Disposal::Keep,
             disposal: None,
             sync: None,
+            options: event_schema::Private::default(),
+            purpose: event_schema::Purpose::Plain,
         }
     }
 

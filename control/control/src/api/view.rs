@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::backup_view::{KeepShape, OptionsShape, PurposeView, WhenShape};
 use super::sync_view::{PolicyView, PolicyWish, ShareView, ShareWish, SyncMemberView, SyncView};
 
 macro_rules! shapes {
@@ -375,7 +376,7 @@ shapes! {
         id: String,
         /// Its name, unique among jobs.
         name: String,
-        /// `distribution`, `consolidation` or `synchronization`.
+        /// `distribution`, `consolidation`, `synchronization` or `backup`.
         kind: String,
         /// From where, if it has one source.
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -385,7 +386,7 @@ shapes! {
         sources: Vec<PlaceView>,
         /// To where.
         destinations: Vec<PlaceView>,
-        /// Of a consolidation: how the folder of each source is named.
+        /// Of a consolidation or backup: how the folder of each source is named.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         subfolder: Option<String>,
         /// Of a consolidation: what becomes of the sources' files when every destination has them: `keep`, `archive:30d`
@@ -398,6 +399,15 @@ shapes! {
         /// Of a synchronization: what holds for all members.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         policy: Option<PolicyView>,
+        /// Of a backup: when it is started.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        when: Option<WhenShape>,
+        /// Of a backup: which versions are kept.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        keep: Option<KeepShape>,
+        /// What is asked of its runs, if anything is.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        options: Option<OptionsShape>,
         /// When it was made.
         created: String,
         /// Ids of its runs, newest last, at most 100.
@@ -431,17 +441,17 @@ shapes! {
     }
     /// A job to be made.
     JobWish {
-        /// `distribution`, `consolidation` or `synchronization`.
+        /// `distribution`, `consolidation`, `synchronization` or `backup`.
         kind: String,
         /// Its name.
         name: String,
         /// From where, of a distribution: one agent.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         source: Option<PlaceWish>,
-        /// From where, of a consolidation: agents and groups.
+        /// From where, of a consolidation or backup: agents and groups.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         sources: Vec<PlaceWish>,
-        /// To where. Of a consolidation the path is what the sources' folders are below.
+        /// To where. Of a consolidation or backup the path is what the sources' folders are below.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         destinations: Vec<PlaceWish>,
         /// Of a synchronization: who takes part, and how.
@@ -450,7 +460,7 @@ shapes! {
         /// Of a synchronization: what holds for all members.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         policy: Option<PolicyWish>,
-        /// Of a consolidation: how the folder of each source is named; `%SRC:TAG%` stands for a tag of the source, `%%` for
+        /// Of a consolidation or backup: how the folder of each source is named; `%SRC:TAG%` stands for a tag of the source, `%%` for
         /// a percent sign. Default `/%SRC:AGENT_NAME%`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         subfolder: Option<String>,
@@ -458,7 +468,16 @@ shapes! {
         /// `archive:30d` (moved to an archive in the source's folder, deleted after so many days) or `delete`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         after: Option<String>,
-        /// Whether a run is started at once. Default true.
+        /// Of a backup: when it is started. Default: by hand alone.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        when: Option<WhenShape>,
+        /// Of a backup: which versions are kept. Default: the last 7, and one of each of 14 days, 8 weeks, 12 months.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        keep: Option<KeepShape>,
+        /// What is asked of its runs; not of a synchronization.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        options: Option<OptionsShape>,
+        /// Whether a run is started at once. Default true; of a backup that is not started by hand alone, false.
         #[serde(default)]
         start: Option<bool>,
     }
@@ -598,6 +617,9 @@ shapes! {
         /// Of a synchronization: how many take part.
         #[serde(default)]
         members: u64,
+        /// What it is for, if it is one of a backup.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        purpose: Option<PurposeView>,
     }
     /// A run.
     RunView {
@@ -648,6 +670,12 @@ shapes! {
         /// If it synchronizes: how that stands.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         sync: Option<SyncView>,
+        /// What it is for, if it is one of a backup.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        purpose: Option<PurposeView>,
+        /// What is asked of it, if anything is.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        options: Option<OptionsShape>,
         /// What the log tells of the run, if asked for.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         history: Option<Vec<HistoryView>>,

@@ -168,16 +168,10 @@ pub(super) struct Conflicts {
 /// The job to be made.
 pub(super) fn wish(line: Create) -> Result<JobWish, Failure> {
     Ok(JobWish {
-        kind: "synchronization".into(),
-        name: line.name,
-        source: None,
-        sources: vec![],
-        destinations: vec![],
         members: line.shares.wishes()?,
         policy: Some(line.policy.wish()),
-        subfolder: None,
-        after: None,
         start: Some(!line.no_start),
+        ..JobWish::new("synchronization", line.name)
     })
 }
 

@@ -252,16 +252,10 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
             let place = |text| place::parse(text).map_err(Failure::Usage);
             let destinations: Result<_, _> = line.destination.into_iter().map(place).collect();
             let wish = JobWish {
-                kind: "distribution".into(),
-                name: line.name,
                 source: Some(place(line.source)?),
-                sources: vec![],
                 destinations: destinations?,
-                members: vec![],
-                policy: None,
-                subfolder: None,
-                after: None,
                 start: Some(!line.no_start),
+                ..JobWish::new("distribution", line.name)
             };
             started(json, &client.post("jobs", &wish)?)
         }
@@ -270,16 +264,12 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
                 texts.into_iter().map(|text| place::parse(text).map_err(Failure::Usage)).collect()
             };
             let wish = JobWish {
-                kind: "consolidation".into(),
-                name: line.name,
-                source: None,
                 sources: places(line.source)?,
                 destinations: places(line.destination)?,
-                members: vec![],
-                policy: None,
                 subfolder: line.subfolder,
                 after: Some(line.after),
                 start: Some(!line.no_start),
+                ..JobWish::new("consolidation", line.name)
             };
             started(json, &client.post("jobs", &wish)?)
         }

@@ -4,11 +4,13 @@ use data_encoding::BASE64;
 use event_audit::Hash;
 use event_schema::{
     Actor, Command, CommandBody, DecodeError, Event, JoinKeeping, Record, Report, ReportBody, Signed,
-    Timestamp,
+    TakePart, Timestamp,
 };
 use serde_json::{Map, Value, json};
 
-use crate::api::{conflict_key, disposed, event_data, hex, path_text, policy_data};
+use crate::api::{
+    conflict_key, disposed, event_data, failed_data, hex, options_of, path_text, policy_data, purpose_data,
+};
 
 /// An entry of the log, and what it says.
 pub(crate) struct Entry<'e> {
@@ -113,7 +115,9 @@ fn command(signed: &Signed) -> Value {
         Err(error) => return json!({"unread": error.to_string()}),
     };
     let body = match &command.body {
-        CommandBody::JoinRun(join) | CommandBody::JoinKeeping(JoinKeeping { join }) => {
+        CommandBody::JoinRun(join)
+        | CommandBody::JoinKeeping(JoinKeeping { join })
+        | CommandBody::TakePart(TakePart { join, .. }) => {
             let peers = join.peers.iter().map(|peer| {
                 json!({
                     "agent": peer.agent, "public_key": hex(&peer.public_key), "role": named(&peer.role),
@@ -126,8 +130,27 @@ fn command(signed: &Signed) -> Value {
                 "sealed_secret": BASE64.encode(&join.sealed_secret),
             });
             with_path(&mut body, &join.path);
+            if let (CommandBody::TakePart(told), Value::Object(body)) = (&command.body, &mut body) {
+                body.insert("keeping".into(), told.keeping.into());
+                body.insert("options".into(), options_of(&told.options));
+                body.insert("purpose".into(), purpose_data(&told.purpose));
+            }
             body
         }
+        CommandBody::ThinBackup(told) => {
+            let mut body = json!({"job": told.job, "source": told.source, "versions": told.versions});
+            with_path(&mut body, &told.path);
+            body
+        }
+        CommandBody::WatchBackup(told) => match &told.folder {
+            None => json!({"job": told.job, "folder": null}),
+            Some(folder) => {
+                let mut watched =
+                    json!({"quiet_seconds": folder.quiet_seconds, "pause_minutes": folder.pause_minutes});
+                with_path(&mut watched, &folder.path);
+                json!({"job": told.job, "folder": watched})
+            }
+        },
         CommandBody::Synchronize(told) => {
             let members = told.members.iter().map(|peer| {
                 json!({
@@ -213,6 +236,14 @@ fn report(signed: &Signed) -> Value {
         }
         ReportBody::PathUnblocked(r) => json!({"run": r.run, "number": r.number}),
         ReportBody::RolledBack(r) => json!({"run": r.run}),
+        ReportBody::VersionKept(r) => json!({
+            "run": r.run, "version": r.version, "complete": r.complete, "unchanged": r.unchanged,
+            "entries": r.entries, "bytes": r.bytes,
+        }),
+        ReportBody::Thinned(r) => json!({
+            "job": r.job, "source": r.source, "removed": r.removed, "failed": failed_data(&r.failed),
+        }),
+        ReportBody::SourceChanged(r) => json!({"job": r.job}),
     };
     json!({
         "kind": report.body.name(), "agent": report.agent, "sequence": report.sequence,

@@ -46,9 +46,9 @@ fn entries() -> Vec<Vec<u8>> {
         let (id, time) = (CommandId([0x43; 16]), Timestamp(1_795_000_000_000));
         let command =
             Command { id, audience: agent, sequence: 3, issued: time, not_before: time, expires: time, body };
-        let joins = command.body.joins();
+        let (joins, backup) = (command.body.joins(), command.body.backup());
         let signed = command.sign(&key).into();
-        CommandIssued { command: id, agent, sequence: 3, run: None, joins, signed }.into()
+        CommandIssued { command: id, agent, sequence: 3, run: None, joins, signed, backup }.into()
     }));
     events.extend(pinned("report-").iter().map(|bytes| {
         let body = ReportBody::decode(bytes).expect("a report");

@@ -85,7 +85,11 @@ const JOB: Subject = Subject::Job(JobId([1; 16]));
 
 fn record(actor: Actor) -> Record {
     let place = |path: &str| Place { party: Party::Agent(AgentId([2; 16])), path: path.into() };
-    let spec = JobSpec::Distribution { source: place("a"), destinations: vec![place("b")] };
+    let spec = JobSpec::Distribution {
+        source: place("a"),
+        destinations: vec![place("b")],
+        options: event_schema::Private::default(),
+    };
     let created = JobCreated { job: JobId([1; 16]), name: "payroll".into(), spec };
     let (id, stream) = (RecordId([3; 16]), "job".to_owned());
     let events = vec![created.into()];

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use agent_proto::RunSecret;
-use control_core::State;
 use control_core::plan::{self, Order};
+use control_core::{State, backup};
 use ed25519_dalek::SigningKey;
-use event_schema::{Command, CommandIssued, Event, RunId, Timestamp};
+use event_schema::{AgentId, Command, CommandBody, CommandIssued, Event, RunId, Timestamp};
 
 use super::ids::{Ids, random};
+use super::wish::Concern;
 
 /// Commands in one record, and bytes of them: a record stays well below what every log accepts.
 const COMMANDS_MAX: usize = 64;
@@ -26,12 +27,21 @@ pub(crate) struct Issuer {
 }
 
 impl Issuer {
-    /// The next outstanding commands of a run, as many as go into one record.
-    pub(crate) fn issue(&self, state: &State, run: RunId, now: Timestamp) -> Vec<Event> {
+    /// The next outstanding commands, as many as go into one record.
+    pub(crate) fn issue(&self, state: &State, concern: Concern, now: Timestamp) -> Vec<Event> {
+        let issued: Vec<CommandIssued> = match concern {
+            Concern::Run(run) => {
+                let orders = plan::orders(state, run, COMMANDS_MAX).into_iter();
+                orders.filter_map(|order| self.sign(order, now)).collect()
+            }
+            Concern::Backup(job, of) => {
+                let orders = backup::plan::orders(state, job, of, COMMANDS_MAX).into_iter();
+                orders.map(|order| self.issued(order.agent, order.sequence, None, order.body, now)).collect()
+            }
+        };
         let mut bytes = 0;
         let mut events = Vec::new();
-        for order in plan::orders(state, run, COMMANDS_MAX) {
-            let Some(event) = self.sign(order, now) else { continue };
+        for event in issued {
             bytes += event.signed.bytes.len() + 128;
             if bytes > BYTES_MAX && !events.is_empty() {
                 break;
@@ -58,6 +68,19 @@ impl Issuer {
         } else {
             Vec::new()
         };
+        let body = task.into_body(run, self.trackers.clone(), sealed);
+        Some(self.issued(agent, sequence, Some(run), body, now))
+    }
+
+    fn issued(
+        &self,
+        agent: AgentId,
+        sequence: u64,
+        run: Option<RunId>,
+        body: CommandBody,
+        now: Timestamp,
+    ) -> CommandIssued {
+        let (joins, backup) = (body.joins(), body.backup());
         let command = Command {
             id: Ids(now).command(),
             audience: agent,
@@ -65,10 +88,9 @@ impl Issuer {
             issued: now,
             not_before: Timestamp(now.0.saturating_sub(BACKDATED.as_millis() as u64)),
             expires: now.after(self.time_to_live),
-            body: task.into_body(run, self.trackers.clone(), sealed),
+            body,
         };
-        let joins = command.body.joins();
         let signed = command.sign(&self.key).into();
-        Some(CommandIssued { command: command.id, agent, sequence, run: Some(run), joins, signed })
+        CommandIssued { command: command.id, agent, sequence, run, joins, signed, backup }
     }
 }

@@ -16,6 +16,7 @@ mod metrics;
 mod open;
 mod past;
 mod replica;
+mod schedule;
 mod snapshots;
 mod telemetry;
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use metrics::Metrics;
 pub use open::{COMMAND_TTL, Keys, OpenError, Options};
 pub(crate) use past::PastError;
 pub use replica::{Bus, KEEP_ALIVE_S, Keeper};
+pub use schedule::Scheduler;
 pub(crate) use snapshots::Snapshots;
 pub use telemetry::{Live, Telemetry};
 #[cfg(test)]

@@ -2,13 +2,32 @@
 
 use std::sync::Arc;
 
-use control_core::{Rejection, State};
+use control_core::{Rejection, State, backup, plan};
 use event_log::Position;
-use event_schema::{Event, RecordId, RunId, Timestamp};
+use event_schema::{AgentId, Event, JobId, RecordId, RunId, Timestamp};
 use tokio::sync::oneshot;
 
 use super::issue::Issuer;
 use super::{Origin, SubmitError};
+
+/// What commands follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Concern {
+    /// What stands in a run.
+    Run(RunId),
+    /// What stands of a backup besides its runs; with a source: of that one's versions.
+    Backup(JobId, Option<AgentId>),
+}
+
+impl Concern {
+    /// Whether there are commands to be given.
+    pub(super) fn is_outstanding(self, state: &State) -> bool {
+        match self {
+            Self::Run(run) => plan::is_outstanding(state, run),
+            Self::Backup(job, of) => backup::plan::is_outstanding(state, job, of),
+        }
+    }
+}
 
 /// A wish on its way through the writer.
 pub(crate) trait Wish: Send {
@@ -20,8 +39,8 @@ pub(crate) trait Wish: Send {
     fn is_alone(&self) -> bool {
         false
     }
-    /// The run whose commands it orders: nobody asks for them again, so they are owed until they are recorded.
-    fn orders(&self) -> Option<RunId> {
+    /// Whose commands it orders: nobody asks for them again, so they are owed until they are recorded.
+    fn orders(&self) -> Option<Concern> {
         None
     }
     /// Whether it is not wanted any more, because who asked has gone.
@@ -95,29 +114,29 @@ where
     }
 }
 
-/// The commands that a run still needs.
+/// The commands that are still to be given.
 pub(super) struct Orders {
-    pub(super) run: RunId,
+    pub(super) concern: Concern,
     pub(super) origin: Origin,
     pub(super) issuer: Arc<Issuer>,
 }
 
 impl Wish for Orders {
     fn decide(&mut self, state: &State, now: Timestamp) -> Result<Vec<Event>, Rejection> {
-        Ok(self.issuer.issue(state, self.run, now))
+        Ok(self.issuer.issue(state, self.concern, now))
     }
 
     fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    fn orders(&self) -> Option<RunId> {
-        Some(self.run)
+    fn orders(&self) -> Option<Concern> {
+        Some(self.concern)
     }
 
     fn answer(self: Box<Self>, result: Result<(), SubmitError>) {
         if let Err(error) = result {
-            tracing::error!(run = %self.run, %error, "commands wait to be issued until the log works again");
+            tracing::error!(about = ?self.concern, %error, "commands wait to be issued until the log works again");
         }
     }
 }

@@ -12,10 +12,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use control_core::{Rejection, State, plan};
+use control_core::{Rejection, State, backup};
 use event_log::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_RECORDS, MAX_RECORD_BYTES};
 use event_log::{AppendError, EventLog, Position, ReadError, ReadLimit, StreamName};
-use event_schema::{Actor, Event, Record, RecordId, RunId, Subject, Timestamp};
+use event_schema::{Actor, CommandIssued, Event, Record, RecordId, RunId, Subject, Timestamp};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -25,7 +25,7 @@ use super::attest::Pace;
 use super::fold::{FoldError, check};
 use super::ids::Ids;
 use super::issue::Issuer;
-use super::wish::{Orders, Waiting, Wish};
+use super::wish::{Concern, Orders, Waiting, Wish};
 use super::{Origin, Shared, SubmitError, now};
 
 /// How long a commit is tried again before those who wait are told that the log is not available. Each
@@ -106,13 +106,13 @@ pub(crate) struct Writer {
     stale: bool,
     /// What follows from records and has to be decided next.
     follow_ups: VecDeque<Box<dyn Wish>>,
-    /// Runs in records of others since the last sweep.
-    touched: BTreeSet<RunId>,
+    /// What records of others were about since the last sweep.
+    touched: BTreeSet<Concern>,
     /// They were too many to be remembered.
     touched_all: bool,
-    /// Runs whose commands this service could not record. Unlike what others touched they are not left to the lease's
+    /// Whose commands this service could not record. Unlike what others touched they are not left to the lease's
     /// holder: where there is no lease nobody else would see to them, and its holder does not hear of its own.
-    owed: BTreeSet<RunId>,
+    owed: BTreeSet<Concern>,
     /// When the log is tried again for their sake, or because its end is not known.
     owed_at: Option<Instant>,
     /// Records of the commit at hand of which it is not known whether they were stored, and those that were found.
@@ -221,7 +221,7 @@ impl Writer {
                 if self.in_doubt.remove(&record.id) {
                     self.found.insert(record.id);
                 }
-                self.touched.extend(touched_by(&record));
+                self.touched.extend(touched_by(&record, &self.state));
                 if self.touched.len() > TOUCHED_MAX {
                     self.touched.clear();
                     self.touched_all = true;
@@ -324,8 +324,8 @@ impl Writer {
                 self.order_everything();
             }
             Ask::Sweep => {
-                for run in std::mem::take(&mut self.touched) {
-                    self.order(run, None);
+                for concern in std::mem::take(&mut self.touched) {
+                    self.order(concern, None);
                 }
             }
         }
@@ -360,8 +360,8 @@ impl Writer {
     }
 
     fn order_owed(&mut self) {
-        for run in std::mem::take(&mut self.owed) {
-            self.order(run, None);
+        for concern in std::mem::take(&mut self.owed) {
+            self.order(concern, None);
         }
     }
 
@@ -458,8 +458,8 @@ impl Writer {
     async fn read_on(&mut self) -> Result<(), FoldError> {
         let before = std::mem::take(&mut self.touched);
         let read = self.catch_up().await;
-        for run in self.touched.clone() {
-            self.order(run, None);
+        for concern in self.touched.clone() {
+            self.order(concern, None);
         }
         self.touched.extend(before);
         self.stale = read.is_err();
@@ -550,8 +550,8 @@ impl Writer {
                     }
                     state.evolve(event);
                 }
-                for run in touched_by(&record) {
-                    let orders = self.orders(state, run, Some(record.id), &correlations);
+                for concern in touched_by(&record, state) {
+                    let orders = self.orders(state, concern, Some(record.id), &correlations);
                     followers.extend(orders.map(Waiting::from));
                 }
             }
@@ -651,8 +651,8 @@ impl Writer {
                         self.last = self.last.next();
                         self.fold(&record);
                         if ahead.is_none() {
-                            for run in touched_by(&record) {
-                                self.order(run, Some(record.id));
+                            for concern in touched_by(&record, &self.state) {
+                                self.order(concern, Some(record.id));
                             }
                         }
                         self.shared.publish(self.last, &record);
@@ -739,31 +739,38 @@ impl Writer {
         }
     }
 
-    /// Every run's outstanding commands: at start.
+    /// All outstanding commands: at start.
     pub(crate) fn order_everything(&mut self) {
-        let runs: Vec<RunId> = self.state.runs().collect();
-        for run in runs {
-            self.order(run, None);
+        let runs = self.state.runs().map(Concern::Run);
+        let backups = backup::plan::jobs(&self.state).map(|job| Concern::Backup(job, None));
+        let all: Vec<Concern> = runs.chain(backups).collect();
+        for concern in all {
+            self.order(concern, None);
         }
     }
 
-    fn order(&mut self, run: RunId, causation: Option<RecordId>) {
-        let orders = self.orders(&self.state, run, causation, &BTreeMap::new());
+    fn order(&mut self, concern: Concern, causation: Option<RecordId>) {
+        let orders = self.orders(&self.state, concern, causation, &BTreeMap::new());
         self.follow_ups.extend(orders);
     }
 
     fn orders(
         &self,
         state: &State,
-        run: RunId,
+        concern: Concern,
         causation: Option<RecordId>,
         newer: &BTreeMap<RunId, RecordId>,
     ) -> Option<Box<dyn Wish>> {
-        plan::is_outstanding(state, run).then(|| {
-            let known = || newer.get(&run).or_else(|| self.correlations.get(&run)).copied();
-            let origin =
-                Origin { causation: causation.or_else(known), ..Origin::service(format!("run/{run}")) };
-            Box::new(Orders { run, origin, issuer: Arc::clone(&self.issuer) }) as Box<dyn Wish>
+        concern.is_outstanding(state).then(|| {
+            let (stream, known) = match concern {
+                Concern::Run(run) => {
+                    let known = newer.get(&run).or_else(|| self.correlations.get(&run)).copied();
+                    (format!("run/{run}"), known)
+                }
+                Concern::Backup(job, _) => (format!("job/{job}"), None),
+            };
+            let origin = Origin { causation: causation.or(known), ..Origin::service(stream) };
+            Box::new(Orders { concern, origin, issuer: Arc::clone(&self.issuer) }) as Box<dyn Wish>
         })
     }
 }
@@ -773,9 +780,34 @@ fn again(decided: Vec<Decided>) -> Vec<Waiting> {
     decided.into_iter().filter(|decided| !decided.follows).map(|decided| decided.waiting).collect()
 }
 
-/// Runs that may need commands after a record.
-fn touched_by(record: &Record) -> BTreeSet<RunId> {
-    record.events.iter().filter_map(run_of).collect()
+/// What may need commands after a record, which is in the state.
+fn touched_by(record: &Record, state: &State) -> BTreeSet<Concern> {
+    let mut touched: BTreeSet<Concern> = record.events.iter().filter_map(run_of).map(Concern::Run).collect();
+    for event in &record.events {
+        match event {
+            Event::JobCreated(e) => drop(touched.insert(Concern::Backup(e.job, None))),
+            Event::JobDeleted(e) => drop(touched.insert(Concern::Backup(e.job, None))),
+            Event::BackupVersionKept(e) => drop(touched.insert(Concern::Backup(e.job, Some(e.source)))),
+            // What had to wait for it may be another source's.
+            Event::BackupThinned(e) => drop(touched.insert(Concern::Backup(e.job, None))),
+            Event::RunFinished(e) => {
+                let shelf = state.backup_of(e.run);
+                touched.extend(shelf.map(|(job, source)| Concern::Backup(job, Some(source))));
+            }
+            Event::CommandIssued(CommandIssued { backup: Some(backup), .. }) => {
+                touched.insert(Concern::Backup(backup.job, None));
+            }
+            // Who is to watch may be others now.
+            Event::AgentApproved(_) | Event::AgentRemoved(_) => {
+                touched.extend(backup::plan::jobs(state).map(|job| Concern::Backup(job, None)));
+            }
+            Event::GroupMembersAdded(_) | Event::GroupMembersRemoved(_) => {
+                touched.extend(backup::plan::jobs(state).map(|job| Concern::Backup(job, None)));
+            }
+            _ => {}
+        }
+    }
+    touched
 }
 
 /// The run that an event is about.
@@ -797,6 +829,7 @@ pub(crate) fn run_of(event: &Event) -> Option<RunId> {
         Event::RunPathBlocked(e) => Some(e.run),
         Event::RunPathUnblocked(e) => Some(e.run),
         Event::RunRolledBack(e) => Some(e.run),
+        Event::BackupVersionKept(e) => Some(e.run),
         Event::CommandIssued(e) => e.run,
         _ => None,
     }

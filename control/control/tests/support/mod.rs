@@ -239,7 +239,8 @@ pub(crate) async fn create_job(service: &Service, source: AgentId, destinations:
     let id = Ids(now()).job();
     let place = |agent: AgentId, path: &str| Place { party: Party::Agent(agent), path: path.into() };
     let destinations = destinations.iter().map(|agent| place(*agent, "in")).collect();
-    let spec = JobSpec::Distribution { source: place(source, "out"), destinations };
+    let spec =
+        JobSpec::Distribution { source: place(source, "out"), destinations, options: Private::default() };
     let origin = Origin::operator("test", format!("job/{id}"));
     let decided = service.decide_new(origin, Subject::Job(id), move |state, _| {
         let (name, spec) = (id.to_string()[..30].to_string(), spec.clone());

@@ -322,7 +322,7 @@ impl Link {
         let keys = self.trust.borrow().command_keys.clone();
         let me = AgentId::of_key(&self.key.verifying_key().to_bytes());
         let last = self.cursor.sequence;
-        let verdict = judge(signed, &keys, me, last, self.clock.now(), |body| !self.allows(body));
+        let verdict = judge(signed, &keys, me, last, self.clock.now(), |body| self.refuses(body));
         match verdict {
             Verdict::Obey(command) => self.obey(*command).await,
             Verdict::Refuse { command, sequence, reason, in_turn } => {
@@ -368,6 +368,9 @@ impl Link {
                 (RunChange::Synchronize(order.clone()), Order::Synchronize(order))
             }
             CommandBody::AnswerGuard(answer) => (RunChange::Answer(answer.clone()), Order::Answer(answer)),
+            CommandBody::TakePart(_) | CommandBody::ThinBackup(_) | CommandBody::WatchBackup(_) => {
+                unreachable!("refused when it was judged")
+            }
         };
         let gate = self.obeying.clone().lock_owned().await;
         self.cursor = Cursor { sequence: command.sequence, command: Some(command.id) };
@@ -398,6 +401,17 @@ impl Link {
         (RunChange::Join(join.clone(), keeps), Order::Join(join, keeps))
     }
 
+    /// Why a command that is authentic is not obeyed.
+    fn refuses(&self, body: &CommandBody) -> Option<RefusalReason> {
+        match body {
+            // Not done by this program yet.
+            CommandBody::TakePart(_) | CommandBody::ThinBackup(_) | CommandBody::WatchBackup(_) => {
+                Some(RefusalReason::NotUnderstood)
+            }
+            body => (!self.allows(body)).then_some(RefusalReason::NotAllowed),
+        }
+    }
+
     fn allows(&self, body: &CommandBody) -> bool {
         match body {
             CommandBody::JoinRun(join) | CommandBody::JoinKeeping(JoinKeeping { join }) => {
@@ -412,6 +426,7 @@ impl Link {
                 self.has_room(order.run) && self.restrictions.allow(&order.path)
             }
             CommandBody::AnswerGuard(_) => true,
+            CommandBody::TakePart(_) | CommandBody::ThinBackup(_) | CommandBody::WatchBackup(_) => false,
         }
     }
 
