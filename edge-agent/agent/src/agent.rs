@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use agent_proto::TrustBundle;
 use ed25519_dalek::SigningKey;
-use event_schema::{AgentId, DisposalReported, JoinRun, RunId};
+use event_schema::{AgentId, DisposalReported, RunId, TakePart, ThinBackup, Thinned, WatchBackup};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::archive;
+use crate::backup;
 use crate::clock::FleetClock;
 use crate::config::{ConfigError, Gateway, Settings};
 use crate::folder::{DataFolder, FolderError};
@@ -193,6 +194,7 @@ async fn serve(
         relay: settings.relay,
         relays: settings.relays.clone(),
         share_between_jobs: settings.share_between_jobs,
+        hooks: settings.hooks.clone(),
         clock: clock.clone(),
         reporter: reporter.clone(),
     };
@@ -202,9 +204,14 @@ async fn serve(
     reporter.write(Write { port: Some(runs.local_addr().port()), ..Write::default() }).await;
 
     let removed = store.removed()?;
-    let known = store.runs()?;
-    let followed = store.syncs()?;
-    let all = known.iter().map(|(join, ..)| join.run).chain(followed.iter().map(|f| f.order.run));
+    let known = Known {
+        runs: store.runs()?,
+        followed: store.syncs()?,
+        watched: store.watches()?,
+        thinnings: store.thinnings()?,
+    };
+    let all = known.runs.iter().map(|(part, _)| part.join.run);
+    let all = all.chain(known.followed.iter().map(|f| f.order.run));
     let active = Arc::new(Mutex::new(all.collect::<BTreeSet<_>>()));
     let witness = Arc::new(Mutex::new(Witness::open(folder.path(), &membership.root_key)));
     let (orders, incoming) = mpsc::channel(ORDERS_WAITING);
@@ -221,13 +228,14 @@ async fn serve(
                 "utp2": runs.local_addr().to_string(),
                 "runs": runs.status(),
                 "indexes": runs.indexes(),
+                "watched_folders": runs.watched(),
                 "discovery": runs.discovery(),
                 "witness": witness.lock().unwrap_or_else(PoisonError::into_inner).status(),
             })
         })
     });
     // A removed agent does nothing but ask whether it is still so.
-    let known = if removed { (Vec::new(), Vec::new()) } else { (known, followed) };
+    let known = if removed { Known::default() } else { known };
     let worker = tokio::spawn(work(known, incoming, runs.clone(), reporter.clone(), active.clone()));
     let link = Link {
         key,
@@ -322,29 +330,43 @@ fn unfinished(run: RunId, wish: Wish) -> Option<Order> {
     }
 }
 
-/// Goes on with the runs of last time, then carries out orders, one after the other; all are stored
-/// already.
+/// What was ordered before the last stop and is not over.
+#[derive(Default)]
+struct Known {
+    runs: Vec<(TakePart, Wish)>,
+    followed: Vec<Followed>,
+    watched: Vec<WatchBackup>,
+    /// With the sequences of their commands.
+    thinnings: Vec<(u64, ThinBackup)>,
+}
+
+/// Goes on with what was ordered last time, then carries out orders, one after the other; all are stored already.
 async fn work(
-    (known, followed): (Vec<(JoinRun, bool, Wish)>, Vec<Followed>),
+    known: Known,
     mut orders: mpsc::Receiver<Order>,
     runs: Arc<RunManager>,
     reporter: Reporter,
     active: Arc<Mutex<BTreeSet<RunId>>>,
 ) {
-    for (join, keeps, wish) in known {
-        let run = join.run;
-        runs.join(join, keeps).await;
+    for (part, wish) in known.runs {
+        let run = part.join.run;
+        runs.take_part(part).await;
         if let Some(order) = unfinished(run, wish) {
             carry_out(&runs, &reporter, &active, order).await;
         }
     }
-    for Followed { order, stop, answer } in followed {
+    for Followed { order, stop, answer } in known.followed {
         let run = order.run;
         runs.synchronize(order).await;
         let further = answer.map(Order::Answer).into_iter().chain(stop.then_some(Order::Stop(run)));
         for order in further {
             carry_out(&runs, &reporter, &active, order).await;
         }
+    }
+    // Runs hold the versions that they read by now.
+    let thinnings = known.thinnings.into_iter().map(|(sequence, thin)| Order::Thin(sequence, Box::new(thin)));
+    for order in known.watched.into_iter().map(Order::Watch).chain(thinnings) {
+        carry_out(&runs, &reporter, &active, order).await;
     }
     while let Some(order) = orders.recv().await {
         carry_out(&runs, &reporter, &active, order).await;
@@ -358,7 +380,19 @@ async fn carry_out(
     order: Order,
 ) {
     let over = match order {
-        Order::Join(join, keeps) => return runs.join(*join, keeps).await,
+        Order::Join(part) => return runs.take_part(*part).await,
+        Order::Watch(watch) => return runs.watch(watch),
+        Order::Thin(sequence, thin) => {
+            // A version may have millions of files: nobody waits for that.
+            let (runs, reporter) = (runs.clone(), reporter.clone());
+            tokio::spawn(async move {
+                let Some(backup::thin::Thinned { removed, failed }) = runs.thin(&thin).await else { return };
+                let ThinBackup { job, source, .. } = *thin;
+                let reports = vec![Thinned { job, source, removed, failed }.into()];
+                reporter.write(Write { reports, thinned: Some(sequence), ..Write::default() }).await;
+            });
+            return;
+        }
         Order::Synchronize(order) => return runs.synchronize(*order).await,
         Order::Answer(answer) => return runs.answer_guard(answer).await,
         Order::Dispose(run, root, disposal, told) => {

@@ -16,7 +16,7 @@ pub(crate) enum Verdict {
     Gap,
 }
 
-/// Judges a command that arrived after the one with sequence `last`. `refuses` is asked last, about
+/// Judges a command that arrived after the one with sequence `last`. `not_allowed` is asked last, about
 /// the body of an otherwise good one.
 pub(crate) fn judge(
     signed: &Signed,
@@ -24,7 +24,7 @@ pub(crate) fn judge(
     me: AgentId,
     last: u64,
     now: Timestamp,
-    refuses: impl FnOnce(&CommandBody) -> Option<RefusalReason>,
+    not_allowed: impl FnOnce(&CommandBody) -> bool,
 ) -> Verdict {
     let mut opened = Command::open(signed, keys, me, last, now);
     if opened == Err(RefusalReason::TooEarly) {
@@ -46,10 +46,8 @@ pub(crate) fn judge(
         return Verdict::Gap;
     }
     match opened {
-        Ok(command) => match refuses(&command.body) {
-            Some(reason) => refuse(reason, true),
-            None => Verdict::Obey(Box::new(command)),
-        },
+        Ok(command) if not_allowed(&command.body) => refuse(RefusalReason::NotAllowed, true),
+        Ok(command) => Verdict::Obey(Box::new(command)),
         Err(reason) => refuse(reason, true),
     }
 }
@@ -79,7 +77,7 @@ mod tests {
     fn every_finding_of_the_table() {
         let key = SigningKey::from_bytes(&[4; 32]);
         let keys = [key.verifying_key().to_bytes()];
-        let at = |signed: &Signed, now| judge(signed, &keys, ME, 7, now, |_| None);
+        let at = |signed: &Signed, now| judge(signed, &keys, ME, 7, now, |_| false);
         let check = |command: Command| at(&command.sign(&key), NOW);
         let refused = |sequence, reason, in_turn| Verdict::Refuse {
             command: CommandId([2; 16]),
@@ -111,7 +109,7 @@ mod tests {
         // A body that a newer service wrote: the last byte of the envelope is the body's payload.
         let newer = newer_body(command(8), &key);
         assert_eq!(at(&newer, NOW), refused(8, RefusalReason::NotUnderstood, true));
-        let owner = judge(&command(8).sign(&key), &keys, ME, 7, NOW, |_| Some(RefusalReason::NotAllowed));
+        let owner = judge(&command(8).sign(&key), &keys, ME, 7, NOW, |_| true);
         assert_eq!(owner, refused(8, RefusalReason::NotAllowed, true));
     }
 

@@ -5,14 +5,20 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use agent_proto::limits::{GATEWAYS_MAX, NAME_LEN_MAX, TAG_LEN_MAX, TAGS_MAX};
 use agent_proto::link::is_token_text;
 use agent_proto::{Bootstrap, EnrolmentCodeError, ManagementServer, parse_enrolment_code, parse_fingerprint};
+use event_schema::{HOOK_SECONDS_MAX, RunOptions};
 use serde::Deserialize;
 
 use crate::discovery::{LanConfig, LanInterfaces};
-use crate::limits::{CONFIG_LEN_MAX, OUTBOX_MAX, RELAY_SESSIONS_MAX, RELAYS_MAX, RUNS_MAX};
+use crate::hook::{Hook, Hooks};
+use crate::limits::{
+    CONFIG_LEN_MAX, HOOK_ARGUMENTS_MAX, HOOK_SECONDS, HOOKS_MAX, OUTBOX_MAX, RELAY_SESSIONS_MAX, RELAYS_MAX,
+    RUNS_MAX,
+};
 use crate::relay::RelayLimits;
 
 /// Why the configuration is no good.
@@ -84,8 +90,32 @@ struct FileConfig {
     allow_disposal: Option<bool>,
     /// What one job lacks may be taken from the folders of others; default true.
     share_between_jobs: Option<bool>,
+    /// Programs that jobs may ask for by their names before what they bring gets its own.
+    #[serde(default)]
+    hooks: BTreeMap<String, FileHook>,
     #[serde(default)]
     limits: FileLimits,
+}
+
+/// `[hooks.NAME]`; the name has 1 to 32 of a-z, 0-9 and `-`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileHook {
+    /// Path of the program, absolute.
+    program: PathBuf,
+    /// What it is given, as it stands here; no shell reads it. At most 64.
+    #[serde(default)]
+    arguments: Vec<String>,
+    /// Seconds that it may take, 1 to 86,400; a job may ask for less. Default 600.
+    timeout_s: Option<u32>,
+}
+
+impl From<FileHook> for Hook {
+    fn from(hook: FileHook) -> Self {
+        let FileHook { program, arguments, timeout_s } = hook;
+        let seconds = timeout_s.unwrap_or(HOOK_SECONDS);
+        Self { program, arguments, timeout: Duration::from_secs(seconds.into()) }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -181,6 +211,8 @@ pub(crate) struct Settings {
     pub(crate) allow_disposal: bool,
     /// What one job lacks may be taken from the folders of others.
     pub(crate) share_between_jobs: bool,
+    /// What jobs may ask for before what they bring gets its names.
+    pub(crate) hooks: Hooks,
     pub(crate) runs_max: usize,
     pub(crate) outbox_max: u64,
     /// Bytes a second that are sent to other agents at most.
@@ -248,6 +280,7 @@ impl Settings {
             allowed_paths: file.allowed_paths,
             allow_disposal: file.allow_disposal.unwrap_or(true),
             share_between_jobs: file.share_between_jobs.unwrap_or(true),
+            hooks: file.hooks.into_iter().map(|(name, hook)| (name, hook.into())).collect(),
             runs_max: file.limits.runs.unwrap_or(RUNS_MAX),
             outbox_max: file.limits.outbox.unwrap_or(OUTBOX_MAX),
             upload_limit: overrides.upload_limit.or(file.limits.upload.map(|rate| rate.0)),
@@ -298,6 +331,27 @@ impl Settings {
         }
         for text in self.gateways.iter().chain(further) {
             Gateway::parse(text)?;
+        }
+        if self.hooks.len() > HOOKS_MAX {
+            return beyond(format!("there are more than {HOOKS_MAX} hooks"));
+        }
+        let longest = Duration::from_secs(HOOK_SECONDS_MAX.into());
+        for (name, hook) in &self.hooks {
+            let asked = RunOptions { hook: Some(name.clone()), ..RunOptions::default() };
+            if let Err(why) = asked.check() {
+                return beyond(format!("hooks: {name:?}: {why}"));
+            }
+            if !hook.program.is_absolute() {
+                return beyond(format!("hooks.{name}: the program's path must be absolute"));
+            }
+            if hook.arguments.len() > HOOK_ARGUMENTS_MAX || hook.arguments.iter().any(|a| a.contains('\0')) {
+                return beyond(format!(
+                    "hooks.{name}: at most {HOOK_ARGUMENTS_MAX} arguments, none with a zero byte"
+                ));
+            }
+            if hook.timeout.is_zero() || hook.timeout > longest {
+                return beyond(format!("hooks.{name}: timeout_s must be 1 to {HOOK_SECONDS_MAX}"));
+            }
         }
         if let Some(path) = self.allowed_paths.iter().find(|path| !path.is_absolute()) {
             return beyond(format!("allowed_paths: {} is not absolute", path.display()));
@@ -398,6 +452,19 @@ mod tests {
     }
 
     #[test]
+    fn hooks_are_what_the_file_says() {
+        let file = "[hooks.stop-web]\nprogram = '/bin/stop web'\narguments = ['$X', '; rm']\n[hooks.x]\nprogram = '/x'\ntimeout_s = 5";
+        let hooks = settings("", file).expect("good").hooks;
+        let stop = &hooks["stop-web"];
+        assert_eq!(
+            (stop.program.as_path(), stop.timeout),
+            (Path::new("/bin/stop web"), Duration::from_secs(600))
+        );
+        assert_eq!(stop.arguments, ["$X", "; rm"]);
+        assert_eq!(hooks["x"].timeout, Duration::from_secs(5));
+    }
+
+    #[test]
     fn rates_are_read() {
         for (text, rate) in
             [("6MB", 6_000_000), ("50mbit", 6_250_000), ("1000", 1000), ("1000000gb", 10u64.pow(15))]
@@ -426,6 +493,17 @@ mod tests {
         assert!(error("", "nmae = 'x'").contains("nmae"));
         assert!(error("", "allowed_paths = ['srv']").contains("not absolute"));
         assert!(error("", "name = ''").contains("name"));
+        for (hook, named) in [
+            ("[hooks.'rm -rf']\nprogram = '/bin/true'", "rm -rf"),
+            ("[hooks.scan]\nprogram = 'true'", "absolute"),
+            ("[hooks.scan]\nprogram = '/bin/true'\ntimeout_s = 0", "timeout_s"),
+            ("[hooks.scan]\nprogram = '/bin/true'\ntimeout_s = 86401", "timeout_s"),
+            ("[hooks.scan]\nprogram = '/bin/true'\narguments = [\"\\u0000\"]", "zero byte"),
+            ("[hooks.scan]\ncommand = '/bin/true'", "command"),
+            ("[hooks]\nscan = '/bin/true'", "scan"),
+        ] {
+            assert!(error("", hook).contains(named), "{hook}");
+        }
         for bytes in [1199, 65_001] {
             let error = error("", &format!("[limits]\ndatagram = {bytes}"));
             assert!(error.contains("limits.datagram") && error.contains("1200 to 65000"), "{error}");

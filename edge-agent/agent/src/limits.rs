@@ -69,3 +69,13 @@ pub(crate) const RELAYS_MAX: usize = 8;
 
 /// Pairs that a relay may be told to serve: their number is looked through for each datagram.
 pub(crate) const RELAY_SESSIONS_MAX: usize = 1000;
+
+/// Hooks in a configuration: more than anybody tells apart.
+pub(crate) const HOOKS_MAX: usize = 64;
+
+/// Arguments of a hook: what is longer belongs into a script.
+pub(crate) const HOOK_ARGUMENTS_MAX: usize = 64;
+
+/// Seconds that a hook may take where its owner does not say: what looks through some thousand files ends in them, and what
+/// hangs does not hold a run up for long.
+pub(crate) const HOOK_SECONDS: u32 = 600;

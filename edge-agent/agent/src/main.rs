@@ -5,7 +5,6 @@
 
 mod agent;
 mod archive;
-#[cfg_attr(not(test), expect(dead_code, reason = "the commands that ask for it come with the job"))]
 mod backup;
 mod beside;
 mod clock;
@@ -15,6 +14,7 @@ mod discovery;
 mod disk;
 mod disposal;
 mod folder;
+mod hook;
 mod known;
 mod limits;
 mod link;

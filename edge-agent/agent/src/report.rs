@@ -37,6 +37,8 @@ pub(crate) struct Write {
     pub(crate) run: Option<RunChange>,
     /// A run that is over.
     pub(crate) run_over: Option<RunId>,
+    /// What the command with this sequence asked to be thinned is done, or cannot be.
+    pub(crate) thinned: Option<u64>,
     /// Reports up to here are home.
     pub(crate) stored: Option<u64>,
     /// A new certificate or credential.
@@ -224,6 +226,9 @@ impl Writer {
             }
             if let Some(run) = write.run_over {
                 change.forget_run(run)?;
+            }
+            if let Some(sequence) = write.thinned {
+                change.forget_thinning(sequence)?;
             }
             home = home.max(write.stored);
             for body in &write.reports {

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use agent_proto::TrustBundle;
 use event_schema::{
-    AnswerGuard, CommandId, DecodeError, Disposal, JoinRun, ReportBody, RunId, Signed, Synchronize,
-    Timestamp, decode_exact, encode,
+    AnswerGuard, CommandId, DecodeError, Disposal, JoinRun, Purpose, ReportBody, RunId, RunOptions, Signed,
+    Synchronize, TakePart, ThinBackup, Timestamp, WatchBackup, decode_exact, encode,
 };
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,13 @@ const RUNS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("runs");
 const KEEPING: TableDefinition<'_, &[u8], ()> = TableDefinition::new("keeping");
 /// Synchronizations: the last command, what is wished, the last answer to the guard.
 const SYNCS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("synchronizations");
+/// Runs of which more is asked than of any, with what is wished: a release that did not know them must not take them for
+/// others.
+const PARTS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("parts");
+/// Folders that are watched, by their jobs.
+const WATCHES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("watches");
+/// Versions to be removed, by the sequence of the command.
+const THINNINGS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("thinnings");
 const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
 
 /// Version of the file's content.
@@ -93,14 +100,18 @@ pub(crate) enum Wish {
 /// A change to the list of runs.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RunChange {
-    /// A new run, or the same again; and whether what is replaced there is kept.
-    Join(Box<JoinRun>, bool),
+    /// A new run, or the same again.
+    Join(Box<TakePart>),
     /// Another wish about a known one.
     Wish(RunId, Wish),
     /// A new synchronization, or what is different about one.
     Synchronize(Box<Synchronize>),
     /// A person's answer to the guard of one.
     Answer(AnswerGuard),
+    /// A folder to be watched, or no more.
+    Watch(WatchBackup),
+    /// Versions to be removed, by the command with this sequence.
+    Thin(u64, Box<ThinBackup>),
 }
 
 /// A synchronization that the agent takes part in.
@@ -148,6 +159,9 @@ impl Store {
         transaction.open_table(RUNS)?;
         transaction.open_table(KEEPING)?;
         transaction.open_table(SYNCS)?;
+        transaction.open_table(PARTS)?;
+        transaction.open_table(WATCHES)?;
+        transaction.open_table(THINNINGS)?;
         transaction.open_table(OUTBOX)?;
         Ok(Change { transaction })
     }
@@ -195,8 +209,8 @@ impl Store {
         Ok(self.meta("report_sequence")?.unwrap_or_default())
     }
 
-    /// Every run, whether what is replaced there is kept, and what is to be done about it.
-    pub(crate) fn runs(&self) -> Result<Vec<(JoinRun, bool, Wish)>, StoreError> {
+    /// Every run, and what is to be done about it.
+    pub(crate) fn runs(&self) -> Result<Vec<(TakePart, Wish)>, StoreError> {
         let transaction = self.database.begin_read()?;
         let table = transaction.open_table(RUNS)?;
         // An agent of an older release did not make it.
@@ -209,32 +223,66 @@ impl Store {
             let row = row?;
             let (wish, join): (Wish, JoinRun) = decode_exact("runs", row.1.value())
                 .map_err(|source| StoreError::Damaged { key: "runs", source })?;
-            let keeps = keeping.as_ref().map(|t| t.get(&join.run.0[..])).transpose()?.flatten().is_some();
-            runs.push((join, keeps, wish));
+            let keeping = keeping.as_ref().map(|t| t.get(&join.run.0[..])).transpose()?.flatten().is_some();
+            let (options, purpose) = (RunOptions::default(), Purpose::Plain);
+            runs.push((TakePart { join, keeping, options, purpose }, wish));
         }
+        let parts: Vec<(Wish, TakePart)> = self.rows(PARTS, "parts")?;
+        runs.extend(parts.into_iter().map(|(wish, part)| (part, wish)));
         Ok(runs)
     }
 
-    /// Waiting reports beyond `after`, the first at most `count` that fit into `bytes` (one always does).
+    /// The folders that are watched.
+    pub(crate) fn watches(&self) -> Result<Vec<WatchBackup>, StoreError> {
+        self.rows(WATCHES, "watches")
+    }
+
+    /// What is to be thinned, with the sequences of the commands.
+    pub(crate) fn thinnings(&self) -> Result<Vec<(u64, ThinBackup)>, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let table = match transaction.open_table(THINNINGS) {
+            // Kept by a release that knew none.
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            table => table?,
+        };
+        let mut thinnings = Vec::new();
+        for row in table.iter()? {
+            let row = row?;
+            let thin = decode_exact("thinnings", row.1.value());
+            let thin = thin.map_err(|source| StoreError::Damaged { key: "thinnings", source })?;
+            thinnings.push((row.0.value(), thin));
+        }
+        Ok(thinnings)
+    }
+
+    /// Everything in a table by ids; nothing if a release made this file that knew none.
+    fn rows<T: for<'de> Deserialize<'de>>(
+        &self,
+        table: TableDefinition<'_, &'static [u8], &'static [u8]>,
+        key: &'static str,
+    ) -> Result<Vec<T>, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let table = match transaction.open_table(table) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            table => table?,
+        };
+        let mut rows = Vec::new();
+        for row in table.iter()? {
+            let value = decode_exact(key, row?.1.value());
+            rows.push(value.map_err(|source| StoreError::Damaged { key, source })?);
+        }
+        Ok(rows)
+    }
+
     /// The synchronizations that the agent takes part in.
     ///
     /// # Errors
     /// If the state cannot be read.
     pub(crate) fn syncs(&self) -> Result<Vec<Followed>, StoreError> {
-        let transaction = self.database.begin_read()?;
-        let table = match transaction.open_table(SYNCS) {
-            // Kept by a release that knew none.
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-            table => table?,
-        };
-        let mut syncs = Vec::new();
-        for row in table.iter()? {
-            let followed = decode_exact("synchronizations", row?.1.value());
-            syncs.push(followed.map_err(|source| StoreError::Damaged { key: "synchronizations", source })?);
-        }
-        Ok(syncs)
+        self.rows(SYNCS, "synchronizations")
     }
 
+    /// Waiting reports beyond `after`, the first at most `count` that fit into `bytes` (one always does).
     pub(crate) fn outbox(
         &self,
         after: u64,
@@ -306,11 +354,27 @@ impl Change {
     pub(crate) fn apply(&self, change: &RunChange) -> Result<(), StoreError> {
         let mut table = self.transaction.open_table(RUNS)?;
         match change {
-            RunChange::Join(join, keeps) => {
+            RunChange::Join(part) => {
+                let TakePart { join, keeping, options, purpose } = &**part;
+                if !options.is_none() || *purpose != Purpose::Plain {
+                    let mut parts = self.transaction.open_table(PARTS)?;
+                    parts.insert(&join.run.0[..], encode(&(Wish::Join, part)).as_slice())?;
+                    return Ok(());
+                }
                 table.insert(&join.run.0[..], encode(&(Wish::Join, join)).as_slice())?;
-                if *keeps {
+                if *keeping {
                     self.transaction.open_table(KEEPING)?.insert(&join.run.0[..], ())?;
                 }
+            }
+            RunChange::Watch(watch) => {
+                let mut watches = self.transaction.open_table(WATCHES)?;
+                match watch.folder {
+                    Some(_) => watches.insert(&watch.job.0[..], encode(watch).as_slice())?,
+                    None => watches.remove(&watch.job.0[..])?,
+                };
+            }
+            RunChange::Thin(sequence, thin) => {
+                self.transaction.open_table(THINNINGS)?.insert(sequence, encode(thin).as_slice())?;
             }
             RunChange::Synchronize(order) => {
                 let followed = Followed { order: Synchronize::clone(order), stop: false, answer: None };
@@ -324,10 +388,19 @@ impl Change {
                 if matches!(wish, Wish::Finish | Wish::Stop) {
                     self.follow(*run, |followed| followed.stop = true)?;
                 }
-                let Some(row) = table.get(&run.0[..])?.map(|row| row.value().to_vec()) else { return Ok(()) };
-                let (_, join): (Wish, JoinRun) = decode_exact("runs", &row)
-                    .map_err(|source| StoreError::Damaged { key: "runs", source })?;
-                table.insert(&run.0[..], encode(&(wish, join)).as_slice())?;
+                let row = table.get(&run.0[..])?.map(|row| row.value().to_vec());
+                if let Some(row) = row {
+                    let (_, join): (Wish, JoinRun) = decode_exact("runs", &row)
+                        .map_err(|source| StoreError::Damaged { key: "runs", source })?;
+                    table.insert(&run.0[..], encode(&(wish, join)).as_slice())?;
+                }
+                let mut parts = self.transaction.open_table(PARTS)?;
+                let row = parts.get(&run.0[..])?.map(|row| row.value().to_vec());
+                if let Some(row) = row {
+                    let (_, part): (Wish, TakePart) = decode_exact("parts", &row)
+                        .map_err(|source| StoreError::Damaged { key: "parts", source })?;
+                    parts.insert(&run.0[..], encode(&(wish, part)).as_slice())?;
+                }
             }
         }
         Ok(())
@@ -347,7 +420,14 @@ impl Change {
     pub(crate) fn forget_run(&self, run: RunId) -> Result<(), StoreError> {
         self.transaction.open_table(SYNCS)?.remove(&run.0[..])?;
         self.transaction.open_table(RUNS)?.remove(&run.0[..])?;
+        self.transaction.open_table(PARTS)?.remove(&run.0[..])?;
         self.transaction.open_table(KEEPING)?.remove(&run.0[..])?;
+        Ok(())
+    }
+
+    /// What a command asked to be thinned is told of.
+    pub(crate) fn forget_thinning(&self, sequence: u64) -> Result<(), StoreError> {
+        self.transaction.open_table(THINNINGS)?.remove(sequence)?;
         Ok(())
     }
 
@@ -412,6 +492,10 @@ mod tests {
         }
     }
 
+    fn part(n: u8) -> TakePart {
+        TakePart { join: join(n), keeping: true, options: RunOptions::default(), purpose: Purpose::Plain }
+    }
+
     fn report(n: u64, len: usize) -> Signed {
         Signed::sign(Domain::Report, vec![n as u8; len], &SigningKey::from_bytes(&[1; 32]))
     }
@@ -426,14 +510,14 @@ mod tests {
         let change = store.change().expect("begun");
         let cursor = Cursor { sequence: 7, command: Some(CommandId([7; 16])) };
         change.set_cursor(cursor).expect("set");
-        change.apply(&RunChange::Join(Box::new(join(1)), true)).expect("joined");
+        change.apply(&RunChange::Join(Box::new(part(1)))).expect("joined");
         change.add_report(1, &report(1, 10)).expect("added");
         drop(change);
         assert_eq!(store.cursor().expect("read"), Cursor::default());
         assert_eq!(store.outbox_len().expect("read"), 0);
         let change = store.change().expect("begun");
         change.set_cursor(cursor).expect("set");
-        change.apply(&RunChange::Join(Box::new(join(1)), true)).expect("joined");
+        change.apply(&RunChange::Join(Box::new(part(1)))).expect("joined");
         change.apply(&RunChange::Wish(RunId([1; 16]), Wish::Finish)).expect("wished");
         change.apply(&RunChange::Wish(RunId([9; 16]), Wish::Stop)).expect("an unknown run is no error");
         change.add_report(1, &report(1, 10)).expect("added");
@@ -441,12 +525,57 @@ mod tests {
         drop(store);
         let store = Store::open(&path).expect("opened");
         assert_eq!(store.cursor().expect("read"), cursor);
-        assert_eq!(store.runs().expect("read"), [(join(1), true, Wish::Finish)]);
+        assert_eq!(store.runs().expect("read"), [(part(1), Wish::Finish)]);
         assert_eq!(store.report_sequence().expect("read"), 1);
         let change = store.change().expect("begun");
         change.forget_run(RunId([1; 16])).expect("forgotten");
         change.commit().expect("stored");
         assert!(store.runs().expect("read").is_empty());
+    }
+
+    #[test]
+    fn what_is_asked_for_backups_survives_a_restart_until_it_is_done() {
+        let data = tempfile::tempdir().expect("a folder");
+        let path = data.path().join("state.redb");
+        let store = Store::open(&path).expect("opened");
+        let asked = TakePart {
+            options: RunOptions { first: vec!["/boot/".into()], ..RunOptions::default() },
+            purpose: Purpose::Version { name: "2026-11-23T013000Z".into() },
+            ..part(1)
+        };
+        let watch = |job, folder| WatchBackup { job: JobId([job; 16]), folder };
+        let folder =
+            Some(event_schema::WatchedFolder { path: b"in".to_vec(), quiet_seconds: 1, pause_minutes: 2 });
+        let thin = ThinBackup {
+            job: JobId([1; 16]),
+            source: AgentId([2; 16]),
+            path: b"in".to_vec(),
+            versions: vec!["2026-11-23T013000Z".into()],
+        };
+        let change = store.change().expect("begun");
+        for one in [
+            RunChange::Join(Box::new(asked.clone())),
+            RunChange::Join(Box::new(part(2))),
+            RunChange::Wish(RunId([1; 16]), Wish::Stop),
+            RunChange::Watch(watch(1, folder.clone())),
+            RunChange::Watch(watch(2, folder.clone())),
+            RunChange::Watch(watch(1, None)),
+            RunChange::Thin(7, Box::new(thin.clone())),
+            RunChange::Thin(9, Box::new(thin.clone())),
+        ] {
+            change.apply(&one).expect("applied");
+        }
+        change.forget_thinning(7).expect("forgotten");
+        change.commit().expect("stored");
+        drop(store);
+        let store = Store::open(&path).expect("opened");
+        assert_eq!(store.runs().expect("read"), [(part(2), Wish::Join), (asked, Wish::Stop)]);
+        assert_eq!(store.watches().expect("read"), [watch(2, folder)]);
+        assert_eq!(store.thinnings().expect("read"), [(9, thin)]);
+        let change = store.change().expect("begun");
+        change.forget_run(RunId([1; 16])).expect("forgotten");
+        change.commit().expect("stored");
+        assert_eq!(store.runs().expect("read"), [(part(2), Wish::Join)]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
@@ -31,6 +31,14 @@ pub enum RulesError {
         /// What is wrong with it.
         why: String,
     },
+    /// A rule of the job that is none.
+    #[error("rule {number} of the job: {why}")]
+    Rule {
+        /// Which of the job's rules, from 1.
+        number: usize,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Each is a rule, but all of them together are none.
     #[error("{0}")]
     Together(String),
@@ -39,7 +47,7 @@ pub enum RulesError {
 impl RulesError {
     /// Whether there is too much of something.
     pub fn is_limit(&self) -> bool {
-        !matches!(self, Self::Line { .. } | Self::Together(_))
+        !matches!(self, Self::Line { .. } | Self::Rule { .. } | Self::Together(_))
     }
 }
 
@@ -80,47 +88,25 @@ impl Ignores {
         }
     }
 
-    /// From the text of the folder's file, every line of which has to be understood: a rule that is passed over may be
-    /// the one that matters. A byte order mark at the start is none of it.
+    /// From the text of the folder's file and the job's rules, which win, every line of which has to be understood: a rule
+    /// that is passed over may be the one that matters. A byte order mark at the start is none of it.
     ///
     /// # Errors
     /// If a line is no rule, or there is more than the limits allow.
-    pub fn exact(file: &[u8]) -> Result<Self, RulesError> {
+    pub fn exact(file: &[u8], job: &[String]) -> Result<Self, RulesError> {
         if file.len() as u64 > IGNORE_LEN_MAX {
             return Err(RulesError::TooLong);
         }
-        let mut builder = GitignoreBuilder::new("");
-        let (mut count, mut wildcards) = (0, 0);
-        for (nth, line) in
-            file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file).split(|&b| b == b'\n').enumerate()
-        {
-            let bad = |why: &str| RulesError::Line { line: nth + 1, why: why.into() };
+        let lines = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file).split(|&b| b == b'\n');
+        let mut exact = Exact::default();
+        for (nth, line) in lines.enumerate() {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
-            if line.len() > RULE_LEN_MAX {
-                return Err(bad(&format!("longer than {RULE_LEN_MAX} bytes")));
-            }
-            let line = std::str::from_utf8(line).map_err(|_| bad("not UTF-8"))?;
-            if line.contains('\0') {
-                return Err(bad("a zero byte"));
-            }
-            if line.starts_with('#') || line.trim().is_empty() {
-                continue;
-            }
-            count += 1;
-            wildcards += line.bytes().filter(|b| b"*?[{".contains(b)).count();
-            if count > RULES_MAX {
-                return Err(RulesError::TooMany);
-            }
-            if wildcards > WILDCARDS_MAX {
-                return Err(RulesError::TooManyWildcards);
-            }
-            builder.add_line(None, line).map_err(|e| bad(&e.to_string()))?;
+            exact.add(line, None, |why| RulesError::Line { line: nth + 1, why })?;
         }
-        if count == 0 {
-            return Ok(Self::none());
+        for (nth, rule) in job.iter().enumerate() {
+            exact.add(rule.as_bytes(), None, |why| RulesError::Rule { number: nth + 1, why })?;
         }
-        let rules = builder.build().map_err(|e| RulesError::Together(e.to_string()))?;
-        Ok(Self { rules: Some(rules) })
+        Ok(Self { rules: exact.build()? })
     }
 
     /// Whether the entry at this path, or a folder above it, is left out.
@@ -138,9 +124,127 @@ impl Ignores {
     }
 }
 
+/// Lines that all have to be understood.
+struct Exact {
+    builder: GitignoreBuilder,
+    count: usize,
+    wildcards: usize,
+}
+
+impl Default for Exact {
+    fn default() -> Self {
+        Self { builder: GitignoreBuilder::new(""), count: 0, wildcards: 0 }
+    }
+}
+
+impl Exact {
+    fn add(
+        &mut self,
+        line: &[u8],
+        from: Option<PathBuf>,
+        bad: impl Fn(String) -> RulesError,
+    ) -> Result<(), RulesError> {
+        if line.len() > RULE_LEN_MAX {
+            return Err(bad(format!("longer than {RULE_LEN_MAX} bytes")));
+        }
+        let line = std::str::from_utf8(line).map_err(|_| bad("not UTF-8".into()))?;
+        if line.contains('\0') {
+            return Err(bad("a zero byte".into()));
+        }
+        if line.starts_with('#') || line.trim().is_empty() {
+            return Ok(());
+        }
+        self.count += 1;
+        self.wildcards += line.bytes().filter(|b| b"*?[{".contains(b)).count();
+        if self.count > RULES_MAX {
+            return Err(RulesError::TooMany);
+        }
+        if self.wildcards > WILDCARDS_MAX {
+            return Err(RulesError::TooManyWildcards);
+        }
+        self.builder.add_line(from, line).map(drop).map_err(|e| bad(e.to_string()))
+    }
+
+    fn build(&self) -> Result<Option<Gitignore>, RulesError> {
+        if self.count == 0 {
+            return Ok(None);
+        }
+        self.builder.build().map(Some).map_err(|e| RulesError::Together(e.to_string()))
+    }
+}
+
+/// What comes before the rest: patterns in the form of rules, one after the other.
+#[derive(Clone, Debug)]
+pub struct Priorities {
+    rules: Option<Gitignore>,
+}
+
+impl Priorities {
+    /// From patterns, the most urgent first.
+    ///
+    /// # Errors
+    /// If one is no pattern, or takes something back (`!`), or there is more than the limits of rules allow.
+    pub fn new(patterns: &[String]) -> Result<Self, RulesError> {
+        let mut exact = Exact::default();
+        // Of rules the last one that fits counts.
+        for (nth, pattern) in patterns.iter().enumerate().rev() {
+            let bad = |why| RulesError::Rule { number: nth + 1, why };
+            if pattern.starts_with('!') {
+                return Err(bad("takes something back".into()));
+            }
+            exact.add(pattern.as_bytes(), Some(PathBuf::from(nth.to_string())), bad)?;
+        }
+        Ok(Self { rules: exact.build()? })
+    }
+
+    /// Which pattern the entry at this path fits first, by its number from 0. What is in a folder that fits one is as
+    /// urgent as that: see to it, this looks at the path alone.
+    pub fn of(&self, path: &[u8], is_folder: bool) -> Option<usize> {
+        let rules = self.rules.as_ref()?;
+        let matched = rules.matched(Path::new(OsStr::from_bytes(path)), is_folder);
+        matched.inner()?.from()?.to_str()?.parse().ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_comes_first_is_numbered_by_the_first_pattern_that_fits() {
+        let of = |patterns: &[&str]| {
+            Priorities::new(&patterns.iter().map(|p| String::from(*p)).collect::<Vec<_>>())
+        };
+        let first = of(&["/boot/", "*.index", "# note", "/boot/big", "*.index"]).expect("patterns");
+        for (path, folder, class) in [
+            (&b"boot"[..], true, Some(0)),
+            (b"boot", false, None),
+            (b"x/boot", true, None),
+            (b"x/y.index", false, Some(1)),
+            (b"boot/big", false, Some(3)),
+            (b"# note", false, None),
+            (b"", true, None),
+            (b"name\xff.index", false, Some(1)),
+        ] {
+            assert_eq!(first.of(path, folder), class, "{}", path.escape_ascii());
+        }
+        assert_eq!(of(&[]).expect("none").of(b"x", false), None);
+        for bad in [&["x", "!y"][..], &["[z-a]"], &["a\0b"]] {
+            assert!(of(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn rules_of_a_job_win_and_are_understood_or_refused() {
+        let job = |rules: &[&str]| rules.iter().map(|rule| String::from(*rule)).collect::<Vec<_>>();
+        let rules = Ignores::exact(b"*.tmp\n!keep.tmp\n", &job(&["keep.*", "!very.tmp"])).expect("rules");
+        let left_out = |path: &[u8]| rules.leaves_out(path, false);
+        assert!(left_out(b"a.tmp") && left_out(b"keep.tmp") && !left_out(b"very.tmp"));
+        let refused = Ignores::exact(b"*.tmp\n", &job(&["fine", "[z-a]"])).expect_err("refused");
+        assert!(matches!(&refused, RulesError::Rule { number: 2, .. }) && !refused.is_limit(), "{refused}");
+        let many = vec![String::from("x"); RULES_MAX];
+        assert_eq!(Ignores::exact(b"y", &many).expect_err("refused"), RulesError::TooMany);
+    }
 
     #[test]
     fn rules_are_those_of_gitignore() {
@@ -175,7 +279,7 @@ mod tests {
 
     #[test]
     fn exact_rules_are_understood_or_refused() {
-        let rules = Ignores::exact(b"\xef\xbb\xbf*.tmp\r\n# note\n\n/a/b/\n!keep.tmp").expect("rules");
+        let rules = Ignores::exact(b"\xef\xbb\xbf*.tmp\r\n# note\n\n/a/b/\n!keep.tmp", &[]).expect("rules");
         for (path, folder, left_out) in [
             (&b"x/y.tmp"[..], false, true),
             (b"x/keep.tmp", false, false),
@@ -187,8 +291,8 @@ mod tests {
         ] {
             assert_eq!(rules.leaves_out(path, folder), left_out, "{}", path.escape_ascii());
         }
-        assert!(!Ignores::exact(b"").expect("no rules").leaves_out(b"x", false));
-        let refused = |text: &[u8]| Ignores::exact(text).expect_err("refused");
+        assert!(!Ignores::exact(b"", &[]).expect("no rules").leaves_out(b"x", false));
+        let refused = |text: &[u8]| Ignores::exact(text, &[]).expect_err("refused");
         let line = |text: &[u8]| match refused(text) {
             RulesError::Line { line, .. } => line,
             other => panic!("{other}"),
@@ -202,7 +306,7 @@ mod tests {
         assert_eq!(refused("name\n".repeat(10_000).as_bytes()), RulesError::TooMany);
         assert_eq!(refused("a*b\n".repeat(WILDCARDS_MAX + 1).as_bytes()), RulesError::TooManyWildcards);
         let most: Vec<String> = (0..RULES_MAX).map(|n| format!("/folder {n}/file")).collect();
-        let rules = Ignores::exact(most.join("\n").as_bytes()).expect("as many as there may be");
+        let rules = Ignores::exact(most.join("\n").as_bytes(), &[]).expect("as many as there may be");
         assert!(rules.ignores(b"folder 1999/file", false) && !rules.ignores(b"folder 2000/file", false));
     }
 
@@ -214,7 +318,7 @@ mod tests {
         {
             let each = rule.bytes().filter(|b| b"*?[{".contains(b)).count();
             let text: Vec<String> = (0..WILDCARDS_MAX / each).map(|n| format!("{rule}{n}")).collect();
-            let rules = Ignores::exact(text.join("\n").as_bytes()).expect("within the limits");
+            let rules = Ignores::exact(text.join("\n").as_bytes(), &[]).expect("within the limits");
             let (paths, begun) = (500, std::time::Instant::now());
             for n in 0..paths {
                 assert!(!rules.ignores(format!("{}/{}", nearly(n), nearly(n + 1)).as_bytes(), false));

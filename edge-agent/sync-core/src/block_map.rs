@@ -245,17 +245,15 @@ impl BlockMap {
         )
     }
 
-    /// The first block from `from` on that is here and in neither of two others, maps of the same length.
-    pub(crate) fn next_in_none_of(&self, one: &Self, other: &Self, from: u64) -> Option<u64> {
+    /// The first block from `from` on that is here and in none of the others, maps of the same length.
+    pub(crate) fn next_in_none_of(&self, others: &[&Self], from: u64) -> Option<u64> {
         self.search(
             from,
             |chunk| {
-                !matches!(
-                    (&self.chunks[chunk], &one.chunks[chunk], &other.chunks[chunk]),
-                    (Chunk::Empty, ..) | (_, Chunk::Full, _) | (.., Chunk::Full)
-                )
+                self.chunks[chunk] != Chunk::Empty
+                    && others.iter().all(|other| other.chunks[chunk] != Chunk::Full)
             },
-            |word| self.word(word) & !one.word(word) & !other.word(word),
+            |word| others.iter().fold(self.word(word), |left, other| left & !other.word(word)),
         )
     }
 
@@ -466,6 +464,17 @@ impl BlockCounts {
     }
 }
 
+/// Of each class of blocks, those that come after it, where classes come one after the other and then the rest. Of classes
+/// that have a block in common the first one has it.
+pub(crate) fn later(classes: &[BlockMap]) -> Vec<BlockMap> {
+    let mut until_here = BlockMap::new(classes.first().map_or(0, BlockMap::len));
+    let after = |class: &BlockMap| {
+        class.ranges().for_each(|range| _ = until_here.insert_range(range));
+        BlockMap::from_ranges(until_here.len(), until_here.gaps())
+    };
+    classes.iter().map(after).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -525,9 +534,9 @@ mod tests {
         assert_eq!(here.next_in_neither(&other, 0), Some(8999));
         assert_eq!(BlockMap::full(9000).next_in_neither(&other, 0), None);
         let third = BlockMap::from_ranges(9000, [15..16, 8500..8700]);
-        assert_eq!(here.next_in_none_of(&other, &third, 0), Some(16));
-        assert_eq!(here.next_in_none_of(&other, &third, 18), Some(8700));
-        assert_eq!(here.next_in_none_of(&other, &BlockMap::full(9000), 0), None);
+        assert_eq!(here.next_in_none_of(&[&other, &third], 0), Some(16));
+        assert_eq!(here.next_in_none_of(&[&other, &third], 18), Some(8700));
+        assert_eq!(here.next_in_none_of(&[&other, &BlockMap::full(9000)], 0), None);
     }
 
     #[test]

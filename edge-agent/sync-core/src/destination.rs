@@ -429,6 +429,18 @@ impl Destination {
         known.content.begin(now, have);
     }
 
+    /// These content blocks are fetched before the rest, in this order: maps as long as the head's blocks. Of what is equally
+    /// urgent rare ones come first, and nobody waits for one who has nothing urgent to give. To be called before
+    /// [`Self::begin_content`].
+    ///
+    /// # Panics
+    /// If called before [`Action::ManifestComplete`], or with a map of another length.
+    pub fn prefer(&mut self, classes: &[BlockMap]) {
+        let known = self.known.as_mut().expect("content is known with the manifest");
+        assert!(classes.iter().all(|class| class.len() == known.head.blocks), "maps of this manifest");
+        known.content.prefer(classes);
+    }
+
     /// Gives content blocks up that cannot be kept here, whoever sends them. They count as lost, without an
     /// [`Action::Lost`].
     pub fn forgo(&mut self, blocks: impl IntoIterator<Item = u64>) {

@@ -112,6 +112,18 @@ impl Origin {
         self
     }
 
+    /// Of the blocks of its choice it gives these before the rest, in this order: maps as long as there are blocks. To be
+    /// called before anybody connects.
+    ///
+    /// # Panics
+    /// With a map of another length.
+    #[must_use]
+    pub fn preferring(mut self, classes: &[BlockMap]) -> Self {
+        assert!(classes.iter().all(|class| class.len() == self.blocks), "maps of this manifest");
+        self.spread.prefer(classes);
+        self
+    }
+
     /// Number of connected peers that have everything.
     pub fn complete_peers(&self) -> usize {
         self.peers.values().filter(|p| p.have.is_complete()).count()

@@ -21,7 +21,7 @@ use agent_proto::peer::{BlockRange, Cancel, Complete, Have, PeerMessage, Unavail
 use event_schema::AgentId;
 use timebase::Instant;
 
-use crate::block_map::{BlockCounts, BlockMap};
+use crate::block_map::{BlockCounts, BlockMap, later};
 use crate::chance::Chance;
 use crate::config::FetchConfig;
 use crate::pace::Pace;
@@ -101,6 +101,8 @@ pub(crate) struct Swarm {
     have: BlockMap,
     taken: BlockMap,
     lost: BlockMap,
+    /// Of each class of blocks that comes before others, those that come after it; empty where all are alike.
+    later: Vec<BlockMap>,
     checking: BTreeSet<u64>,
     asked: BTreeMap<u64, Askers>,
     /// How many of `asked` peers owe us that have been silent too long to be counted on.
@@ -157,6 +159,7 @@ impl Swarm {
             have: BlockMap::new(len),
             taken: BlockMap::new(len),
             lost: BlockMap::new(len),
+            later: Vec::new(),
             checking: BTreeSet::new(),
             asked: BTreeMap::new(),
             late: 0,
@@ -196,6 +199,11 @@ impl Swarm {
             self.tell_all(peer);
         }
         self.resume(now);
+    }
+
+    /// These blocks come before the rest, in this order.
+    pub(crate) fn prefer(&mut self, classes: &[BlockMap]) {
+        self.later = later(classes);
     }
 
     /// Asks for nothing more and takes back what was asked: there is no room for it.
@@ -522,6 +530,8 @@ impl Swarm {
             self.check_peer(now, id);
         }
         self.look_for_lost(now);
+        // What is whole need not be looked for any more.
+        self.later.retain(|later| self.have.next_in_neither(later, 0).is_some());
         if self.patience.is_over(now, &self.config, self.origin_rtt()) {
             self.patience.ask_origin();
         }

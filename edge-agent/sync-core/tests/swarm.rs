@@ -7,7 +7,7 @@ mod world;
 
 use std::time::Duration;
 
-use sync_core::Misbehaviour;
+use sync_core::{BlockMap, Misbehaviour};
 use world::{BLOCK, Link, Step, World};
 
 const MBIT: u64 = 125_000;
@@ -229,6 +229,49 @@ fn a_full_disk_stops_one_and_hinders_nobody() {
     world.run(Duration::from_secs(300), |w| all_done(w, 1..=4));
     let (copies, _) = show("one pauses", &world, &links);
     assert!(copies <= 1.5, "{copies}");
+}
+
+#[test]
+fn what_comes_first_is_there_first() {
+    const BLOCKS: u64 = 2000;
+    let of = |ranges: &[std::ops::Range<u64>]| BlockMap::from_ranges(BLOCKS, ranges.iter().cloned());
+    for (seed, n) in [(1, 1), (1, 5), (2, 5), (3, 10)] {
+        let links: Vec<_> =
+            std::iter::once(link(50, 50, 5)).chain(delays(seed, n).map(|d| link(50, 50, d))).collect();
+        let classes = [of(&[1500..1700]), of(&[300..340, 900..960])];
+        let mut world = ready(seed, BLOCKS, &links);
+        world.first = classes.to_vec();
+        let mut before = 0;
+        for class in classes {
+            let wanted = class.count();
+            world.run(Duration::from_secs(60), |w| (1..=n).all(|n| w.verified_of(n, &class) == wanted));
+            before += wanted;
+            let beyond: Vec<u64> = (1..=n).map(|n| world.verified(n) - before).collect();
+            println!("{n} destinations: with the first {before} at all, beyond them: {beyond:?}");
+            // Nobody idles: what a peer has goes out while the last of what comes first is on its way to others.
+            assert!(beyond.iter().all(|b| *b <= (BLOCKS - before) / 4), "seed {seed}: {beyond:?}");
+        }
+        world.run(Duration::from_secs(600), |w| all_done(w, 1..=n));
+        let (copies, factor) = show("some of it first", &world, &links);
+        assert!(copies <= 1.15 && factor <= 2.5, "seed {seed}: {copies} copies, {factor} times the ideal");
+    }
+}
+
+#[test]
+fn what_cannot_come_holds_nothing_up() {
+    let links: Vec<_> =
+        std::iter::once(link(50, 50, 5)).chain(delays(1, 3).map(|d| link(50, 50, d))).collect();
+    let mut world = ready(1, 600, &links);
+    let class = BlockMap::from_ranges(600, [100..150]);
+    world.first = vec![class.clone()];
+    world.at(ms(0), Step::Unreadable(0, class.ranges().flatten().collect()));
+    let lost = |w: &World| w.lost.len();
+    world.run(Duration::from_secs(60), |w| (1..=3).all(|n| w.verified(n) == 550));
+    let at = world.now - timebase::Instant::ZERO;
+    println!("the rest was there after {at:?}, {} blocks told as lost by then", lost(&world));
+    assert!(at < ideal(600, &links) * 3 + ms(500), "{at:?}");
+    world.run(Duration::from_secs(300), |w| all_done(w, 1..=3));
+    assert_eq!(world.lost.iter().filter(|(node, _)| *node == 1).count(), 50);
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub(crate) mod thin;
 pub(crate) mod watch;
 
 pub(crate) use held::Held;
-pub(crate) use name::VersionName;
+pub(crate) use name::{NoVersion, VersionName};
 pub(crate) use shelf::{Kept, Note, Shelf};
 
 /// What a run is for, beyond bringing a folder to others.
@@ -26,4 +26,18 @@ pub(crate) enum Purpose {
     Version(VersionName),
     /// The source gives back what it kept as this version.
     Restore(VersionName),
+}
+
+impl Purpose {
+    /// What a command says.
+    ///
+    /// # Errors
+    /// If what it names is not the name of a version.
+    pub(crate) fn of(told: &event_schema::Purpose) -> Result<Self, NoVersion> {
+        Ok(match told {
+            event_schema::Purpose::Plain => Self::Plain,
+            event_schema::Purpose::Version { name } => Self::Version(name.parse()?),
+            event_schema::Purpose::Restore { version, .. } => Self::Restore(version.parse()?),
+        })
+    }
 }

@@ -35,14 +35,11 @@ pub(crate) fn locate(path: &Path, version: &VersionName) -> Option<(PathBuf, Vec
     None
 }
 
-/// The folder that the entries of a restore's manifest are below, where a run has this path.
-pub(crate) fn root(path: &Path, version: &VersionName, manifest: &ManifestFile) -> PathBuf {
+/// The folder that the entries of a restore's manifest are below, where a run has this path: the version's, or the one that
+/// what is meant is in.
+pub(crate) fn root(path: &Path, version: &VersionName) -> PathBuf {
     let inside = locate(path, version).is_some_and(|(_, inside)| !inside.is_empty());
-    let whole = manifest.entry(0).is_ok_and(|entry| entry.path.is_empty());
-    match path.parent().filter(|_| inside && !whole) {
-        Some(parent) => parent.to_owned(),
-        None => path.to_owned(),
-    }
+    path.parent().filter(|_| inside).unwrap_or(path).to_owned()
 }
 
 /// Makes the manifest of what is at `path` in a version, in the folder `state`, of all that is as it was backed up.
@@ -79,11 +76,7 @@ pub(crate) fn index(
         },
     };
     let single = !inside.is_empty() && !manifest.entry(first).map_err(unreadable)?.is_folder();
-    let prefix_len = match (inside.is_empty(), single) {
-        (true, _) => 0,
-        (false, false) => inside.len() + 1,
-        (false, true) => inside.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1),
-    };
+    let prefix_len = inside.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
     let reader = Reader {
         out: ManifestWriter::create(state).map_err(|e| not_written(&e))?,
         chosen: Chosen { inside, prefix_len, single },
@@ -122,11 +115,7 @@ impl Chosen {
 
     /// The other way round.
     fn original(&self, path: &[u8]) -> Vec<u8> {
-        match (self.inside.is_empty(), path.is_empty()) {
-            (true, _) => path.to_vec(),
-            (false, true) => self.inside.clone(),
-            (false, false) => [&self.inside[..], b"/", path].concat(),
-        }
+        [&self.inside[..self.prefix_len], path].concat()
     }
 }
 
@@ -243,7 +232,7 @@ impl Reader<'_> {
     fn differs(&mut self, path: &[u8], what: &str) {
         let detail =
             format!("{what} not what was backed up: not restored; another version or storage may have it");
-        let (class, path) = (ProblemClass::SourceChanged, path.to_vec());
+        let (class, path) = (ProblemClass::Damaged, path.to_vec());
         self.problems.push(Problem { class, path, detail });
     }
 

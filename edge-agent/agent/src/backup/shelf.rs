@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use event_schema::{RunId, Signed, decode_exact, encode};
@@ -146,6 +147,11 @@ impl Shelf {
         // One that is finished but for its name may not let us in.
         self.folder.make_folder(&path)?;
         self.folder.below(&path)
+    }
+
+    /// Where that is, of the shelf at `path`.
+    pub(crate) fn forming_path(path: &Path, run: RunId) -> PathBuf {
+        path.join(std::ffi::OsStr::from_bytes(&base())).join(run.to_string())
     }
 
     /// Gives what a run has made its name, or the next free one of the same time, once record and manifest are on the

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use event_schema::{NotThinned, ThinObstacle};
 use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
 
@@ -11,57 +12,51 @@ use super::shelf::{GONE, Shelf};
 use crate::archive::{remove_tree, rename_new};
 use crate::disk::file_type;
 
-/// Versions that are taken from one command.
-const NAMES_MAX: usize = 1000;
-
-/// What thinning came to.
+/// What thinning came to. Each name is in one of the lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Thinned {
     /// Not there any more.
     pub(crate) removed: Vec<String>,
-    /// Still there, or never a version, and why.
-    pub(crate) failed: Vec<(String, String)>,
+    /// Still there, or never a version.
+    pub(crate) failed: Vec<NotThinned>,
 }
 
 /// Removes versions from the shelf at `path`. Doing it again is no error.
 pub(crate) fn thin(path: &Path, names: &[String]) -> Thinned {
     let mut thinned = Thinned::default();
-    let shelf = match Shelf::open(path) {
-        Ok(shelf) => Some(shelf),
+    let shelf = Shelf::open(path).map_err(|error| match error {
         // Nothing was ever kept there, or a disk is missing: then a folder that is not there says nothing.
-        Err(Errno::NOENT) => None,
-        Err(error) => {
-            thinned.failed = names.iter().map(|name| (name.clone(), error.to_string())).collect();
-            return thinned;
-        }
-    };
-    for (nth, name) in names.iter().enumerate() {
+        Errno::NOENT => ThinObstacle::NoShelf,
+        error => refused(path.as_os_str().as_encoded_bytes(), error),
+    });
+    for name in names {
         let outcome = match (name.parse::<VersionName>(), &shelf) {
-            _ if nth >= NAMES_MAX => Err("too many at once".into()),
-            (Err(_), _) => Err("not the name of a version".into()),
-            (Ok(_), None) => Err("the folder of the versions is not there".into()),
-            (Ok(version), Some(shelf)) => shelf.remove(&version),
+            (Err(_), _) => Err(ThinObstacle::NotAVersion),
+            (Ok(_), Err(why)) => Err(*why),
+            (Ok(version), Ok(shelf)) => shelf.remove(&version),
         };
         match outcome {
             Ok(()) => thinned.removed.push(name.clone()),
-            Err(why) => thinned.failed.push((name.clone(), why)),
+            Err(why) => thinned.failed.push(NotThinned { version: name.clone(), why }),
         }
     }
     thinned
 }
 
+fn refused(what: &[u8], error: Errno) -> ThinObstacle {
+    tracing::warn!(what = %what.escape_ascii(), %error, "a version cannot be removed");
+    ThinObstacle::System
+}
+
 impl Shelf {
-    fn remove(&self, name: &VersionName) -> Result<(), String> {
-        let told = |error: Errno| error.to_string();
+    fn remove(&self, name: &VersionName) -> Result<(), ThinObstacle> {
+        let told = |error: Errno| refused(name.to_string().as_bytes(), error);
         let gone = format!("{name}{GONE}");
         match self.stat(name) {
-            Ok(stat) if file_type(&stat) != FileType::Directory => {
-                return Err("something else is there".into());
-            }
-            Ok(_) if self.note(name).is_none() => {
-                return Err("not a version that this agent made: nothing is noted of it".into());
-            }
-            Ok(stat) if Held::is_held(&stat) => return Err("in use".into()),
+            // Something else is there, or a folder that this agent has not made: nothing is noted of it.
+            Ok(stat) if file_type(&stat) != FileType::Directory => return Err(ThinObstacle::NotAVersion),
+            Ok(_) if self.note(name).is_none() => return Err(ThinObstacle::NotAVersion),
+            Ok(stat) if Held::is_held(&stat) => return Err(ThinObstacle::InUse),
             Ok(_) => {
                 // What an earlier removal left goes first: its name is needed.
                 remove_tree(&self.versions, gone.as_bytes()).map_err(told)?;

@@ -97,6 +97,12 @@ impl Watches {
         let _ = std::fs::remove_file(self.folder.join(job.to_string()));
     }
 
+    /// Watches nothing any more; what was told is remembered.
+    pub(crate) fn stop(&self) {
+        let running = std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
+        running.into_values().for_each(|(_, task)| task.abort());
+    }
+
     /// How many folders are watched.
     pub(crate) fn count(&self) -> usize {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -105,9 +111,7 @@ impl Watches {
 
 impl Drop for Watches {
     fn drop(&mut self) {
-        for (_, task) in self.running.get_mut().unwrap_or_else(PoisonError::into_inner).values() {
-            task.abort();
-        }
+        self.stop();
     }
 }
 

@@ -42,11 +42,11 @@ pub(crate) fn index_path(
     state: &Path,
     progress: &mut dyn FnMut(IndexProgress) -> bool,
 ) -> Result<(ManifestFile, Vec<Problem>), Problem> {
-    index_known(path, state, None, progress)
+    index_known(path, state, None, &[], progress)
 }
 
-/// Reads everything below `path` that its rules do not leave out (or the one file it names), but for the files that the folder's index knows as they
-/// are, and writes the manifest to [`super::PART`] in the folder `state`. `progress` is called now and then and stops
+/// Reads everything below `path` that its rules and those of the `job` do not leave out (or the one file it names), but for
+/// the files that the folder's index knows as they are, and writes the manifest to [`super::PART`] in the folder `state`. `progress` is called now and then and stops
 /// the work by returning `false`.
 ///
 /// In memory are the names of the folders that are open, one on each level, and some 80 bytes for each file with
@@ -59,6 +59,7 @@ pub(crate) fn index_known(
     path: &Path,
     state: &Path,
     known: Option<Known>,
+    job: &[String],
     progress: &mut dyn FnMut(IndexProgress) -> bool,
 ) -> Result<(ManifestFile, Vec<Problem>), Problem> {
     let shown = path.as_os_str().as_encoded_bytes();
@@ -72,8 +73,8 @@ pub(crate) fn index_known(
         _ => Path::new("."),
     };
     let folder = Folder::open(parent).map_err(|e| problem(e, shown, "opening the source folder"))?;
-    // A file that was named is meant, whatever the folder's rules say.
-    let rules = if whole { rules::of(&folder)? } else { Ignores::none() };
+    // A file that was named is meant, whatever the rules say.
+    let rules = if whole { rules::of(&folder, job)? } else { Ignores::none() };
     let mut index = Index {
         folder,
         rules,

@@ -21,6 +21,7 @@ mod seek;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod urgent;
 
 use event_schema::{Problem, ProblemClass};
 use rustix::io::Errno;
@@ -34,7 +35,8 @@ pub(crate) use manifest::{FileHashes, ManifestFile, ManifestWriter, PART, file_b
 pub(crate) use metadata::{Owners, Restorer, xattrs};
 pub(crate) use reader::{BlockReader, ReadError, read_block};
 pub(crate) use rules::usable as rules_usable;
-pub(crate) use staging::{Before, KEEPS, Opened, Staging, StoreError};
+pub(crate) use staging::{Before, HOLDS, KEEPS, Opened, Staging, StoreError};
+pub(crate) use urgent::urgent;
 
 /// Problems of single entries that are told; the rest is counted. What is reported of a run has the same bound.
 const PROBLEMS_KEPT: usize = 1000;

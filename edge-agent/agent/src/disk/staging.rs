@@ -10,6 +10,7 @@ mod before;
 mod finalize;
 mod naming;
 mod reuse;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard};
 
 use agent_proto::limits::BLOCK_LEN;
@@ -34,6 +36,7 @@ use self::aside::Aside;
 pub(crate) use self::aside::KEEPS;
 pub(crate) use self::before::Before;
 use self::naming::{DOUBTFUL, Waiting};
+pub(crate) use self::shown::HOLDS;
 use super::folder::{Folder, file_type};
 use super::journal::Journal;
 use super::manifest::{BlockInfo, EntryRef, ManifestFile};
@@ -113,6 +116,8 @@ pub(crate) struct Staging {
     bell: Condvar,
     /// Held by who gives names.
     naming: Mutex<()>,
+    /// Nothing gets its name: a hook is to see all of it before (`shown.rs`).
+    held_back: AtomicBool,
     /// What the next `syncfs` says.
     #[cfg(test)]
     failing_sync: Mutex<Option<Errno>>,
@@ -214,6 +219,7 @@ impl Staging {
             state: state.to_owned(),
             bell: Condvar::new(),
             naming: Mutex::new(()),
+            held_back: AtomicBool::new(state.join(HOLDS).exists()),
             #[cfg(test)]
             failing_sync: Mutex::default(),
             inner: Mutex::new(Inner {

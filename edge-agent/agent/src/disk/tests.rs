@@ -328,7 +328,7 @@ fn rules_that_cannot_be_used_let_nothing_be_sent() {
         let problem = index_path(src.path(), state.path(), &mut |_| true).expect_err("refused");
         assert_eq!((problem.class, problem.path.as_slice()), (class, &b".flotillaignore"[..]), "{says}");
         assert!(problem.detail.contains(says) && problem.detail.len() < 2000, "{}", problem.detail);
-        assert!(!rules_usable(src.path()));
+        assert!(!rules_usable(src.path(), &[]));
     };
     let text = |text: Vec<u8>| move |path: &Path| fs::write(path, &text).expect("room");
     let (limit, kind) = (ProblemClass::LimitExceeded, ProblemClass::UnsupportedKind);
@@ -674,7 +674,7 @@ fn what_the_index_knows_is_not_read_again() {
     scan(&index, &options, &Scope::All, &mut Unobserved, &progress, &stop).expect("scanned");
     let make = |known| {
         let mut bytes = 0;
-        let (manifest, problems) = index_known(src.path(), state.path(), known, &mut |at| {
+        let (manifest, problems) = index_known(src.path(), state.path(), known, &[], &mut |at| {
             bytes = at.bytes;
             true
         })

@@ -23,11 +23,13 @@ use agent_proto::link::{
 use ed25519_dalek::SigningKey;
 use event_schema::{
     AgentId, AnswerGuard, Command, CommandAccepted, CommandBody, CommandRefused, Disposal, FinishAndDispose,
-    JoinKeeping, JoinRun, RefusalReason, RunId, Signed, Synchronize, Timestamp,
+    JoinKeeping, Purpose, RefusalReason, Role, RunId, RunOptions, Signed, Synchronize, THINNED_MAX, TakePart,
+    ThinBackup, Timestamp, WatchBackup,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
+use crate::backup;
 use crate::clock::FleetClock;
 use crate::command::{Verdict, judge};
 use crate::config::Gateway;
@@ -61,8 +63,8 @@ const PING_GRACE: Duration = Duration::from_secs(1);
 /// What is to be done about a run, stored already.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Take part; and whether what is replaced is kept.
-    Join(Box<JoinRun>, bool),
+    /// Take part.
+    Join(Box<TakePart>),
     /// It is over.
     Finish(RunId),
     /// Stop working on it.
@@ -74,6 +76,10 @@ pub(crate) enum Order {
     Synchronize(Box<Synchronize>),
     /// A person's answer to the guard of one.
     Answer(AnswerGuard),
+    /// Watch a folder, or do so no more.
+    Watch(WatchBackup),
+    /// Remove versions, as the command with this sequence says.
+    Thin(u64, Box<ThinBackup>),
 }
 
 /// Why the link ended.
@@ -322,7 +328,7 @@ impl Link {
         let keys = self.trust.borrow().command_keys.clone();
         let me = AgentId::of_key(&self.key.verifying_key().to_bytes());
         let last = self.cursor.sequence;
-        let verdict = judge(signed, &keys, me, last, self.clock.now(), |body| self.refuses(body));
+        let verdict = judge(signed, &keys, me, last, self.clock.now(), |body| !self.allows(body));
         match verdict {
             Verdict::Obey(command) => self.obey(*command).await,
             Verdict::Refuse { command, sequence, reason, in_turn } => {
@@ -351,8 +357,20 @@ impl Link {
 
     async fn obey(&mut self, command: Command) -> Result<(), LinkError> {
         let (run, order) = match command.body {
-            CommandBody::JoinRun(join) => self.join(join, false),
-            CommandBody::JoinKeeping(JoinKeeping { join }) => self.join(join, true),
+            CommandBody::JoinRun(join) => {
+                let (options, purpose) = (RunOptions::default(), Purpose::Plain);
+                self.join(TakePart { join, keeping: false, options, purpose })
+            }
+            CommandBody::JoinKeeping(JoinKeeping { join }) => {
+                let (options, purpose) = (RunOptions::default(), Purpose::Plain);
+                self.join(TakePart { join, keeping: true, options, purpose })
+            }
+            CommandBody::TakePart(part) => self.join(part),
+            CommandBody::ThinBackup(thin) => {
+                let (sequence, thin) = (command.sequence, Box::new(thin));
+                (RunChange::Thin(sequence, thin.clone()), Order::Thin(sequence, thin))
+            }
+            CommandBody::WatchBackup(watch) => (RunChange::Watch(watch.clone()), Order::Watch(watch)),
             CommandBody::FinishRun(finish) => {
                 (RunChange::Wish(finish.run, Wish::Finish), Order::Finish(finish.run))
             }
@@ -368,9 +386,6 @@ impl Link {
                 (RunChange::Synchronize(order.clone()), Order::Synchronize(order))
             }
             CommandBody::AnswerGuard(answer) => (RunChange::Answer(answer.clone()), Order::Answer(answer)),
-            CommandBody::TakePart(_) | CommandBody::ThinBackup(_) | CommandBody::WatchBackup(_) => {
-                unreachable!("refused when it was judged")
-            }
         };
         let gate = self.obeying.clone().lock_owned().await;
         self.cursor = Cursor { sequence: command.sequence, command: Some(command.id) };
@@ -395,30 +410,29 @@ impl Link {
         Ok(())
     }
 
-    fn join(&self, join: JoinRun, keeps: bool) -> (RunChange, Order) {
-        self.active().insert(join.run);
-        let join = Box::new(join);
-        (RunChange::Join(join.clone(), keeps), Order::Join(join, keeps))
-    }
-
-    /// Why a command that is authentic is not obeyed.
-    fn refuses(&self, body: &CommandBody) -> Option<RefusalReason> {
-        match body {
-            // Not done by this program yet.
-            CommandBody::TakePart(_) | CommandBody::ThinBackup(_) | CommandBody::WatchBackup(_) => {
-                Some(RefusalReason::NotUnderstood)
-            }
-            body => (!self.allows(body)).then_some(RefusalReason::NotAllowed),
-        }
+    fn join(&self, part: TakePart) -> (RunChange, Order) {
+        self.active().insert(part.join.run);
+        let part = Box::new(part);
+        (RunChange::Join(part.clone()), Order::Join(part))
     }
 
     fn allows(&self, body: &CommandBody) -> bool {
+        if let Some(join) = body.join()
+            // Whoever synchronizes is asked with another command.
+            && (!self.has_room(join.run) || join.role == Role::Member || !self.restrictions.allow(&join.path))
+        {
+            return false;
+        }
         match body {
-            CommandBody::JoinRun(join) | CommandBody::JoinKeeping(JoinKeeping { join }) => {
-                // Whoever synchronizes is asked with another command.
-                self.has_room(join.run)
-                    && join.role != event_schema::Role::Member
-                    && self.restrictions.allow(&join.path)
+            CommandBody::JoinRun(_) | CommandBody::JoinKeeping(_) => true,
+            CommandBody::TakePart(part) => {
+                part.options.check().is_ok() && backup::Purpose::of(&part.purpose).is_ok()
+            }
+            CommandBody::ThinBackup(thin) => {
+                thin.versions.len() <= THINNED_MAX && self.restrictions.allow(&thin.path)
+            }
+            CommandBody::WatchBackup(watch) => {
+                watch.folder.as_ref().is_none_or(|folder| self.restrictions.allow(&folder.path))
             }
             CommandBody::FinishAndDispose(_) => self.allow_disposal,
             CommandBody::FinishRun(_) | CommandBody::StopRun(_) => true,
@@ -426,7 +440,6 @@ impl Link {
                 self.has_room(order.run) && self.restrictions.allow(&order.path)
             }
             CommandBody::AnswerGuard(_) => true,
-            CommandBody::TakePart(_) | CommandBody::ThinBackup(_) | CommandBody::WatchBackup(_) => false,
         }
     }
 

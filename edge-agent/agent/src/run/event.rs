@@ -51,8 +51,9 @@ pub(super) enum Wakeup {
     Sought(std::io::Result<Vec<u64>>),
     /// The manifest is decoded and the disk looked at.
     Prepared(Result<Box<Prepared>, Problem>),
-    /// Everything was put in place, but for these; and the version that it became, in a run that makes one.
-    Finalized(Vec<Problem>, Option<Made>),
+    /// Everything was put in place, but for these, and the version that it became, in a run that makes one. Or why the run
+    /// is over here without that.
+    Finalized(Result<(Vec<Problem>, Option<Made>), Problem>),
     /// This machine is in another network.
     Network,
     /// A synchronization job is another one now: members, permissions, rules.
@@ -93,6 +94,8 @@ pub(super) struct Indexed {
     pub(super) root: Hash,
     pub(super) hashes: FileHashes,
     pub(super) reader: BlockReader,
+    /// The blocks that come before the rest.
+    pub(super) first: Vec<BlockMap>,
     pub(super) problems: Vec<Problem>,
     /// Indexed in an earlier life.
     pub(super) again: bool,
@@ -106,6 +109,8 @@ pub(super) struct Prepared {
     pub(super) reused: u64,
     pub(super) problems: Vec<Problem>,
     pub(super) unwanted: BlockMap,
+    /// The blocks that are fetched before the rest.
+    pub(super) first: Vec<BlockMap>,
     /// The version that has this content already, in a run that makes one, and what keeps it from being removed.
     pub(super) made: Option<(Made, Option<Held>)>,
 }

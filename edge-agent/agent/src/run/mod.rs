@@ -39,8 +39,9 @@ use std::time::Duration;
 use agent_proto::{RunSecret, TrustBundle};
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, AnswerGuard, JoinRun, ProblemClass, ProblemReported, Role, RunAgentState, RunCompleted, RunId,
-    RunStateReported, Synchronize, TransferStats,
+    AgentId, AnswerGuard, ProblemClass, ProblemReported, Role, RunAgentState, RunCompleted, RunId,
+    RunStateReported, SourceChanged, Synchronize, TakePart, ThinBackup, TransferStats, WatchBackup,
+    WatchedFolder,
 };
 use folder_index::{Catalog, IndexStatus};
 use sha2::{Digest, Sha256};
@@ -54,10 +55,13 @@ use zeroize::Zeroizing;
 pub(crate) use board::RunStatus;
 
 use crate::backup::Purpose;
+use crate::backup::thin::{Thinned, thin};
+use crate::backup::watch::{Changed, Watch, Watches};
 use crate::beside;
 use crate::clock::FleetClock;
 use crate::discovery::{Discovery, DiscoveryConfig, LanConfig};
 use crate::disk::HeldManifests;
+use crate::hook::Hooks;
 use crate::known::KnownFolders;
 use crate::relay::{Forwarder, RelayLimits, Relays};
 use crate::report::Reporter;
@@ -109,6 +113,8 @@ pub(crate) struct RunDeps {
     pub(crate) relays: Vec<String>,
     /// What one job lacks may be taken from the folders of others.
     pub(crate) share_between_jobs: bool,
+    /// What the owner has called before what a run brings gets its names.
+    pub(crate) hooks: Hooks,
 }
 
 /// What peers' tickets and our resets are made from, the same after a restart: others hear at once that we lost their
@@ -133,6 +139,8 @@ struct Shared {
     runs: Mutex<BTreeMap<RunId, Active>>,
     /// Disposals are to break off.
     stopping: AtomicBool,
+    /// Folders of continuous backups.
+    watches: Watches,
 }
 
 struct Active {
@@ -205,14 +213,19 @@ impl RunManager {
             clock: deps.clock,
             known: KnownFolders::new(&deps.data_dir, deps.share_between_jobs),
             held: HeldManifests::new(&deps.data_dir, deps.share_between_jobs),
+            hooks: Arc::new(deps.hooks),
             data: deps.data_dir,
             storage: deps.storage_path,
         };
+        let (changed, changes) = mpsc::channel(1);
+        let watches = Watches::new(&host.data, host.catalog.clone(), changed);
+        tokio::spawn(tell_changes(changes, host.reporter.clone()));
         if host.corrupt {
             tracing::warn!("this agent sends corrupt blocks, as it was told to for a test");
         }
         let stopping = AtomicBool::default();
-        let shared = Arc::new(Shared { host, relay_context, forwarder, runs: Mutex::default(), stopping });
+        let shared =
+            Arc::new(Shared { host, relay_context, forwarder, runs: Mutex::default(), stopping, watches });
         let accepting = tokio::spawn(accept(shared.clone(), incoming, deps.credential));
         Ok(Self { shared, accepting, sorting })
     }
@@ -222,26 +235,23 @@ impl RunManager {
         self.shared.host.endpoint.local_addr()
     }
 
-    /// Takes part in a run. `keeps`: what is replaced is kept. Asked again about the same run, nothing happens.
-    pub(crate) async fn join(&self, join: JoinRun, keeps: bool) {
-        self.take_part(join, keeps, Purpose::Plain).await;
-    }
-
-    /// The same in a run that may be for something beyond it.
-    pub(crate) async fn take_part(&self, join: JoinRun, keeps: bool, purpose: Purpose) {
-        if self.shared.runs().contains_key(&join.run) {
+    /// Takes part in a run. Asked again about the same run, nothing happens.
+    pub(crate) async fn take_part(&self, part: TakePart) {
+        if self.shared.runs().contains_key(&part.join.run) {
             return;
         }
-        let (run, role) = (join.run, join.role);
-        if let Err(why) = self.try_join(join, keeps, purpose).await {
+        let (run, role) = (part.join.run, part.join.role);
+        if let Err(why) = self.try_take_part(part).await {
             tracing::error!(%run, "cannot take part: {why}");
             self.report_failure(run, role, why).await;
         }
     }
 
-    async fn try_join(&self, join: JoinRun, keeps: bool, purpose: Purpose) -> Result<(), String> {
+    async fn try_take_part(&self, part: TakePart) -> Result<(), String> {
+        let TakePart { join, keeping, options, purpose } = part;
         let host = &self.shared.host;
-        if keeps {
+        let purpose = Purpose::of(&purpose).map_err(|_| "what the command names is no version")?;
+        if keeping {
             let noted = RunFolder::open(&host.data, join.run).and_then(|folder| folder.set_keeps());
             noted.map_err(|error| format!("noting that nothing may be lost: {error}"))?;
         }
@@ -261,7 +271,7 @@ impl RunManager {
         let found = self.shared.discovery().as_ref().map(|d| d.join(swarm.clone(), host.me.0));
         let (task, blocks) = Task::new(
             host.clone(),
-            (join, purpose),
+            (join, options, purpose),
             source_key,
             context,
             board.clone(),
@@ -277,6 +287,30 @@ impl RunManager {
         self.shared.refresh_trackers().await;
         tokio::spawn(task.run(found, swarm));
         Ok(())
+    }
+
+    /// Watches a folder, or does so no more.
+    pub(crate) fn watch(&self, order: WatchBackup) {
+        let host = &self.shared.host;
+        let Some(WatchedFolder { path, quiet_seconds, pause_minutes }) = order.folder else {
+            return self.shared.watches.unwatch(order.job);
+        };
+        let Some(path) = work::place(&host.storage, &path) else { return };
+        let quiet = Duration::from_secs(quiet_seconds.into());
+        let pause = Duration::from_secs(60) * pause_minutes;
+        self.shared.watches.watch(Watch { job: order.job, path, quiet, pause });
+    }
+
+    /// How many folders are watched.
+    pub(crate) fn watched(&self) -> usize {
+        self.shared.watches.count()
+    }
+
+    /// Removes versions; none if the agent ends meanwhile.
+    pub(crate) async fn thin(&self, order: &ThinBackup) -> Option<Thinned> {
+        let path = work::place(&self.shared.host.storage, &order.path)?;
+        let versions = order.versions.clone();
+        tokio::task::spawn_blocking(move || thin(&path, &versions)).await.ok()
     }
 
     /// Takes part in a synchronization. Asked again about the same one, it goes on by what it is now: members,
@@ -447,6 +481,7 @@ impl RunManager {
     /// Ends politely; runs go on after a restart.
     pub(crate) async fn shutdown(&self) {
         self.accepting.abort();
+        self.shared.watches.stop();
         self.shared.stop_disposals();
         let runs: Vec<RunId> = self.shared.runs().keys().copied().collect();
         for run in runs {
@@ -500,6 +535,15 @@ fn open_secret(key: &SigningKey, run: RunId, sealed: &[u8]) -> Result<RunSecret,
         .map_err(|error| error.to_string())?;
     let secret: [u8; 32] = secret.as_slice().try_into().map_err(|_| "the run's secret has a wrong length")?;
     Ok(RunSecret::from_bytes(secret))
+}
+
+/// Tells of folders that have changed, one after the other.
+async fn tell_changes(mut changes: mpsc::Receiver<Changed>, reporter: Reporter) {
+    while let Some((job, told)) = changes.recv().await {
+        reporter.report(SourceChanged { job }.into()).await;
+        // Who waits for it may have been told to watch no more.
+        let _ = told.send(());
+    }
 }
 
 /// Sessions with relays carry messages only.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use event_schema::{RunAgentState, RunId, Signed, TransferStats, decode_exact, encode};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{HeldManifests, KEEPS, PART};
+use crate::disk::{HOLDS, HeldManifests, KEEPS, PART};
 
 /// Version of the record's shape.
 const VERSION: u8 = 1;
@@ -64,6 +64,11 @@ impl RunFolder {
     /// From now on what is replaced in this run is kept (`disk/staging/aside.rs`).
     pub(super) fn set_keeps(&self) -> io::Result<()> {
         self.replace(KEEPS, b"", true)
+    }
+
+    /// From now on nothing gets its name before a hook has seen it (`disk/staging/shown.rs`).
+    pub(super) fn set_holds(&self) -> io::Result<()> {
+        self.replace(HOLDS, b"", true)
     }
 
     /// The manifest and its signed head, if both were kept.

@@ -19,7 +19,8 @@ use std::time::Duration;
 use agent_proto::peer::PeerMessage;
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, JoinRun, Role, RunAgentState, RunCompleted, RunServed, RunStateReported, TransferStats,
+    AgentId, JoinRun, Role, RunAgentState, RunCompleted, RunOptions, RunServed, RunStateReported,
+    TransferStats,
 };
 use folder_index::Catalog;
 use sync_core::config::UploadConfig;
@@ -46,6 +47,7 @@ use crate::backup::{Held, Purpose};
 use crate::clock::FleetClock;
 use crate::discovery::{Discovery, Found};
 use crate::disk::HeldManifests;
+use crate::hook::Hooks;
 use crate::known::KnownFolders;
 use crate::relay::Relays;
 use crate::report::Reporter;
@@ -73,6 +75,8 @@ pub(super) struct Host {
     pub(super) data: PathBuf,
     /// Indexes of folders; none if they cannot be kept.
     pub(super) catalog: Option<Catalog>,
+    /// What the owner has called before what a run brings gets its names.
+    pub(super) hooks: Arc<Hooks>,
     pub(super) storage: PathBuf,
     pub(super) discovery: Arc<Mutex<Option<Discovery>>>,
     pub(super) relays: Arc<Relays>,
@@ -105,6 +109,7 @@ struct Peer {
 pub(super) struct Task {
     host: Host,
     join: JoinRun,
+    options: RunOptions,
     purpose: Purpose,
     /// The version that this run has made, or found; and what keeps it, or the one it gives back, from being removed.
     made: Option<Made>,
@@ -154,7 +159,7 @@ impl Task {
     /// If the run's folder cannot be made.
     pub(super) fn new(
         host: Host,
-        (join, purpose): (JoinRun, Purpose),
+        (join, options, purpose): (JoinRun, RunOptions, Purpose),
         source_key: [u8; 32],
         context: ContextId,
         board: Board,
@@ -176,6 +181,7 @@ impl Task {
             reports: Reports::start(join.run, host.reporter.clone(), board.clone()),
             host,
             join,
+            options,
             purpose,
             made: None,
             held: None,
@@ -305,7 +311,7 @@ impl Task {
             Wakeup::Indexed(result) => self.indexed(result),
             Wakeup::Sought(found) => self.manifest_sought(found),
             Wakeup::Prepared(result) => self.prepared(result),
-            Wakeup::Finalized(problems, made) => self.finalized(problems, made),
+            Wakeup::Finalized(result) => self.finalized(result),
             // From a connection that another one took over; or of synchronization, which is another task's.
             Wakeup::Message(..) | Wakeup::Sent(..) | Wakeup::Job(_) | Wakeup::Answer(_) => {}
         }

@@ -7,10 +7,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use agent_proto::{Credential, seal};
-use event_schema::{JobId, PeerHint, Problem, Report, ReportBody, Timestamp};
+use event_schema::{JobId, JoinRun, PeerHint, Problem, Report, ReportBody, RunOptions, Timestamp};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
+mod asked;
 mod versions;
 
 use super::*;
@@ -42,7 +43,16 @@ impl Fleet {
     pub(super) async fn agent(&self, n: u8, options: Options) -> Agent {
         let dir = tempfile::tempdir().expect("a folder");
         let key = SigningKey::from_bytes(&[100 + n; 32]);
-        let mut agent = Agent { key, dir, store: None, reporter: None, runs: None, port: 0, options };
+        let mut agent = Agent {
+            key,
+            dir,
+            store: None,
+            reporter: None,
+            runs: None,
+            port: 0,
+            options,
+            hooks: Hooks::new(),
+        };
         agent.start(self).await;
         agent
     }
@@ -85,6 +95,11 @@ impl Fleet {
     }
 }
 
+/// The order to take part in a run as in any other.
+pub(super) fn part(join: JoinRun) -> TakePart {
+    TakePart { join, keeping: false, options: RunOptions::default(), purpose: event_schema::Purpose::Plain }
+}
+
 #[derive(Clone, Copy, Default)]
 pub(super) struct Options {
     lies: bool,
@@ -99,6 +114,7 @@ pub(super) struct Agent {
     pub(super) runs: Option<RunManager>,
     pub(super) port: u16,
     options: Options,
+    pub(super) hooks: Hooks,
 }
 
 impl Agent {
@@ -138,6 +154,7 @@ impl Agent {
             site: None,
             corrupt_blocks: self.options.lies,
             share_between_jobs: true,
+            hooks: self.hooks.clone(),
         };
         // The port of last time is free when the last task of the old manager has seen its end.
         let runs = timeout(LIMIT, async {
@@ -297,7 +314,7 @@ impl Scene {
 
     async fn join(&self, n: usize) {
         let all: Vec<&Agent> = self.agents.iter().collect();
-        self.agents[n].runs().join(self.fleet.join(&all, &self.agents[n], self.place(n)), false).await;
+        self.agents[n].runs().take_part(part(self.fleet.join(&all, &self.agents[n], self.place(n)))).await;
     }
 
     async fn join_all(&self) {
@@ -417,7 +434,7 @@ async fn of_a_manifest_only_what_is_new_is_fetched() {
         let all: Vec<&Agent> = scene.agents.iter().collect();
         let order = scene.fleet.join(&all, all[n], scene.place(n));
         let sealed_secret = scene.fleet.seal(all[n], run);
-        all[n].runs().join(JoinRun { run, sealed_secret, ..order }, false).await;
+        all[n].runs().take_part(part(JoinRun { run, sealed_secret, ..order })).await;
     };
     // Takes part, and gives what was found of the manifest.
     let receive = async |n: usize, run: RunId| {
@@ -546,11 +563,14 @@ async fn who_is_not_in_the_run_or_lacks_its_secret_gets_nothing() {
     let named: Vec<&Agent> = scene.agents[..3].iter().collect();
     let all: Vec<&Agent> = scene.agents.iter().collect();
     for n in 0..2 {
-        scene.agents[n].runs().join(scene.fleet.join(&named, &scene.agents[n], scene.place(n)), false).await;
+        scene.agents[n]
+            .runs()
+            .take_part(part(scene.fleet.join(&named, &scene.agents[n], scene.place(n))))
+            .await;
     }
     let wrong = Fleet { secret: [8; 32], ..Fleet::new() };
-    scene.agents[2].runs().join(wrong.join(&all, &scene.agents[2], scene.place(2)), false).await;
-    scene.agents[3].runs().join(scene.fleet.join(&all, &scene.agents[3], scene.place(3)), false).await;
+    scene.agents[2].runs().take_part(part(wrong.join(&all, &scene.agents[2], scene.place(2)))).await;
+    scene.agents[3].runs().take_part(part(scene.fleet.join(&all, &scene.agents[3], scene.place(3)))).await;
     assert_eq!(scene.agents[1].completed().await.state, RunAgentState::Done);
     assert_same(scene.place(0), scene.place(1));
     for n in 2..4 {
@@ -562,7 +582,7 @@ async fn who_is_not_in_the_run_or_lacks_its_secret_gets_nothing() {
     }
     // A sealed secret that is for somebody else.
     let stolen = scene.fleet.join(&all, &scene.agents[1], scene.place(2));
-    scene.agents[2].runs().join(stolen, false).await;
+    scene.agents[2].runs().take_part(part(stolen)).await;
     assert!(scene.agents[2].runs().status().is_empty());
     assert!(scene.agents[2].problems().iter().any(|p| p.class == ProblemClass::Internal));
     let folder = scene.agents[0].dir.path().join("nowhere");
@@ -572,7 +592,7 @@ async fn who_is_not_in_the_run_or_lacks_its_secret_gets_nothing() {
     let _ = fs::remove_dir_all(agents[0].dir.path().join("runs"));
     let named: Vec<&Agent> = scene.agents[..3].iter().collect();
     let join = scene.fleet.join(&named, &scene.agents[0], &folder);
-    scene.agents[0].runs().join(join, false).await;
+    scene.agents[0].runs().take_part(part(join)).await;
     let source = &scene.agents[0];
     source.wait("the failure", || (source.status().state == "failed").then_some(())).await;
     let told = || source.problems().iter().any(|p| p.class == ProblemClass::NotFound).then_some(());

@@ -23,7 +23,7 @@ use super::record::RunFolder;
 use crate::backup::{Held, Kept, Note, Shelf, VersionName, restore};
 use crate::disk::{
     Before, BlockReader, IndexProgress, ManifestFile, Opened, Staging, file_block_hashes, index_known,
-    rules_usable,
+    rules_usable, urgent,
 };
 
 /// A problem of the run as a whole.
@@ -61,10 +61,44 @@ impl Indexing {
     }
 }
 
+/// What a run is to have of this agent.
+#[derive(Clone, Debug)]
+pub(super) struct Served {
+    /// The folder or file.
+    pub(super) path: PathBuf,
+    /// The version that the path leads into, which is read by the manifest that was kept of it.
+    pub(super) version: Option<VersionName>,
+    /// What the job leaves out.
+    pub(super) rules: Vec<String>,
+    /// What the job has fetched before the rest.
+    pub(super) first: Vec<String>,
+}
+
+impl Served {
+    /// All of a folder.
+    #[cfg(test)]
+    pub(super) fn whole(path: &Path) -> Self {
+        Self { path: path.to_owned(), version: None, rules: Vec::new(), first: Vec::new() }
+    }
+}
+
+/// The blocks that come before the rest. Patterns that are none are told, and nothing comes first.
+fn classes(manifest: &ManifestFile, first: &[String], problems: &mut Vec<Problem>) -> Vec<BlockMap> {
+    let what = "what is to come first";
+    let found = match urgent(manifest, first) {
+        Ok(Ok(classes)) => return classes,
+        Ok(Err(error)) => problem(ProblemClass::UnsupportedKind, format_args!("{what}: {error}")),
+        Err(error) => problem(ProblemClass::Io, format_args!("{what}: reading the manifest: {error}")),
+    };
+    problems.push(found);
+    Vec::new()
+}
+
 /// Brings the index of a source's folder up to date. Without one, every file is read.
-fn refresh(catalog: &Catalog, path: &Path, progress: &Indexing) -> Option<Known> {
+fn refresh(catalog: &Catalog, served: &Served, progress: &Indexing) -> Option<Known> {
+    let path = &served.path;
     // Where the rules cannot be used the run ends when the manifest is made: nothing is indexed in vain.
-    if !path.is_dir() || !rules_usable(path) {
+    if !path.is_dir() || !rules_usable(path, &served.rules) {
         return None;
     }
     let options = ScanOptions {
@@ -85,23 +119,23 @@ fn refresh(catalog: &Catalog, path: &Path, progress: &Indexing) -> Option<Known>
 }
 
 /// Indexes a source, or takes up what was indexed before. `signed`: a manifest of this run was told of before, and no
-/// other one may be. `version`: the path leads into this version, which is read by the manifest that was kept of it.
+/// other one may be.
 pub(super) fn index(
-    path: &Path,
+    served: &Served,
     folder: &RunFolder,
     run: RunId,
     key: &SigningKey,
     catalog: Option<&Catalog>,
     signed: bool,
-    version: Option<&VersionName>,
     progress: &Indexing,
 ) -> Result<Indexed, Problem> {
     let was_signed = signed;
+    let (path, version) = (&served.path, served.version.as_ref());
     let public = key.verifying_key().to_bytes();
     let source = AgentId::of_key(&public);
     let open = |manifest: &Arc<ManifestFile>| {
         match version {
-            Some(version) => BlockReader::below(&restore::root(path, version, manifest), manifest.clone()),
+            Some(version) => BlockReader::below(&restore::root(path, version), manifest.clone()),
             None => BlockReader::for_source(path, manifest.clone()),
         }
         .map_err(|e| crate::disk::problem(e, b"", "opening the source"))
@@ -115,8 +149,18 @@ pub(super) fn index(
                     && ManifestHead::of(run, source, manifest.known(), &hashes.strong) == head
                 {
                     let manifest = Arc::new(manifest);
-                    let (reader, root, problems) = (open(&manifest)?, head.root, Vec::new());
-                    return Ok(Indexed { reader, manifest, signed, root, hashes, problems, again: true });
+                    let (reader, root, mut problems) = (open(&manifest)?, head.root, Vec::new());
+                    let first = classes(&manifest, &served.first, &mut problems);
+                    return Ok(Indexed {
+                        reader,
+                        manifest,
+                        signed,
+                        root,
+                        hashes,
+                        first,
+                        problems,
+                        again: true,
+                    });
                 }
             }
             // Another one for the same run would contradict what others hold.
@@ -135,11 +179,11 @@ pub(super) fn index(
         progress.bytes.store(at.bytes, Ordering::Relaxed);
         !progress.stop.load(Ordering::Relaxed)
     };
-    let (manifest, problems) = match version {
+    let (manifest, mut problems) = match version {
         Some(version) => restore::index(path, version, folder.path(), &mut tell)?,
         None => {
-            let known = catalog.and_then(|catalog| refresh(catalog, path, progress));
-            index_known(path, folder.path(), known, &mut tell)?
+            let known = catalog.and_then(|catalog| refresh(catalog, served, progress));
+            index_known(path, folder.path(), known, &served.rules, &mut tell)?
         }
     };
     let hashes = file_block_hashes(manifest.known().source().file()).map_err(unreadable)?;
@@ -150,7 +194,8 @@ pub(super) fn index(
         .map_err(|e| problem(disk_class(&e), format_args!("keeping the manifest: {e}")))?;
     let manifest = Arc::new(manifest);
     let (reader, root) = (open(&manifest)?, head.root);
-    Ok(Indexed { reader, manifest, signed, root, hashes, problems, again: false })
+    let first = classes(&manifest, &served.first, &mut problems);
+    Ok(Indexed { reader, manifest, signed, root, hashes, first, problems, again: false })
 }
 
 /// Checks a verified manifest, keeps it, and finds what is on the disk already.
@@ -160,13 +205,13 @@ pub(super) fn prepare(
     head: &ManifestHead,
     signed: &Signed,
     file: Arc<File>,
-    others: &[PathBuf],
+    (others, first): (&[PathBuf], &[String]),
     stop: &AtomicBool,
 ) -> Result<Prepared, Problem> {
     let manifest = take_manifest(folder, head, signed, file)?;
     let go_on = || !stop.load(Ordering::Relaxed);
     let opened = Staging::open(path, folder.path(), head.run, manifest.clone(), others, &go_on)?;
-    Ok(staged(manifest, opened))
+    Ok(staged(manifest, opened, first))
 }
 
 fn take_manifest(
@@ -187,13 +232,15 @@ fn take_manifest(
     Ok(Arc::new(manifest))
 }
 
-fn staged(manifest: Arc<ManifestFile>, opened: Opened) -> Prepared {
+fn staged(manifest: Arc<ManifestFile>, opened: Opened, first: &[String]) -> Prepared {
+    let mut problems = opened.problems;
     Prepared {
+        first: classes(&manifest, first, &mut problems),
         content: Content::Staged { manifest, staging: Arc::new(opened.staging) },
         have: opened.verified,
         bytes: opened.bytes,
         reused: opened.reused,
-        problems: opened.problems,
+        problems,
         unwanted: opened.unwanted,
         made: None,
     }
@@ -207,7 +254,7 @@ pub(super) fn prepare_version(
     head: &ManifestHead,
     signed: &Signed,
     file: Arc<File>,
-    others: &[PathBuf],
+    (others, first): (&[PathBuf], &[String]),
     stop: &AtomicBool,
 ) -> Result<Prepared, Problem> {
     let shown = path.as_os_str().as_encoded_bytes();
@@ -233,7 +280,7 @@ pub(super) fn prepare_version(
     let go_on = || !stop.load(Ordering::Relaxed);
     let others = (others, before);
     let opened = Staging::open_in(forming, folder.path(), head.run, manifest.clone(), others, &go_on)?;
-    Ok(staged(manifest, opened))
+    Ok(staged(manifest, opened, first))
 }
 
 /// The version that a run has made already, or the newest one if nothing has changed since.
@@ -311,6 +358,7 @@ fn placed(manifest: Arc<ManifestFile>, reader: Box<BlockReader>) -> Prepared {
         have: BlockMap::full(blocks),
         bytes: manifest.bytes(),
         unwanted: BlockMap::new(blocks),
+        first: Vec::new(),
         content: Content::Placed { manifest, reader },
         reused: blocks,
         problems: Vec::new(),
@@ -444,8 +492,9 @@ mod tests {
         std::fs::write(src.path().join("a"), "first").expect("room");
         let (run, key) = (RunId([5; 16]), SigningKey::from_bytes(&[3; 32]));
         let folder = RunFolder::open(data.path(), run).expect("made");
-        let index =
-            |signed| super::index(src.path(), &folder, run, &key, None, signed, None, &Indexing::default());
+        let index = |signed| {
+            super::index(&Served::whole(src.path()), &folder, run, &key, None, signed, &Indexing::default())
+        };
         let first = index(false).map_err(|problem| problem.detail).expect("a source").root;
         std::fs::write(src.path().join("a"), "second").expect("room");
         assert!(index(true).is_ok_and(|again| again.again && again.root == first));

@@ -1,11 +1,11 @@
 //! Which content blocks nobody else has, and in which order to hand them out.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use core::ops::Range;
 
 use agent_proto::peer::UnavailableReason;
 
-use crate::block_map::{BlockCounts, BlockMap};
+use crate::block_map::{BlockCounts, BlockMap, later};
 
 /// A peer's present stretch of consecutive blocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,6 +22,8 @@ pub(super) struct Spread {
     failed: BTreeMap<u64, UnavailableReason>,
     /// Where the next stretch begins: behind those handed out, so that the file is read in one sweep.
     frontier: u64,
+    /// Of each class of blocks that comes before others and is not handed out yet, those that come after it.
+    later: VecDeque<BlockMap>,
 }
 
 impl Spread {
@@ -31,7 +33,13 @@ impl Spread {
             closed: BlockMap::new(blocks),
             failed: BTreeMap::new(),
             frontier: 0,
+            later: VecDeque::new(),
         }
+    }
+
+    /// These come before the rest, in this order.
+    pub(super) fn prefer(&mut self, classes: &[BlockMap]) {
+        self.later = later(classes).into();
     }
 
     /// How many connected peers have a block, or were promised it.
@@ -90,14 +98,31 @@ impl Spread {
 
     /// A free block for a peer: the next of its stretch, or the first of a new one.
     pub(super) fn choose(&mut self, stretch: &mut Stretch, len: u32) -> Option<u64> {
-        if stretch.left == 0 || self.closed.contains(stretch.next) || stretch.next >= self.closed.len() {
-            let next = self.closed.next_clear(self.frontier).or_else(|| self.closed.next_clear(0))?;
+        if stretch.left == 0 || self.is_closed(stretch.next) || stretch.next >= self.closed.len() {
+            let next = self.first_open()?;
             *stretch = Stretch { next, left: len };
             self.frontier = next + u64::from(len);
         }
         let block = stretch.next;
         *stretch = Stretch { next: block + 1, left: stretch.left - 1 };
         Some(block)
+    }
+
+    fn is_closed(&self, block: u64) -> bool {
+        self.closed.contains(block) || self.later.front().is_some_and(|later| later.contains(block))
+    }
+
+    /// Where the next stretch begins: in what comes first as long as there is something of it.
+    fn first_open(&mut self) -> Option<u64> {
+        while let Some(later) = self.later.front() {
+            let next = |from| self.closed.next_in_neither(later, from);
+            if let Some(next) = next(self.frontier).or_else(|| next(0)) {
+                return Some(next);
+            }
+            self.later.pop_front();
+            self.frontier = 0;
+        }
+        self.closed.next_clear(self.frontier).or_else(|| self.closed.next_clear(0))
     }
 }
 
@@ -129,6 +154,34 @@ mod tests {
         assert!(!spread.has_free());
         spread.release(50);
         assert_eq!(take(&mut spread, &mut b), Some(50));
+    }
+
+    #[test]
+    fn what_comes_first_is_handed_out_first() {
+        let mut spread = Spread::new(100);
+        let of = |range| BlockMap::from_ranges(100, core::iter::once(range));
+        spread.prefer(&[of(50..54), of(52..60), of(10..12)]);
+        let (mut a, mut b) = (Stretch::default(), Stretch::default());
+        let mut order = Vec::new();
+        while spread.has_free() {
+            for stretch in [&mut a, &mut b] {
+                let Some(block) = spread.choose(stretch, 8) else { break };
+                spread.claim(block);
+                order.push(block);
+            }
+        }
+        let sorted = |some: &[u64]| {
+            let mut some = some.to_vec();
+            some.sort_unstable();
+            some
+        };
+        assert_eq!(sorted(&order[..4]), (50..54).collect::<Vec<_>>());
+        assert_eq!(sorted(&order[4..10]), (54..60).collect::<Vec<_>>());
+        assert_eq!(sorted(&order[10..12]), [10, 11]);
+        assert_eq!(sorted(&order), (0..100).collect::<Vec<_>>());
+        // One that is free again is handed out again, though its class is over.
+        spread.release(51);
+        assert_eq!(spread.choose(&mut a, 8), Some(51));
     }
 
     #[test]

@@ -115,20 +115,34 @@ impl Swarm {
         self.depth = (shared + behind / BEHIND).min(most) as u32;
     }
 
-    /// Takes up to `room` missing blocks that the peer has, in short runs, rare ones first.
+    /// Takes up to `room` missing blocks that the peer has, in short runs: what comes first before the rest, and of that
+    /// rare ones first. Whoever has nothing of what comes first is asked for what it has.
     fn pick(&mut self, id: AgentId, room: usize) -> Vec<u64> {
-        let Some(peer) = self.peers.get(&id) else { return Vec::new() };
-        let far = self.near > 0 && !peer.near;
         let mut picked = Vec::new();
+        for class in 0..=self.later.len() {
+            if picked.len() >= room {
+                break;
+            }
+            self.pick_of(class, id, room, &mut picked);
+        }
+        picked
+    }
+
+    /// The same of one class, and of those before it.
+    fn pick_of(&mut self, class: usize, id: AgentId, room: usize, picked: &mut Vec<u64>) {
+        let Some(peer) = self.peers.get(&id) else { return };
+        let far = self.near > 0 && !peer.near;
         while picked.len() < room {
             let mut best: Option<(u16, u64)> = None;
             for _ in 0..PROBES {
                 let from = self.chance.below(self.have.len());
                 let next = |from| {
                     if far {
-                        self.next_from_afar(peer, from)
-                    } else {
-                        peer.have.next_not_in(&self.taken, from)
+                        return self.next_from_afar(peer, class, from);
+                    }
+                    match self.later.get(class) {
+                        Some(later) => peer.have.next_in_none_of(&[&self.taken, later], from),
+                        None => peer.have.next_not_in(&self.taken, from),
                     }
                 };
                 let Some(block) = next(from).or_else(|| next(0)) else { break };
@@ -144,26 +158,39 @@ impl Swarm {
             let run = room.saturating_sub(picked.len()).min(self.config.run_len as usize) as u64;
             let run = if far { 1 } else { run };
             for block in first..first + run {
-                if !peer.have.contains(block) || self.supply.at(block) > rarest || !self.taken.insert(block) {
+                let is_later = self.later.get(class).is_some_and(|later| later.contains(block));
+                if is_later
+                    || !peer.have.contains(block)
+                    || self.supply.at(block) > rarest
+                    || !self.taken.insert(block)
+                {
                     break;
                 }
                 picked.push(block);
             }
         }
-        picked
     }
 
     /// The next block from `from` on that a far peer has, that nobody at our site has or fetches, and that is ours to
     /// fetch.
-    fn next_from_afar(&self, peer: &Peer, mut from: u64) -> Option<u64> {
+    fn next_from_afar(&self, peer: &Peer, class: usize, mut from: u64) -> Option<u64> {
         for _ in 0..TURNS_MAX {
-            let block = peer.have.next_in_none_of(&self.taken, &self.sited, from)?;
+            let block = self.next_unsited(peer, class, from)?;
             if self.is_our_turn(block) {
                 return Some(block);
             }
             from = block + 1;
         }
         None
+    }
+
+    /// The next block from `from` on that a peer has, of a class or one before it, that nobody is asked for and nobody at
+    /// our site has or fetches.
+    fn next_unsited(&self, peer: &Peer, class: usize, from: u64) -> Option<u64> {
+        match self.later.get(class) {
+            Some(later) => peer.have.next_in_none_of(&[&self.taken, &self.sited, later], from),
+            None => peer.have.next_in_none_of(&[&self.taken, &self.sited], from),
+        }
     }
 
     fn request(&mut self, now: Instant, id: AgentId, blocks: Vec<u64>) {
@@ -252,11 +279,10 @@ impl Swarm {
             return;
         }
         let (mut picked, mut passed) = (Vec::new(), 0);
-        let mut wrapped = false;
         let start = self.chance.below(self.have.len());
-        let mut from = start;
+        let (mut class, mut wrapped, mut from) = (0, false, start);
         while picked.len() < room && passed < SEARCH_MAX {
-            match self.peers[&id].have.next_in_none_of(&self.taken, &self.sited, from) {
+            match self.next_unsited(&self.peers[&id], class, from) {
                 Some(block) if !wrapped || block < start => {
                     from = block + 1;
                     if self.supply.at(block) == 0 {
@@ -267,6 +293,7 @@ impl Swarm {
                     }
                 }
                 None if !wrapped => (wrapped, from) = (true, 0),
+                _ if class < self.later.len() => (class, wrapped, from) = (class + 1, false, start),
                 _ => break,
             }
         }

@@ -108,7 +108,7 @@ impl Swarm {
         let start = self.chance.below(self.have.len());
         for peer in self.peers.values().filter(|p| !p.near && p.counts()) {
             let mut from = start;
-            while let Some(block) = peer.have.next_in_none_of(&self.taken, &self.sited, from)
+            while let Some(block) = peer.have.next_in_none_of(&[&self.taken, &self.sited], from)
                 && self.waiting.len() < WAITING_MAX
             {
                 self.waiting.entry(block).or_insert(0);

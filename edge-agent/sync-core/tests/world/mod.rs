@@ -157,6 +157,8 @@ pub(crate) struct World {
     pub(crate) misbehaved: Vec<(usize, usize, Misbehaviour)>,
     pub(crate) lost: Vec<(usize, u64)>,
     pub(crate) fetch: FetchConfig,
+    /// What comes before the rest.
+    pub(crate) first: Vec<BlockMap>,
     /// Something of what scenarios wait for has happened.
     news: bool,
 }
@@ -231,6 +233,7 @@ impl World {
             misbehaved: Vec::new(),
             lost: Vec::new(),
             fetch: FetchConfig::default(),
+            first: Vec::new(),
             news: true,
         }
     }
@@ -278,6 +281,11 @@ impl World {
             Some(Machine::Destination(d)) => Some(d.phase()),
             _ => None,
         }
+    }
+
+    /// How many blocks of a class a node has.
+    pub(crate) fn verified_of(&self, node: usize, class: &BlockMap) -> u64 {
+        class.ranges().flatten().filter(|block| self.nodes[node].disk.contains(*block)).count() as u64
     }
 
     pub(crate) fn done_at(&self, node: usize) -> Option<Duration> {
@@ -484,14 +492,9 @@ impl World {
             let settle = if again { Duration::from_millis(500) } else { Duration::ZERO };
             let config = OriginConfig { settle, ..OriginConfig::default() };
             let (signed, hashes) = (self.signed.clone(), self.hashes.clone());
-            Machine::Origin(Box::new(Origin::new(
-                "test".into(),
-                signed,
-                hashes,
-                self.blocks,
-                config,
-                UploadConfig::default(),
-            )))
+            let origin =
+                Origin::new("test".into(), signed, hashes, self.blocks, config, UploadConfig::default());
+            Machine::Origin(Box::new(origin.preferring(&self.first)))
         } else {
             let info = RunInfo {
                 run: RunId([1; 16]),
@@ -585,6 +588,7 @@ impl World {
                 }
                 let disk = node.disk.clone();
                 if let Some(Machine::Destination(d)) = &mut node.machine {
+                    d.prefer(&self.first);
                     d.begin_content(self.now, disk);
                 }
             }

@@ -70,7 +70,7 @@ impl Staging {
 
     /// Looks whether files that were put in place are what they were: whoever deletes them at the source for our word
     /// must know. Everything else waits for this, so that every processor looks.
-    fn look_again(&self, problems: &mut Problems) {
+    pub(super) fn look_again(&self, problems: &mut Problems) {
         let pages = self.manifest.pages();
         let lookers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(LOOKERS_MAX);
         let share = pages.div_ceil(lookers).max(PAGES_LOOKED_AT);
@@ -115,7 +115,7 @@ impl Staging {
     }
 
     /// Does something with every entry, from the first to the last or backwards.
-    fn each_entry(
+    pub(super) fn each_entry(
         &self,
         backwards: bool,
         problems: &mut Problems,
@@ -145,7 +145,7 @@ impl Staging {
         }
     }
 
-    fn is_whole_but_not_placed(&self, entry: u64, blocks: Range<u64>) -> bool {
+    pub(super) fn is_whole_but_not_placed(&self, entry: u64, blocks: Range<u64>) -> bool {
         let inner = self.lock();
         !inner.placed.contains(entry) && !inner.given_up.contains(entry) && inner.has_all(blocks)
     }
@@ -214,6 +214,7 @@ impl Staging {
     /// have us remove something elsewhere by laying a symlink.
     fn try_remove_staging(&self) -> rustix::io::Result<()> {
         let staging = &self.staging;
+        self.hide()?;
         loop {
             let mut names = Vec::new();
             for item in Dir::read_from(staging)? {

@@ -152,6 +152,10 @@ impl Staging {
         if let Err(error) = self.sync() {
             self.doubt(error);
         }
+        if self.is_held_back() {
+            // `finalize` finds them.
+            return;
+        }
         entries.sort_unstable();
         if self.lock().doubtful {
             entries.retain(|&entry| self.was_kept(entry));

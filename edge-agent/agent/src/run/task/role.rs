@@ -1,11 +1,12 @@
 //! How a run begins, stalls and completes: at the source and at a destination.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use event_schema::{
-    ManifestSigned, Problem, ProblemClass, Role, RunAgentState, RunCompleted, RunStateReported,
+    ManifestSigned, Problem, ProblemClass, Role, RunAgentState, RunCompleted, RunStateReported, VersionKept,
 };
 use sync_core::config::{FetchConfig, OriginConfig};
 use sync_core::manifest::{HeadError, ManifestHead, Source};
@@ -15,13 +16,14 @@ use tokio::time::{Duration, Instant};
 
 use super::{Machine, Task};
 use crate::backup::restore::locate;
-use crate::backup::{Held, Purpose, VersionName};
-use crate::disk::{FileHashes, ReadError, file_block_hashes};
+use crate::backup::{Held, Purpose, Shelf, VersionName};
+use crate::disk::{FileHashes, ReadError, Staging, file_block_hashes};
+use crate::hook::Hook;
 use crate::run::blocks::Content;
 use crate::run::event::{Indexed, Made, Prepared, Wakeup};
 use crate::run::limits::{DISK_RETRY, LOOK_AGAIN, LOOK_AGAIN_MAX};
 use crate::run::neighbourhood::site_label;
-use crate::run::work::{self, Workers, problem};
+use crate::run::work::{self, Served, Workers, problem};
 
 /// How long a source that was restarted listens to what its peers have before it chooses what to send.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -51,6 +53,9 @@ impl Task {
                 self.fail(work::problem(ProblemClass::Internal, "a member was asked to join as another"))
             }
             Role::Destination => {
+                if let Err(why) = self.expect_hook() {
+                    return self.fail(why);
+                }
                 let info = RunInfo {
                     run: self.join.run,
                     source_key: self.source_key,
@@ -92,6 +97,43 @@ impl Task {
         }
     }
 
+    /// Sees to it that nothing gets its name before the hook that is asked for, if there is one to call.
+    fn expect_hook(&self) -> Result<(), Problem> {
+        let Some(name) = self.options.hook.as_ref().filter(|_| self.record.ended.is_none()) else {
+            return Ok(());
+        };
+        if !self.host.hooks.contains_key(name) {
+            let detail = format_args!("the hook {name:?} is not in this agent's configuration");
+            return Err(problem(ProblemClass::NotFound, detail));
+        }
+        // A version has its own time to be seen: before it gets its name.
+        if self.makes_version().is_none() {
+            let noted = self.folder.set_holds();
+            noted.map_err(|e| problem(work::disk_class(&e), format_args!("noting the hook: {e}")))?;
+        }
+        Ok(())
+    }
+
+    /// The hook to call, if one is asked for.
+    fn hook(&self, place: &Path) -> Option<Calling> {
+        let name = self.options.hook.as_ref()?;
+        let hook = self.host.hooks.get(name)?.clone();
+        let asked = self.options.hook_timeout_s.map(|s| Duration::from_secs(s.into()));
+        let timeout = asked.map_or(hook.timeout, |asked| asked.min(hook.timeout));
+        let mut environment: Vec<(&'static str, OsString)> = vec![
+            ("FLOTILLA_HOOK", name.into()),
+            ("FLOTILLA_RUN", self.join.run.to_string().into()),
+            ("FLOTILLA_JOB", self.join.job.to_string().into()),
+            ("FLOTILLA_JOB_NAME", self.join.job_name.as_str().into()),
+            ("FLOTILLA_SOURCE", self.join.source.to_string().into()),
+            ("FLOTILLA_DESTINATION", place.into()),
+        ];
+        if let Some(version) = self.makes_version() {
+            environment.push(("FLOTILLA_VERSION", version.to_string().into()));
+        }
+        Some(Calling { hook, name: name.clone(), timeout, environment, stop: self.indexing.stop.clone() })
+    }
+
     pub(super) fn place(&self) -> Option<PathBuf> {
         super::place(&self.host.storage, &self.join.path)
     }
@@ -130,6 +172,7 @@ impl Task {
             (self.folder.clone(), self.join.run, self.host.key.clone(), self.indexing.clone());
         let (known, catalog) = (self.host.known.clone(), self.host.catalog.clone());
         let signed = self.record.manifest_reported;
+        let (rules, first) = (self.options.rules.clone(), self.options.first.clone());
         let version = match &self.purpose {
             Purpose::Restore(version) => {
                 // Before any order behind this one is obeyed.
@@ -144,15 +187,15 @@ impl Task {
             if version.is_none() {
                 known.note(&path);
             }
-            let (catalog, version) = (catalog.as_ref(), version.as_ref());
-            let indexed = work::index(&path, &folder, run, &key, catalog, signed, version, &progress);
+            let served = Served { path, version, rules, first };
+            let indexed = work::index(&served, &folder, run, &key, catalog.as_ref(), signed, &progress);
             Wakeup::Indexed(indexed.map(Box::new))
         });
     }
 
     pub(super) fn indexed(&mut self, result: Result<Box<Indexed>, Problem>) {
         self.busy = false;
-        let Indexed { manifest, signed, root, hashes, reader, problems, again } = match result {
+        let Indexed { manifest, signed, root, hashes, reader, first, problems, again } = match result {
             Ok(indexed) => *indexed,
             Err(problem) => return self.fail(problem),
         };
@@ -184,8 +227,8 @@ impl Task {
             OriginConfig { settle: if again { SETTLE } else { Duration::ZERO }, ..OriginConfig::default() };
         let uploads = Self::uploads().for_blocks(bytes, blocks);
         let FileHashes { strong, weak } = hashes;
-        let mut origin =
-            Origin::new(crate::VERSION.into(), signed, strong, blocks, config, uploads).with_weak(weak);
+        let origin = Origin::new(crate::VERSION.into(), signed, strong, blocks, config, uploads);
+        let mut origin = origin.with_weak(weak).preferring(&first);
         let now = self.now();
         for (agent, peer) in &mut self.peers {
             origin.handle_connected(now, *agent);
@@ -286,15 +329,15 @@ impl Task {
         }
         self.set_state(RunAgentState::Transferring);
         self.looking_since = Instant::now();
-        let known = self.host.known.clone();
+        let (known, first) = (self.host.known.clone(), self.options.first.clone());
         self.work(move || {
             let others = known.besides(&path);
+            let (others, stop) = ((&others[..], &first[..]), &indexing.stop);
             if makes_version {
-                let stop = &indexing.stop;
-                let prepared = work::prepare_version(&path, &folder, &head, &signed, file, &others, stop);
+                let prepared = work::prepare_version(&path, &folder, &head, &signed, file, others, stop);
                 return Wakeup::Prepared(prepared.map(Box::new));
             }
-            let prepared = work::prepare(&path, &folder, &head, &signed, file, &others, &indexing.stop);
+            let prepared = work::prepare(&path, &folder, &head, &signed, file, others, stop);
             known.note(&path);
             Wakeup::Prepared(prepared.map(Box::new))
         });
@@ -318,7 +361,7 @@ impl Task {
             }
             Err(problem) => return self.fail(problem),
         };
-        let Prepared { content, have, bytes, reused, problems, unwanted, made } = prepared;
+        let Prepared { content, have, bytes, reused, problems, unwanted, first, made } = prepared;
         if let Some((made, held)) = made {
             (self.made, self.held) = (Some(made), held);
         }
@@ -337,6 +380,7 @@ impl Task {
         let now = self.now();
         if let Machine::Destination(d) = &mut self.machine {
             d.set_uploads(Self::uploads().for_blocks(manifest.bytes(), manifest.blocks()));
+            d.prefer(&first);
             d.begin_content(now, have);
             d.forgo(unwanted.ranges().flatten());
         }
@@ -443,30 +487,45 @@ impl Task {
         let Some(staging) = self.blocks.content().and_then(|c| c.staging()).cloned() else {
             // It stands already.
             if let Some(made) = self.made.clone() {
-                self.finalized(Vec::new(), Some(made));
+                self.finalized(Ok((Vec::new(), Some(made))));
             }
             return;
         };
+        let Some(place) = self.place() else { return self.fail(bad_path()) };
         self.full = None;
         self.set_state(RunAgentState::Finalizing);
-        let version = self.makes_version().cloned().zip(self.place());
+        let version = self.makes_version().cloned();
+        let hook = self.hook(&place);
         let (folder, incomplete) = (self.folder.clone(), self.incomplete);
         let (run, source_key) = (self.join.run, self.source_key);
         self.work(move || {
+            let Some(name) = version else {
+                return Wakeup::Finalized(
+                    put_in_place(&staging, &place, hook).map(|problems| (problems, None)),
+                );
+            };
             let mut problems = staging.finalize();
-            let made = version
-                .filter(|_| !problems.iter().any(|problem| problem.class == ProblemClass::DiskFull))
-                .and_then(|(name, shelf)| {
-                    let complete = !incomplete && problems.is_empty();
-                    let named = work::name_version(&shelf, &name, &folder, run, source_key, complete);
-                    named.map_err(|problem| problems.push(problem)).ok()
-                });
-            Wakeup::Finalized(problems, made)
+            if problems.iter().any(|problem| problem.class == ProblemClass::DiskFull) {
+                return Wakeup::Finalized(Ok((problems, None)));
+            }
+            let forming = Shelf::forming_path(&place, run);
+            if let Some(Err(refused)) = hook.map(|hook| hook.call(&forming)) {
+                return Wakeup::Finalized(Err(refused));
+            }
+            problems.extend(staging.changed());
+            let complete = !incomplete && problems.is_empty();
+            let named = work::name_version(&place, &name, &folder, run, source_key, complete);
+            Wakeup::Finalized(named.map(|made| (problems, Some(made))))
         });
     }
 
-    pub(super) fn finalized(&mut self, problems: Vec<Problem>, made: Option<Made>) {
+    pub(super) fn finalized(&mut self, result: Result<(Vec<Problem>, Option<Made>), Problem>) {
         self.busy = false;
+        let (problems, made) = match result {
+            Ok(done) => done,
+            Err(full) if full.class == ProblemClass::DiskFull => return self.disk_full(full),
+            Err(problem) => return self.fail(problem),
+        };
         let full = problems.iter().find(|p| p.class == ProblemClass::DiskFull).cloned();
         if let Some(full) = full {
             return self.disk_full(full);
@@ -481,6 +540,11 @@ impl Task {
         // A kill right after the report must not make the next life tell of fewer.
         self.keep_record(true);
         let (run, stats) = (self.join.run, self.record.stats);
+        if let Some(Made { name, complete, unchanged }) = &self.made {
+            let (version, entries, bytes) = (name.to_string(), stats.entries, stats.bytes_total);
+            let (complete, unchanged) = (*complete, *unchanged);
+            self.reports.report(VersionKept { run, version, complete, unchanged, entries, bytes });
+        }
         self.reports.report(RunCompleted { run, state, stats });
         self.ended(state);
     }
@@ -499,6 +563,38 @@ impl Task {
         }
         self.ended(state);
     }
+}
+
+/// A hook that is to be called.
+struct Calling {
+    hook: Hook,
+    name: String,
+    timeout: Duration,
+    environment: Vec<(&'static str, OsString)>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Calling {
+    /// Calls it in a folder.
+    fn call(mut self, folder: &Path) -> Result<(), Problem> {
+        tracing::info!(hook = self.name, folder = %folder.display(), "calling the hook");
+        self.environment.push(("FLOTILLA_FILES", folder.into()));
+        self.hook.call(folder, &self.environment, self.timeout, &self.stop).map_err(|why| {
+            let detail = format_args!("the hook {:?} did not agree: {why}; see this agent's log", self.name);
+            problem(ProblemClass::Internal, detail)
+        })
+    }
+}
+
+/// Gives all that a run brought its names, once the hook has seen it.
+fn put_in_place(staging: &Staging, place: &Path, hook: Option<Calling>) -> Result<Vec<Problem>, Problem> {
+    let mut problems = Vec::new();
+    if let Some(hook) = hook.filter(|_| staging.is_held_back()) {
+        hook.call(&place.join(staging.show()?))?;
+        problems = staging.release();
+    }
+    problems.extend(staging.finalize());
+    Ok(problems)
 }
 
 fn bad_path() -> Problem {

@@ -4,6 +4,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use event_schema::{NotThinned, ThinObstacle, VersionKept};
+
 use super::super::record::RunFolder;
 use super::super::work;
 use super::*;
@@ -35,6 +37,18 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 fn version(n: u8) -> VersionName {
     format!("2026-11-23T01{n:02}00Z").parse().expect("a name")
+}
+
+/// The order to take part in a run that is for something.
+fn asked(join: JoinRun, purpose: &Purpose) -> TakePart {
+    let purpose = match purpose {
+        Purpose::Plain => event_schema::Purpose::Plain,
+        Purpose::Version(name) => event_schema::Purpose::Version { name: name.to_string() },
+        Purpose::Restore(version) => {
+            event_schema::Purpose::Restore { of: join.source, version: version.to_string() }
+        }
+    };
+    TakePart { purpose, ..part(join) }
 }
 
 impl Backup {
@@ -91,9 +105,9 @@ impl Backup {
         let all = [&self.source, &self.storage];
         let (tree, shelf) = (self.tree.path(), self.shelf());
         let join = self.fleet.join_as(run, &all, &self.source, tree);
-        self.source.runs().take_part(join, false, purpose.clone()).await;
+        self.source.runs().take_part(asked(join, &purpose)).await;
         let join = self.fleet.join_as(run, &all, &self.storage, &shelf);
-        self.storage.runs().take_part(join, false, purpose).await;
+        self.storage.runs().take_part(asked(join, &purpose)).await;
     }
 
     async fn end(&self, run: RunId) {
@@ -133,9 +147,9 @@ impl Backup {
         let from = if path.is_empty() { self.kept(n) } else { self.kept(n).join(path) };
         let told = self.storage.problems().len();
         let join = self.fleet.join_as(run, &all, &self.storage, &from);
-        self.storage.runs().take_part(join, false, Purpose::Restore(version(n))).await;
+        self.storage.runs().take_part(asked(join, &Purpose::Restore(version(n)))).await;
         let join = self.fleet.join_as(run, &all, &self.source, to);
-        self.source.runs().join(join, true).await;
+        self.source.runs().take_part(TakePart { keeping: true, ..part(join) }).await;
         let end = self.completed(&self.source, run).await;
         self.end(run).await;
         (end, self.storage.problems().split_off(told))
@@ -218,9 +232,22 @@ async fn three_versions_share_what_is_the_same_and_each_is_what_the_source_was()
     // A third one with nothing but another time on a folder; then nothing at all.
     let old = std::time::UNIX_EPOCH + Duration::new(1_000_000_001, 5);
     fs::File::open(b.at("deep")).expect("there").set_modified(old).expect("ours");
-    assert_eq!(b.backup(3).await.state, RunAgentState::Done);
+    let third = b.backup(3).await;
+    assert_eq!(third.state, RunAgentState::Done);
     b.assert_kept(3);
     let unchanged = b.backup(4).await;
+    let kept = b.storage.reports().into_iter().filter_map(|body| match body {
+        ReportBody::VersionKept(kept) => Some(kept),
+        _ => None,
+    });
+    let kept: Vec<VersionKept> = kept.collect();
+    let told = |kept: &VersionKept| (kept.version.clone(), kept.complete, kept.unchanged);
+    let name = |n| version(n).to_string();
+    assert_eq!(
+        kept.iter().map(told).collect::<Vec<_>>(),
+        [(name(1), true, false), (name(2), true, false), (name(3), true, false), (name(3), true, true)]
+    );
+    assert_eq!((kept[3].entries, kept[3].bytes), (third.stats.entries, third.stats.bytes_total));
     assert_eq!((unchanged.state, unchanged.stats.blocks_fetched), (RunAgentState::Done, 0));
     assert_eq!(b.versions(), [version(1), version(2), version(3)].map(|v| v.to_string()));
     assert!(b.storage.problems().is_empty(), "{:?}", b.storage.problems());
@@ -269,6 +296,7 @@ async fn what_was_backed_up_comes_back_and_what_is_damaged_does_not() {
     let mut b = Backup::new().await;
     make_tree(b.tree.path(), 1 << 20);
     fs::hard_link(b.at("large 1"), b.at("deep/er/also large")).expect("room");
+    std::os::unix::fs::symlink("../../large 0", b.at("deep/er/out")).expect("room");
     let sparse = fs::File::create(b.at("sparse")).expect("room");
     sparse.write_all_at(b"far out", 9 << 20).expect("room");
     assert_eq!(b.backup(1).await.state, RunAgentState::Done);
@@ -283,18 +311,18 @@ async fn what_was_backed_up_comes_back_and_what_is_damaged_does_not() {
     let (end, problems) = b.restore(1, "", whole.path()).await;
     assert_eq!((end.state, problems), (RunAgentState::Done, vec![]));
     rsync_finds_nothing(&was, whole.path());
-    // But for a symlink that leads out of it.
+    // But for a symlink that leads out of what it is in.
     let (end, problems) = b.restore(1, "deep/er", folder.path()).await;
     let told: Vec<_> = problems.iter().map(|p| (p.class, &p.path[..])).collect();
     assert_eq!(
         (end.state, told),
-        (RunAgentState::Done, vec![(ProblemClass::UnsafeLink, &b"deep/er/link"[..])])
+        (RunAgentState::Done, vec![(ProblemClass::UnsafeLink, &b"deep/er/out"[..])])
     );
-    assert_eq!(fs::read_dir(folder.path()).expect("there").count(), 3);
-    let (mut expected, got) = (listing(&was.join("deep/er")), listing(folder.path()));
-    expected.remove(&b"link"[..]);
+    assert_eq!(fs::read_dir(folder.path()).expect("there").count(), 1, "it keeps its own name");
+    let (mut expected, got) = (listing(&was.join("deep/er")), listing(&folder.path().join("er")));
+    expected.remove(&b"out"[..]);
     assert!(expected == got, "{:?} {:?}", expected.keys(), got.keys());
-    assert_eq!(fs::metadata(folder.path().join("also large")).expect("there").nlink(), 1);
+    assert_eq!(fs::metadata(folder.path().join("er/also large")).expect("there").nlink(), 1);
     let (end, problems) = b.restore(1, "deep/small 7", file.path()).await;
     assert_eq!((end.state, problems), (RunAgentState::Done, vec![]));
     assert_eq!(fs::read_dir(file.path()).expect("there").count(), 1);
@@ -350,7 +378,7 @@ async fn what_was_backed_up_comes_back_and_what_is_damaged_does_not() {
         "sparse",
     ];
     assert_eq!(told, damaged);
-    assert!(problems.iter().all(|p| p.class == ProblemClass::SourceChanged));
+    assert!(problems.iter().all(|p| p.class == ProblemClass::Damaged));
     for path in damaged {
         assert!(!again.path().join(path).exists(), "{path}");
     }
@@ -366,7 +394,7 @@ async fn what_was_backed_up_comes_back_and_what_is_damaged_does_not() {
     b.runs += 1;
     let run = RunId([b.runs; 16]);
     let join = b.fleet.join_as(run, &[&b.storage, &b.source], &b.storage, &b.kept(1));
-    b.storage.runs().take_part(join, false, Purpose::Restore(version(1))).await;
+    b.storage.runs().take_part(asked(join, &Purpose::Restore(version(1)))).await;
     let told = || b.storage.problems().iter().any(|p| p.class == ProblemClass::BadManifest);
     timeout(LIMIT, async {
         while !told() {
@@ -385,7 +413,7 @@ async fn a_run_that_ends_with_errors_makes_an_incomplete_version_and_a_stopped_o
     make_tree(b.tree.path(), 1 << 20);
     let run = b.begin(1);
     let join = b.fleet.join_as(run, &[&b.source, &b.storage], &b.source, b.tree.path());
-    b.source.runs().take_part(join, false, Purpose::Version(version(1))).await;
+    b.source.runs().take_part(asked(join, &Purpose::Version(version(1)))).await;
     let serving = || b.source.runs().status().iter().any(|s| s.state == "serving");
     timeout(LIMIT, async {
         while !serving() {
@@ -442,7 +470,8 @@ async fn thinning_removes_what_is_named_and_leaves_what_others_share() {
     let held = Held::at(&b.kept(3)).expect("there");
     let thinned = thin(&b.shelf(), &names(&[1, 3]));
     assert_eq!(thinned.removed, names(&[1]));
-    assert_eq!(thinned.failed, [(version(3).to_string(), "in use".to_owned())]);
+    let in_use = NotThinned { version: version(3).to_string(), why: ThinObstacle::InUse };
+    assert_eq!(thinned.failed, [in_use]);
     assert_eq!(b.versions(), names(&[2, 3, 4]));
     [2, 3, 4].into_iter().for_each(|n| b.assert_kept(n));
     drop(held);
@@ -631,13 +660,14 @@ fn make_versions(place: &Path) {
         let tree = place.join(format!("tree {}", n % 3));
         let folder = |name: &str| RunFolder::open(&place.join(name), run).expect("made");
         let (from, to) = (folder("source"), folder("storage"));
-        let indexed = work::index(&tree, &from, run, &key, None, false, None, &work::Indexing::default());
+        let served = work::Served::whole(&tree);
+        let indexed = work::index(&served, &from, run, &key, None, false, &work::Indexing::default());
         let indexed = indexed.map_err(|problem| problem.detail).expect("a source");
         fs::copy(from.path().join("manifest"), to.path().join(crate::disk::PART)).expect("room");
         let file = Arc::new(fs::File::open(to.path().join(crate::disk::PART)).expect("there"));
         let head = sync_core::manifest::ManifestHead::open(&indexed.signed, run, &public).expect("ours");
         let stop = AtomicBool::new(false);
-        let prepared = work::prepare_version(&shelf, &to, &head, &indexed.signed, file, &[], &stop);
+        let prepared = work::prepare_version(&shelf, &to, &head, &indexed.signed, file, (&[], &[]), &stop);
         let prepared = prepared.map_err(|problem| problem.detail).expect("a usable shelf");
         let staging = prepared.content.staging().expect("each is another").clone();
         let missing = prepared.have.gaps().flatten();
