@@ -458,6 +458,34 @@ async fn a_run_that_ends_with_errors_makes_an_incomplete_version_and_a_stopped_o
     b.shut_down().await;
 }
 
+/// What cannot be another name of a file is a copy of it, from the disk, and the next version shares that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_with_as_many_names_as_it_may_have_is_copied() {
+    let mut b = Backup::new().await;
+    fs::write(b.at("one"), noise(1, 100_000)).expect("room");
+    fs::write(b.at("other"), noise(2, 100_000)).expect("room");
+    assert_eq!(b.backup(1).await.state, RunAgentState::Done);
+    let (one, names) = (b.kept(1).join("one"), b.disk.path().join("names"));
+    fs::create_dir(&names).expect("room");
+    let link = |n: u32| rustix::fs::link(&one, &names.join(n.to_string()));
+    if !(0..70_000).any(|n| link(n) == Err(rustix::io::Errno::MLINK)) {
+        eprintln!("SKIPPED: a file may have more than 70,000 names here");
+        return;
+    }
+    fs::write(b.at("new"), b"new").expect("room");
+    let second = b.backup(2).await;
+    assert_eq!((second.state, second.stats.blocks_fetched), (RunAgentState::Done, 1));
+    b.assert_kept(1);
+    b.assert_kept(2);
+    let same = |n: u8, m: u8, path: &str| ino(&b.kept(n).join(path)) == ino(&b.kept(m).join(path));
+    assert!(!same(1, 2, "one") && same(1, 2, "other"));
+    fs::write(b.at("newer"), b"newer").expect("room");
+    assert_eq!(b.backup(3).await.stats.blocks_fetched, 1);
+    let same = |n: u8, m: u8, path: &str| ino(&b.kept(n).join(path)) == ino(&b.kept(m).join(path));
+    assert!(same(2, 3, "one") && same(2, 3, "other"));
+    b.shut_down().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thinning_removes_what_is_named_and_leaves_what_others_share() {
     let mut b = Backup::new().await;
