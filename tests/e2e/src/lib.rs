@@ -12,5 +12,5 @@ mod world;
 pub use disk::Disk;
 pub use metadata::{ensure_identical, make_rich_tree};
 pub use process::{Process, binary, utp2, wait_until};
-pub use tree::{Tree, differences};
+pub use tree::{Tree, differences, members_differ};
 pub use world::{Agent, Control, Options, Run, World};

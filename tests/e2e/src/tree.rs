@@ -69,6 +69,22 @@ pub fn differences(source: &Path, destination: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// What `rsync` finds different between the folders of two members of a synchronization, by content, mode, owner and the
+/// files' times, also what only the second one has; empty if nothing. What agents keep for themselves is left out.
+///
+/// # Errors
+/// If rsync is missing (`cargo xtask test` installs it) or fails.
+pub fn members_differ(one: &Path, other: &Path) -> Result<String> {
+    let slash = |path: &Path| format!("{}/", path.display());
+    let output = Command::new("rsync")
+        .args(["-nrlptOgo", "--checksum", "--delete", "--itemize-changes", "--exclude=/.flotilla"])
+        .args([slash(one), slash(other)])
+        .output()
+        .context("rsync is needed to compare folders: cargo xtask test installs it")?;
+    ensure!(output.status.success(), "rsync: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Numbers that look random and are the same in every run (xorshift64*).
 struct Random(u64);
 

@@ -9,8 +9,16 @@ use e2e::{Options, World, ensure_identical, make_rich_tree};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// The same for a tree of any size.
+const LIMIT_OF_YOURS: Duration = Duration::from_secs(3600);
+
 /// Sends a folder to two agents, one of which has an older version of some of it, and compares.
-fn arrives(folder: &Path, world: &World, prepare: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+fn arrives(
+    folder: &Path,
+    world: &World,
+    limit: Duration,
+    prepare: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let source = world.agent("source", &[])?;
     let agents = [world.agent("agent-0", &[])?, world.agent("agent-1", &[])?];
     let places = [world.path().join("got-0"), world.path().join("got-1")];
@@ -18,7 +26,7 @@ fn arrives(folder: &Path, world: &World, prepare: impl FnOnce(&Path) -> Result<(
     let to: Vec<_> =
         agents.iter().map(|a| a.name.as_str()).zip(places.iter().map(PathBuf::as_path)).collect();
     let run = world.distribute((source.name.as_str(), folder), &to)?;
-    world.wait_success(&run, LIMIT)?;
+    world.wait_success(&run, limit)?;
     for place in &places {
         ensure_identical(folder, place).with_context(|| place.display().to_string())?;
     }
@@ -30,7 +38,7 @@ fn a_tree_with_everything_is_the_same_for_independent_tools() -> Result<()> {
     let world = World::new(&Options::default())?;
     let folder = world.path().join("tree");
     make_rich_tree(&folder)?;
-    arrives(&folder, &world, |older| {
+    arrives(&folder, &world, LIMIT, |older| {
         make_rich_tree(older)?;
         std::fs::remove_file(older.join("shared/below/another name"))?;
         std::fs::write(older.join("large-0"), "another list and other bytes")?;
@@ -82,5 +90,5 @@ fn a_tree_of_yours_is_the_same_for_independent_tools() -> Result<()> {
     let folder = PathBuf::from(std::env::var_os("FLOTILLA_TREE").context("FLOTILLA_TREE names no folder")?);
     ensure!(folder.is_absolute(), "an absolute path");
     let world = World::new(&Options::default())?;
-    arrives(&folder, &world, |_| Ok(()))
+    arrives(&folder, &world, LIMIT_OF_YOURS, |_| Ok(()))
 }

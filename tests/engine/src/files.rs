@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
 /// Small files in one folder.
-const PER_FOLDER: usize = 1000;
+pub(crate) const PER_FOLDER: usize = 1000;
 
 /// Compared and copied at a time.
 const CHUNK: usize = 1 << 20;
@@ -50,12 +51,30 @@ pub(crate) fn many(root: &Path, count: usize, size: u64) -> Result<()> {
     let mut random = Random::new(7);
     let mut bytes = vec![0; usize::try_from(size)?];
     for n in 0..count {
-        let folder = root.join(format!("folder-{:04}", n / PER_FOLDER));
+        let path = root.join(many_name(n));
         if n % PER_FOLDER == 0 {
-            fs::create_dir_all(&folder)?;
+            fs::create_dir_all(path.parent().context("a folder")?)?;
         }
         random.fill(&mut bytes);
-        fs::write(folder.join(format!("file-{n:07}")), &bytes)?;
+        fs::write(path, &bytes)?;
+    }
+    Ok(())
+}
+
+/// The path below the root of one of [`many`].
+pub(crate) fn many_name(n: usize) -> String {
+    format!("folder-{:04}/file-{n:07}", n / PER_FOLDER)
+}
+
+/// Gives all files below a folder, and the folders, the same time, so that two trees of the same content are the same.
+pub(crate) fn same_times(root: &Path) -> Result<()> {
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    for item in fs::read_dir(root)? {
+        let item = item?;
+        if item.file_type()?.is_dir() {
+            same_times(&item.path())?;
+        }
+        File::open(item.path())?.set_modified(then)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -69,6 +69,13 @@ impl Agent {
         self.process.as_ref().with_context(|| format!("{} does not run", self.name))
     }
 
+    /// What it says of itself.
+    pub(crate) fn status(&self) -> Result<Value> {
+        let mut command = self.place.command(e2e::binary("flotilla-agent"));
+        command.args(["status", "--json", "--data"]).arg(self.dir.join(&self.name));
+        answer(&mut command)
+    }
+
     /// How often it has come to this state of a run, in all its lives.
     pub(crate) fn times(&self, state: &str) -> usize {
         let sign = format!("state=\"{state}\"");
@@ -102,12 +109,7 @@ impl Fleet {
     pub(crate) fn flotilla(&self, args: &[&str]) -> Result<Value> {
         let mut command = self.place.command(e2e::binary("flotilla"));
         command.args(args).args(["--json", "--data"]).arg(self.dir.join("control"));
-        let output = command.stdin(Stdio::null()).output()?;
-        let (text, errors) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "flotilla {args:?}: {text}{errors}");
-        let last = text.lines().last().with_context(|| format!("an answer to {args:?}"))?;
-        Ok(serde_json::from_str(last)?)
+        answer(&mut command)
     }
 
     /// Enrols agents, the same number as places, and waits until all are online.
@@ -150,6 +152,17 @@ impl Fleet {
         Ok(answer["run"].as_str().with_context(|| format!("a run in {answer}"))?.to_owned())
     }
 
+    /// Makes a job that keeps one folder the same, one place for each agent; gives its run.
+    pub(crate) fn synchronize(&self, name: &str, places: &[PathBuf]) -> Result<String> {
+        let mut args: Vec<String> =
+            ["jobs", "create", "synchronization", "--name", name].map(str::to_owned).into();
+        for (agent, place) in self.agents.iter().zip(places) {
+            args.extend(["--member".to_owned(), format!("{}:{}", agent.name, place.display())]);
+        }
+        let answer = self.flotilla(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+        Ok(answer["run"].as_str().with_context(|| format!("a run in {answer}"))?.to_owned())
+    }
+
     /// Starts another run of a job.
     pub(crate) fn start_job(&self, name: &str) -> Result<String> {
         let answer = self.flotilla(&["jobs", "start", name])?;
@@ -169,4 +182,13 @@ impl Fleet {
             std::thread::sleep(ASK);
         }
     }
+}
+
+/// What a command answers: JSON, on its last line.
+fn answer(command: &mut Command) -> Result<Value> {
+    let output = command.stdin(Stdio::null()).output()?;
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{command:?}: {text}{errors}");
+    let last = text.lines().last().with_context(|| format!("an answer to {command:?}"))?;
+    Ok(serde_json::from_str(last)?)
 }

@@ -1,8 +1,8 @@
 //! `engine-bench`: what the agents' engine does with real processes, beside rsync and a BitTorrent swarm in the same run.
 //!
-//! Three benchmarks: one file to many nodes that all have the same rate (`spread`), very many small files over a long
-//! link and on loopback (`small`), and what is sent when little has changed (`changed`). What they have to hold is in
-//! `docs/engine.md`. Everything runs in network, mount and process namespaces of its own and ends with the command.
+//! Four benchmarks: one file to many nodes that all have the same rate (`spread`), very many small files over a long
+//! link and on loopback (`small`), what is sent when little has changed (`changed`), and a change in a very large folder
+//! at rest (`rest`). What they have to hold is in `docs/engine.md`. Everything runs in network, mount and process namespaces of its own and ends with the command.
 
 mod changed;
 mod disk;
@@ -10,6 +10,7 @@ mod files;
 mod fleet;
 mod net;
 mod process;
+mod rest;
 mod rsync;
 mod small;
 mod spread;
@@ -39,6 +40,8 @@ enum Do {
     Small(small::Args),
     /// What is sent of a large file with one byte more, a renamed folder, and a file that is there already.
     Changed(changed::Args),
+    /// How long one change takes to arrive where two agents keep a very large folder the same.
+    Rest(rest::Args),
 }
 
 /// What all of them have.
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Do::Spread(args) => spread::run(args),
         Do::Small(args) => small::run(args),
         Do::Changed(args) => changed::run(args),
+        Do::Rest(args) => rest::run(args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

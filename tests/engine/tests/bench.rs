@@ -80,3 +80,13 @@ fn what_a_change_transfers_is_told() {
         assert!(number(row, "transferred") > 0.0 && number(row, "share") < 1.3, "{row}");
     }
 }
+
+#[test]
+fn a_change_in_a_folder_at_rest_arrives() {
+    let args =
+        ["rest", "--files", "2500", "--bytes", "100", "--changes", "4", "--idle", "100ms", "--within", "20s"];
+    let Some(rows) = bench("rest", &args) else { return };
+    let delivered = rows[0]["delivered_seconds"].as_array().expect("each");
+    assert!(rows.len() == 1 && delivered.len() == 4, "{rows:?}");
+    assert!(number(&rows[0], "agreed_seconds") > 0.0 && number(&rows[0], "delivered_seconds_max") > 0.0);
+}

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Agent, Options, World, wait_until};
+use e2e::{Agent, Options, World, members_differ, wait_until};
 use people::{Entries, Ledger, OWN, Person, Random, edit_of_link, edits_in, tree};
 use serde_json::Value;
 
@@ -227,15 +227,9 @@ impl Scene {
 
     /// Wants an independent tool to find no difference.
     fn compare(&self) -> Result<()> {
-        let slash = |n| format!("{}/", self.folder(n).display());
         for n in 1..MEMBERS {
-            let output = Command::new("rsync")
-                .args(["-nrlptOgo", "--checksum", "--delete", "--itemize-changes", "--exclude=/.flotilla"])
-                .args([slash(0), slash(n)])
-                .output()
-                .context("rsync is needed to compare folders: cargo xtask test installs it")?;
-            let found = String::from_utf8_lossy(&output.stdout);
-            ensure!(output.status.success() && found.is_empty(), "member{n} differs from member0:\n{found}");
+            let found = members_differ(&self.folder(0), &self.folder(n))?;
+            ensure!(found.is_empty(), "member{n} differs from member0:\n{found}");
         }
         Ok(())
     }
