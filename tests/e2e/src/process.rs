@@ -137,6 +137,11 @@ impl Process {
             .with_context(|| self.errors())
     }
 
+    /// Its number among the processes of this machine.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// All it wrote to standard error, over all its lives.
     pub fn errors(&self) -> String {
         read_to_string(&self.stderr).unwrap_or_default()

@@ -1,7 +1,9 @@
 //! A fleet: control service, tracker, agents, each a real process with its own folder.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -94,28 +96,35 @@ pub struct Agent {
     bootstrap: PathBuf,
     args: Vec<String>,
     namespace: Option<String>,
+    launcher: Vec<OsString>,
 }
 
 impl Agent {
     /// Starts it again, as after a power cut.
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        let namespace = self.namespace.as_deref();
-        self.process =
-            start_agent(&self.dir, namespace, &self.name, &self.bootstrap, &self.data, &self.args)?;
+        let command = agent_command(&self.launcher, self.namespace.as_deref());
+        self.process = start_agent(&self.dir, command, &self.name, &self.bootstrap, &self.data, &self.args)?;
         Ok(())
     }
 }
 
+/// The agent as it is built for tests, or what `launcher` says is one.
+fn agent_command(launcher: &[OsString], namespace: Option<&str>) -> Command {
+    let Some((first, more)) = launcher.split_first() else { return program("flotilla-agent", namespace) };
+    let mut command = Command::new(first);
+    command.args(more);
+    command
+}
+
 fn start_agent(
     dir: &Path,
-    namespace: Option<&str>,
+    mut command: Command,
     name: &str,
     bootstrap: &Path,
     data: &Path,
     args: &[String],
 ) -> Result<Process> {
-    let mut command = program("flotilla-agent", namespace);
     command.arg("run").arg("--bootstrap").arg(bootstrap).arg("--data").arg(data);
     command.args(args).env("FLOTILLA_LOG", "info");
     Process::start(name, dir, &mut command)
@@ -204,23 +213,37 @@ impl World {
 
     /// The same with its data elsewhere.
     pub fn agent_in(&self, name: &str, data: &Path, args: &[&str]) -> Result<Agent> {
-        self.enrol(name, data, self.host, args)
+        self.enrol(name, data, self.host, args, &[])
+    }
+
+    /// The same with a program of its own: what is put before `run`, such as an emulator, its options and an agent.
+    pub fn agent_by(&self, launcher: &[OsString], name: &str) -> Result<Agent> {
+        ensure!(self.namespace.is_none(), "a launcher is started in the namespace of the test");
+        self.enrol(name, &self.path().join(name), self.host, &[], launcher)
     }
 
     /// The same with an address of its own.
     pub fn agent_at(&self, name: &str, host: IpAddr) -> Result<Agent> {
-        self.enrol(name, &self.path().join(name), host, &[])
+        self.enrol(name, &self.path().join(name), host, &[], &[])
     }
 
-    fn enrol(&self, name: &str, data: &Path, host: IpAddr, args: &[&str]) -> Result<Agent> {
+    fn enrol(
+        &self,
+        name: &str,
+        data: &Path,
+        host: IpAddr,
+        args: &[&str],
+        launcher: &[OsString],
+    ) -> Result<Agent> {
         let bootstrap = self.token(name, &[])?;
         let data = data.to_path_buf();
         let listen = ["--listen".to_owned(), SocketAddr::new(host, 0).to_string()];
         let args: Vec<String> = listen.into_iter().chain(args.iter().map(|&a| a.to_owned())).collect();
         let namespace = self.namespace.clone();
-        let process = start_agent(self.path(), namespace.as_deref(), name, &bootstrap, &data, &args)?;
-        let dir = self.path().to_path_buf();
-        let agent = Agent { process, name: name.into(), data, dir, bootstrap, args, namespace };
+        let command = agent_command(launcher, namespace.as_deref());
+        let process = start_agent(self.path(), command, name, &bootstrap, &data, &args)?;
+        let (dir, launcher) = (self.path().to_path_buf(), launcher.to_vec());
+        let agent = Agent { process, name: name.into(), data, dir, bootstrap, args, namespace, launcher };
         self.wait_online(&[name])?;
         Ok(agent)
     }

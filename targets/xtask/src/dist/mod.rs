@@ -20,7 +20,7 @@ use packages::spk::{self, Dsm, Spk};
 use self::cross::Cross;
 use self::table::{Package, Program, Table};
 use crate::tools;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, build_programs, cargo, forget_package};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// Tell what there is, and build nothing
     #[arg(long)]
     list: bool,
+    /// Then run the main job with what was built, each on the processor it is for
+    #[arg(long, conflicts_with = "list")]
+    check: bool,
     /// Which packaging of this version it is
     #[arg(long, default_value_t = 1, value_name = "N")]
     build: u32,
@@ -51,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let wanted = |p: &&Program| options.targets.is_empty() || options.targets.iter().any(|t| p.is_called(t));
     let chosen: Vec<&Program> = table.programs.iter().filter(wanted).collect();
-    tools::install()?;
+    let tools = tools::install()?;
     tools::install_emulators()?;
     let out = workspace.target.join("dist");
     let time = commit_time(&workspace.root)?;
@@ -90,7 +93,28 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     fs::write(out.join("SHA256SUMS"), list)?;
     println!("all is in {}", out.display());
-    Ok(ExitCode::SUCCESS)
+    if !options.check {
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure!(build_programs().status()?.success(), "the programs of the main job do not build");
+    let status = main_job(&workspace, tools, &chosen, &out).status().context("running cargo-nextest")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What of `tests/e2e/tests/processors.rs` is about these programs.
+fn main_job(workspace: &Workspace, tools: tools::Tools, chosen: &[&Program], out: &Path) -> Command {
+    let mut tests: Vec<String> = chosen.iter().map(|p| format!("test(/^{}_/)", p.name)).collect();
+    if chosen.iter().any(|p| p.emulator.is_empty()) {
+        tests.push("test(shipped)".into());
+    }
+    let mut command = tools.cargo_nextest.map_or_else(cargo, Command::new);
+    command.current_dir(&workspace.root);
+    forget_package(&mut command);
+    command.args(["nextest", "run", "--package", "e2e", "--test", "processors"]);
+    command.args(["--filterset", &tests.join(" or ")]);
+    command.env("FLOTILLA_BINARIES", workspace.target.join("debug"));
+    command.env("FLOTILLA_DIST", out).env("FLOTILLA_REQUIRE_DIST", "1");
+    command
 }
 
 /// Seconds since 1970 of the commit, which all files in packages have: a time that is part of the input.
