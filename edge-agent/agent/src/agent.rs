@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_proto::TrustBundle;
+use agent_proto::limits::GATEWAYS_MAX;
 use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, DisposalReported, RunId, TakePart, ThinBackup, Thinned, WatchBackup};
 use serde_json::json;
@@ -51,6 +52,8 @@ pub(crate) enum AgentError {
         "this agent is not enrolled; give it a bootstrap file with --bootstrap FILE (flotilla token create --out FILE)"
     )]
     NotEnrolled,
+    #[error("{0}")]
+    Bootstrap(String),
     #[error("the kept trust bundle is damaged; move the data folder away and enrol anew")]
     Trust,
     #[error("the µTP2 socket {address}: {source}")]
@@ -100,18 +103,33 @@ fn at_its_address(
     settings: &Settings,
     store: &Store,
 ) -> Result<Membership, AgentError> {
+    if let Some(error) = &settings.unreadable {
+        tracing::warn!(%error, "enrolled already; the bootstrap file is ignored");
+    }
     let Some(invitation) = &settings.invitation else { return Ok(membership) };
     let trust = store.trust()?.ok_or(AgentError::Trust)?;
     let trust = TrustBundle::open(&trust, &membership.root_key).map_err(|_| AgentError::Trust)?;
     let same_fleet = Sha256::digest(&trust.ca_certificate)[..] == invitation.fingerprint;
     if same_fleet && invitation.address != membership.gateway {
         tracing::info!(gateway = %invitation.address, "enrolled already; the gateway has moved");
-        membership.gateway = invitation.address.clone();
+        // Nothing proves that it has: what a bootstrap file says without a token, anybody can say. So the old one stays
+        // among those that are tried.
+        let mut known = store.gateways()?;
+        known.insert(0, std::mem::replace(&mut membership.gateway, invitation.address.clone()));
+        known.dedup();
+        known.truncate(GATEWAYS_MAX);
         let change = store.change()?;
+        change.set_gateways(&known)?;
         change.set_membership(&membership)?;
         change.commit()?;
     } else {
         tracing::info!(gateway = %membership.gateway, "enrolled already; the bootstrap file is ignored");
+        if !same_fleet {
+            tracing::warn!(
+                data = %settings.data.display(),
+                "the bootstrap file is of another fleet; to join that one, move the data folder away first"
+            );
+        }
     }
     Ok(membership)
 }
@@ -135,7 +153,11 @@ async fn join_fleet(
     status: &Status,
     folder: &DataFolder,
 ) -> Result<Membership, AgentError> {
-    let invitation = settings.invitation.as_ref().ok_or(AgentError::NotEnrolled)?;
+    let invitation = match (&settings.invitation, &settings.unreadable) {
+        (Some(invitation), None) => invitation,
+        (_, Some(error)) => return Err(AgentError::Bootstrap(error.to_string())),
+        (None, None) => return Err(AgentError::NotEnrolled),
+    };
     let (address, admission) = enrol(invitation, settings, key, status).await?;
     let storage = settings.folders_storage_path.clone();
     let default = || folder.path().join("folders").to_string_lossy().into_owned();

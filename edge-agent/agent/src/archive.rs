@@ -24,7 +24,7 @@ use rustix::io::{Errno, Result};
 use sha2::{Digest, Sha256};
 use sync_core::manifest::STAGING_FOLDER;
 
-use crate::disk::{Folder, file_type};
+use crate::disk::{Folder, chmod_at, file_type};
 use crate::restrict::to_path;
 
 /// The archives' folder below the staging folder.
@@ -357,9 +357,11 @@ fn open_to_remove(parent: &OwnedFd, name: &[u8]) -> Result<Option<OwnedFd>> {
     if file_type(&stat) != fs::FileType::Directory {
         return fs::unlinkat(parent, name, AtFlags::empty()).map(|()| None);
     }
-    // What was archived with a folder that nobody may read can be deleted all the same.
-    let _ = fs::chmodat(parent, name, Mode::RWXU, AtFlags::empty());
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    // What was archived with a folder that nobody may read or change can be deleted all the same.
+    if !Mode::from_raw_mode(stat.st_mode).contains(Mode::RWXU) {
+        let _ = chmod_at(parent, name, Mode::RWXU);
+    }
     fs::openat(parent, name, flags, Mode::empty()).map(Some)
 }
 

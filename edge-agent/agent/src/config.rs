@@ -198,6 +198,8 @@ pub(crate) struct Settings {
     pub(crate) gateways: Vec<String>,
     /// None: the agent must be enrolled already.
     pub(crate) invitation: Option<Invitation>,
+    /// What is wrong with the bootstrap file: nothing to an agent that is enrolled.
+    pub(crate) unreadable: Option<ConfigError>,
     /// The bootstrap file, if it is to be deleted once the agent is enrolled.
     pub(crate) consumed: Option<PathBuf>,
     pub(crate) folders_storage_path: Option<String>,
@@ -247,11 +249,15 @@ impl Settings {
             None => FileConfig::default(),
         };
         let path = overrides.bootstrap.or(file.bootstrap);
-        let bootstrap = path.as_deref().map(|path| bootstrap(path, &read(path)?)).transpose()?;
-        let (server, storage, mut tags) = match bootstrap {
-            Some(b) => (Some(b.management_server), b.folders_storage_path, b.tags),
-            None => (None, None, BTreeMap::new()),
+        let given = path.as_deref().map(|path| read(path).and_then(|text| bootstrap(path, &text)));
+        let (given, unreadable) = match given.transpose() {
+            Ok(given) => (given, None),
+            Err(ConfigError::Io { source, .. }) if file.consume_bootstrap && is_missing(&source) => {
+                (None, None)
+            }
+            Err(error) => (None, Some(error)),
         };
+        let Given { invitation: invited, storage, mut tags } = given.unwrap_or_default();
         tags.extend(file.tags);
         let usual = RelayLimits::default();
         let relay = RelayLimits {
@@ -264,7 +270,8 @@ impl Settings {
             relays: file.relays,
             data: overrides.data.or(file.data).ok_or(ConfigError::NoData)?,
             gateways: file.gateways,
-            invitation: file.management_server.or(server).map(invitation).transpose()?,
+            invitation: file.management_server.map(invitation).transpose()?.or(invited),
+            unreadable,
             consumed: path.filter(|_| file.consume_bootstrap),
             folders_storage_path: file.folders_storage_path.or(storage),
             tags: tags.into_iter().collect(),
@@ -325,11 +332,10 @@ impl Settings {
                 "limits.relay_sessions must be 1 to {RELAY_SESSIONS_MAX}, relay_session_bytes not 0"
             ));
         }
-        let further = self.invitation.iter().flat_map(|invitation| &invitation.others);
         if self.gateways.len() > GATEWAYS_MAX {
             return beyond(format!("there are more than {GATEWAYS_MAX} gateways"));
         }
-        for text in self.gateways.iter().chain(further) {
+        for text in &self.gateways {
             Gateway::parse(text)?;
         }
         if self.hooks.len() > HOOKS_MAX {
@@ -360,15 +366,29 @@ impl Settings {
     }
 }
 
+/// What a bootstrap file says.
+#[derive(Default)]
+struct Given {
+    invitation: Option<Invitation>,
+    storage: Option<String>,
+    tags: BTreeMap<String, String>,
+}
+
 /// A bootstrap file: JSON, or an enrolment code.
-fn bootstrap(path: &Path, text: &str) -> Result<Bootstrap, ConfigError> {
+fn bootstrap(path: &Path, text: &str) -> Result<Given, ConfigError> {
     if text.trim_start().starts_with('{') {
-        return serde_json::from_str(text)
-            .map_err(|source| ConfigError::Bootstrap { path: path.to_owned(), source });
+        let file: Bootstrap = serde_json::from_str(text)
+            .map_err(|source| ConfigError::Bootstrap { path: path.to_owned(), source })?;
+        let invitation = Some(invitation(file.management_server)?);
+        return Ok(Given { invitation, storage: file.folders_storage_path, tags: file.tags });
     }
     let server =
         parse_enrolment_code(text).map_err(|source| ConfigError::Code { path: path.to_owned(), source })?;
-    Ok(Bootstrap { management_server: server, folders_storage_path: None, tags: BTreeMap::new() })
+    Ok(Given { invitation: Some(invitation(server)?), ..Given::default() })
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
 }
 
 fn invitation(server: ManagementServer) -> Result<Invitation, ConfigError> {
@@ -376,6 +396,9 @@ fn invitation(server: ManagementServer) -> Result<Invitation, ConfigError> {
         && !is_token_text(token)
     {
         return Err(ConfigError::Token);
+    }
+    for text in &server.further_hosts {
+        Gateway::parse(text)?;
     }
     Ok(Invitation {
         gateway: Gateway::parse(&server.host)?,
@@ -480,8 +503,8 @@ mod tests {
     fn mistakes_are_named() {
         let good = "ab".repeat(32);
         let error = |bootstrap: &str, config: &str| match settings(bootstrap, config) {
+            Ok(Settings { unreadable: Some(error), .. }) | Err(error) => error.to_string(),
             Ok(_) => panic!("{bootstrap} {config} was taken"),
-            Err(error) => error.to_string(),
         };
         for host in ["", "host", "host:0", "host:99999", "fe80::1:80", "a b:1", "[::1]", "[::1]:x"] {
             assert!(error(&bootstrap(host, &good, TOKEN), "").contains("HOST:PORT"), "{host}");

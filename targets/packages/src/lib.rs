@@ -7,6 +7,7 @@
 pub mod elf;
 pub mod spk;
 pub mod tree;
+pub mod wd;
 
 /// The programs and texts of one release, as packages of every format need them.
 #[derive(Clone, Copy)]

@@ -10,7 +10,7 @@ use crate::tree::Tree;
 
 macro_rules! asset {
     ($path:literal) => {
-        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../synology/", $path))
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../", $path))
     };
 }
 
@@ -19,13 +19,13 @@ pub const NAME: &str = "flotilla-agent";
 
 /// Scripts that DSM calls; all must be there, even those that do nothing.
 const SCRIPTS: [(&str, &[u8]); 7] = [
-    ("preinst", asset!("scripts/preinst")),
-    ("postinst", asset!("scripts/postinst")),
-    ("preuninst", asset!("scripts/preuninst")),
-    ("postuninst", asset!("scripts/postuninst")),
-    ("preupgrade", asset!("scripts/preupgrade")),
-    ("postupgrade", asset!("scripts/postupgrade")),
-    ("start-stop-status", asset!("scripts/start-stop-status")),
+    ("preinst", asset!("synology/scripts/preinst")),
+    ("postinst", asset!("synology/scripts/postinst")),
+    ("preuninst", asset!("synology/scripts/preuninst")),
+    ("postuninst", asset!("synology/scripts/postuninst")),
+    ("preupgrade", asset!("synology/scripts/preupgrade")),
+    ("postupgrade", asset!("synology/scripts/postupgrade")),
+    ("start-stop-status", asset!("synology/scripts/start-stop-status")),
 ];
 
 /// Bytes of a licence that DSM shows.
@@ -34,7 +34,7 @@ const LICENCE_MAX: usize = 1 << 20;
 /// Generations of DSM whose packages differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dsm {
-    /// DSM 5.2 to 6.2.
+    /// DSM 6.0 to 6.2.
     Six,
     /// DSM 7.
     Seven,
@@ -70,22 +70,25 @@ impl Spk<'_> {
     pub fn build(&self) -> io::Result<Vec<u8>> {
         let content = Tree::default()
             .program("bin/flotilla-agent", self.agent)
-            .program("bin/supervise.sh", asset!("bin/supervise.sh"))
-            .data("port_conf/flotilla-agent.sc", asset!("conf/flotilla-agent.sc"));
+            .program("bin/supervise.sh", asset!("common/supervise.sh"))
+            .data("port_conf/flotilla-agent.sc", asset!("synology/conf/flotilla-agent.sc"));
         let package = content.tar_gz(&[], self.release.time)?;
         let mut tree = Tree::default()
             .data("INFO", self.info(&package, content.len().div_ceil(1024)))
-            .data("scripts/common.sh", asset!("scripts/common.sh"))
-            .data("conf/privilege", asset!("conf/privilege"))
-            .data("conf/resource", asset!("conf/resource"))
-            .data("WIZARD_UIFILES/install_uifile", asset!("wizard/install_uifile"))
-            .data("WIZARD_UIFILES/uninstall_uifile", asset!("wizard/uninstall_uifile"))
+            .data("scripts/common.sh", asset!("synology/scripts/common.sh"))
+            .data("scripts/service.sh", asset!("common/service.sh"))
+            .data("conf/privilege", asset!("synology/conf/privilege"))
+            .data("conf/resource", asset!("synology/conf/resource"))
+            .data("WIZARD_UIFILES/install_uifile", asset!("synology/wizard/install_uifile"))
             .data("LICENSE", self.release.licence)
-            .data("PACKAGE_ICON_256.PNG", asset!("icons/256.png"))
+            .data("PACKAGE_ICON_256.PNG", asset!("synology/icons/256.png"))
             .data("package.tgz", package);
         tree = match self.dsm {
-            Dsm::Six => tree.data("PACKAGE_ICON.PNG", asset!("icons/72.png")),
-            Dsm::Seven => tree.data("PACKAGE_ICON.PNG", asset!("icons/64.png")),
+            Dsm::Six => tree.data("PACKAGE_ICON.PNG", asset!("synology/icons/72.png")),
+            // DSM 6 removes the state with the program: there is nothing to ask.
+            Dsm::Seven => tree
+                .data("PACKAGE_ICON.PNG", asset!("synology/icons/64.png"))
+                .data("WIZARD_UIFILES/uninstall_uifile", asset!("synology/wizard/uninstall_uifile")),
         };
         for (name, script) in SCRIPTS {
             tree = tree.program(&format!("scripts/{name}"), script);
@@ -97,7 +100,7 @@ impl Spk<'_> {
         let system: &[(&str, &str)] = match self.dsm {
             // `firmware` is what DSM before 6.1 reads, and `startable` the older name of `ctl_stop`.
             Dsm::Six => &[
-                ("firmware", "5.2-5565"),
+                ("firmware", "6.0-7321"),
                 ("os_min_ver", "6.1-14715"),
                 ("os_max_ver", "6.9-99999"),
                 ("startable", "yes"),
@@ -346,7 +349,7 @@ mod tests {
             ("no JSON", seven("WIZARD_UIFILES/install_uifile", Some(b"{"))),
             ("a step", seven("WIZARD_UIFILES/install_uifile", Some(b"[{}]"))),
             ("no such wizard", seven("WIZARD_UIFILES/other", Some(b"[]"))),
-            ("64 × 64", seven("PACKAGE_ICON.PNG", Some(asset!("icons/72.png")))),
+            ("64 × 64", seven("PACKAGE_ICON.PNG", Some(asset!("synology/icons/72.png")))),
             ("256 × 256", seven("PACKAGE_ICON_256.PNG", None)),
             ("package.tgz", seven("package.tgz", Some(b"no archive"))),
             ("1 MiB", seven("LICENSE", Some(&vec![b' '; LICENCE_MAX + 1]))),

@@ -3,6 +3,8 @@
 
 NAME=flotilla-agent
 DEST=${SYNOPKG_PKGDEST:-/var/packages/$NAME/target}
+# By one name, whichever DSM calls it by.
+DEST=$(readlink -f "$DEST" 2>/dev/null || printf '%s' "$DEST")
 
 # DSM 7 keeps a folder of its own across upgrades; before, state lies in the program's folder, which an upgrade replaces.
 if [ -n "${SYNOPKG_PKGVAR:-}" ]; then
@@ -13,19 +15,19 @@ else
     STATE=$DEST/var
 fi
 
-# The shared folder that the package asks for (conf/resource). DSM 7 has a link to it; before, it lies on the volume that
-# the package is on.
-if [ -e "/var/packages/$NAME/shares/flotilla" ]; then
+# The shared folder that the package asks for (conf/resource). It is there when the package is started, not before. DSM 7
+# has a link to it; before, it is looked for, the package's own volume first.
+find_share() {
     SHARE=/var/packages/$NAME/shares/flotilla
-else
-    VOLUME=${SYNOPKG_PKGDEST_VOL:-}
-    if [ -z "$VOLUME" ]; then
-        VOLUME=$(readlink -f "$DEST" 2>/dev/null | sed -n 's|^\(/volume[0-9]*\)/.*|\1|p')
-    fi
-    SHARE=${VOLUME:-/volume1}/flotilla
-fi
+    [ -e "$SHARE" ] && return
+    own=${SYNOPKG_PKGDEST_VOL:-$(readlink -f "$DEST" 2>/dev/null | sed -n 's|^\(/volume[0-9]*\)/.*|\1|p')}
+    for volume in "$own" /volume[0-9]*; do
+        SHARE=$volume/flotilla
+        [ -n "$volume" ] && [ -d "$SHARE" ] && return
+    done
+    SHARE=${own:-/volume1}/flotilla
+}
 
-PID_FILE=$STATE/supervise.pid
 LOG=$STATE/agent.log
 CONFIG=$STATE/agent.toml
 CODE=$STATE/enrolment-code
@@ -39,7 +41,4 @@ tell() {
     fi
 }
 
-# Writes standard input to a file that is whole or not there; $1: file, $2: mode.
-put() {
-    (umask 077 && cat >"$1.new") && chmod "$2" "$1.new" && mv -f "$1.new" "$1"
-}
+. "$(dirname "$0")/service.sh"

@@ -3,12 +3,14 @@
 //! Every world has a folder of its own and every listener port 0. Processes are killed when their
 //! handle is dropped; logs stay with the world's folder when a test fails. Start at [`World`].
 
+mod busybox;
 mod disk;
 mod metadata;
 mod process;
 mod tree;
 mod world;
 
+pub use busybox::BusyBox;
 pub use disk::Disk;
 pub use metadata::{ensure_identical, make_rich_tree};
 pub use process::{Process, binary, utp2, wait_until};

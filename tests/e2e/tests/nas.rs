@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Options, World, binary, differences, wait_until};
+use e2e::{BusyBox, Options, World, binary, differences, wait_until};
 use packages::Release;
 use packages::spk::{self, Dsm, NAME, Spk};
 use packages::tree::Tree;
@@ -21,37 +21,20 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 /// A box: what DSM knows of one package.
 struct Nas {
-    root: tempfile::TempDir,
+    root: BusyBox,
     dsm: Dsm,
 }
 
 impl Nas {
     fn new(dsm: Dsm) -> Result<Self> {
-        let root = tempfile::Builder::new().prefix("flotilla-nas-").tempdir()?;
+        let root = BusyBox::new(&["volume1/@appstore", "volume1/@appdata", "volume2"])?;
         let nas = Self { root, dsm };
-        fs::set_permissions(nas.root.path(), fs::Permissions::from_mode(0o755))?;
-        for folder in ["bin", "dev", "proc", "tmp", "etc", "volume1/@appstore", "volume1/@appdata"] {
-            fs::create_dir_all(nas.path(folder))?;
-        }
-        fs::set_permissions(nas.path("tmp"), fs::Permissions::from_mode(0o1777))?;
         fs::create_dir_all(nas.package(""))?;
-        fs::copy("/bin/busybox", nas.path("bin/busybox")).context("the Debian package busybox-static")?;
-        let applets = Command::new("/bin/busybox").arg("--list").output()?;
-        for applet in String::from_utf8(applets.stdout)?.lines().filter(|a| *a != "busybox") {
-            symlink("busybox", nas.path("bin").join(applet))?;
-        }
-        // The agent as it is built for tests needs the libraries of this machine; a package's is static.
-        let linked = Command::new("ldd").arg(binary("flotilla-agent")).output()?;
-        for library in String::from_utf8(linked.stdout)?.split_whitespace().filter(|w| w.starts_with('/')) {
-            let to = nas.path(library.trim_start_matches('/'));
-            fs::create_dir_all(to.parent().context("a folder")?)?;
-            fs::copy(library, to)?;
-        }
         Ok(nas)
     }
 
     fn path(&self, inside: &str) -> PathBuf {
-        self.root.path().join(inside)
+        self.root.path(inside)
     }
 
     fn package(&self, inside: &str) -> PathBuf {
@@ -70,13 +53,14 @@ impl Nas {
         }
     }
 
+    /// Of the name that the package asks for: on DSM 7 one that the owner had already, on another volume.
     fn share(&self) -> PathBuf {
-        self.path("volume1/flotilla")
+        self.path(if self.dsm == Dsm::Seven { "volume2/flotilla" } else { "volume1/flotilla" })
     }
 
     /// Runs a script as the package's user, in a mount namespace of its own that goes with the last process in it.
     fn script(&self, script: &str, args: &[&str], status: &str, wizard: &[(&str, &str)]) -> Result<Output> {
-        let (root, shown) = (self.root.path(), self.path("tmp/shown"));
+        let shown = self.path("tmp/shown");
         fs::write(&shown, "")?;
         chown(&shown, Some(USER), Some(USER))?;
         let mut env: BTreeMap<&str, String> = BTreeMap::from([
@@ -92,18 +76,9 @@ impl Nas {
             env.insert("SYNOPKG_PKGVAR", format!("/var/packages/{NAME}/var"));
         }
         env.extend(wizard.iter().map(|(key, value)| (*key, (*value).to_owned())));
-        let mounts = "mount -t proc proc \"$0/proc\" && mount --rbind /dev \"$0/dev\" && \
-                      exec chroot --userspec=\"$1:$1\" \"$0\" \"${@:2}\"";
-        let output = Command::new("unshare")
-            .args(["--mount", "--", "/bin/bash", "-c", mounts])
-            .arg(root)
-            .arg(USER.to_string())
-            .args(["/bin/env", "-i"])
-            .args(env.iter().map(|(key, value)| format!("{key}={value}")))
-            .arg(format!("/var/packages/{NAME}/scripts/{script}"))
-            .args(args)
-            .output()?;
-        Ok(output)
+        let env = env.into_iter().map(|(key, value)| (key.to_owned(), value));
+        let script = format!("/var/packages/{NAME}/scripts/{script}");
+        Ok(self.root.command(USER, env).arg(script).args(args).output()?)
     }
 
     /// The same, which is to succeed.
@@ -128,25 +103,31 @@ impl Nas {
         ensure!(faults.is_empty(), "{faults:?}");
         let tree = Tree::read_tar(package)?;
         let _ = fs::remove_dir_all(self.package("scripts"));
-        put(&self.package(""), &tree, |path| path.starts_with("scripts/"))?;
+        BusyBox::put(&self.package(""), &tree, |path| path.starts_with("scripts/"))?;
         Ok(tree)
     }
 
-    /// What DSM does between preinst and postinst: the program's folder, state, the shared folder.
+    /// What DSM does between preinst and postinst: the program's folder, state.
     fn unpack(&self, tree: &Tree) -> Result<()> {
         let content = Tree::read_tar_gz(&tree.get("package.tgz").context("package.tgz")?.bytes)?;
-        put(&self.target(), &content, |_| true)?;
+        BusyBox::put(&self.target(), &content, |_| true)?;
         link(&format!("/volume1/@appstore/{NAME}"), &self.package("target"))?;
         if self.dsm == Dsm::Seven {
             fs::create_dir_all(self.state())?;
             chown(self.state(), Some(USER), Some(USER))?;
             link(&format!("/volume1/@appdata/{NAME}"), &self.package("var"))?;
+        }
+        Ok(chown(self.target(), Some(USER), Some(USER))?)
+    }
+
+    /// What the package's resources are, which DSM makes before it starts the package.
+    fn resources(&self) -> Result<()> {
+        if self.dsm == Dsm::Seven {
             fs::create_dir_all(self.package("shares"))?;
-            link("/volume1/flotilla", &self.package("shares/flotilla"))?;
+            link("/volume2/flotilla", &self.package("shares/flotilla"))?;
         }
         fs::create_dir_all(self.share())?;
-        chown(self.share(), Some(USER), Some(USER))?;
-        Ok(chown(self.target(), Some(USER), Some(USER))?)
+        Ok(chown(self.share(), Some(USER), Some(USER))?)
     }
 
     fn install(&self, package: &[u8], wizard: &[(&str, &str)]) -> Result<()> {
@@ -154,6 +135,7 @@ impl Nas {
         self.succeed("preinst", &[], "INSTALL", wizard)?;
         self.unpack(&tree)?;
         self.succeed("postinst", &[], "INSTALL", wizard)?;
+        self.resources()?;
         self.succeed("start-stop-status", &["start"], "INSTALL", &[])
     }
 
@@ -195,27 +177,6 @@ impl Nas {
         }
         Ok(())
     }
-
-    /// A process in the box by a part of its command line.
-    fn process(&self, part: &str) -> Result<Option<String>> {
-        for entry in fs::read_dir("/proc")?.filter_map(Result::ok) {
-            let of_us = fs::read_link(entry.path().join("root")).is_ok_and(|root| root == self.root.path());
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if of_us && String::from_utf8_lossy(&line).contains(part) {
-                return Ok(Some(entry.file_name().to_string_lossy().into_owned()));
-            }
-        }
-        Ok(None)
-    }
-
-    fn kill(&self, part: &str) -> Result<()> {
-        let process = self.process(part)?.with_context(|| format!("{part} runs"))?;
-        ensure!(Command::new("kill").args(["-9", &process]).status()?.success());
-        wait_until("its end", LIMIT, || {
-            let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-            Ok(line.is_empty().then_some(()))
-        })
-    }
 }
 
 impl Drop for Nas {
@@ -223,20 +184,7 @@ impl Drop for Nas {
         if std::thread::panicking() {
             eprintln!("{}", fs::read_to_string(self.state().join("agent.log")).unwrap_or_default());
         }
-        for part in ["supervise.sh", "flotilla-agent"] {
-            while self.process(part).is_ok_and(|process| process.is_some()) && self.kill(part).is_ok() {}
-        }
     }
-}
-
-fn put(folder: &Path, tree: &Tree, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    for (path, file) in tree.files().filter(|(path, _)| wanted(path)) {
-        let to = folder.join(path);
-        fs::create_dir_all(to.parent().context("a folder")?)?;
-        fs::write(&to, &file.bytes)?;
-        fs::set_permissions(&to, fs::Permissions::from_mode(file.mode))?;
-    }
-    Ok(())
 }
 
 fn link(to: &str, at: &Path) -> Result<()> {
@@ -263,23 +211,6 @@ fn ids(world: &World, name: &str) -> Result<Vec<String>> {
     Ok(agents.filter_map(|a| Some(a["id"].as_str()?.to_owned())).collect())
 }
 
-/// Whether a box can be made here; CI has to.
-fn possible() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    let runs = |command: &mut Command| command.output().is_ok_and(|o| o.status.success());
-    let possible = root
-        && runs(Command::new("unshare").args(["--mount", "true"]))
-        && runs(Command::new("/bin/busybox").arg("--list"));
-    if !possible {
-        assert!(
-            std::env::var_os("FLOTILLA_REQUIRE_ALL").is_none(),
-            "root, namespaces and busybox-static are needed"
-        );
-        eprintln!("SKIPPED: needs root, mount namespaces and Debian's busybox-static");
-    }
-    possible
-}
-
 /// From the code in the wizard to data that stays behind.
 fn life(dsm: Dsm) -> Result<()> {
     let world = World::new(&Options { tracker: true, ..Options::default() })?;
@@ -298,7 +229,9 @@ fn life(dsm: Dsm) -> Result<()> {
     ensure!(nas.service("status")? == Some(0));
     ensure!(!nas.state().join("enrolment-code").exists(), "the token is spent and gone");
     let log = fs::read_to_string(nas.state().join("agent.log"))?;
-    ensure!(!log.contains(&code[40..]), "the code is in no log");
+    let said = agent_proto::parse_enrolment_code(&code)?.bootstrap_token.context("a token")?;
+    let secret = said.split('.').nth(1).context("a secret")?;
+    ensure!(!log.contains(secret) && !log.contains(&code[40..]), "the code is in no log");
     ensure!(fs::metadata(nas.state().join("agent.toml"))?.permissions().mode() & 0o077 == 0);
 
     // The job: a relative folder lies in the shared folder.
@@ -306,20 +239,29 @@ fn life(dsm: Dsm) -> Result<()> {
     fs::create_dir_all(source.join("2026"))?;
     fs::write(source.join("2026/a.mp4"), vec![7; 300_000])?;
     let _base = world.agent("base", &[])?;
-    let run = world.distribute(("base", &source), &[("nas", Path::new("films"))])?;
+    let run = world.distribute(("base", &source), &[("nas", Path::new("films/all"))])?;
     world.wait_success(&run, LIMIT)?;
-    ensure!(differences(&source, &nas.share().join("films"))?.is_empty());
+    ensure!(differences(&source, &nas.share().join("films/all"))?.is_empty());
+    let mode = fs::metadata(nas.share().join("films"))?.permissions().mode();
+    ensure!(mode & 0o055 == 0o055, "others see what came: {mode:o}");
 
+    // A member takes no code, whoever may write to the shared folder.
+    let given = nas.share().join("flotilla-enrolment-code.txt");
+    fs::write(&given, format!("flotilla-{}", "A".repeat(60)))?;
     // Nobody but the package looks after the program.
-    nas.kill("flotilla-agent\0run")?;
-    wait_until("the agent to be started again", LIMIT, || nas.process("flotilla-agent\0run"))?;
+    nas.root.kill("flotilla-agent\0run", LIMIT)?;
+    wait_until("the agent to be started again", LIMIT, || nas.root.process("flotilla-agent\0run"))?;
     world.wait_online(&["nas"])?;
+    ensure!(given.exists() && !nas.state().join("enrolment-code").exists());
+    fs::remove_file(&given)?;
     if dsm == Dsm::Seven {
         let supervisor = fs::read_to_string(nas.state().join("supervise.pid"))?;
         ensure!(Command::new("kill").args(["-9", supervisor.trim()]).status()?.success());
         ensure!(nas.service("status")? == Some(1), "dead, with a pid file");
-        nas.kill("flotilla-agent\0run")?;
-        ensure!(nas.service("start")? == Some(0) && nas.service("start")? == Some(0), "twice is once");
+        // An agent that lost its supervisor ends all the same.
+        ensure!(nas.service("stop")? == Some(0) && nas.root.process("flotilla-agent\0run")?.is_none());
+        ensure!(nas.service("start")? == Some(0) && nas.service("start")? == Some(0));
+        ensure!(nas.root.processes("supervise.sh")?.len() == 1, "twice is once");
     }
 
     // What the owner changed, and who the agent is, stay.
@@ -333,37 +275,61 @@ fn life(dsm: Dsm) -> Result<()> {
     let again = world.flotilla(&["jobs", "start", "job-1"])?;
     world.wait_success(again["run"].as_str().context("a run")?, LIMIT)?;
 
+    if dsm == Dsm::Seven {
+        nas.uninstall(&[])?;
+        nas.install(&first, &[])?;
+        world.wait_online(&["nas"])?;
+        ensure!(
+            ids(&world, "nas")? == [id.clone()],
+            "who the agent is stays unless its owner says otherwise"
+        );
+    }
     nas.uninstall(&[("wizard_delete_state", "true")])?;
-    ensure!(nas.process("flotilla-agent\0run")?.is_none());
-    // What looked after the log of the supervisor that was killed notices within a minute.
-    wait_until("all of it to be gone", LIMIT, || Ok(nas.process("supervise.sh")?.is_none().then_some(())))?;
+    ensure!(nas.root.process("flotilla-agent\0run")?.is_none());
+    ensure!(nas.root.process("supervise.sh")?.is_none());
     ensure!(!nas.state().join("agent").exists());
-    ensure!(differences(&source, &nas.share().join("films"))?.is_empty(), "the data stays");
+    ensure!(differences(&source, &nas.share().join("films/all"))?.is_empty(), "the data stays");
     Ok(())
 }
 
 #[test]
 fn dsm_7_from_the_code_to_the_data_that_stays() -> Result<()> {
-    if possible() { life(Dsm::Seven) } else { Ok(()) }
+    if BusyBox::possible() { life(Dsm::Seven) } else { Ok(()) }
 }
 
 #[test]
 fn dsm_6_from_the_code_to_the_data_that_stays() -> Result<()> {
-    if possible() { life(Dsm::Six) } else { Ok(()) }
+    if BusyBox::possible() { life(Dsm::Six) } else { Ok(()) }
 }
 
 #[test]
 fn a_silent_installation_takes_its_code_from_the_shared_folder() -> Result<()> {
-    if !possible() {
+    if !BusyBox::possible() {
         return Ok(());
     }
     let world = World::new(&Options::default())?;
     let nas = Nas::new(Dsm::Seven)?;
     nas.install(&package(Dsm::Seven, 1)?, &[])?;
-    ensure!(nas.service("status")? == Some(0) && nas.process("flotilla-agent\0run")?.is_none());
+    ensure!(nas.service("status")? == Some(0));
+    let log = nas.state().join("agent.log");
+    wait_until("it to be told", LIMIT, || {
+        Ok(fs::read_to_string(&log)?.contains("no enrolment code yet").then_some(()))
+    })?;
+    ensure!(nas.root.process("flotilla-agent\0run")?.is_none());
     let given = nas.share().join("flotilla-enrolment-code.txt");
-    fs::write(&given, code(&world, "nas")? + "\r\n")?;
-    chown(&given, Some(USER), Some(USER))?;
+    // What is no code, and one that is not for this service any more: then another may be given.
+    let give = |text: &str| {
+        fs::write(&given, text)?;
+        chown(&given, Some(USER), Some(USER))
+    };
+    give("flotilla-")?;
+    let spent = world.flotilla(&["token", "create", "--code"])?;
+    world.flotilla(&["token", "revoke", spent["id"].as_str().context("an id")?])?;
+    give(spent["code"].as_str().context("a code")?)?;
+    wait_until("it to be taken", LIMIT, || Ok((!given.exists()).then_some(())))?;
+    // As an editor of Windows writes it, broken by a mail.
+    let code = code(&world, "nas")?;
+    give(&format!("\u{feff}  {}\r\n{}\r\n", &code[..60], &code[60..]))?;
     world.wait_online(&["nas"])?;
     ensure!(!given.exists(), "who can read the shared folder does not need it");
     ensure!(nas.service("stop")? == Some(0) && nas.service("status")? == Some(3));

@@ -141,17 +141,22 @@ pub(super) fn token(client: &Client, json: bool, command: Token) -> Done {
             };
             let created: TokenCreated = client.post("tokens", &wish)?;
             if code {
+                let id = &created.id;
                 let Some(code) = created.code else {
-                    return Err(Failure::Failed(
-                        "the service made no enrolment code (is a gateway's name longer than 255 bytes?); use --out \
-                         FILE"
-                            .into(),
-                    ));
+                    return Err(Failure::Failed(format!(
+                        "the gateways' names are too long for an enrolment code; use --out FILE (flotilla token revoke \
+                         {id} takes back the token that was made)"
+                    )));
                 };
                 if json {
-                    let (id, expires) = (created.id, created.expires);
-                    return output::say_json(&json!({ "id": id, "expires": expires, "code": code }));
+                    return output::say_json(&json!({ "id": id, "expires": created.expires, "code": code }));
                 }
+                // Beside the code, which alone is for a wizard or a file.
+                let host = created.bootstrap["management_server"]["host"].as_str().unwrap_or_default();
+                eprintln!(
+                    "Token {id}, until {}, for {host}. flotilla token revoke {id} takes it back.",
+                    created.expires
+                );
                 return output::say(&code);
             }
             let text = serde_json::to_string_pretty(&created.bootstrap).map_err(Failure::of)?;

@@ -14,7 +14,7 @@ use rustix::io::{Errno, Result};
 use sync_core::manifest::{STAGING_FOLDER, check_path};
 
 use super::{Archive, UNTIL, base, names, read_until, rename_new};
-use crate::disk::{Folder, file_type};
+use crate::disk::{Folder, chmod_at, file_type};
 
 /// How long what was replaced by something older is kept, in milliseconds: as long as synchronizations keep by default.
 const KEPT_MS: u64 = 30 * 86_400_000;
@@ -238,9 +238,15 @@ fn put_back(folder: &Folder, kept: &Kept, target: &[u8], replace: bool) -> std::
     };
     for (at, _) in target.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
         if folder.make_free_folder(&target[..at]).map_err(said)? {
-            // What it had before nobody knows.
+            // What it had before nobody knows: it is whose the folder above it is.
             let (above, name) = folder.parent(&target[..at]).map_err(said)?;
-            fs::chmodat(&above, name, Mode::from_raw_mode(0o755), AtFlags::empty()).map_err(said)?;
+            chmod_at(&above, name, Mode::from_raw_mode(0o755)).map_err(said)?;
+            let owner = fs::fstat(&above).map_err(said)?;
+            if rustix::process::geteuid().is_root() {
+                let (user, group) = (fs::Uid::from_raw(owner.st_uid), fs::Gid::from_raw(owner.st_gid));
+                fs::chownat(&above, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(said)?;
+            }
         }
     }
     let lies = [&base()[..], b"/", &kept.at].concat();

@@ -5,7 +5,7 @@
 //! as NAS boxes have them.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -154,7 +154,9 @@ impl Folder {
         }
         let mode = Mode::from_raw_mode(stat.st_mode);
         if !mode.contains(Mode::RWXU) {
-            fs::chmodat(&parent, name, mode | Mode::RWXU, AtFlags::empty())?;
+            // Of what lies there by now: no rights of whatever lay there before, and none that run as others.
+            let others = mode & (Mode::RWXG | Mode::RWXO | Mode::SVTX);
+            chmod_at(&parent, name, others | Mode::RWXU)?;
         }
         Ok(false)
     }
@@ -199,6 +201,27 @@ impl Folder {
             Ok(_) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(e),
         }
+    }
+}
+
+/// Sets the mode of what is called `name`, and of nothing that it points to: `fchmodat` follows symlinks, and who may write
+/// to the folder can lay one there at any moment.
+///
+/// # Errors
+/// Whatever the system says, `NOTSUP` for a symlink.
+pub(crate) fn chmod_at(parent: impl AsFd, name: &[u8], mode: Mode) -> Result<()> {
+    let found = fs::openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if file_type(&fs::fstat(&found)?) == FileType::Symlink {
+        return Err(Errno::NOTSUP);
+    }
+    // Such a descriptor knows no `fchmod`; its name below /proc leads to what was opened and nowhere else.
+    match fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), mode) {
+        // A root without /proc.
+        Err(Errno::NOENT) => {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            fs::fchmod(fs::openat(&parent, name, flags, Mode::empty())?, mode)
+        }
+        done => done,
     }
 }
 

@@ -26,7 +26,7 @@ mod urgent;
 use event_schema::{Problem, ProblemClass};
 use rustix::io::Errno;
 
-pub(crate) use folder::{Folder, file_type, mtime};
+pub(crate) use folder::{Folder, chmod_at, file_type, mtime};
 pub(crate) use held::HeldManifests;
 #[cfg(test)]
 pub(crate) use index::index_path;

@@ -724,3 +724,34 @@ fn a_file_that_is_not_the_same_any_more_is_no_further_name() {
         assert_eq!(entry.kind, Kind::file(size), "{}", path.escape_ascii());
     }
 }
+
+#[test]
+fn the_mode_of_what_a_symlink_points_to_stays() {
+    let place = tempdir().expect("room");
+    let path = |name: &str| place.path().join(name);
+    let mode = |name: &str| fs::symlink_metadata(path(name)).expect("there").mode() & 0o7777;
+    let set = |name: &str, mode: u32| {
+        let folder = fs::File::open(place.path()).expect("a folder");
+        chmod_at(&folder, name.as_bytes(), rustix::fs::Mode::from_raw_mode(mode))
+    };
+    fs::write(path("secret"), "s").expect("written");
+    fs::set_permissions(path("secret"), Permissions::from_mode(0o600)).expect("ours");
+    fs::create_dir(path("below")).expect("made");
+    symlink("secret", path("link")).expect("made");
+    symlink("below", path("way")).expect("made");
+    for link in ["link", "way"] {
+        assert_eq!(set(link, 0o755), Err(Errno::NOTSUP));
+    }
+    assert_eq!(mode("secret"), 0o600);
+    set("secret", 0o400).expect("ours");
+    set("below", 0o000).expect("ours");
+    set("below", 0o711).expect("also if nobody may read it");
+    assert_eq!((mode("secret"), mode("below")), (0o400, 0o711));
+    assert_eq!(set("none", 0o755), Err(Errno::NOENT));
+
+    // What lies where a folder belongs is made usable, without rights that run as somebody else.
+    let folder = Folder::open(place.path()).expect("a folder");
+    fs::set_permissions(path("below"), Permissions::from_mode(0o6077)).expect("ours");
+    assert_eq!(folder.make_free_folder(b"below"), Ok(false));
+    assert_eq!(mode("below"), 0o777);
+}

@@ -185,6 +185,22 @@ async fn a_code_enrols_and_is_deleted_when_it_has() {
     let (code, log) = agent.terminate().await;
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains(&TOKEN[33..]), "the token's secret is never shown");
+
+    // A member needs no code: none that is gone, none that is damaged, none that leads elsewhere for good.
+    let again = async |gateway: &Gateway, home: &mut Home| {
+        let agent = home.start(&more);
+        let (_link, _) = gateway.session(0).await;
+        let (code, log) = agent.terminate().await;
+        assert_eq!(code, Some(0), "{log}");
+        log
+    };
+    again(&gateway, &mut home).await;
+    std::fs::write(&bootstrap, format!("flotilla-{}", "A".repeat(60))).expect("written");
+    assert!(again(&gateway, &mut home).await.contains("damaged"));
+    assert!(!bootstrap.exists());
+    home.invite(&"127.0.0.1:9".to_string(), &fleet.fingerprint(), None);
+    assert!(again(&gateway, &mut home).await.contains("the gateway has moved"));
+    again(&gateway, &mut home).await;
 }
 
 #[tokio::test]

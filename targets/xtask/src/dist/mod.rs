@@ -16,9 +16,10 @@ use clap::Args;
 use packages::Release;
 use packages::elf::Elf;
 use packages::spk::{self, Dsm, Spk};
+use packages::wd::{self, Os, Wd};
 
 use self::cross::Cross;
-use self::table::{Package, Program, Table};
+use self::table::{Package, Program, Table, WdPackage};
 use crate::tools;
 use crate::workspace::{Workspace, build_programs, cargo, forget_package};
 
@@ -65,8 +66,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         let bytes = cross.agent(program)?;
         check(program, &bytes)?;
         let path = out.join("bin").join(&program.name).join("flotilla-agent");
-        place(&path, &bytes, 0o755)?;
-        let said = answer(program, &path)?;
+        let new = path.with_extension("new");
+        place(&new, &bytes, 0o755)?;
+        let said = answer(program, &new)?;
+        fs::rename(&new, &path)?;
         println!("{:<8} {} bytes, {said}, {} s", program.name, bytes.len(), begun.elapsed().as_secs());
         sums.push((path, bytes));
     }
@@ -76,13 +79,23 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         format!("Flotilla is free under either of two licences, as you choose.\n\n{}\n{}", mit?, apache?);
     let release =
         Release { version: env!("CARGO_PKG_VERSION"), build: options.build, time, licence: &licence };
+    let built =
+        |name: &str| chosen.iter().zip(&sums).find(|(p, _)| p.name == name).map(|(_, (_, bytes))| bytes);
+    let mut packages = Vec::new();
     for package in &table.packages {
-        let Some((_, agent)) = chosen.iter().zip(&sums).find(|(p, _)| p.name == package.program) else {
-            continue;
-        };
-        let (name, bytes) = pack(package, release, &agent.1)?;
-        println!("{name}: {} bytes", bytes.len());
-        let path = out.join("synology").join(name);
+        let Some(agent) = built(&package.program) else { continue };
+        let (name, bytes) = pack(package, release, agent)?;
+        packages.push((out.join("synology").join(name), bytes));
+    }
+    for package in &table.wd {
+        let Some(agent) = built(&package.program) else { continue };
+        for os in &package.os {
+            let (name, bytes) = pack_wd(package, *os, release, agent)?;
+            packages.push((out.join("wd").join(name), bytes));
+        }
+    }
+    for (path, bytes) in packages {
+        println!("{}: {} bytes", path.file_name().unwrap_or_default().display(), bytes.len());
         place(&path, &bytes, 0o644)?;
         sums.push((path, bytes));
     }
@@ -171,6 +184,22 @@ fn pack(package: &Package, release: Release<'_>, agent: &[u8]) -> Result<(String
     let (name, bytes) =
         (format!("flotilla-agent_{}_dsm{}_{}.spk", spk.version(), package.dsm, package.name), spk.build()?);
     let faults = spk::faults(&bytes, dsm)?;
+    ensure!(faults.is_empty(), "{name}: {}", faults.join("; "));
+    Ok((name, bytes))
+}
+
+fn pack_wd(package: &WdPackage, os: u32, release: Release<'_>, agent: &[u8]) -> Result<(String, Vec<u8>)> {
+    let model = wd::MODELS.into_iter().find(|model| model.name == package.model);
+    let model = model.with_context(|| format!("there is no package for a {}", package.model))?;
+    let system = match os {
+        3 => Os::Three,
+        5 => Os::Five,
+        other => bail!("there is no package for My Cloud OS {other}"),
+    };
+    let made = Wd { release, os: system, model, agent };
+    let (name, bytes) =
+        (format!("flotilla-agent_{}_OS{os}_{}.bin", made.version(), package.model), made.build()?);
+    let faults = wd::faults(&bytes, system, model);
     ensure!(faults.is_empty(), "{name}: {}", faults.join("; "));
     Ok((name, bytes))
 }

@@ -14,6 +14,7 @@ pub(super) struct Table {
     pub(super) programs: Vec<Program>,
     #[serde(rename = "spk")]
     pub(super) packages: Vec<Package>,
+    pub(super) wd: Vec<WdPackage>,
 }
 
 /// A program for some processors. The fields are explained in the file.
@@ -42,13 +43,23 @@ pub(super) struct Package {
     pub(super) platforms: Vec<String>,
 }
 
+/// A WD My Cloud's packages.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WdPackage {
+    pub(super) model: String,
+    pub(super) program: String,
+    pub(super) os: Vec<u32>,
+}
+
 impl Table {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let table: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
-        for package in &table.packages {
-            let known = table.programs.iter().any(|p| p.name == package.program);
-            ensure!(known, "{}: there is no program {}", path.display(), package.program);
+        let packed = table.packages.iter().map(|p| &p.program).chain(table.wd.iter().map(|p| &p.program));
+        for program in packed {
+            let known = table.programs.iter().any(|p| p.name == *program);
+            ensure!(known, "{}: there is no program {program}", path.display());
         }
         Ok(table)
     }
@@ -62,6 +73,8 @@ impl Program {
 
 #[cfg(test)]
 mod tests {
+    use packages::wd::Os;
+
     use super::*;
 
     #[test]
@@ -78,6 +91,14 @@ mod tests {
                 );
             }
         }
+        for model in packages::wd::MODELS {
+            let row = table.wd.iter().find(|row| row.model == model.name);
+            assert_eq!(
+                row.map(|row| row.os.len()),
+                Some(1 + usize::from(model.newest > Os::Three)),
+                "{model:?}"
+            );
+        }
         // The platforms that Flotilla set out for.
         for code in [
             "88f6281",
@@ -92,6 +113,7 @@ mod tests {
             "cedarview",
             "comcerto2k",
             "evansport",
+            "geminilake",
             "monaco",
             "x86",
             "x64",

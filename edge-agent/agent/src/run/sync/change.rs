@@ -488,7 +488,7 @@ impl Changer {
                 let file = match open_file_at(folder, name) {
                     // Ours, and we took the right to read it from ourselves.
                     Err(Errno::ACCESS) if matches!(expected, Expected::File(_)) => {
-                        fs::chmodat(folder, name, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+                        crate::disk::chmod_at(folder, name, Mode::RUSR | Mode::WUSR)?;
                         open_file_at(folder, name)?
                     }
                     opened => opened?,

@@ -1,0 +1,3 @@
+#!/bin/sh
+# Nothing has to be there before.
+exit 0

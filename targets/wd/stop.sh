@@ -1,0 +1,6 @@
+#!/bin/sh
+. "$(dirname "$0")/common.sh"
+
+stop_agent
+rm -rf "$RUN"
+exit 0
