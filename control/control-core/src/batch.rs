@@ -84,12 +84,17 @@ pub fn start(
         }
     };
     let template = Template::parse(subfolder)?;
-    let mut sources = members(state, sources, "source", true)?;
+    // A schedule that stops because one of many was removed would be seen by nobody.
+    let passed_over = if keeps { Absent::PassedOver } else { Absent::PassedOverInGroups };
+    let mut sources = members(state, sources, "source", passed_over)?;
     sources.retain(|agent, _| only.is_none_or(|only| only.contains(agent)));
-    let destinations = members(state, destinations, "destination", after == Disposal::Keep)?;
+    let absent = if after == Disposal::Keep { passed_over } else { Absent::Refused };
+    let destinations = members(state, destinations, "destination", absent)?;
     let names = VersionNames::new(state, job);
     if destinations.is_empty() {
-        return Err(Rejection::Conflict("nobody would receive anything: the groups are empty".into()));
+        return Err(Rejection::Conflict(
+            "nobody would receive anything: the groups are empty, or its agents were removed".into(),
+        ));
     }
     let busy = busy(state, job);
     let mut started = Started::default();
@@ -151,7 +156,9 @@ pub fn start(
             "every source is still busy with an earlier run of this job, such as {} with {run}: wait for its end or stop it",
             name(state, *agent)
         ))),
-        (true, None) => Err(Rejection::Conflict("nobody would send anything: the groups are empty".into())),
+        (true, None) => Err(Rejection::Conflict(
+            "nobody would send anything: the groups are empty, or its agents were removed".into(),
+        )),
     }
 }
 
@@ -172,22 +179,25 @@ impl<'s> VersionNames<'s> {
         Self { state, job, of_runs: named.collect() }
     }
 
-    /// The first of this time that is free everywhere.
+    /// That of this time, or a second after the last one of the source, whichever is later: names tell in which order
+    /// versions were made, whatever clocks say, and what was made last is never taken for an old one.
     fn next(&self, source: AgentId, now: Timestamp) -> Result<String, Rejection> {
         let none = || {
             Rejection::Conflict(
                 "no name of a version is left for this time: check the service's clock".into(),
             )
         };
-        let mut name = VersionName::at(now).ok_or_else(none)?;
+        let name = VersionName::at(now).ok_or_else(none)?;
         let backup = self.state.backups.jobs.get(&self.job);
-        let stands = |name: &VersionName| {
-            let mut shelves = backup.iter().flat_map(|backup| &backup.shelves);
-            shelves.any(|((_, of), shelf)| *of == source && shelf.versions.contains_key(name))
+        let shelves = backup.iter().flat_map(|backup| &backup.shelves).filter(|((_, of), _)| *of == source);
+        let standing = shelves.filter_map(|(_, shelf)| shelf.versions.keys().next_back().copied());
+        let started = backup.and_then(|backup| backup.sources.get(&source)?.started);
+        let of_runs = self.of_runs.iter().filter(|(of, _)| *of == source).map(|(_, name)| *name);
+        let last = standing.chain(started).chain(of_runs).max();
+        let name = match last {
+            Some(last) if last >= name => last.a_second_later().ok_or_else(none)?,
+            _ => name,
         };
-        while self.of_runs.contains(&(source, name)) || stands(&name) {
-            name = name.next().ok_or_else(none)?;
-        }
         Ok(name.to_string())
     }
 }
@@ -200,16 +210,30 @@ fn busy(state: &State, job: JobId) -> BTreeMap<AgentId, RunId> {
     active.map(|(id, run)| (run.source, *id)).collect()
 }
 
-/// Agents that places name, groups resolved, each with its folder. `lenient`: members that are not approved are passed over.
+/// What becomes of a start if an agent is removed or not approved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absent {
+    /// The others begin.
+    PassedOver,
+    /// The others of its group do; one that the job itself names is waited for.
+    PassedOverInGroups,
+    /// Nobody begins.
+    Refused,
+}
+
+/// Agents that places name, groups resolved, each with its folder.
 fn members<'s>(
     state: &State,
     places: &'s [Place],
     what: &str,
-    lenient: bool,
+    absent: Absent,
 ) -> Result<BTreeMap<AgentId, &'s [u8]>, Rejection> {
     let mut members: BTreeMap<AgentId, &[u8]> = BTreeMap::new();
     for place in places {
         let agents: Vec<AgentId> = match place.party {
+            Party::Agent(agent) if absent == Absent::PassedOver => {
+                state.approved(agent).map(|_| agent).into_iter().collect()
+            }
             Party::Agent(agent) => {
                 must_be_approved(state, agent)?;
                 vec![agent]
@@ -217,7 +241,7 @@ fn members<'s>(
             Party::Group(id) => {
                 let group = state.groups.get(&id).ok_or_else(|| Rejection::unknown("group", id))?;
                 let away = group.members.iter().find(|agent| state.approved(**agent).is_none());
-                if let Some(away) = away.filter(|_| !lenient) {
+                if let Some(away) = away.filter(|_| absent == Absent::Refused) {
                     return Err(Rejection::Conflict(format!(
                         "{} of the group {} is removed or not approved yet, and sources would dispose of what it does not \
                          have: approve it, or take it out of the group",

@@ -10,6 +10,7 @@ use event_schema::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::backup::standing::makes_incomplete;
 use crate::job::illegible;
 use crate::limits::PARTICIPANTS_MAX;
 use crate::sync::{self, Member, Sync};
@@ -49,6 +50,8 @@ pub(crate) struct Part {
     pub(crate) problems: u32,
     /// Whether one of them concerns an entry.
     pub(crate) entry_problem: bool,
+    /// Whether one of those says that something is there and could not be taken.
+    pub(crate) lacks: bool,
     /// The command to join exists.
     pub(crate) join_issued: bool,
     /// The command to finish or stop exists.
@@ -74,6 +77,7 @@ impl Run {
                 stats: None,
                 problems: 0,
                 entry_problem: false,
+                lacks: false,
                 join_issued: false,
                 end_issued: false,
                 member: None,
@@ -128,6 +132,7 @@ impl Run {
                 if let Some(part) = self.parts.get_mut(&e.agent) {
                     part.problems += 1;
                     part.entry_problem |= e.concerns_entry;
+                    part.lacks |= e.concerns_entry && makes_incomplete(e.class);
                 }
             }
             Event::RunFinished(e) => self.outcome = Some(e.outcome),

@@ -17,7 +17,7 @@ use crate::projection::Views;
 
 /// The shape of a snapshot. Raised whenever a type in it changes, or the way in which events are folded:
 /// `tests/snapshots.rs` notices the first.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// Everything that a service has folded at one position.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

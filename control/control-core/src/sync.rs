@@ -490,6 +490,7 @@ impl Part {
             stats: None,
             problems: 0,
             entry_problem: false,
+            lacks: false,
             join_issued: false,
             end_issued: false,
             member: None,

@@ -158,7 +158,7 @@ fn a_start_makes_a_version_of_each_source_everywhere() {
     w.stop_run(run_of(1, 2));
     let again = w.start_batch(2, JOB).expect("source 2 is free");
     assert_eq!(again.skipped.iter().map(|s| s.agent).collect::<Vec<_>>(), [agent_id(1)]);
-    assert_eq!(wanted(&w, run_of(2, 2)), format!("{version}-2"));
+    assert_eq!(wanted(&w, run_of(2, 2)), "2026-11-18T110641Z", "a second after its last one");
     // Every destination says once what it keeps, and nobody else does.
     let kept = |version: &str| -> ReportBody {
         VersionKept { run, version: version.into(), complete: true, unchanged: false, entries: 1, bytes: 1 }
@@ -231,8 +231,8 @@ fn a_folder_that_is_suddenly_empty_takes_no_good_versions_place() {
     let empty = hour(&mut w, 2, 3);
     assert!(w.issue_backup(JOB).is_empty());
     let less = hour(&mut w, 3, 2);
-    assert!(w.issue_backup(JOB).is_empty());
-    assert_eq!(standing(&w), [good.clone(), empty.clone(), less.clone()]);
+    assert_eq!(thin(&mut w, &[]), [empty], "of what is suspicious the rules keep as many");
+    assert_eq!(standing(&w), [good.clone(), less.clone()]);
     // What is given back unless told otherwise is the good one.
     let started = w.must(|s| restore::decide(s, &wish(9)));
     let Some(Event::RunStarted(e)) = started.first() else { panic!("{started:?}") };
@@ -240,7 +240,7 @@ fn a_folder_that_is_suddenly_empty_takes_no_good_versions_place() {
     w.stop(9);
     // It is back: what it is now takes their places.
     let back = hour(&mut w, 4, 990);
-    assert_eq!(thin(&mut w, &[]), [good, empty, less]);
+    assert_eq!(thin(&mut w, &[]), [good, less]);
     assert_eq!(standing(&w), [back.clone()]);
     // One that stays small for a month is what it is.
     hour(&mut w, 5, 400);
@@ -267,6 +267,72 @@ fn a_version_with_errors_never_counts_as_the_one_that_is_kept() {
     assert_eq!(standing(&w), [good.clone(), torn.clone()]);
     hour(&mut w, 3, 100);
     assert_eq!(thin(&mut w, &[]), [good, torn]);
+}
+
+#[test]
+fn what_the_source_could_not_read_makes_its_version_incomplete_whenever_it_is_told() {
+    let told = |run, class| -> ReportBody {
+        ProblemReported { run, problem: Problem { class, path: b"a/b".to_vec(), detail: "x".into() } }.into()
+    };
+    let mut w = alone(last(1));
+    let good = hour(&mut w, 1, 100);
+    let backup = |w: &World| w.views.backups.jobs[&JobId(id(JOB))].clone();
+    let is_complete = |w: &World, name: &str| {
+        let shelf = &backup(w).shelves[&(agent_id(3), agent_id(1))];
+        shelf.versions[&name.parse().expect("a name")].complete
+    };
+    for (n, class, complete) in [
+        (2, ProblemClass::PermissionDenied, false),
+        (3, ProblemClass::Io, false),
+        (4, ProblemClass::UnsupportedKind, true),
+    ] {
+        w.now = Timestamp(w.now.0 + 3_600_000);
+        start(&mut w, n);
+        let run = run_of(n, 1);
+        w.says(1, vec![told(run, class)]);
+        let name = finish(&mut w, run, 1, &[3], RunAgentState::Done, 100);
+        assert_eq!(is_complete(&w, &name), complete, "{class:?}");
+        if complete {
+            // Storage was faster than the source's word.
+            assert!(!standing(&w).is_empty());
+            w.says(1, vec![told(run, ProblemClass::PermissionDenied)]);
+            assert!(!is_complete(&w, &name));
+        } else {
+            thin(&mut w, &[]);
+            assert_eq!(standing(&w), [good.clone(), name], "the good one stays, and of others the newest");
+        }
+    }
+    assert_eq!(w.rebuilt(), w.views);
+}
+
+#[test]
+fn a_clock_that_was_wrong_once_costs_nothing_that_came_after_it() {
+    let mut w = alone(last(1));
+    let right = w.now;
+    hour(&mut w, 1, 100);
+    w.now = Timestamp(right.0 + 10 * 365 * 24 * 3_600_000);
+    let ahead = hour(&mut w, 2, 100);
+    thin(&mut w, &[]);
+    w.now = right;
+    for n in 3..6 {
+        let made = hour(&mut w, n, 100);
+        assert!(made > ahead, "{made} after {ahead}");
+        thin(&mut w, &[]);
+        assert_eq!(standing(&w), [made], "what was made last");
+    }
+    // Nor does a schedule run wild by names that are ahead.
+    let mut w = at_work(When::Every { minutes: 60 }, last(1));
+    w.now = Timestamp(right.0 + 10 * 365 * 24 * 3_600_000);
+    start(&mut w, 1);
+    w.stop_run(run_of(1, 1));
+    w.stop_run(run_of(1, 2));
+    w.now = Timestamp(right.0 + 61 * 60_000);
+    assert_eq!(plan::due(&w.views, w.now).len(), 1, "that start counts as one of before");
+    start(&mut w, 2);
+    w.stop_run(run_of(2, 1));
+    w.stop_run(run_of(2, 2));
+    assert_eq!(plan::due(&w.views, Timestamp(w.now.0 + 1_000)), []);
+    assert_eq!(plan::due(&w.views, Timestamp(w.now.0 + 60 * 60_000)).len(), 1);
 }
 
 #[test]
@@ -365,6 +431,18 @@ fn groups_of_sources_are_watched_as_they_change() {
     w.must(|s| agent::decide(s, agent::Command::Remove { agent: agent_id(2) }));
     assert!(agents(&mut w).is_empty());
     assert!(!w.views.backups.jobs[&JobId(id(JOB))].sources.contains_key(&agent_id(2)));
+}
+
+#[test]
+fn who_was_removed_stops_no_backup_of_the_others() {
+    let mut w = at_work(When::Manual, last(1));
+    w.must(|s| agent::decide(s, agent::Command::Remove { agent: agent_id(1) }));
+    w.must(|s| agent::decide(s, agent::Command::Remove { agent: agent_id(4) }));
+    assert_eq!(start(&mut w, 1), [run_of(1, 2)]);
+    let agents: Vec<_> = w.views.runs.runs[&run_of(1, 2)].agents.keys().copied().collect();
+    assert_eq!(agents, BTreeSet::from([agent_id(2), agent_id(3)]).into_iter().collect::<Vec<_>>());
+    w.must(|s| agent::decide(s, agent::Command::Remove { agent: agent_id(3) }));
+    refused(w.start_batch(2, JOB), "removed");
 }
 
 #[test]

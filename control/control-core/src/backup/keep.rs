@@ -37,15 +37,29 @@ pub fn check(keep: &Keep) -> Result<(), Rejection> {
 /// Which of the versions that stand at a storage agent are to go, oldest first; of each it is told whether it counts: it is
 /// complete, and not suspicious.
 ///
-/// The newest complete one stays whatever the policy says. One that is not complete stays until there is a later one
-/// that is, and takes no complete one's place.
+/// The newest that counts stays whatever the policy says. Those that do not count take no place of one that does: they
+/// stay until there is a later one that counts, as far as the rules keep them among themselves, and the newest of them in
+/// any case.
 pub fn surplus(keep: &Keep, standing: &BTreeMap<VersionName, bool>) -> Vec<VersionName> {
-    let complete = || standing.iter().rev().filter(|(_, complete)| **complete).map(|(name, _)| *name);
-    let Some(newest) = complete().next() else { return vec![] };
-    let mut kept = BTreeSet::from([newest]);
-    kept.extend(complete().take(places(keep.last)));
+    let that = |wanted: bool| standing.iter().rev().filter(move |(_, counts)| **counts == wanted);
+    let counting: Vec<VersionName> = that(true).map(|(name, _)| *name).collect();
+    let newest = counting.first().copied();
+    let later: Vec<VersionName> = that(false)
+        .map(|(name, _)| *name)
+        .take_while(|name| newest.is_none_or(|newest| *name > newest))
+        .collect();
+    let (kept, kept_later) = (by_rules(keep, &counting), by_rules(keep, &later));
+    standing.keys().filter(|name| !kept.contains(name) && !kept_later.contains(name)).copied().collect()
+}
+
+/// What the rules keep of these, which are the newest first; that one in any case.
+fn by_rules(keep: &Keep, names: &[VersionName]) -> BTreeSet<VersionName> {
+    let Some(newest) = names.first() else { return BTreeSet::new() };
+    let all = || names.iter().copied();
+    let mut kept = BTreeSet::from([*newest]);
+    kept.extend(all().take(places(keep.last)));
     let reach = time::Duration::days(i64::from(keep.within_days));
-    kept.extend(complete().take_while(|name| keep.within_days > 0 && newest.time() - name.time() <= reach));
+    kept.extend(all().take_while(|name| keep.within_days > 0 && newest.time() - name.time() <= reach));
     for (period, count) in [
         (Period::Hour, keep.hourly),
         (Period::Day, keep.daily),
@@ -54,13 +68,13 @@ pub fn surplus(keep: &Keep, standing: &BTreeMap<VersionName, bool>) -> Vec<Versi
         (Period::Year, keep.yearly),
     ] {
         let mut before = None;
-        let newest_of_each = complete().filter(|name| {
+        let newest_of_each = all().filter(|name| {
             let this = Some(period.of(*name));
             std::mem::replace(&mut before, this) != this
         });
         kept.extend(newest_of_each.take(places(count)));
     }
-    standing.keys().filter(|name| **name < newest && !kept.contains(name)).copied().collect()
+    kept
 }
 
 fn places(count: u32) -> usize {
@@ -159,6 +173,11 @@ mod tests {
         assert_eq!(left(one, &[old, torn]), [old, "2026-01-02T000000Z"], "it takes nobody's place");
         assert_eq!(left(one, &[old, torn, new]), [new]);
         assert_eq!(left(Keep { last: 2, ..one }, &[old, torn, new]), [old, new]);
+        // A file that always changes: what is not complete is thinned too, by the same rules.
+        let (later, last) = ("2026-01-02T060000Z!", "2026-01-04T000000Z!");
+        assert_eq!(left(one, &[old, torn, later, last]), [old, "2026-01-04T000000Z"]);
+        let daily = Keep { daily: 2, ..Keep::NOTHING };
+        assert_eq!(left(daily, &[torn, later, last]), ["2026-01-02T060000Z", "2026-01-04T000000Z"]);
     }
 
     #[test]
@@ -233,11 +252,12 @@ mod tests {
             for (name, complete) in versions {
                 standing.insert(name, complete);
                 let newest = standing.iter().rev().find(|(_, complete)| **complete).map(|(name, _)| *name);
+                let last = *standing.keys().next_back().expect("one stands");
                 thin(keep, &mut standing);
-                match newest {
-                    Some(newest) => prop_assert_eq!(standing.get(&newest), Some(&true)),
-                    None => prop_assert!(standing.contains_key(&name), "none is complete: all stay"),
+                if let Some(newest) = newest {
+                    prop_assert_eq!(standing.get(&newest), Some(&true));
                 }
+                prop_assert!(standing.contains_key(&last), "what was made last stays");
                 prop_assert_eq!(surplus(&keep, &standing), vec![]);
             }
         }

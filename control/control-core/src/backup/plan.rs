@@ -9,11 +9,11 @@ use event_schema::{
 };
 
 use super::keep;
-use super::standing::{Backup, Shelf};
+use super::standing::{Backup, Shelf, Source};
 use super::version::VersionName;
 use super::when::{Facts, Schedule};
 use crate::State;
-use crate::projection::{JobView, RunView, Views};
+use crate::projection::{JobView, Views};
 
 /// A command to be signed.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,27 +172,27 @@ pub fn still_stands(state: &State, due: &Due) -> bool {
     }
 }
 
-/// Backups whose time has come: for whoever sees to schedules. A source with an active run is not due.
+/// Backups whose time has come: for whoever sees to schedules, of whom there may be one at a time: two whose clocks differ
+/// would each take the other's starts for those of a clock that was wrong. A source with an active run is not due.
 pub fn due(views: &Views, now: Timestamp) -> Vec<Due> {
+    let starts = Starts::of(views);
     let jobs = views.jobs.jobs.iter();
     jobs.filter_map(|(job, known)| {
         let backup = views.backups.jobs.get(job)?;
         let last = backup.last_start();
         let come = |started, changed| next(known, started, changed, now).is_some_and(|at| at <= now);
         if !is_continuous(known) {
-            return come(last, false).then_some(Due { job: *job, last, sources: None });
+            let started = starts.of_job(*job, backup);
+            return come(started, false).then_some(Due { job: *job, last, sources: None });
         }
         let told = backup.sources.iter().filter(|(_, source)| source.changed && source.watch.is_some());
-        let mut ready: BTreeMap<AgentId, _> = told
-            .filter(|(_, source)| come(source.started, true))
+        let ready: BTreeMap<AgentId, _> = told
+            .filter(|(agent, source)| {
+                !starts.active.contains(&(*job, **agent))
+                    && come(starts.of_source(*job, **agent, source), true)
+            })
             .map(|(agent, source)| (*agent, source.started))
             .collect();
-        if !ready.is_empty() {
-            let active = |run: &&RunView| run.job == *job && run.outcome.is_none() && run.makes_version();
-            views.runs.runs.values().filter(active).filter_map(RunView::source).for_each(|source| {
-                ready.remove(&source);
-            });
-        }
         (!ready.is_empty()).then_some(Due { job: *job, last, sources: Some(ready) })
     })
     .collect()
@@ -202,20 +202,61 @@ pub fn due(views: &Views, now: Timestamp) -> Vec<Due> {
 /// is not known.
 pub fn next_start(views: &Views, job: JobId, now: Timestamp) -> Option<Timestamp> {
     let (known, backup) = (views.jobs.jobs.get(&job)?, views.backups.jobs.get(&job)?);
+    let starts = Starts::of(views);
     if !is_continuous(known) {
-        return next(known, backup.last_start(), false, now);
+        return next(known, starts.of_job(job, backup), false, now);
     }
-    backup.sources.values().filter_map(|source| next(known, source.started, source.changed, now)).min()
+    let sources = backup.sources.iter();
+    let next = sources.filter_map(|(agent, source)| {
+        next(known, starts.of_source(job, *agent, source), source.changed, now)
+    });
+    next.min()
+}
+
+/// When sources were started last, by the records that say so: names of versions only grow, and so may be ahead of the
+/// clock.
+struct Starts {
+    /// By job and source: place on the log, and when.
+    last: BTreeMap<(JobId, AgentId), (u64, Timestamp)>,
+    active: BTreeSet<(JobId, AgentId)>,
+}
+
+impl Starts {
+    fn of(views: &Views) -> Self {
+        let (mut last, mut active) = (BTreeMap::new(), BTreeSet::new());
+        for run in views.runs.runs.values().filter(|run| run.makes_version()) {
+            let Some(source) = run.source() else { continue };
+            let key = (run.job, source);
+            let this = (run.history.first().copied().unwrap_or_default(), run.started);
+            let known = last.entry(key).or_insert(this);
+            *known = this.max(*known);
+            if run.outcome.is_none() {
+                active.insert(key);
+            }
+        }
+        Self { last, active }
+    }
+
+    /// The last start of any source.
+    fn of_job(&self, job: JobId, backup: &Backup) -> Option<Timestamp> {
+        let bounds = (job, AgentId([0; 16]))..=(job, AgentId([255; 16]));
+        let known = self.last.range(bounds).map(|(_, start)| *start).max();
+        known.map(|(_, time)| time).or_else(|| backup.last_start()?.timestamp())
+    }
+
+    fn of_source(&self, job: JobId, agent: AgentId, source: &Source) -> Option<Timestamp> {
+        let known = self.last.get(&(job, agent)).map(|(_, time)| *time);
+        known.or_else(|| source.started?.timestamp())
+    }
 }
 
 fn is_continuous(job: &JobView) -> bool {
     matches!(job.spec, JobSpec::Backup { when: When::Continuous { .. }, .. })
 }
 
-fn next(job: &JobView, started: Option<VersionName>, changed: bool, now: Timestamp) -> Option<Timestamp> {
+fn next(job: &JobView, started: Option<Timestamp>, changed: bool, now: Timestamp) -> Option<Timestamp> {
     let JobSpec::Backup { when, .. } = &job.spec else { return None };
-    // A start is known to the second, by its version's name: so steps are counted in whole ones.
+    // A start whose run is forgotten is known to the second, by its version's name: so steps are counted in whole ones.
     let created = Timestamp(job.created.0 / 1_000 * 1_000);
-    let started = started.and_then(VersionName::timestamp);
     Schedule::parse(when).ok()?.due(Facts { created, started, changed }, now)
 }

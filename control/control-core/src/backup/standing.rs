@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use event_schema::{
     AgentId, BackupOrder, BackupVersionKept, CommandId, Errand, Event, Field, JobId, JobSpec, Owner, Private,
-    Purpose, RefusalReason, Role, RunId, RunStarted, Subject, Visit,
+    ProblemClass, Purpose, RefusalReason, Role, RunId, RunStarted, Subject, Visit,
 };
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +68,7 @@ pub struct Shelf {
 pub struct Version {
     /// Which run made it.
     pub run: RunId,
-    /// It has everything of the run's manifest.
+    /// It has everything of the run's manifest, and that has everything that was at the source.
     pub complete: bool,
     /// See [`BackupVersionKept::shrunk`].
     pub shrunk: bool,
@@ -200,6 +200,13 @@ impl Backups {
                     backup.kept(e);
                 }
             }
+            Event::RunProblemReported(e) if makes_incomplete(e.class) && e.concerns_entry => {
+                // The source may be heard after storage has told what it keeps.
+                let shelves = self.jobs.values_mut().flat_map(|backup| &mut backup.shelves);
+                let of_source = shelves.filter(|((_, source), _)| *source == e.agent);
+                let versions = of_source.flat_map(|(_, shelf)| shelf.versions.values_mut());
+                versions.filter(|version| version.run == e.run).for_each(|version| version.complete = false);
+            }
             Event::BackupThinned(e) => {
                 if let Some(backup) = self.alive(e.job) {
                     backup.thinning.remove(&e.agent);
@@ -269,6 +276,27 @@ impl Backups {
                     .for_each(|version| visit(Field::Shelf, owner, &mut version.shelf));
             }
         }
+    }
+}
+
+/// Whether a problem that a source has with an entry says that the version lacks what is there. What is gone is not, and
+/// what no run carries anywhere (sockets, links that lead out) is not missed.
+pub(crate) fn makes_incomplete(class: ProblemClass) -> bool {
+    match class {
+        ProblemClass::DiskFull
+        | ProblemClass::PermissionDenied
+        | ProblemClass::SourceChanged
+        | ProblemClass::LimitExceeded
+        | ProblemClass::Io
+        | ProblemClass::Internal
+        | ProblemClass::CorruptBlock
+        | ProblemClass::BadManifest
+        | ProblemClass::Damaged => true,
+        ProblemClass::NotFound
+        | ProblemClass::UnsafeLink
+        | ProblemClass::UnsafeName
+        | ProblemClass::UnsupportedKind
+        | ProblemClass::Replaced => false,
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) fn kept(state: &State, run: &Run, id: RunId, agent: AgentId, told: &V
         agent,
         source: run.source,
         version: name.to_string(),
-        complete: told.complete,
+        complete: told.complete && !run.parts.get(&run.source).is_some_and(|source| source.lacks),
         shrunk,
         unchanged: told.unchanged,
         entries: told.entries,

@@ -28,6 +28,12 @@ impl VersionName {
         Some(Self { number: self.number.checked_add(1).filter(|number| *number <= NUMBER_MAX)?, ..self })
     }
 
+    /// The first name of the next second; none beyond the year 9999.
+    pub(crate) fn a_second_later(self) -> Option<Self> {
+        let at = self.at.checked_add(time::Duration::SECOND).filter(|at| at.year() <= 9_999)?;
+        Some(Self { at, number: 1 })
+    }
+
     /// The time in it; none before 1970.
     pub fn timestamp(self) -> Option<Timestamp> {
         u64::try_from(self.at.unix_timestamp()).ok().map(|seconds| Timestamp(seconds * 1_000))

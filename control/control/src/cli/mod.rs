@@ -5,6 +5,7 @@
 
 mod archive;
 mod audit;
+mod backups;
 mod client;
 mod erase;
 mod fleet;
@@ -98,6 +99,9 @@ enum Command {
     /// What happens and has happened
     #[command(subcommand, alias = "run")]
     Runs(work::Runs),
+    /// Versions of folders that storage keeps: show them, give them back
+    #[command(subcommand)]
+    Backups(backups::Backups),
     /// Synchronizations that run: members, policy, guards
     #[command(subcommand)]
     Sync(sync::Sync),
@@ -192,6 +196,7 @@ fn dispatch(line: Line) -> Done {
         Command::Groups(command) => fleet::groups(&Client::new(global)?, json, command),
         Command::Jobs(command) => work::jobs(&Client::new(global)?, json, command),
         Command::Runs(command) => work::runs(&Client::new(global)?, json, command),
+        Command::Backups(command) => backups::run(&Client::new(global)?, json, command),
         Command::Sync(command) => sync::run(&Client::new(global)?, json, command),
         Command::Conflicts(line) => sync::conflicts(&Client::new(global)?, json, &line),
         Command::Log(command) => log::run(global, command),
@@ -235,6 +240,17 @@ mod tests {
              --no-start --json --data d",
             "flotilla jobs create synchronization --name n --member a:/x --member group:g:/y --read-only b:/z \
              --revert c:/z --ignore *.tmp --wanted /docs --archive 30d,10GB --guard-percent 50 --guard-min 5 --no-start",
+            "flotilla jobs create backup --name n --source a:/x --source group:g:/y --destination b:/z --subfolder /x \
+             --every 6h --keep-last 3 --keep-hourly 1 --keep-daily 2 --keep-weekly 3 --keep-monthly 4 --keep-yearly 5 \
+             --keep-within 30 --ignore !x --first /boot --hook stop-web --hook-timeout 30s --start --json",
+            "flotilla jobs create backup --name n --source a:/x --destination b:/z --continuous 15min --quiet 5s --no-start",
+            "flotilla jobs create distribution --name n --source a:/x --destination b:/y --ignore *.tmp --first a --hook h",
+            "flotilla jobs create consolidation --name n --source a:/x --destination b:/y --ignore *.tmp",
+            "flotilla backups list",
+            "flotilla backups list n --json",
+            "flotilla backups versions n --source a --at 17 --json",
+            "flotilla backups restore n --source a --version latest --path x/y --to b:/z --from c",
+            "flotilla backups restore n --source a --at 2026-11-23T01:30:00Z --json",
             "flotilla sync members n --json",
             "flotilla sync add n --read-only b:/z --ignore x",
             "flotilla sync remove n a group:g --json",

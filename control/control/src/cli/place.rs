@@ -30,6 +30,14 @@ pub(super) fn parse(text: OsString) -> Result<PlaceWish, String> {
     })
 }
 
+/// A path, or its bytes in hex if they are no text.
+pub(super) fn path(text: OsString) -> (Option<String>, Option<String>) {
+    match String::from_utf8(path_bytes(&text, 0)) {
+        Ok(path) => (Some(path), None),
+        Err(error) => (None, Some(data_encoding::HEXLOWER.encode(error.as_bytes()))),
+    }
+}
+
 #[cfg(unix)]
 fn path_bytes(text: &OsStr, from: usize) -> Vec<u8> {
     std::os::unix::ffi::OsStrExt::as_bytes(text)[from..].to_vec()

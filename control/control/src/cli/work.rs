@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, value_parser};
 use serde_json::json;
 
 use super::client::{Client, segment};
-use super::{Done, Failure, archive, audit, output, place, sync, watch};
+use super::{Done, Failure, archive, audit, backups, output, place, sync, watch};
 use crate::api::view::{
     BatchView, BatchesView, DisposalView, HistoriesView, HistoryView, JobStarted, JobView, JobWish, JobsView,
     ProblemView, RunSummary, RunView, RunsView, StatusView, StopWish,
@@ -72,6 +72,19 @@ pub(super) enum Create {
         all members named here; `flotilla sync add` gives one of them others."
     )]
     Synchronization(sync::Create),
+    /// Versions of sources' folders at storage, kept as long as they should be
+    #[command(
+        after_help = "Example: flotilla jobs create backup --name offices --source group:desks:/home --destination nas-1:backups \
+        --every 6h --keep-last 7 --keep-daily 14 --keep-monthly 12\n         \
+        flotilla jobs create backup --name plans --source base:/srv/plans --destination nas-1:backups --calendar \"30 2 * * mon-fri\"\n\n\
+        Each source has a run of its own, and a shelf of its own below the destination's path; each start keeps a version \
+        there, a plain folder of the time's name. What did not change is there once. Without a time it is started by hand \
+        (`flotilla jobs start`); a start that was missed is made up once. A version stays while any --keep rule keeps it; \
+        without a rule the last 7, and one of each of 14 days, 8 weeks and 12 months. The newest complete one always stays, \
+        and nothing goes because of a version that is incomplete or suspiciously small. `flotilla backups` shows versions and \
+        gives them back. Deleting the job removes none of them."
+    )]
+    Backup(backups::Create),
 }
 
 #[derive(Debug, Args)]
@@ -85,6 +98,8 @@ pub(super) struct Distribution {
     /// To where (repeatable)
     #[arg(long, value_name = "AGENT|GROUP:PATH", required = true, value_parser = value_parser!(OsString))]
     destination: Vec<OsString>,
+    #[command(flatten)]
+    options: backups::OptionsLine,
     /// Only make the job
     #[arg(long)]
     no_start: bool,
@@ -107,6 +122,8 @@ pub(super) struct Consolidation {
     /// What becomes of the sources' files when every destination has them: keep, archive:DAYSd or delete
     #[arg(long, default_value = "keep")]
     after: String,
+    #[command(flatten)]
+    options: backups::OptionsLine,
     /// Only make the job
     #[arg(long)]
     no_start: bool,
@@ -254,6 +271,7 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
             let wish = JobWish {
                 source: Some(place(line.source)?),
                 destinations: destinations?,
+                options: line.options.wish()?,
                 start: Some(!line.no_start),
                 ..JobWish::new("distribution", line.name)
             };
@@ -268,6 +286,7 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
                 destinations: places(line.destination)?,
                 subfolder: line.subfolder,
                 after: Some(line.after),
+                options: line.options.wish()?,
                 start: Some(!line.no_start),
                 ..JobWish::new("consolidation", line.name)
             };
@@ -276,6 +295,7 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
         Jobs::Create(Create::Synchronization(line)) => {
             started(json, &client.post("jobs", &sync::wish(line)?)?)
         }
+        Jobs::Create(Create::Backup(line)) => started(json, &client.post("jobs", &backups::wish(line)?)?),
         Jobs::Start { job } => started(json, &client.post(&format!("{}/start", path(&job)), &json!({}))?),
         Jobs::List => {
             let jobs = client.list("jobs", |page: JobsView| (page.jobs, page.next))?;
@@ -316,8 +336,20 @@ pub(super) fn jobs(client: &Client, json: bool, command: Jobs) -> Done {
             for destination in &job.destinations {
                 text.push_str(&format!("\n  to       {}", bootstrap_place(destination)));
             }
-            if let (Some(subfolder), Some(after)) = (&job.subfolder, &job.after) {
-                text.push_str(&format!("\n  folders  {subfolder}\n  after    {after}"));
+            if let Some(subfolder) = &job.subfolder {
+                text.push_str(&format!("\n  folders  {subfolder}"));
+            }
+            if let Some(after) = &job.after {
+                text.push_str(&format!("\n  after    {after}"));
+            }
+            if let Some(when) = &job.when {
+                text.push_str(&format!("\n  started  {}", backups::when_line(when)));
+            }
+            if let Some(keep) = &job.keep {
+                text.push_str(&format!("\n  kept     {}", backups::keep_line(keep)));
+            }
+            for line in job.options.iter().flat_map(backups::options_lines) {
+                text.push_str(&format!("\n  {line}"));
             }
             for run in &job.runs {
                 text.push_str(&format!("\n  run      {run}"));
