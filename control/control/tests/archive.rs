@@ -320,7 +320,7 @@ fn a_log_check_holds_every_attested_state() {
     );
     drop(serve);
     let end = end.max(append(&data, []));
-    let wrong = StateAttested { at: end, form: 4, hash: [0x66; 32] };
+    let wrong = StateAttested { at: end, form: control_core::form::NEWEST, hash: [0x66; 32] };
     let bad = append(&data, [record(Timestamp(BEGIN + 31 * HOUR), wrong)]);
     append(&data, [group(31)]);
     let serve = Serve::start(&data);

@@ -130,7 +130,7 @@ fn what_was_attested_is_held_against_the_fold() {
         *byte = u8::from_str_radix(std::str::from_utf8(digits).expect("ASCII"), 16).expect("hex");
     }
     let now = || Timestamp(1_795_000_000_000);
-    append(folder, vec![record(now(), StateAttested { at, form: 4, hash })]);
+    append(folder, vec![record(now(), StateAttested { at, form: control_core::form::NEWEST, hash })]);
     append(folder, vec![record(now(), StateAttested { at: at + 1, form: 99, hash })]);
     json(&["audit", "export", "--data", &data, "--out", &export]);
     let good = json(&["audit", "verify", &export]);
@@ -139,7 +139,10 @@ fn what_was_attested_is_held_against_the_fold() {
     assert!(text.contains("1 attested") && text.contains("1 NOT CHECKED"), "{text}");
 
     // A service that lies about its state, or a program that folds otherwise.
-    let bad = append(folder, vec![record(now(), StateAttested { at: at + 2, form: 4, hash })]);
+    let bad = append(
+        folder,
+        vec![record(now(), StateAttested { at: at + 2, form: control_core::form::NEWEST, hash })],
+    );
     json(&["audit", "export", "--data", &data, "--out", &export]);
     let said = failure(1, &["audit", "verify", &export]);
     assert!(said.contains("BAD") && said.contains(&format!("entry {bad} attests")), "{said}");

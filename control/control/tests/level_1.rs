@@ -95,7 +95,11 @@ async fn a_log_of_level_1_goes_on_at_the_newest_level_and_every_state_is_as_atte
     assert_eq!(all[..old.len()], old, "nothing of before was touched");
     let both = attested(&all);
     let after: Vec<&StateAttested> = both.values().filter(|e| e.at > old.len() as u64).collect();
-    assert!(after.len() >= 10 && after.iter().all(|e| e.form == 4), "{}", after.len());
+    assert!(
+        after.len() >= 10 && after.iter().all(|e| e.form == control_core::form::NEWEST),
+        "{}",
+        after.len()
+    );
     // Fifty places on each side, in no order, each from the beginning.
     let mut seed = 0x5eed_u64;
     let mut random = |below: usize| {

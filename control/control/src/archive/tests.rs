@@ -438,7 +438,8 @@ async fn a_state_that_was_attested_otherwise_is_not_kept() {
         let mut record = Record::decode(&entry.bytes).expect("a record");
         record.events.retain(|event| !matches!(event, event_schema::Event::StateAttested(_)));
         if n == 10 {
-            record.events = vec![StateAttested { at: 10, form: 4, hash: [0x66; 32] }.into()];
+            record.events =
+                vec![StateAttested { at: 10, form: control_core::form::NEWEST, hash: [0x66; 32] }.into()];
         }
         let stream = crate::service::log_stream();
         last = Some(log.append(&stream, last, record.encode()).await.expect("stored"));
