@@ -49,6 +49,7 @@ pub(crate) fn illegible(job: JobId) -> Rejection {
 
 /// What can be asked about jobs.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is taken apart at once")]
 pub enum Command {
     /// Make a job. Nothing moves until a run of it starts.
     Create {

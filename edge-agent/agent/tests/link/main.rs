@@ -198,7 +198,7 @@ async fn a_code_enrols_and_is_deleted_when_it_has() {
     std::fs::write(&bootstrap, format!("flotilla-{}", "A".repeat(60))).expect("written");
     assert!(again(&gateway, &mut home).await.contains("damaged"));
     assert!(!bootstrap.exists());
-    home.invite(&"127.0.0.1:9".to_string(), &fleet.fingerprint(), None);
+    home.invite("127.0.0.1:9", &fleet.fingerprint(), None);
     assert!(again(&gateway, &mut home).await.contains("the gateway has moved"));
     again(&gateway, &mut home).await;
 }
