@@ -89,7 +89,11 @@ relay, relays, folders_storage_path, allowed_paths, share_between_jobs, [managem
 cert_authority_fingerprint,
 bootstrap_token, [tags], [limits] runs, outbox, upload, relay_rate, relay_sessions, relay_session_bytes,
 datagram (most bytes of UDP payload of a µTP2 datagram, 1200 to 65000; default 8972: what the path
-carries is found out, this is where the search ends).
+carries is found out, this is where the search ends),
+[hooks.NAME] program, arguments, timeout_s (600).
+
+[hooks.NAME] is a program that jobs may ask for by its name before what they bring gets its names; it is called with
+these arguments and no others. If it ends with anything but 0, nothing gets its name.
 
 relay = true forwards sealed packets between members of the fleet that cannot reach each other, at most
 relay_rate (4MB a second) for relay_sessions (64) pairs and relay_session_bytes (20 GB) for each;

@@ -11,7 +11,9 @@ use agent_proto::TrustBundle;
 use agent_proto::link::{Enrolled, Hello, Pending, Refused, Welcome};
 use ed25519_dalek::SigningKey;
 use event_schema::{
-    AgentId, Command, CommandId, FinishRun, JobId, JoinRun, RefusalReason, ReportBody, Role, RunId, Timestamp,
+    AgentId, Command, CommandBody, CommandId, FinishRun, JobId, JoinRun, NotThinned, Purpose, RefusalReason,
+    ReportBody, Role, RunId, RunOptions, THINNED_MAX, TakePart, ThinBackup, ThinObstacle, Timestamp,
+    WatchBackup, WatchedFolder,
 };
 
 use agent::{Home, Running, TOKEN};
@@ -333,6 +335,83 @@ async fn bad_commands_are_refused_and_change_nothing() {
     for n in 7..=22 {
         assert_eq!(world.answer(&mut link).await, Some((n, 4, Some(RefusalReason::Replayed))));
     }
+}
+
+#[tokio::test]
+async fn what_is_ordered_for_backups_is_checked_stored_and_done() {
+    const JOB: JobId = JobId([1; 16]);
+    let (mut world, agent) = World::new().await;
+    let tree = world.home.path().join("tree");
+    std::fs::create_dir(&tree).expect("room");
+    std::fs::write(tree.join("file"), "content").expect("room");
+    let path = |path: &std::path::Path| path.as_os_str().as_encoded_bytes().to_vec();
+    let (mut link, _) = world.gateway.session(0).await;
+    let watched = WatchedFolder { path: path(&tree), quiet_seconds: 1, pause_minutes: 1 };
+    let watch = |sequence, folder| Command {
+        body: WatchBackup { job: JOB, folder }.into(),
+        ..world.command(sequence)
+    };
+    let first = watch(1, Some(watched));
+    let last = watch(6, None);
+    let shelf = world.home.path().join("no shelf");
+    let thin = |sequence, versions: usize| {
+        let versions = (0..versions).map(|_| "2026-11-23T013000Z".to_owned()).collect();
+        let thin = ThinBackup { job: JOB, source: world.agent(), path: path(&shelf), versions };
+        Command { body: thin.into(), ..world.command(sequence) }
+    };
+    let (few, many) = (thin(2, 1), thin(3, THINNED_MAX + 1));
+    let CommandBody::JoinRun(join) = world.join(4, b"in").body else { panic!("it is one") };
+    let ask = |sequence, options, purpose| {
+        let part = TakePart { join: join.clone(), keeping: false, options, purpose };
+        Command { body: part.into(), ..world.command(sequence) }
+    };
+    let rules = vec![String::new(); event_schema::OPTION_RULES_MAX + 1];
+    let rules = ask(4, RunOptions { rules, ..RunOptions::default() }, Purpose::Plain);
+    let no_version = ask(5, RunOptions::default(), Purpose::Version { name: "../../etc".into() });
+
+    world.send(&mut link, &first).await;
+    world.send(&mut link, &few).await;
+    let (mut accepted, mut changed, mut thinned) = (0, 0, None);
+    while changed == 0 || thinned.is_none() {
+        match link.report(&world.public_key).await.expect("a report").1 {
+            ReportBody::CommandAccepted(command) => accepted = command.sequence,
+            ReportBody::SourceChanged(report) => {
+                assert_eq!(report.job, JOB);
+                changed += 1;
+            }
+            ReportBody::Thinned(report) => thinned = Some(report),
+            other => panic!("{other:?}"),
+        }
+    }
+    let failed = NotThinned { version: "2026-11-23T013000Z".into(), why: ThinObstacle::NoShelf };
+    let thinned = thinned.expect("told");
+    assert_eq!((accepted, thinned.removed, thinned.failed), (2, vec![], vec![failed]));
+    // Nothing of it was stored by the service, and the agent is killed: all comes again, and what is watched is.
+    agent.kill().await;
+    let agent = world.home.start(&[]);
+    let (mut link, _) = world.gateway.session(0).await;
+    for sequence in 1..=4 {
+        assert_eq!(link.report(&world.public_key).await.expect("kept").0, sequence);
+    }
+    link.stored(4).await;
+    assert_eq!(world.home.status_json().await["watched_folders"], 1);
+    for (command, sequence) in [(&many, 3), (&rules, 4), (&no_version, 5)] {
+        world.send(&mut link, command).await;
+        let answer = world.answer(&mut link).await.expect("an answer");
+        assert_eq!((answer.1, answer.2), (sequence, Some(RefusalReason::NotAllowed)));
+    }
+    world.send(&mut link, &last).await;
+    assert_eq!(world.answer(&mut link).await.map(|answer| answer.2), Some(None));
+    soon("no watch", async {
+        while world.home.status_json().await["watched_folders"] != 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    agent.kill().await;
+    let _agent = world.home.start(&[]);
+    world.gateway.session(0).await;
+    assert_eq!(world.home.status_json().await["watched_folders"], 0);
 }
 
 #[tokio::test]
