@@ -4,21 +4,18 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use agent_proto::limits::BLOCK_LEN;
 use event_schema::{Problem, ProblemClass};
-use rustix::fs::{self, SeekFrom};
 use rustix::io::Errno;
-use sync_core::manifest::{Entry, EntryRule, Kind, ManifestError, blocks_of, link_stays_inside};
+use sync_core::manifest::{Entry, EntryRule, Kind, ManifestError, link_stays_inside};
 
 use super::name::VersionName;
 use super::shelf::Shelf;
-use crate::disk::{Folder, IndexProgress, ManifestFile, ManifestWriter, Problems, problem, read_block};
-
-/// Bytes read at a time where nothing but zeros is expected.
-const ZEROS: usize = BLOCK_LEN as usize;
+use crate::disk::{
+    Folder, IndexProgress, ManifestFile, ManifestWriter, Problems, ReadError, holes_hold_nothing, problem,
+    read_block,
+};
 
 /// The shelf that a version stands on, and what is meant in the version, from a path that leads into it.
 pub(crate) fn locate(path: &Path, version: &VersionName) -> Option<(PathBuf, Vec<u8>)> {
@@ -200,12 +197,19 @@ impl Reader<'_> {
         moved: &Entry,
         blocks: Range<u64>,
     ) -> Result<(), Problem> {
-        let sound = match self.folder.open_file(path) {
+        let found = match self.folder.open_file(path) {
             Ok(file) => self.is_sound(&file, moved, blocks.clone())?,
-            Err(_) => false,
+            // Something else is there, or nothing.
+            Err(Errno::NOENT | Errno::INVAL | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Ok(false),
+            Err(error) => Err(error),
         };
-        if !sound {
-            self.differs(path, "the file is missing or");
+        if found != Ok(true) {
+            match found {
+                Err(error) => {
+                    self.problems.push(problem(error, path, "reading the file, which is not restored"))
+                }
+                Ok(_) => self.differs(path, "the file is missing or"),
+            }
             if self.links.contains_key(&entry) {
                 self.dropped.insert(entry);
             }
@@ -236,23 +240,30 @@ impl Reader<'_> {
         self.problems.push(Problem { class, path, detail });
     }
 
-    /// Whether a file has the content of an entry, holes included.
-    fn is_sound(&mut self, file: &File, e: &Entry, blocks: Range<u64>) -> Result<bool, Problem> {
+    /// Whether a file has the content of an entry, holes included; inside, why it cannot be read.
+    fn is_sound(
+        &mut self,
+        file: &File,
+        e: &Entry,
+        blocks: Range<u64>,
+    ) -> Result<Result<bool, Errno>, Problem> {
         if file.metadata().map_or(u64::MAX, |meta| meta.len()) != e.kind.size() {
-            return Ok(false);
+            return Ok(Ok(false));
         }
         for (nth, block) in blocks.enumerate() {
             let info =
                 self.manifest.block(block).map_err(unreadable)?.ok_or_else(|| unreadable(Errno::IO))?;
-            if read_block(file, &info).is_err() {
-                return Ok(false);
+            match read_block(file, &info) {
+                Ok(_) => {}
+                Err(ReadError::Io(error)) => return Ok(Err(error)),
+                Err(_) => return Ok(Ok(false)),
             }
             self.done.bytes += u64::from(info.len);
             if nth % 64 == 63 {
                 self.check_in()?;
             }
         }
-        Ok(holes_hold_nothing(file, &e.kind))
+        Ok(Ok(holes_hold_nothing(file, &e.kind)))
     }
 
     fn stays_inside(&self, path: &[u8], target: &[u8]) -> bool {
@@ -287,34 +298,6 @@ impl Reader<'_> {
         let detail = "reading the version was stopped".into();
         Err(Problem { class: ProblemClass::Internal, path: Vec::new(), detail })
     }
-}
-
-/// Whether nothing but zeros is in those blocks of a file that its manifest has no hash for.
-fn holes_hold_nothing(file: &File, kind: &Kind) -> bool {
-    let mut next = 0;
-    let len = u64::from(BLOCK_LEN);
-    let last = blocks_of(kind.size());
-    for stretch in kind.file_blocks().chain(std::iter::once(last..last)) {
-        let (mut at, end) = (next * len, (stretch.start * len).min(kind.size()));
-        while at < end {
-            // A file system that cannot tell has data everywhere.
-            at = match fs::seek(file, SeekFrom::Data(at)) {
-                Ok(start) => start,
-                Err(Errno::NXIO) => end,
-                Err(_) => at,
-            };
-            if at >= end {
-                break;
-            }
-            let mut bytes = vec![0; (end - at).min(ZEROS as u64) as usize];
-            if file.read_exact_at(&mut bytes, at).is_err() || bytes.iter().any(|byte| *byte != 0) {
-                return false;
-            }
-            at += bytes.len() as u64;
-        }
-        next = stretch.end;
-    }
-    true
 }
 
 fn unreadable(error: Errno) -> Problem {

@@ -9,9 +9,9 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use event_schema::{RunId, Signed, decode_exact, encode};
+use event_schema::{AgentId, RunId, Signed, decode_exact, encode};
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result};
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,17 @@ const VERSIONS: &[u8] = b"versions";
 const MANIFEST: &str = ".manifest";
 const RECORD: &str = ".version";
 pub(super) const GONE: &str = ".gone";
+
+/// The same behind a run's id, of what it had made when it was given up.
+const LEFT: &str = ".left";
+
+/// Held by who gives a version its name, and by who removes what may be about to get one: of any shelf, for all are this
+/// process's.
+static ONE: Mutex<()> = Mutex::new(());
+
+pub(super) fn one_at_a_time() -> MutexGuard<'static, ()> {
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Version of the record, its first byte.
 const RECORD_VERSION: u8 = 1;
@@ -52,6 +63,11 @@ impl Note {
     /// The head, if it is what the source signed.
     pub(crate) fn opened(&self) -> Option<ManifestHead> {
         ManifestHead::open(&self.head, self.run, &self.source_key).ok()
+    }
+
+    /// Whether it is of what this agent has.
+    pub(crate) fn is_of(&self, source: AgentId) -> bool {
+        AgentId::of_key(&self.source_key) == source
     }
 }
 
@@ -165,6 +181,7 @@ impl Shelf {
         note: &Note,
         manifest: &File,
     ) -> Result<VersionName> {
+        let _one = one_at_a_time();
         let forming = note.run.to_string();
         let mut free = Some(wanted.clone());
         while let Some(name) = free {
@@ -219,11 +236,22 @@ impl Shelf {
     /// Whatever the system says.
     pub(crate) fn discard(&self, run: RunId) -> Result<()> {
         self.folder.forget();
-        remove_tree(&self.versions, run.to_string().as_bytes())
+        let left = format!("{run}{LEFT}");
+        remove_tree(&self.versions, left.as_bytes())?;
+        {
+            // Whoever is about to give it its name must not find half of it.
+            let _one = one_at_a_time();
+            match rename_new(&self.versions, run.to_string().as_bytes(), &self.versions, left.as_bytes()) {
+                Err(Errno::NOENT) => return Ok(()),
+                renamed => renamed?,
+            }
+        }
+        remove_tree(&self.versions, left.as_bytes())
     }
 
     /// Removes the agent's folders on the shelf if nothing is in them.
     pub(crate) fn tidy(self) {
+        let _one = one_at_a_time();
         self.folder.forget();
         let Ok(ours) = self.folder.walk(STAGING_FOLDER) else { return };
         if fs::unlinkat(&ours, VERSIONS, AtFlags::REMOVEDIR).is_ok() {
@@ -237,13 +265,24 @@ impl Shelf {
     /// # Errors
     /// If the shelf cannot be read.
     pub(crate) fn clean(&self, is_known: impl Fn(RunId) -> bool) -> Result<()> {
+        for run in
+            self.names()?.iter().filter_map(|name| name.parse::<RunId>().ok()).filter(|r| !is_known(*r))
+        {
+            if let Err(error) = self.discard(run) {
+                tracing::warn!(%run, %error, "what is left of a version cannot be removed");
+            }
+        }
+        // Nobody is between a version's manifest and its name meanwhile.
+        let _one = one_at_a_time();
         let names = self.names()?;
         let forming: BTreeSet<RunId> = names.iter().filter_map(|name| name.parse().ok()).collect();
         for name in &names {
             let of =
                 |suffix: &str| name.strip_suffix(suffix).and_then(|name| name.parse::<VersionName>().ok());
-            let left = if let Ok(run) = name.parse::<RunId>() {
-                !is_known(run)
+            let left = if name.parse::<RunId>().is_ok() {
+                false
+            } else if let Some(run) = name.strip_suffix(LEFT) {
+                run.parse::<RunId>().is_ok()
             } else if let Some(version) = of(MANIFEST).or_else(|| of(RECORD)) {
                 // It may be about to get its name.
                 let is_forming = self.note(&version).is_some_and(|note| forming.contains(&note.run));
@@ -278,6 +317,12 @@ impl Shelf {
     /// What is under a version's name.
     pub(super) fn stat(&self, name: &VersionName) -> Result<fs::Stat> {
         fs::statat(self.folder.root(), name.to_string().as_str(), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Whether what is noted under a name is of a run that has not given it yet.
+    pub(super) fn is_forming(&self, name: &VersionName) -> bool {
+        let forming = self.note(name).map(|note| note.run.to_string());
+        forming.is_some_and(|run| fs::statat(&self.versions, run.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok())
     }
 
     fn stands(&self, name: &VersionName) -> bool {

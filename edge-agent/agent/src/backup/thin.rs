@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::held::Held;
 use super::name::VersionName;
-use super::shelf::{GONE, Shelf};
+use super::shelf::{GONE, Shelf, one_at_a_time};
 use crate::archive::{remove_tree, rename_new};
 use crate::disk::file_type;
 
@@ -52,6 +52,7 @@ impl Shelf {
     fn remove(&self, name: &VersionName) -> Result<(), ThinObstacle> {
         let told = |error: Errno| refused(name.to_string().as_bytes(), error);
         let gone = format!("{name}{GONE}");
+        let one = one_at_a_time();
         match self.stat(name) {
             // Something else is there, or a folder that this agent has not made: nothing is noted of it.
             Ok(stat) if file_type(&stat) != FileType::Directory => return Err(ThinObstacle::NotAVersion),
@@ -62,11 +63,17 @@ impl Shelf {
                 remove_tree(&self.versions, gone.as_bytes()).map_err(told)?;
                 self.take_away(name, gone.as_bytes()).map_err(told)?;
             }
+            // It is not there; what is noted of it may be of a run that is about to give it its name.
+            Err(Errno::NOENT) if self.is_forming(name) => return Ok(()),
             Err(Errno::NOENT) => {}
             Err(error) => return Err(told(error)),
         }
+        drop(one);
         remove_tree(&self.versions, gone.as_bytes()).map_err(told)?;
-        self.forget(name);
+        let _one = one_at_a_time();
+        if self.stat(name).is_err() && !self.is_forming(name) {
+            self.forget(name);
+        }
         Ok(())
     }
 

@@ -177,6 +177,8 @@ fn fill_short_holes(data: &mut Vec<Extent>) {
 pub(crate) struct Restorer {
     /// May give files away.
     root: bool,
+    /// What is restored has to be readable by who restores it, whatever its mode.
+    readable: bool,
     users: Mutex<Known<(u32, String), Uid>>,
     groups: Mutex<Known<(u32, String), Gid>>,
     lost: Mutex<[Lost; 2]>,
@@ -200,9 +202,27 @@ impl Restorer {
     pub(crate) fn new() -> Self {
         Self {
             root: rustix::process::geteuid().is_root(),
+            readable: false,
             users: Mutex::default(),
             groups: Mutex::default(),
             lost: Mutex::default(),
+        }
+    }
+
+    /// For this process, of versions of a backup: who may not read everything keeps them so that he can give them back.
+    /// Their manifests have the true modes.
+    pub(crate) fn of_versions() -> Self {
+        let restorer = Self::new();
+        Self { readable: !restorer.root, ..restorer }
+    }
+
+    /// The mode that an entry gets.
+    fn mode(&self, e: &Entry, owned: bool) -> u32 {
+        let mode = if owned { e.mode } else { e.mode & !SET_IDS };
+        match self.readable {
+            true if e.is_folder() => mode | 0o700,
+            true => mode | 0o400,
+            false => mode,
         }
     }
 
@@ -214,7 +234,7 @@ impl Restorer {
         let file = file.as_fd();
         let stat = fs::fstat(file)?;
         let (owned, given) = self.give(&stat, e, |user, group| fs::fchown(file, user, group));
-        let mode = if owned { e.mode } else { e.mode & !SET_IDS };
+        let mode = self.mode(e, owned);
         let acl_changed = self.restore_xattrs(file, &stat, e, owned)?;
         // Giving a file away takes its set-id bits; an attribute may have needed another mode.
         let now = if given || acl_changed { fs::fstat(file)?.st_mode } else { stat.st_mode };
@@ -264,8 +284,7 @@ impl Restorer {
     pub(super) fn fits(&self, stat: &Stat, e: &Entry) -> bool {
         let owner = self.owner(e).map(|(user, group)| (user.as_raw(), group.as_raw()));
         let owned = owner == Some((stat.st_uid, stat.st_gid));
-        let mode = if owned { e.mode } else { e.mode & !SET_IDS };
-        stat.st_mode & 0o7777 == mode && (owned || !self.root || owner.is_none())
+        stat.st_mode & 0o7777 == self.mode(e, owned) && (owned || !self.root || owner.is_none())
     }
 
     /// Whose an entry is to be on this system.
@@ -371,6 +390,12 @@ mod tests {
             assert_eq!(meta().mode() & 0o7777, 0o4755, "his own");
         }
         assert_eq!((meta().mtime(), meta().mtime_nsec()), (5, 6));
+        // What is kept to be given back can be read.
+        let keeper = Restorer { root: false, readable: true, ..Restorer::new() };
+        keeper.restore(&file, &entry(0o200, None)).expect("restored");
+        assert_eq!(meta().mode() & 0o7777, 0o600);
+        assert!(keeper.fits(&fs::fstat(&file).expect("there"), &entry(0o200, None)));
+        assert!(!keeper.fits(&fs::fstat(&file).expect("there"), &entry(0o644, None)));
         if me != 0 {
             return;
         }

@@ -33,7 +33,7 @@ pub(crate) use index::index_path;
 pub(crate) use index::{IndexProgress, index_known};
 pub(crate) use manifest::{FileHashes, ManifestFile, ManifestWriter, PART, file_block_hashes};
 pub(crate) use metadata::{Owners, Restorer, xattrs};
-pub(crate) use reader::{BlockReader, ReadError, read_block};
+pub(crate) use reader::{BlockReader, ReadError, holes_hold_nothing, read_block};
 pub(crate) use rules::usable as rules_usable;
 pub(crate) use staging::{Before, HOLDS, KEEPS, Opened, Staging, StoreError};
 pub(crate) use urgent::urgent;

@@ -6,7 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use agent_proto::limits::BLOCK_LEN;
+use rustix::fs::{self, SeekFrom};
 use rustix::io::Errno;
+use sync_core::manifest::{Kind, blocks_of};
 use sync_core::merkle::block_hash;
 
 use super::cache::Cache;
@@ -17,6 +20,9 @@ use super::recent::Recent;
 /// Blocks kept in memory: pieces of a block leave one after the other, and several receivers ask for
 /// the same block at about the same time. Just above what is given to the transport at a time (`SENDING`).
 const BYTES_CACHED: usize = 32 << 20;
+
+/// Bytes read at a time where nothing but zeros is expected.
+const ZEROS: u64 = BLOCK_LEN as u64;
 
 /// Files kept open. Blocks of a large file are read in a row; a handful of receivers read elsewhere.
 const FILES_OPEN: usize = 64;
@@ -138,4 +144,32 @@ pub(crate) fn read_block(file: &File, info: &BlockInfo) -> Result<Arc<[u8]>, Rea
 /// be half done.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Whether nothing but zeros is in those blocks of a file that its manifest has no hash for.
+pub(crate) fn holes_hold_nothing(file: &File, kind: &Kind) -> bool {
+    let mut next = 0;
+    let len = u64::from(BLOCK_LEN);
+    let last = blocks_of(kind.size());
+    for stretch in kind.file_blocks().chain(std::iter::once(last..last)) {
+        let (mut at, end) = (next * len, (stretch.start * len).min(kind.size()));
+        while at < end {
+            // A file system that cannot tell has data everywhere.
+            at = match fs::seek(file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => end,
+                Err(_) => at,
+            };
+            if at >= end {
+                break;
+            }
+            let mut bytes = vec![0; (end - at).min(ZEROS) as usize];
+            if file.read_exact_at(&mut bytes, at).is_err() || bytes.iter().any(|byte| *byte != 0) {
+                return false;
+            }
+            at += bytes.len() as u64;
+        }
+        next = stretch.end;
+    }
+    true
 }

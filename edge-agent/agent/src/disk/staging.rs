@@ -175,7 +175,7 @@ impl Staging {
         let shown = root.as_os_str().as_encoded_bytes();
         std::fs::create_dir_all(root).map_err(|e| io_problem(&e, shown, "making the destination folder"))?;
         let folder = Folder::open(root).map_err(|e| problem(e, shown, "opening the destination folder"))?;
-        Self::open_in(folder, state, run, manifest, (others, None), go_on)
+        Self::open_in(folder, state, run, manifest, (others, None), Restorer::new(), go_on)
     }
 
     /// The same in a folder that is open. With a version `before`, what this has in common with it is taken from there:
@@ -186,6 +186,7 @@ impl Staging {
         run: RunId,
         manifest: Arc<ManifestFile>,
         (others, before): (&[PathBuf], Option<Before>),
+        restorer: Restorer,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Opened, Problem> {
         let io = |e: &std::io::Error, doing| io_problem(e, b"", doing);
@@ -210,7 +211,7 @@ impl Staging {
         let copies = open("copied.journal", &mut copied)?;
         let staging = Self {
             placed: BlockReader::new(folder, manifest.clone()),
-            restorer: Restorer::new(),
+            restorer,
             staging_path,
             aside: Aside::of(state, run),
             staging: opened,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use agent_proto::peer::{BlockAddress, PeerMessage};
-use event_schema::{AgentId, AnswerGuard, Problem, Signed};
+use event_schema::{AgentId, AnswerGuard, Problem, ProblemClass, Signed};
 use sync_core::BlockMap;
 use sync_core::merkle::Hash;
 use tokio::sync::oneshot;
@@ -51,9 +51,8 @@ pub(super) enum Wakeup {
     Sought(std::io::Result<Vec<u64>>),
     /// The manifest is decoded and the disk looked at.
     Prepared(Result<Box<Prepared>, Problem>),
-    /// Everything was put in place, but for these, and the version that it became, in a run that makes one. Or why the run
-    /// is over here without that.
-    Finalized(Result<(Vec<Problem>, Option<Made>), Problem>),
+    /// Everything was put in place, or not.
+    Finalized(Finalized),
     /// This machine is in another network.
     Network,
     /// A synchronization job is another one now: members, permissions, rules.
@@ -125,6 +124,41 @@ pub(super) struct Made {
     pub(super) unchanged: bool,
 }
 
+/// What putting everything in place came to.
+#[derive(Default)]
+pub(super) struct Finalized {
+    /// What is wrong with single entries, or all of it.
+    pub(super) problems: Vec<Problem>,
+    /// What was told, and makes nothing incomplete: a version's manifest has what its storage cannot hold.
+    pub(super) remarks: Vec<Problem>,
+    /// The version that it became, in a run that makes one.
+    pub(super) made: Option<Made>,
+    /// Why the run cannot come to its end here, or not yet, if the disk is full.
+    pub(super) obstacle: Option<Problem>,
+}
+
+/// What follows from it.
+pub(super) struct Settled {
+    /// To be told now: the next try does not see it any more.
+    pub(super) told: Vec<Problem>,
+    /// Not everything is as it should be.
+    pub(super) wrong: bool,
+    pub(super) made: Option<Made>,
+    /// A full disk, which may have room some day, or why the run is over here.
+    pub(super) obstacle: Option<Problem>,
+}
+
+impl Finalized {
+    pub(super) fn settled(self) -> Settled {
+        let Self { problems, remarks, made, obstacle } = self;
+        let is_full = |problem: &Problem| problem.class == ProblemClass::DiskFull;
+        let (full, mut told): (Vec<Problem>, Vec<Problem>) = problems.into_iter().partition(is_full);
+        let wrong = !told.is_empty() || made.as_ref().is_some_and(|made| !made.complete);
+        told.extend(remarks);
+        Settled { told, wrong, made, obstacle: full.into_iter().next().or(obstacle) }
+    }
+}
+
 /// A whole block on its way to the disk.
 pub(super) struct WriteJob {
     pub(super) agent: AgentId,
@@ -138,4 +172,35 @@ pub(super) struct ReadJob {
     pub(super) handle: Handle,
     pub(super) block: u64,
     pub(super) priority: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(class: ProblemClass) -> Problem {
+        Problem { class, path: b"x".to_vec(), detail: "why".into() }
+    }
+
+    /// A full disk is waited for; what was wrong besides is not forgotten meanwhile.
+    #[test]
+    fn nothing_is_swallowed_by_a_full_disk() {
+        let (full, lost) = (problem(ProblemClass::DiskFull), problem(ProblemClass::Io));
+        let owner = problem(ProblemClass::PermissionDenied);
+        let done = |problems: &[&Problem], obstacle: Option<&Problem>| Finalized {
+            problems: problems.iter().map(|p| Problem::clone(p)).collect(),
+            remarks: vec![owner.clone()],
+            made: None,
+            obstacle: obstacle.cloned(),
+        };
+        for done in [done(&[&lost, &full], None), done(&[&lost], Some(&full))] {
+            let settled = done.settled();
+            assert_eq!((settled.wrong, settled.obstacle.as_ref()), (true, Some(&full)));
+            assert_eq!(settled.told, [lost.clone(), owner.clone()]);
+        }
+        let settled = done(&[], None).settled();
+        assert!(!settled.wrong && settled.obstacle.is_none(), "what storage cannot hold is in the manifest");
+        let settled = done(&[], Some(&lost)).settled();
+        assert_eq!(settled.obstacle, Some(lost));
+    }
 }

@@ -311,7 +311,7 @@ impl Task {
             Wakeup::Indexed(result) => self.indexed(result),
             Wakeup::Sought(found) => self.manifest_sought(found),
             Wakeup::Prepared(result) => self.prepared(result),
-            Wakeup::Finalized(result) => self.finalized(result),
+            Wakeup::Finalized(done) => self.finalized(done),
             // From a connection that another one took over; or of synchronization, which is another task's.
             Wakeup::Message(..) | Wakeup::Sent(..) | Wakeup::Job(_) | Wakeup::Answer(_) => {}
         }
@@ -532,7 +532,10 @@ impl Task {
     async fn wait_for_work(&mut self) {
         while let Some(woken) = self.woken.recv().await {
             match woken {
-                Wakeup::Indexed(_) | Wakeup::Sought(_) | Wakeup::Finalized(..) => return,
+                Wakeup::Indexed(_) | Wakeup::Sought(_) => return,
+                // A version has its name: whoever ordered the stop is told what there is.
+                Wakeup::Finalized(done) if done.made.is_some() => return self.finalized(done),
+                Wakeup::Finalized(_) => return,
                 Wakeup::Prepared(result) => {
                     if let Ok(prepared) = result {
                         self.blocks.set_content(prepared.content);

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use ed25519_dalek::SigningKey;
 use event_schema::{AgentId, Problem, ProblemClass, RunId, Signed};
 use folder_index::scan::{Effort, Progress, ScanOptions, Scope, Unobserved, scan};
-use folder_index::{Catalog, IndexError, Known};
+use folder_index::{Catalog, GuardConfig, IndexError, Known, Suspicion};
 use portable_atomic::AtomicU64;
 use rustix::io::Errno;
 use sync_core::BlockMap;
@@ -22,8 +22,8 @@ use super::queue::Queue;
 use super::record::RunFolder;
 use crate::backup::{Held, Kept, Note, Shelf, VersionName, restore};
 use crate::disk::{
-    Before, BlockReader, IndexProgress, ManifestFile, Opened, Staging, file_block_hashes, index_known,
-    rules_usable, urgent,
+    Before, BlockReader, IndexProgress, ManifestFile, Opened, Restorer, Staging, file_block_hashes,
+    index_known, rules_usable, urgent,
 };
 
 /// A problem of the run as a whole.
@@ -68,6 +68,8 @@ pub(super) struct Served {
     pub(super) path: PathBuf,
     /// The version that the path leads into, which is read by the manifest that was kept of it.
     pub(super) version: Option<VersionName>,
+    /// A version is made of it, for which older ones go: what is missing is told.
+    pub(super) is_kept: bool,
     /// What the job leaves out.
     pub(super) rules: Vec<String>,
     /// What the job has fetched before the rest.
@@ -78,7 +80,7 @@ impl Served {
     /// All of a folder.
     #[cfg(test)]
     pub(super) fn whole(path: &Path) -> Self {
-        Self { path: path.to_owned(), version: None, rules: Vec::new(), first: Vec::new() }
+        Self { path: path.to_owned(), version: None, is_kept: false, rules: Vec::new(), first: Vec::new() }
     }
 }
 
@@ -94,8 +96,14 @@ fn classes(manifest: &ManifestFile, first: &[String], problems: &mut Vec<Problem
     Vec::new()
 }
 
-/// Brings the index of a source's folder up to date. Without one, every file is read.
-fn refresh(catalog: &Catalog, served: &Served, progress: &Indexing) -> Option<Known> {
+/// Brings the index of a source's folder up to date. Without one, every file is read. Says why something may be missing
+/// that was there, where versions are made of it.
+fn refresh(
+    catalog: &Catalog,
+    served: &Served,
+    progress: &Indexing,
+    missing: &mut Option<Suspicion>,
+) -> Option<Known> {
     let path = &served.path;
     // Where the rules cannot be used the run ends when the manifest is made: nothing is indexed in vain.
     if !path.is_dir() || !rules_usable(path, &served.rules) {
@@ -103,19 +111,34 @@ fn refresh(catalog: &Catalog, served: &Served, progress: &Indexing) -> Option<Kn
     }
     let options = ScanOptions {
         effort: Effort::urgent(),
-        // What is not there is not sent; nothing is deleted anywhere for that.
-        accept: true,
+        // What is not there is not sent; nothing is deleted anywhere for that, but for older versions.
+        accept: !served.is_kept,
+        // Whoever deletes much has his versions.
+        guard: GuardConfig { least: u64::MAX, ..GuardConfig::default() },
         ..ScanOptions::default()
     };
-    let known = || -> Result<Option<Known>, IndexError> {
+    let mut known = || -> Result<Option<Known>, IndexError> {
         let index = catalog.index(path)?;
-        scan(&index, &options, &Scope::All, &mut Unobserved, &progress.scan, &progress.stop)?;
+        let scanned = scan(&index, &options, &Scope::All, &mut Unobserved, &progress.scan, &progress.stop)?;
+        *missing = scanned.suspicion;
         Known::open(&index)
     };
     known().unwrap_or_else(|error| {
         tracing::warn!(path = %path.display(), %error, "a source is read without its index");
         None
     })
+}
+
+/// Why a version may lack what was there, as a problem of the entry that is missing.
+fn told_missing(why: &Suspicion) -> Problem {
+    let path = match why {
+        Suspicion::MountGone { path } => path.clone(),
+        _ => b".".to_vec(),
+    };
+    let detail = format!(
+        "{why}: the version has what is there now, and may lack much; if that is right, remove this folder's index from the agent's data folder"
+    );
+    Problem { class: ProblemClass::NotFound, path, detail }
 }
 
 /// Indexes a source, or takes up what was indexed before. `signed`: a manifest of this run was told of before, and no
@@ -182,8 +205,11 @@ pub(super) fn index(
     let (manifest, mut problems) = match version {
         Some(version) => restore::index(path, version, folder.path(), &mut tell)?,
         None => {
-            let known = catalog.and_then(|catalog| refresh(catalog, served, progress));
-            index_known(path, folder.path(), known, &served.rules, &mut tell)?
+            let mut missing = None;
+            let known = catalog.and_then(|catalog| refresh(catalog, served, progress, &mut missing));
+            let (manifest, mut problems) = index_known(path, folder.path(), known, &served.rules, &mut tell)?;
+            problems.extend(missing.as_ref().map(told_missing));
+            (manifest, problems)
         }
     };
     let hashes = file_block_hashes(manifest.known().source().file()).map_err(unreadable)?;
@@ -262,7 +288,11 @@ pub(super) fn prepare_version(
     let manifest = take_manifest(folder, head, signed, file)?;
     let shelf = Shelf::make(path).map_err(unusable)?;
     let all = shelf.all().map_err(unusable)?;
-    if let Some(found) = has_version(&all, head) {
+    // Others' versions are nobody's before this one.
+    let all: Vec<Kept> = all.into_iter().filter(|kept| kept.note.is_of(head.source)).collect();
+    if let Some(found) =
+        has_version(&all, head).filter(|found| !found.unchanged || is_whole(&shelf, &all, head, stop))
+    {
         return standing(&shelf, manifest, found);
     }
     let of_agent = |run: RunId| run == head.run || folder.has_beside(run);
@@ -279,7 +309,15 @@ pub(super) fn prepare_version(
     let forming = shelf.forming(head.run).map_err(unusable)?;
     let go_on = || !stop.load(Ordering::Relaxed);
     let others = (others, before);
-    let opened = Staging::open_in(forming, folder.path(), head.run, manifest.clone(), others, &go_on)?;
+    let opened = Staging::open_in(
+        forming,
+        folder.path(),
+        head.run,
+        manifest.clone(),
+        others,
+        Restorer::of_versions(),
+        &go_on,
+    )?;
     Ok(staged(manifest, opened, first))
 }
 
@@ -292,6 +330,25 @@ fn has_version(all: &[Kept], head: &ManifestHead) -> Option<Made> {
     }
     let newest = all.last().filter(|kept| kept.note.complete)?;
     newest.note.opened().is_some_and(|known| known.root == head.root).then(|| of(newest, true))
+}
+
+/// Whether the newest version is as it was made, as far as looking at everything and reading some of it tells.
+fn is_whole(shelf: &Shelf, all: &[Kept], head: &ManifestHead, stop: &AtomicBool) -> bool {
+    let Some(newest) = all.last() else { return false };
+    let go_on = || !stop.load(Ordering::Relaxed);
+    let whole = shelf.manifest(newest).and_then(|manifest| {
+        let folder = shelf.version(&newest.name).map_err(|e| e.to_string())?;
+        let before = Before::new(folder, manifest, head.run, ()).map_err(|e| e.to_string())?;
+        before.is_as_made(&go_on).map_err(|e| e.to_string())
+    });
+    let whole = whole.unwrap_or_else(|why| {
+        tracing::warn!(version = %newest.name, why, "it cannot be looked at");
+        false
+    });
+    if !whole {
+        tracing::warn!(version = %newest.name, "it is not what was backed up any more; another one is made");
+    }
+    whole
 }
 
 /// A version that stands, as what a run has.
@@ -311,12 +368,16 @@ pub(super) fn name_version(
     run: RunId,
     source_key: [u8; 32],
     complete: bool,
+    stop: &AtomicBool,
 ) -> Result<Made, Problem> {
     let shown = path.as_os_str().as_encoded_bytes();
     let (head, manifest) = folder
         .manifest()
         .ok_or_else(|| problem(ProblemClass::Internal, "the run's manifest is not here any more"))?;
     let note = Note { run, source_key, head, complete };
+    if stop.load(Ordering::Relaxed) {
+        return Err(problem(ProblemClass::Internal, "the run was stopped before its version had a name"));
+    }
     let named = Shelf::make(path).and_then(|shelf| shelf.give_name(name, &note, &manifest));
     let name = named.map_err(|e| crate::disk::problem(e, shown, "giving the version its name"))?;
     Ok(Made { name, complete, unchanged: false })
@@ -346,6 +407,7 @@ pub(super) fn reopen_version(path: &Path, head: &ManifestHead, file: Arc<File>) 
     let unusable = |e| crate::disk::problem(e, b"", "opening the folder of the versions");
     let shelf = Shelf::open(path).map_err(unusable)?;
     let all = shelf.all().map_err(unusable)?;
+    let all: Vec<Kept> = all.into_iter().filter(|kept| kept.note.is_of(head.source)).collect();
     let made = has_version(&all, head)
         .ok_or_else(|| problem(ProblemClass::NotFound, "the version that was made is not there any more"))?;
     standing(&shelf, Arc::new(manifest), made)

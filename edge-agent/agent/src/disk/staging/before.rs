@@ -17,18 +17,21 @@ use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
 use sync_core::manifest::{Entry, Kind, compare_paths};
 
-use super::finalize::is_as_placed;
-use super::{Access, Staging, unreadable};
+use super::finalize::{has_time_of, is_as_placed};
+use super::{Access, Staging, holes_fit, unreadable};
 use crate::disk::folder::{Folder, file_type};
 use crate::disk::manifest::{EntryRef, ManifestFile};
 use crate::disk::problem;
-use crate::disk::reader::read_block;
+use crate::disk::reader::{holes_hold_nothing, read_block};
 
 /// One file in so many is read before it is linked to.
 const SAMPLE: u64 = 32;
 
 /// Files of one size and time that are compared with an entry whose path is new.
 const TRIED_MAX: usize = 8;
+
+/// Bytes that are read at most where nothing has changed: that is asked often.
+const READ_MAX: u64 = 256 << 20;
 
 /// Rows of hashes compared at a time.
 const ROWS: u64 = 4096;
@@ -131,9 +134,45 @@ impl Before {
         hasher.finish().is_multiple_of(SAMPLE)
     }
 
-    /// Whether a file has the content that its entry says.
+    /// Whether everything looks as it did when it was made; some of it is read. Others' additions are not looked for.
+    ///
+    /// # Errors
+    /// If the manifest cannot be read.
+    pub(crate) fn is_as_made(&self, go_on: &dyn Fn() -> bool) -> Result<bool, Errno> {
+        let mut read = 0;
+        for page in 0..self.manifest.pages() {
+            let page = self.manifest.page(page)?;
+            for (entry, e) in page.entries() {
+                if !go_on() {
+                    return Ok(false);
+                }
+                let Ok(stat) = self.folder.stat(&e.path) else { return Ok(false) };
+                let is_right = match &e.kind {
+                    Kind::Folder => file_type(&stat) == FileType::Directory,
+                    Kind::Symlink { .. } => file_type(&stat) == FileType::Symlink,
+                    Kind::HardLink { to } => is_as_placed(&stat, &*self.manifest.entry(*to)?),
+                    Kind::File { .. } => is_as_placed(&stat, e),
+                };
+                if !is_right {
+                    return Ok(false);
+                }
+                if matches!(e.kind, Kind::File { .. }) && read < READ_MAX && self.is_sampled(&e.path) {
+                    read += e.kind.size();
+                    if !self.is_sound(&self.manifest.entry(entry)?)? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a file has the content that its entry says, and nothing in its holes.
     fn is_sound(&self, there: &EntryRef) -> Result<bool, Errno> {
         let Some(file) = self.file(&there.path) else { return Ok(false) };
+        if !holes_hold_nothing(&file, &there.kind) {
+            return Ok(false);
+        }
         for block in there.blocks() {
             let info = self.manifest.block(block)?.ok_or(Errno::IO)?;
             if read_block(&file, &info).is_err() {
@@ -207,7 +246,12 @@ impl Staging {
         }
         let Ok(stat) = before.folder.stat(&there.path) else { return Ok(false) };
         let identity = (stat.st_dev, stat.st_ino);
-        if !is_as_placed(&stat, there) || !self.restorer.fits(&stat, there) || shared.contains(&identity) {
+        // A time that the file system cannot hold proves nothing: then it is copied.
+        if !is_as_placed(&stat, there)
+            || !has_time_of(&stat, there)
+            || !self.restorer.fits(&stat, there)
+            || shared.contains(&identity)
+        {
             return Ok(false);
         }
         if before.is_sampled(&e.path) && !before.is_sound(there).map_err(unreadable)? {
@@ -238,12 +282,12 @@ impl Staging {
                 before.links.store(false, atomic::Ordering::Relaxed);
                 Ok(false)
             }
-            // It has as many names as it may have, it is not ours to link to, it is gone, or the entry's folder is not
-            // there yet: the content is copied.
-            Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-                Ok(false)
+            Err(error @ (Errno::NOSPC | Errno::DQUOT)) => {
+                Err(problem(error, &e.path, "linking to the version before"))
             }
-            Err(error) => Err(problem(error, &e.path, "linking to the version before")),
+            // It has as many names as it may have, it is not ours to link to, it is gone, the entry's folder is not there
+            // yet, or whatever else it is: the content is copied or fetched.
+            Err(_) => Ok(false),
         }
     }
 
@@ -259,6 +303,10 @@ impl Staging {
         let Some(before) = self.before.as_ref().filter(|_| blocks.start < blocks.end) else {
             return Ok(false);
         };
+        // What somebody wrote into a hole would come along, and no hash covers it.
+        if !holes_fit(file, e) {
+            return Ok(false);
+        }
         let there = before.entry_at(&e.path).map_err(unreadable)?;
         let same = |there: EntryRef| before.has_content(&there, e, &self.manifest, blocks.clone());
         if !there.map_or(Ok(false), same).map_err(unreadable)? {

@@ -28,6 +28,13 @@ impl Staging {
     /// Gives the problems of single entries; files of which blocks are missing are not touched and
     /// are not among them. With a full disk among them nothing is lost: it can be called again.
     pub(crate) fn finalize(&self) -> Vec<Problem> {
+        let (mut problems, metadata) = self.finish();
+        problems.extend(metadata);
+        problems
+    }
+
+    /// The same, with what the file system could not hold of owners and attributes apart from the rest.
+    pub(crate) fn finish(&self) -> (Vec<Problem>, Vec<Problem>) {
         let mut problems = Problems::default();
         self.name_waiting(&mut |_| {});
         let doing = "putting the file in place";
@@ -51,7 +58,7 @@ impl Staging {
         let lost = std::mem::take(&mut self.lock().lost);
         lost.into_vec().into_iter().for_each(|one| problems.push(one));
         if problems.any(|problem| problem.class == ProblemClass::DiskFull) {
-            return problems.into_vec();
+            return (problems.into_vec(), Vec::new());
         }
         self.remove_staging();
         let doing = "restoring the folder's metadata";
@@ -59,13 +66,16 @@ impl Staging {
             Kind::Folder => self.restorer.restore(self.folder().walk(&e.path)?, e),
             _ => Ok(()),
         });
-        self.restorer.problems().into_iter().for_each(|problem| problems.push(problem));
+        // What a file system has no room for beside a file does not come to fit by waiting.
+        let class = |class| if class == ProblemClass::DiskFull { ProblemClass::Io } else { class };
+        let metadata = self.restorer.problems().into_iter();
+        let metadata = metadata.map(|problem| Problem { class: class(problem.class), ..problem }).collect();
         if let Err(err) = self.sync() {
             // The system tells this once: that it does not do so again says nothing.
             let told = problem(err, b"", "writing everything to the disk");
             problems.push(Problem { class: ProblemClass::Io, ..told });
         }
-        problems.into_vec()
+        (problems.into_vec(), metadata)
     }
 
     /// Looks whether files that were put in place are what they were: whoever deletes them at the source for our word
@@ -241,15 +251,19 @@ impl Staging {
 /// Whether a file still has the size and the time with which it was put in place, as far as its file system can tell
 /// times apart.
 pub(super) fn is_as_placed(stat: &Stat, e: &Entry) -> bool {
+    /// Some have no times before 1980, or after 2038.
+    const EVERYBODY_HAS: Range<i64> = 315_619_200..i32::MAX as i64;
+    file_type(stat) == FileType::RegularFile
+        && stat.st_size as u64 == e.kind.size()
+        && (has_time_of(stat, e) || !EVERYBODY_HAS.contains(&e.mtime.seconds))
+}
+
+/// Whether a file has the time of an entry, as its file system rounds it.
+pub(super) fn has_time_of(stat: &Stat, e: &Entry) -> bool {
     /// What file systems round times to, in nanoseconds: nothing, as NTFS, as some network file systems, as exFAT, a
     /// second, as FAT.
     const UNITS: [i128; 7] = [1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000];
-    /// Some have no times before 1980, or after 2038.
-    const EVERYBODY_HAS: Range<i64> = 315_619_200..i32::MAX as i64;
     let nanos = |time: Mtime| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
     let (there, wanted) = (nanos(mtime(stat)), nanos(e.mtime));
-    let same_time = UNITS.iter().any(|unit| wanted - wanted.rem_euclid(*unit) == there);
-    file_type(stat) == FileType::RegularFile
-        && stat.st_size as u64 == e.kind.size()
-        && (same_time || !EVERYBODY_HAS.contains(&e.mtime.seconds))
+    UNITS.iter().any(|unit| wanted - wanted.rem_euclid(*unit) == there)
 }

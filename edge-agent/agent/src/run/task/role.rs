@@ -20,7 +20,7 @@ use crate::backup::{Held, Purpose, Shelf, VersionName};
 use crate::disk::{FileHashes, ReadError, Staging, file_block_hashes};
 use crate::hook::Hook;
 use crate::run::blocks::Content;
-use crate::run::event::{Indexed, Made, Prepared, Wakeup};
+use crate::run::event::{Finalized, Indexed, Made, Prepared, Settled, Wakeup};
 use crate::run::limits::{DISK_RETRY, LOOK_AGAIN, LOOK_AGAIN_MAX};
 use crate::run::neighbourhood::site_label;
 use crate::run::work::{self, Served, Workers, problem};
@@ -173,6 +173,7 @@ impl Task {
         let (known, catalog) = (self.host.known.clone(), self.host.catalog.clone());
         let signed = self.record.manifest_reported;
         let (rules, first) = (self.options.rules.clone(), self.options.first.clone());
+        let is_kept = matches!(self.purpose, Purpose::Version(_));
         let version = match &self.purpose {
             Purpose::Restore(version) => {
                 // Before any order behind this one is obeyed.
@@ -187,7 +188,7 @@ impl Task {
             if version.is_none() {
                 known.note(&path);
             }
-            let served = Served { path, version, rules, first };
+            let served = Served { path, version, is_kept, rules, first };
             let indexed = work::index(&served, &folder, run, &key, catalog.as_ref(), signed, &progress);
             Wakeup::Indexed(indexed.map(Box::new))
         });
@@ -487,7 +488,7 @@ impl Task {
         let Some(staging) = self.blocks.content().and_then(|c| c.staging()).cloned() else {
             // It stands already.
             if let Some(made) = self.made.clone() {
-                self.finalized(Ok((Vec::new(), Some(made))));
+                self.finalized(Finalized { made: Some(made), ..Finalized::default() });
             }
             return;
         };
@@ -498,40 +499,41 @@ impl Task {
         let hook = self.hook(&place);
         let (folder, incomplete) = (self.folder.clone(), self.incomplete);
         let (run, source_key) = (self.join.run, self.source_key);
+        let stop = self.indexing.stop.clone();
         self.work(move || {
             let Some(name) = version else {
-                return Wakeup::Finalized(
-                    put_in_place(&staging, &place, hook).map(|problems| (problems, None)),
-                );
+                return Wakeup::Finalized(put_in_place(&staging, &place, hook));
             };
-            let mut problems = staging.finalize();
-            if problems.iter().any(|problem| problem.class == ProblemClass::DiskFull) {
-                return Wakeup::Finalized(Ok((problems, None)));
+            let (problems, remarks) = staging.finish();
+            let mut done = Finalized { problems, remarks, ..Finalized::default() };
+            if done.problems.iter().any(|problem| problem.class == ProblemClass::DiskFull) {
+                return Wakeup::Finalized(done);
             }
             let forming = Shelf::forming_path(&place, run);
-            if let Some(Err(refused)) = hook.map(|hook| hook.call(&forming)) {
-                return Wakeup::Finalized(Err(refused));
+            let refused = hook.and_then(|hook| hook.call(&forming).err());
+            if refused.is_some() {
+                return Wakeup::Finalized(Finalized { obstacle: refused, ..done });
             }
-            problems.extend(staging.changed());
-            let complete = !incomplete && problems.is_empty();
-            let named = work::name_version(&place, &name, &folder, run, source_key, complete);
-            Wakeup::Finalized(named.map(|made| (problems, Some(made))))
+            done.problems.extend(staging.changed());
+            let complete = !incomplete && done.problems.is_empty();
+            match work::name_version(&place, &name, &folder, run, source_key, complete, &stop) {
+                Ok(made) => done.made = Some(made),
+                Err(problem) => done.obstacle = Some(problem),
+            }
+            Wakeup::Finalized(done)
         });
     }
 
-    pub(super) fn finalized(&mut self, result: Result<(Vec<Problem>, Option<Made>), Problem>) {
+    pub(super) fn finalized(&mut self, done: Finalized) {
         self.busy = false;
-        let (problems, made) = match result {
-            Ok(done) => done,
-            Err(full) if full.class == ProblemClass::DiskFull => return self.disk_full(full),
-            Err(problem) => return self.fail(problem),
-        };
-        let full = problems.iter().find(|p| p.class == ProblemClass::DiskFull).cloned();
-        if let Some(full) = full {
-            return self.disk_full(full);
+        let Settled { told, wrong, made, obstacle } = done.settled();
+        self.incomplete |= wrong;
+        told.into_iter().for_each(|problem| self.reports.problem(problem));
+        match obstacle {
+            Some(full) if full.class == ProblemClass::DiskFull => return self.disk_full(full),
+            Some(problem) => return self.fail(problem),
+            None => {}
         }
-        self.incomplete |= !problems.is_empty() || made.as_ref().is_some_and(|made| !made.complete);
-        problems.into_iter().for_each(|problem| self.reports.problem(problem));
         self.made = made;
         let kept = self.blocks.content().and_then(|c| c.staging()?.kept());
         kept.into_iter().for_each(|kept| self.reports.problem(kept));
@@ -587,14 +589,16 @@ impl Calling {
 }
 
 /// Gives all that a run brought its names, once the hook has seen it.
-fn put_in_place(staging: &Staging, place: &Path, hook: Option<Calling>) -> Result<Vec<Problem>, Problem> {
-    let mut problems = Vec::new();
+fn put_in_place(staging: &Staging, place: &Path, hook: Option<Calling>) -> Finalized {
+    let mut done = Finalized::default();
     if let Some(hook) = hook.filter(|_| staging.is_held_back()) {
-        hook.call(&place.join(staging.show()?))?;
-        problems = staging.release();
+        if let Err(problem) = staging.show().and_then(|shown| hook.call(&place.join(shown))) {
+            return Finalized { obstacle: Some(problem), ..done };
+        }
+        done.problems = staging.release();
     }
-    problems.extend(staging.finalize());
-    Ok(problems)
+    done.problems.extend(staging.finalize());
+    done
 }
 
 fn bad_path() -> Problem {

@@ -486,6 +486,83 @@ async fn a_file_with_as_many_names_as_it_may_have_is_copied() {
     b.shut_down().await;
 }
 
+/// That nothing has changed at the source says nothing about what somebody did to the version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unchanged_is_what_is_still_there() {
+    let mut b = Backup::new().await;
+    make_tree(b.tree.path(), 1 << 18);
+    assert_eq!(b.backup(1).await.state, RunAgentState::Done);
+    assert_eq!(b.backup(2).await.stats.blocks_fetched, 0);
+    assert_eq!(b.versions().len(), 1);
+    fs::remove_file(b.kept(1).join("deep/small 9")).expect("there");
+    fs::write(b.kept(1).join("large 0"), b"encrypted").expect("room");
+    fs::copy(b.kept(1).join("large 1"), b.kept(1).join("deep/added")).expect("room");
+    assert_eq!(b.backup(3).await.state, RunAgentState::Done);
+    assert_eq!(b.versions(), [version(1), version(3)].map(|v| v.to_string()));
+    b.assert_kept(3);
+    b.shut_down().await;
+}
+
+/// A version that somebody else's run made, or says to have made, is not this source's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_of_another_source_are_not_this_ones() {
+    let mut b = Backup::new().await;
+    make_tree(b.tree.path(), 1 << 16);
+    assert_eq!(b.backup(1).await.state, RunAgentState::Done);
+    let shelf = Shelf::open(&b.shelf()).expect("there");
+    let kept = shelf.all().expect("readable").remove(0);
+    let manifest = shelf.manifest(&kept).expect("proved");
+    let (run, key) = (RunId([99; 16]), SigningKey::from_bytes(&[98; 32]));
+    let source_key = key.verifying_key().to_bytes();
+    let file = manifest.known().source().file();
+    let hashes = crate::disk::file_block_hashes(file).expect("readable").strong;
+    let source = AgentId::of_key(&source_key);
+    let head = sync_core::manifest::ManifestHead::of(run, source, manifest.known(), &hashes).sign(&key);
+    let note = crate::backup::Note { run, source_key, head, complete: true };
+    drop(shelf.forming(run).expect("made"));
+    let planted: VersionName = "9999-01-01T000000Z".parse().expect("a name");
+    assert_eq!(shelf.give_name(&planted, &note, file).expect("named"), planted);
+    assert_eq!(b.backup(2).await.state, RunAgentState::Done);
+    let kept = b.storage.reports().into_iter().filter_map(|body| match body {
+        ReportBody::VersionKept(kept) => Some((kept.version, kept.unchanged)),
+        _ => None,
+    });
+    assert_eq!(kept.last(), Some((version(1).to_string(), true)));
+    b.shut_down().await;
+}
+
+/// A time that not every file system can hold is compared all the same before a file is linked to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_written_into_a_file_of_1970_is_not_carried_on() {
+    let mut b = Backup::new().await;
+    fs::write(b.at("old"), noise(1, 50_000)).expect("room");
+    let time = std::time::UNIX_EPOCH + Duration::from_secs(1);
+    fs::File::open(b.at("old")).expect("there").set_modified(time).expect("ours");
+    assert_eq!(b.backup(1).await.state, RunAgentState::Done);
+    fs::write(b.kept(1).join("old"), noise(2, 50_000)).expect("room");
+    fs::write(b.at("new"), b"new").expect("room");
+    assert_eq!(b.backup(2).await.state, RunAgentState::Done);
+    b.assert_kept(2);
+    b.shut_down().await;
+}
+
+/// Another folder in the source's place may be what is left when a disk is missing: the version is made, and the run says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_may_have_lost_a_disk_says_so() {
+    let mut b = Backup::new().await;
+    make_tree(b.tree.path(), 1 << 16);
+    assert_eq!(b.backup(1).await.state, RunAgentState::Done);
+    let away = b.tree.path().with_extension("away");
+    fs::rename(b.tree.path(), &away).expect("moved");
+    fs::create_dir(b.tree.path()).expect("room");
+    assert_eq!(b.backup(2).await.state, RunAgentState::Done);
+    let told = b.source.problems();
+    assert!(told.iter().any(|p| p.class == ProblemClass::NotFound && p.path == b"."), "{told:?}");
+    b.assert_kept(1);
+    fs::remove_dir_all(&away).expect("ours");
+    b.shut_down().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thinning_removes_what_is_named_and_leaves_what_others_share() {
     let mut b = Backup::new().await;
@@ -702,7 +779,11 @@ fn make_versions(place: &Path) {
         let blocks = missing.map(|block| (block, indexed.reader.read(block).expect("unchanged")));
         assert!(staging.write_all(blocks).iter().all(Result::is_ok));
         assert_eq!(staging.finalize(), []);
-        let made = work::name_version(&shelf, &version(n), &to, run, public, true);
+        // Once it was stopped nothing gets a name any more.
+        let stopped = AtomicBool::new(true);
+        let refused = work::name_version(&shelf, &version(n), &to, run, public, true, &stopped);
+        assert!(refused.is_err());
+        let made = work::name_version(&shelf, &version(n), &to, run, public, true, &stop);
         assert_eq!(made.map_err(|problem| problem.detail).expect("named").name, version(n));
         to.remove();
     }
