@@ -241,14 +241,14 @@ fn a_folder_that_is_suddenly_empty_takes_no_good_versions_place() {
     // It is back: what it is now takes their places.
     let back = hour(&mut w, 4, 990);
     assert_eq!(thin(&mut w, &[]), [good, less]);
-    assert_eq!(standing(&w), [back.clone()]);
+    assert_eq!(standing(&w), std::slice::from_ref(&back));
     // One that stays small for a month is what it is.
     hour(&mut w, 5, 400);
     assert!(w.issue_backup(JOB).is_empty());
     w.now = Timestamp(w.now.0 + 31 * 24 * 3_600_000);
     let small = hour(&mut w, 6, 390);
     assert_eq!(thin(&mut w, &[]).len(), 2);
-    assert_eq!(standing(&w), [small.clone()]);
+    assert_eq!(standing(&w), std::slice::from_ref(&small));
     // A few files less are nothing to worry about.
     let fewer = hour(&mut w, 7, 200);
     assert_eq!(thin(&mut w, &[]), [small]);

@@ -467,7 +467,7 @@ async fn a_file_with_as_many_names_as_it_may_have_is_copied() {
     assert_eq!(b.backup(1).await.state, RunAgentState::Done);
     let (one, names) = (b.kept(1).join("one"), b.disk.path().join("names"));
     fs::create_dir(&names).expect("room");
-    let link = |n: u32| rustix::fs::link(&one, &names.join(n.to_string()));
+    let link = |n: u32| rustix::fs::link(&one, names.join(n.to_string()));
     if !(0..70_000).any(|n| link(n) == Err(rustix::io::Errno::MLINK)) {
         eprintln!("SKIPPED: a file may have more than 70,000 names here");
         return;
