@@ -234,11 +234,12 @@ fn a_full_disk_stops_one_and_hinders_nobody() {
 #[test]
 fn what_comes_first_is_there_first() {
     const BLOCKS: u64 = 2000;
-    let of = |ranges: &[std::ops::Range<u64>]| BlockMap::from_ranges(BLOCKS, ranges.iter().cloned());
+    let of =
+        |ranges: &[(u64, u64)]| BlockMap::from_ranges(BLOCKS, ranges.iter().map(|(from, to)| *from..*to));
     for (seed, n) in [(1, 1), (1, 5), (2, 5), (3, 10)] {
         let links: Vec<_> =
             std::iter::once(link(50, 50, 5)).chain(delays(seed, n).map(|d| link(50, 50, d))).collect();
-        let classes = [of(&[1500..1700]), of(&[300..340, 900..960])];
+        let classes = [of(&[(1500, 1700)]), of(&[(300, 340), (900, 960)])];
         let mut world = ready(seed, BLOCKS, &links);
         world.first = classes.to_vec();
         let mut before = 0;

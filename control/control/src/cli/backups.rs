@@ -154,7 +154,7 @@ pub(super) fn wish(line: Create) -> Result<JobWish, Failure> {
 
 /// A time in whole units of so many seconds.
 fn whole(time: Duration, seconds: u64, flag: &str, units: &str) -> Result<u32, Failure> {
-    let fits = time.subsec_nanos() == 0 && time.as_secs() % seconds == 0;
+    let fits = time.subsec_nanos() == 0 && time.as_secs().is_multiple_of(seconds);
     let count = u32::try_from(time.as_secs() / seconds).ok().filter(|count| fits && *count > 0);
     count.ok_or_else(|| Failure::Usage(format!("{flag} is in whole {units}")))
 }

@@ -14,6 +14,7 @@ use crate::api::view::{
 use crate::api::{ExplainAgentView, ExplainView, TelemetryView, bootstrap_place};
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "one is read in a run of the program")]
 pub(super) enum Jobs {
     /// Make a job and start it
     #[command(subcommand)]

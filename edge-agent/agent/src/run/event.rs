@@ -188,7 +188,7 @@ mod tests {
         let (full, lost) = (problem(ProblemClass::DiskFull), problem(ProblemClass::Io));
         let owner = problem(ProblemClass::PermissionDenied);
         let done = |problems: &[&Problem], obstacle: Option<&Problem>| Finalized {
-            problems: problems.iter().map(|p| Problem::clone(p)).collect(),
+            problems: problems.iter().copied().cloned().collect(),
             remarks: vec![owner.clone()],
             made: None,
             obstacle: obstacle.cloned(),

@@ -523,11 +523,11 @@ async fn versions_of_another_source_are_not_this_ones() {
     let planted: VersionName = "9999-01-01T000000Z".parse().expect("a name");
     assert_eq!(shelf.give_name(&planted, &note, file).expect("named"), planted);
     assert_eq!(b.backup(2).await.state, RunAgentState::Done);
-    let kept = b.storage.reports().into_iter().filter_map(|body| match body {
+    let mut kept = b.storage.reports().into_iter().filter_map(|body| match body {
         ReportBody::VersionKept(kept) => Some((kept.version, kept.unchanged)),
         _ => None,
     });
-    assert_eq!(kept.last(), Some((version(1).to_string(), true)));
+    assert_eq!(kept.next_back(), Some((version(1).to_string(), true)));
     b.shut_down().await;
 }
 
