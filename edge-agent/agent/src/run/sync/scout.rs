@@ -205,12 +205,13 @@ impl Scout {
             Err(error) => return self.trouble("reading the folder's index", error),
         };
         let began = std::time::Instant::now();
-        let begun_at = snapshot.counters().sequence;
-        match self.compare_with(&snapshot, asks, at) {
+        // What changes after the picture was taken is told in between. If this comes to no end, it is told again.
+        let mut since = (*at).max(snapshot.counters().sequence);
+        match self.compare_with(&snapshot, asks, &mut since) {
             Ok(result) => result?,
             Err(error) => return self.trouble("comparing the indexes", error),
         }
-        *at = (*at).max(begun_at);
+        *at = since;
         self.send(Event::Compared(began.elapsed()))?;
         self.follow(at)
     }
@@ -259,11 +260,12 @@ impl Scout {
         }
     }
 
-    /// Answers what was asked during long work; comparing everything once is enough.
+    /// Answers what was asked during long work, which is a comparison: that once is enough. What the folder's index
+    /// finds meanwhile cannot wait for its end, which may be minutes away.
     fn between(&self, asks: &Receiver<Ask>, at: &mut u64) -> Result<(), Over> {
         loop {
             match asks.try_recv() {
-                Ok(Ask::Compare | Ask::Changed) => {}
+                Ok(Ask::Compare) => {}
                 Ok(ask) => self.answer(ask, asks, at)?,
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(Over),
@@ -520,7 +522,14 @@ fn names(folder: &std::os::fd::OwnedFd) -> Result<Vec<(Vec<u8>, bool)>, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use event_schema::RunId;
+    use folder_index::Catalog;
+    use folder_index::scan::{ScanOptions, Scope, Unobserved, scan};
+    use tokio::sync::mpsc;
+
+    use super::super::store::Store;
     use super::*;
+    use crate::clock::FleetClock;
 
     #[test]
     fn what_is_below_something_left_out_is_left_out() {
@@ -554,5 +563,67 @@ mod tests {
         ] {
             assert_eq!(rules.wants(path), wanted, "{}", path.escape_ascii());
         }
+    }
+
+    /// Comparing a very large folder takes minutes.
+    #[test]
+    fn what_changes_while_indexes_are_compared_is_told_in_between() {
+        let made = || tempfile::tempdir_in("/var/tmp").expect("room");
+        let (data, folder) = (made(), made());
+        let name = |n: usize| format!("f{n:04}");
+        (0..2000).for_each(|n| std::fs::write(folder.path().join(name(n)), name(n)).expect("room"));
+        let index = Catalog::open(data.path()).expect("room").index(folder.path()).expect("room");
+        let look = {
+            let index = index.clone();
+            move || {
+                let (progress, stop) = (Arc::default(), Arc::default());
+                let options = ScanOptions::default();
+                let done = scan(&index, &options, &Scope::All, &mut Unobserved, &progress, &stop);
+                done.expect("a folder that can be read");
+            }
+        };
+        look();
+        let tree = Arc::new(Tree::open(folder.path(), RunId([1; 16]), true).expect("a folder"));
+        let rows = data.path().join("rows");
+        let (store, _) = Store::open(&rows, Arc::new(|_: &[u8]| None), |_| ()).expect("room");
+        let (out, mut told) = mpsc::channel(1);
+        let clock = Arc::<FleetClock>::default();
+        let scout = Scout {
+            index: Some(index),
+            metadata: Arc::new(Metadata::new(tree.root())),
+            rows: store.reader(),
+            rules: Arc::new(RwLock::new(Arc::new(Chosen::new(b"", &Selection::default())))),
+            attic: Arc::new(Attic::new(tree.clone(), RunId([1; 16]), None, clock, data.path().into())),
+            tree,
+            out,
+        };
+        let (asks, asked) = std::sync::mpsc::channel();
+        asks.send(Ask::Compare).expect("it listens");
+        let scouting = std::thread::spawn(move || scout.run(&asked));
+        let mut next = || loop {
+            match told.blocking_recv().expect("it goes on") {
+                Event::Found { path, value: Value::File { size, .. }, .. } => return Some((path, size)),
+                Event::Compared(_) => return None,
+                _ => {}
+            }
+        };
+        let (first, size) = next().expect("nothing of it is in the rows");
+        assert_eq!(size, 5);
+        let path = folder.path().join(std::str::from_utf8(&first).expect("text"));
+        std::fs::write(path, "longer than before").expect("room");
+        look();
+        asks.send(Ask::Changed).expect("it listens");
+        let mut compared = 1;
+        while let Some((path, size)) = next() {
+            compared += 1;
+            if path == first && size == 18 {
+                break;
+            }
+        }
+        assert!(compared < 1000, "told after {compared} others");
+        // It ends when nobody listens.
+        drop(told);
+        drop(asks);
+        scouting.join().expect("no panic");
     }
 }
