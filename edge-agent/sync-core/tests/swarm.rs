@@ -263,7 +263,7 @@ fn what_cannot_come_holds_nothing_up() {
     let links: Vec<_> =
         std::iter::once(link(50, 50, 5)).chain(delays(1, 3).map(|d| link(50, 50, d))).collect();
     let mut world = ready(1, 600, &links);
-    let class = BlockMap::from_ranges(600, [100..150]);
+    let class = BlockMap::from_ranges(600, std::iter::once(100..150));
     world.first = vec![class.clone()];
     world.at(ms(0), Step::Unreadable(0, class.ranges().flatten().collect()));
     let lost = |w: &World| w.lost.len();
