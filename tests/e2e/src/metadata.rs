@@ -1,5 +1,6 @@
 //! Trees with everything that files have besides bytes, and tools that are not ours to compare two of them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -89,13 +90,15 @@ pub fn ensure_identical(source: &Path, destination: &Path) -> Result<()> {
 
 /// Names that are one file at the source are one at the destination, and no others; files take as much room.
 fn same_files(source: &Path, destination: &Path) -> Result<()> {
-    let mut files = std::collections::BTreeMap::new();
+    let (mut files, mut names) = (BTreeMap::new(), BTreeMap::new());
     for path in tool(source, "find", &[".", "-type", "f", "-print0"])?.split('\0').filter(|p| !p.is_empty()) {
         let (a, b) = (fs::symlink_metadata(source.join(path)), fs::symlink_metadata(destination.join(path)));
         // Names that are not text were compared above.
         let (Ok(a), Ok(b)) = (a, b) else { continue };
-        let other = files.entry(a.ino()).or_insert(b.ino());
-        ensure!(*other == b.ino() && a.nlink() == b.nlink(), "{path}: other names are the same file");
+        // By the names in both folders: versions of a backup share files with others.
+        let (there, here) =
+            (files.entry(a.ino()).or_insert(b.ino()), names.entry(b.ino()).or_insert(a.ino()));
+        ensure!((*there, *here) == (b.ino(), a.ino()), "{path}: other names are the same file");
         // The file system keeps lists of where data is in blocks of its own, one more or less.
         let room = a.blocks().abs_diff(b.blocks());
         ensure!(
