@@ -129,7 +129,8 @@ fn refresh(
     })
 }
 
-/// Why a version may lack what was there, as a problem of the entry that is missing.
+/// Why a version may lack what was there, as a problem of the entry that is missing. Of a class by which the version is not
+/// whole (control-core, `makes_incomplete`): nothing older goes for it.
 fn told_missing(why: &Suspicion) -> Problem {
     let path = match why {
         Suspicion::MountGone { path } => path.clone(),
@@ -138,7 +139,7 @@ fn told_missing(why: &Suspicion) -> Problem {
     let detail = format!(
         "{why}: the version has what is there now, and may lack much; if that is right, remove this folder's index from the agent's data folder"
     );
-    Problem { class: ProblemClass::NotFound, path, detail }
+    Problem { class: ProblemClass::Io, path, detail }
 }
 
 /// Indexes a source, or takes up what was indexed before. `signed`: a manifest of this run was told of before, and no

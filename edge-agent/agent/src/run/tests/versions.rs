@@ -557,7 +557,7 @@ async fn a_source_that_may_have_lost_a_disk_says_so() {
     fs::create_dir(b.tree.path()).expect("room");
     assert_eq!(b.backup(2).await.state, RunAgentState::Done);
     let told = b.source.problems();
-    assert!(told.iter().any(|p| p.class == ProblemClass::NotFound && p.path == b"."), "{told:?}");
+    assert!(told.iter().any(|p| p.class == ProblemClass::Io && p.path == b"."), "{told:?}");
     b.assert_kept(1);
     fs::remove_dir_all(&away).expect("ours");
     b.shut_down().await;
