@@ -19,7 +19,7 @@ use sync_core::manifest::{ManifestHead, STAGING_FOLDER};
 
 use super::name::VersionName;
 use crate::archive::{remove_tree, rename_new};
-use crate::disk::{Folder, ManifestFile, file_block_hashes, file_type};
+use crate::disk::{Folder, ManifestFile, chmod_at, file_block_hashes, file_type};
 
 /// Below the staging folder of a shelf.
 const VERSIONS: &[u8] = b"versions";
@@ -216,9 +216,9 @@ impl Shelf {
             Err(Errno::ACCESS) => {
                 let stat = fs::statat(&self.versions, from, AtFlags::SYMLINK_NOFOLLOW)?;
                 let mode = Mode::from_raw_mode(stat.st_mode);
-                fs::chmodat(&self.versions, from, mode | Mode::WUSR, AtFlags::empty())?;
+                chmod_at(&self.versions, from, mode | Mode::WUSR)?;
                 rename_new(&self.versions, from, &root, to)?;
-                fs::chmodat(&root, to, mode, AtFlags::empty())
+                chmod_at(&root, to, mode)
             }
             renamed => renamed,
         }

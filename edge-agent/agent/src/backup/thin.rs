@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use event_schema::{NotThinned, ThinObstacle};
-use rustix::fs::{self, AtFlags, FileType};
+use rustix::fs::{self, FileType};
 use rustix::io::Errno;
 
 use super::held::Held;
 use super::name::VersionName;
 use super::shelf::{GONE, Shelf, one_at_a_time};
 use crate::archive::{remove_tree, rename_new};
-use crate::disk::file_type;
+use crate::disk::{chmod_at, file_type};
 
 /// What thinning came to. Each name is in one of the lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Shelf {
         match rename_new(&root, from.as_bytes(), &self.versions, gone) {
             // Its owner may not write to it, which moving it elsewhere takes.
             Err(Errno::ACCESS) => {
-                fs::chmodat(&*root, from.as_str(), fs::Mode::RWXU, AtFlags::empty())?;
+                chmod_at(&*root, from.as_bytes(), fs::Mode::RWXU)?;
                 rename_new(&root, from.as_bytes(), &self.versions, gone)?;
             }
             renamed => renamed?,
