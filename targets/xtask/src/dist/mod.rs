@@ -23,6 +23,9 @@ use self::table::{Package, Program, Table, WdPackage};
 use crate::tools;
 use crate::workspace::{Workspace, build_programs, cargo, forget_package};
 
+/// The list of checksums.
+const SUMS: &str = "SHA256SUMS";
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// Programs to build, by name or triple (default: all), and the packages that need no others
@@ -58,9 +61,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let tools = tools::install()?;
     tools::install_emulators()?;
     let out = workspace.target.join("dist");
+    if options.targets.is_empty() && out.exists() {
+        // All of it is made anew: nothing of another commit stays beside it.
+        fs::remove_dir_all(&out).with_context(|| format!("emptying {}", out.display()))?;
+    }
     let time = commit_time(&workspace.root)?;
     let cross = Cross::new(&workspace, time)?;
-    let mut sums = Vec::new();
+    let mut programs = Vec::new();
     for program in &chosen {
         let begun = Instant::now();
         let bytes = cross.agent(program)?;
@@ -71,7 +78,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         let said = answer(program, &new)?;
         fs::rename(&new, &path)?;
         println!("{:<8} {} bytes, {said}, {} s", program.name, bytes.len(), begun.elapsed().as_secs());
-        sums.push((path, bytes));
+        programs.push((&program.name, bytes));
     }
     let licence = ["LICENSE-MIT", "LICENSE-APACHE"].map(|name| fs::read_to_string(workspace.root.join(name)));
     let [mit, apache] = licence;
@@ -79,8 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         format!("Flotilla is free under either of two licences, as you choose.\n\n{}\n{}", mit?, apache?);
     let release =
         Release { version: env!("CARGO_PKG_VERSION"), build: options.build, time, licence: &licence };
-    let built =
-        |name: &str| chosen.iter().zip(&sums).find(|(p, _)| p.name == name).map(|(_, (_, bytes))| bytes);
+    let built = |name: &String| programs.iter().find(|(p, _)| *p == name).map(|(_, bytes)| bytes);
     let mut packages = Vec::new();
     for package in &table.packages {
         let Some(agent) = built(&package.program) else { continue };
@@ -97,14 +103,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     for (path, bytes) in packages {
         println!("{}: {} bytes", path.file_name().unwrap_or_default().display(), bytes.len());
         place(&path, &bytes, 0o644)?;
-        sums.push((path, bytes));
     }
-    let mut list = String::new();
-    for (path, bytes) in &sums {
-        let name = path.strip_prefix(&out).unwrap_or(path);
-        list += &format!("{}  {}\n", tools::sha256_of(bytes), name.display());
-    }
-    fs::write(out.join("SHA256SUMS"), list)?;
+    fs::write(out.join(SUMS), sums(&out)?)?;
     println!("all is in {}", out.display());
     if !options.check {
         return Ok(ExitCode::SUCCESS);
@@ -112,6 +112,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     ensure!(build_programs().status()?.success(), "the programs of the main job do not build");
     let status = main_job(&workspace, tools, &chosen, &out).status().context("running cargo-nextest")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Checksums of all that is there, in the form of `sha256sum`.
+fn sums(out: &Path) -> Result<String> {
+    let mut list = String::new();
+    for entry in walkdir::WalkDir::new(out).sort_by_file_name() {
+        let entry = entry?;
+        let name = entry.path().strip_prefix(out)?;
+        if entry.file_type().is_file() && name != Path::new(SUMS) {
+            list += &format!("{}  {}\n", tools::sha256_of(&fs::read(entry.path())?), name.display());
+        }
+    }
+    Ok(list)
 }
 
 /// What of `tests/e2e/tests/processors.rs` is about these programs.
@@ -209,4 +222,22 @@ fn place(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     fs::create_dir_all(path.parent().context("a folder")?)?;
     fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_is_there_is_summed_up_and_nothing_else() {
+        let out = tempfile::tempdir().expect("room");
+        place(&out.path().join("wd/b.bin"), b"b", 0o644).expect("written");
+        place(&out.path().join("bin/arm/agent"), b"", 0o755).expect("written");
+        let list = sums(out.path()).expect("read");
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let b = "3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d";
+        assert_eq!(list, format!("{empty}  bin/arm/agent\n{b}  wd/b.bin\n"));
+        fs::write(out.path().join(SUMS), &list).expect("written");
+        assert_eq!(sums(out.path()).expect("read"), list);
+    }
 }
