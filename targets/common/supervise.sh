@@ -2,9 +2,11 @@
 # Keeps the agent running: NAS boxes start a program once and do not look after it. $1: the program, $2: the state's
 # folder, further ones: files in which an enrolment code may be given. Ends the agent and itself on SIGTERM. POSIX sh, as
 # BusyBox has it. FLOTILLA_STATUS, if set: a file that tells what is going on, in a word; FLOTILLA_CODES_UNTIL: seconds
-# since the machine's start after which no code is taken any more.
+# since the machine's start after which no code is taken any more; FLOTILLA_CONFIG and FLOTILLA_DATA: where the agent's
+# configuration and data lie if not in that folder.
 program=$1 state=$2
 shift 2
+config=${FLOTILLA_CONFIG:-$state/agent.toml} data=${FLOTILLA_DATA:-$state/agent}
 log=$state/agent.log
 umask 077
 printf '%s\n' "$$" >"$state/supervise.pid" || exit 1
@@ -55,7 +57,7 @@ rotate() {
 
 # Without the code's file a member is what it is, whatever somebody gives it.
 is_member() {
-    [ ! -e "$state/enrolment-code" ] && [ -e "$state/agent/state.redb" ]
+    [ ! -e "$state/enrolment-code" ] && [ -e "$data/state.redb" ]
 }
 
 # What may be a code in a file: its characters alone, since editors and mail add spaces, line ends and marks of their own.
@@ -90,7 +92,7 @@ fetch_code() {
 run_agent() {
     umask 022
     if [ -e "$state/enrolment-code" ]; then set -- --bootstrap "$state/enrolment-code"; else set --; fi
-    exec "$program" run --config "$state/agent.toml" --data "$state/agent" "$@"
+    exec "$program" run --config "$config" --data "$data" "$@"
 }
 
 pause=10 next=0 turn=0 waits=''
@@ -117,7 +119,7 @@ while :; do
     fi
     if [ -n "$child" ]; then
         :
-    elif [ ! -e "$state/enrolment-code" ] && [ ! -e "$state/agent/state.redb" ]; then
+    elif [ ! -e "$state/enrolment-code" ] && [ ! -e "$data/state.redb" ]; then
         # Nothing to start: no noise, and disks may sleep.
         [ -n "$waits" ] || say "no enrolment code yet"
         waits=yes
@@ -129,7 +131,7 @@ while :; do
     fi
     if [ -e "$state/enrolment-code" ]; then
         status joining
-    elif [ ! -e "$state/agent/state.redb" ]; then
+    elif [ ! -e "$data/state.redb" ]; then
         status waiting
     elif [ -n "$child" ]; then
         status running

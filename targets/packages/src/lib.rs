@@ -1,11 +1,23 @@
-//! Packages that NAS boxes and other systems take, made byte for byte the same from the same input, and checks of them by
+//! Packages that NAS boxes and Linux systems take, made byte for byte the same from the same input, and checks of them by
 //! the rules that their vendors publish.
 //!
 //! Owns the formats (`targets/FORMATS.md`). What goes into a package lies in a folder beside this crate for each format, such
 //! as `targets/synology`; the programs come from `cargo xtask dist`. Nothing here runs anything.
 
+/// A file of a folder beside this crate.
+macro_rules! asset {
+    ($path:literal) => {
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../", $path)).as_slice()
+    };
+}
+
+pub mod container;
+pub mod deb;
 pub mod elf;
+pub mod ipk;
+pub mod linux;
 pub mod spk;
+pub mod tarball;
 pub mod tree;
 pub mod wd;
 

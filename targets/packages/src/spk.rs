@@ -8,12 +8,6 @@ use md5::{Digest, Md5};
 use crate::Release;
 use crate::tree::Tree;
 
-macro_rules! asset {
-    ($path:literal) => {
-        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../", $path))
-    };
-}
-
 /// The package's id, and the user that its programs run as.
 pub const NAME: &str = "flotilla-agent";
 

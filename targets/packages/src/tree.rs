@@ -67,30 +67,45 @@ impl Tree {
     /// A tar archive (ustar): the files named in `first` in that order, then the others in the order of their paths, all of
     /// root, with one time. Folders stand before what is in them.
     pub fn tar(&self, first: &[&str], time: u64) -> io::Result<Vec<u8>> {
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut folders = std::collections::BTreeSet::new();
-        let rest = self.files.keys().map(String::as_str).filter(|path| !first.contains(path));
-        for path in first.iter().copied().filter(|path| self.files.contains_key(*path)).chain(rest) {
-            for (at, _) in path.match_indices('/') {
-                if folders.insert(&path[..at]) {
-                    let mut header = header(tar::EntryType::Directory, 0o755, 0, time);
-                    builder.append_data(&mut header, format!("{}/", &path[..at]), io::empty())?;
-                }
-            }
-            let file = &self.files[path];
-            let mut header = header(tar::EntryType::Regular, file.mode, file.bytes.len() as u64, time);
-            builder.append_data(&mut header, path, &file.bytes[..])?;
-        }
-        builder.into_inner()
+        self.archive("", first, time)
     }
 
     /// The same, compressed by gzip.
     pub fn tar_gz(&self, first: &[&str], time: u64) -> io::Result<Vec<u8>> {
-        let tar = self.tar(first, time)?;
-        // No name and no time in the head: both would differ from build to build.
-        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
-        gzip.write_all(&tar)?;
-        gzip.finish()
+        gzip(&self.tar(first, time)?)
+    }
+
+    /// The same with names that begin with `./`, as package managers of whole systems write them.
+    pub fn dotted_tar_gz(&self, first: &[&str], time: u64) -> io::Result<Vec<u8>> {
+        gzip(&self.archive("./", first, time)?)
+    }
+
+    fn archive(&self, head: &str, first: &[&str], time: u64) -> io::Result<Vec<u8>> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut folders = std::collections::BTreeSet::new();
+        let mut append = |kind, mode, path: String, bytes: &[u8]| {
+            let mut header = header(kind, mode, bytes.len() as u64, time);
+            // By hand: the library takes a leading `./` away.
+            let name = &mut header.as_old_mut().name;
+            let room = name.get_mut(..path.len()).ok_or_else(|| long(&path))?;
+            room.copy_from_slice(path.as_bytes());
+            header.set_cksum();
+            builder.append(&header, bytes)
+        };
+        if !head.is_empty() {
+            append(tar::EntryType::Directory, 0o755, head.to_owned(), &[])?;
+        }
+        let rest = self.files.keys().map(String::as_str).filter(|path| !first.contains(path));
+        for path in first.iter().copied().filter(|path| self.files.contains_key(*path)).chain(rest) {
+            for (at, _) in path.match_indices('/') {
+                if folders.insert(&path[..at]) {
+                    append(tar::EntryType::Directory, 0o755, format!("{head}{}/", &path[..at]), &[])?;
+                }
+            }
+            let file = &self.files[path];
+            append(tar::EntryType::Regular, file.mode, format!("{head}{path}"), &file.bytes)?;
+        }
+        builder.into_inner()
     }
 
     /// Reads a tar archive: regular files and folders alone, below where it is unpacked, [`UNPACKED_MAX`] at most.
@@ -131,6 +146,29 @@ impl Tree {
     }
 }
 
+/// Compressed, always the same for the same bytes.
+pub(crate) fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    // No name and no time in the head: both would differ from build to build.
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    gzip.write_all(bytes)?;
+    gzip.finish()
+}
+
+/// What is compressed that way, [`UNPACKED_MAX`] at most.
+#[cfg(test)]
+pub(crate) fn gunzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut unpacked = Vec::new();
+    flate2::read::GzDecoder::new(bytes).take(UNPACKED_MAX + 1).read_to_end(&mut unpacked)?;
+    if unpacked.len() as u64 > UNPACKED_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {UNPACKED_MAX} bytes")));
+    }
+    Ok(unpacked)
+}
+
+fn long(path: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{path:?} has more than 100 bytes"))
+}
+
 fn header(kind: tar::EntryType, mode: u32, size: u64, time: u64) -> tar::Header {
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(kind);
@@ -162,6 +200,11 @@ mod tests {
         assert_eq!(gz, sample().tar_gz(&[], 1_700_000_000).expect("written"));
         assert_eq!(Tree::read_tar_gz(&gz).expect("read"), sample());
         assert_eq!(sample().len(), 6 + 700 + 1);
+        let dotted = sample().dotted_tar_gz(&[], 1_700_000_000).expect("written");
+        let tar = gunzip(&dotted).expect("read");
+        assert!(tar.starts_with(b"./\0") && tar[512..].starts_with(b"./INFO\0"));
+        assert_eq!(Tree::read_tar_gz(&dotted).expect("read"), sample());
+        assert!(Tree::default().data(&"x".repeat(99), "").dotted_tar_gz(&[], 0).is_err(), "a name is cut");
     }
 
     #[test]

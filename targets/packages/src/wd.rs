@@ -12,12 +12,6 @@ use time::OffsetDateTime;
 use crate::Release;
 use crate::tree::Tree;
 
-macro_rules! asset {
-    ($path:literal) => {
-        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../", $path))
-    };
-}
-
 /// The package's name, and that of its folder on the box.
 pub const NAME: &str = "flotilla-agent";
 

@@ -102,6 +102,11 @@ const DEBIAN: &[(&str, &str)] = &[
     ("nftables", "/usr/sbin/nft"),
     // The shell and tools of NAS boxes, for the packages' scripts (`tests/e2e`).
     ("busybox-static", "/bin/busybox"),
+    // A system to install packages in, and what knows Debian's rules for them (`tests/e2e`).
+    ("systemd", "/lib/systemd/systemd"),
+    ("adduser", "/usr/sbin/adduser"),
+    ("binutils", "strip"),
+    ("lintian", "lintian"),
     // A compiler whose library sources are shipped, so that the no_std crates can be checked for Cortex-M where
     // no precompiled library for it can be fetched.
     ("rustc-web", "/usr/bin/rustc"),

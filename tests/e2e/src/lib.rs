@@ -7,6 +7,7 @@ mod busybox;
 mod disk;
 mod metadata;
 mod process;
+mod system;
 mod tree;
 mod world;
 
@@ -14,5 +15,6 @@ pub use busybox::BusyBox;
 pub use disk::Disk;
 pub use metadata::{ensure_identical, make_rich_tree};
 pub use process::{Process, binary, utp2, wait_until};
+pub use system::System;
 pub use tree::{Tree, differences, members_differ};
 pub use world::{Agent, Control, Options, Run, World};

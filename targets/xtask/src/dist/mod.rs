@@ -4,6 +4,7 @@
 //! gives the same bytes.
 
 mod cross;
+mod linux;
 mod table;
 
 use std::fs;
@@ -86,7 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         format!("Flotilla is free under either of two licences, as you choose.\n\n{}\n{}", mit?, apache?);
     let release =
         Release { version: env!("CARGO_PKG_VERSION"), build: options.build, time, licence: &licence };
-    let built = |name: &String| programs.iter().find(|(p, _)| *p == name).map(|(_, bytes)| bytes);
+    let built = |name: &str| programs.iter().find(|(p, _)| *p == name).map(|(_, bytes)| bytes.as_slice());
     let mut packages = Vec::new();
     for package in &table.packages {
         let Some(agent) = built(&package.program) else { continue };
@@ -99,6 +100,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             let (name, bytes) = pack_wd(package, *os, release, agent)?;
             packages.push((out.join("wd").join(name), bytes));
         }
+    }
+    for (name, bytes) in linux::packages(&table, release, built)? {
+        packages.push((out.join(name), bytes));
     }
     for (path, bytes) in packages {
         println!("{}: {} bytes", path.file_name().unwrap_or_default().display(), bytes.len());

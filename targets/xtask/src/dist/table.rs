@@ -15,6 +15,8 @@ pub(super) struct Table {
     #[serde(rename = "spk")]
     pub(super) packages: Vec<Package>,
     pub(super) wd: Vec<WdPackage>,
+    pub(super) deb: Vec<LinuxPackage>,
+    pub(super) ipk: Vec<LinuxPackage>,
 }
 
 /// A program for some processors. The fields are explained in the file.
@@ -52,11 +54,22 @@ pub(super) struct WdPackage {
     pub(super) os: Vec<u32>,
 }
 
+/// A package of a whole Linux system.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LinuxPackage {
+    pub(super) program: String,
+    /// The system's name of the processor.
+    pub(super) architecture: String,
+}
+
 impl Table {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let table: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
-        let packed = table.packages.iter().map(|p| &p.program).chain(table.wd.iter().map(|p| &p.program));
+        let packed = table.packages.iter().map(|p| &p.program);
+        let packed = packed.chain(table.wd.iter().map(|p| &p.program));
+        let packed = packed.chain(table.deb.iter().chain(&table.ipk).map(|p| &p.program));
         for program in packed {
             let known = table.programs.iter().any(|p| p.name == *program);
             ensure!(known, "{}: there is no program {program}", path.display());
@@ -98,6 +111,20 @@ mod tests {
                 Some(1 + usize::from(model.newest > Os::Three)),
                 "{model:?}"
             );
+        }
+        // What a system calls a processor is the processor of the program.
+        for (architecture, machine) in
+            [("amd64", "x86_64"), ("i386", "i386"), ("arm64", "aarch64"), ("armhf", "arm"), ("armel", "arm")]
+        {
+            let row = table.deb.iter().find(|row| row.architecture == architecture).expect(architecture);
+            let program = table.programs.iter().find(|p| p.name == row.program).expect("known");
+            assert_eq!(program.machine, machine, "{architecture}");
+            let soft_float = program.triple.ends_with("eabi");
+            assert_eq!(soft_float, architecture == "armel", "{architecture}");
+        }
+        for row in &table.ipk {
+            let program = table.programs.iter().find(|p| p.name == row.program).expect("known");
+            assert!(row.architecture.starts_with(&program.machine), "{}", row.architecture);
         }
         // The platforms that Flotilla set out for.
         for code in [
