@@ -107,6 +107,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("adduser", "/usr/sbin/adduser"),
     ("binutils", "strip"),
     ("lintian", "lintian"),
+    ("rpm", "rpm"),
     // A compiler whose library sources are shipped, so that the no_std crates can be checked for Cortex-M where
     // no precompiled library for it can be fetched.
     ("rustc-web", "/usr/bin/rustc"),

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::{BusyBox, Options, System, World, binary, differences, wait_until};
 use packages::Release;
 use packages::deb::{self, Deb};
+use packages::rpm::{self, Rpm};
 use packages::tarball::Tarball;
 use packages::tree::Tree;
 
@@ -249,6 +250,67 @@ fn debian(owner: &mut Owner) -> Result<()> {
     ensure!(fs::symlink_metadata(owner.system.path(wanted)).is_err());
     ensure!(fs::metadata(owner.system.path("/srv/flotilla"))?.uid() != 0);
     owner.has_all()
+}
+
+#[test]
+fn an_rpm_from_the_code_to_the_data_that_stays() -> Result<()> {
+    if !System::possible() || !has("rpm") {
+        return Ok(());
+    }
+    let mut owner = Owner::new()?;
+    red_hat(&mut owner).with_context(|| owner.log())
+}
+
+/// By RPM's own program, whose list of what is installed begins empty: what the package depends on is there, and not in it.
+fn red_hat(owner: &mut Owner) -> Result<()> {
+    let agent = agent()?;
+    for build in 1..=2 {
+        let package = Rpm { release: release(build), architecture: "x86_64", agent: &agent }.build()?;
+        let faults = rpm::faults(&package, "x86_64");
+        ensure!(faults.is_empty(), "{faults:?}");
+        owner.put(&format!("{build}.rpm"), &package)?;
+        owner.put("cut.rpm", &package[..package.len() / 2])?;
+    }
+    let rpm = |arguments: &str| format!("rpm --force-debian --nodeps {arguments}");
+    let version = |owner: &Owner| {
+        Ok::<_, anyhow::Error>(owner.system.succeed("rpm --query flotilla-agent")?.trim().to_owned())
+    };
+
+    owner.system.succeed(&rpm("--install /tmp/1.rpm"))?;
+    ensure!(version(owner)? == "flotilla-agent-0.1.0-1.x86_64");
+    owner.system.succeed("rpm --verify --nodeps flotilla-agent")?;
+    ensure!(owner.process()? == "0");
+    let _base = owner.world.agent("base", &[])?;
+    owner.enrol()?;
+    owner.is_confined()?;
+    owner.job()?;
+
+    let config = owner.system.path(CONFIG);
+    fs::write(&config, fs::read_to_string(&config)? + "lan = false\n")?;
+    let process = owner.process()?;
+    owner.system.fail(&rpm("--upgrade /tmp/cut.rpm"))?;
+    // RPM dies in the middle of a file.
+    owner.system.fail(&format!("ulimit -f 1000; {}", rpm("--upgrade /tmp/2.rpm")))?;
+    ensure!(owner.process()? == process, "what runs goes on running");
+    owner.system.succeed(&rpm("--upgrade /tmp/2.rpm"))?;
+    ensure!(version(owner)? == "flotilla-agent-0.1.0-2.x86_64", "{}", version(owner)?);
+    owner.wait_for_another(&process)?;
+    owner.job()?;
+    let process = owner.process()?;
+    owner.system.succeed(&rpm("--upgrade --oldpackage /tmp/1.rpm"))?;
+    ensure!(version(owner)? == "flotilla-agent-0.1.0-1.x86_64");
+    owner.wait_for_another(&process)?;
+
+    // Erased, it is gone; what it was and what its owner wrote is not, and it comes back as who it was.
+    let said = owner.system.succeed(&rpm("--erase flotilla-agent"))?;
+    ensure!(said.contains("stays in /var/lib/flotilla-agent"), "{said}");
+    ensure!(owner.system.fail("pgrep flotilla-agent")?.is_empty());
+    ensure!(fs::symlink_metadata(owner.system.path("/usr/bin/flotilla-agent")).is_err());
+    ensure!(owner.system.path(STATE).join("state.redb").exists());
+    owner.system.succeed("mv /etc/flotilla/agent.toml.rpmsave /etc/flotilla/agent.toml")?;
+    owner.system.succeed(&rpm("--install /tmp/2.rpm"))?;
+    owner.wait_for_another("0")?;
+    owner.job()
 }
 
 #[test]

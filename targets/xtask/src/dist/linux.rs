@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use packages::Release;
 use packages::deb::{self, Deb};
 use packages::ipk::Ipk;
+use packages::rpm::{self, Rpm};
 use packages::tarball::Tarball;
 
 use super::table::Table;
@@ -22,6 +23,14 @@ pub(super) fn packages<'a>(
         let faults = deb::faults(&bytes, &row.architecture)?;
         ensure!(faults.is_empty(), "{}: {}", deb.file_name(), faults.join("; "));
         made.push((format!("debian/{}", deb.file_name()), bytes));
+    }
+    for row in &table.rpm {
+        let Some(agent) = built(&row.program) else { continue };
+        let rpm = Rpm { release, architecture: &row.architecture, agent };
+        let bytes = rpm.build()?;
+        let faults = rpm::faults(&bytes, &row.architecture);
+        ensure!(faults.is_empty(), "{}: {}", rpm.file_name(), faults.join("; "));
+        made.push((format!("rpm/{}", rpm.file_name()), bytes));
     }
     for row in &table.ipk {
         let Some(agent) = built(&row.program) else { continue };

@@ -17,6 +17,7 @@ pub(super) struct Table {
     pub(super) wd: Vec<WdPackage>,
     pub(super) deb: Vec<LinuxPackage>,
     pub(super) ipk: Vec<LinuxPackage>,
+    pub(super) rpm: Vec<LinuxPackage>,
 }
 
 /// A program for some processors. The fields are explained in the file.
@@ -69,7 +70,7 @@ impl Table {
         let table: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
         let packed = table.packages.iter().map(|p| &p.program);
         let packed = packed.chain(table.wd.iter().map(|p| &p.program));
-        let packed = packed.chain(table.deb.iter().chain(&table.ipk).map(|p| &p.program));
+        let packed = packed.chain(table.deb.iter().chain(&table.ipk).chain(&table.rpm).map(|p| &p.program));
         for program in packed {
             let known = table.programs.iter().any(|p| p.name == *program);
             ensure!(known, "{}: there is no program {program}", path.display());
@@ -122,7 +123,7 @@ mod tests {
             let soft_float = program.triple.ends_with("eabi");
             assert_eq!(soft_float, architecture == "armel", "{architecture}");
         }
-        for row in &table.ipk {
+        for row in table.ipk.iter().chain(&table.rpm) {
             let program = table.programs.iter().find(|p| p.name == row.program).expect("known");
             assert!(row.architecture.starts_with(&program.machine), "{}", row.architecture);
         }
