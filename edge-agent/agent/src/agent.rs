@@ -139,6 +139,7 @@ fn forget_bootstrap(path: Option<&Path>) {
     let Some(path) = path else { return };
     match std::fs::remove_file(path) {
         Ok(()) => tracing::info!(file = %path.display(), "enrolled: the bootstrap file is deleted"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => {
             tracing::warn!(file = %path.display(), %error, "the bootstrap file can't be deleted; delete it by hand");
         }

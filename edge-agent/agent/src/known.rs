@@ -1,5 +1,5 @@
 //! The folders of this agent's jobs, the latest first: where content may be that another job wants, so that it is not
-//! fetched again. Kept in `folders` in the data folder; what cannot be read or written costs transfers only.
+//! fetched again. Kept in `known-folders` in the data folder; what cannot be read or written costs transfers only.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +24,15 @@ pub(crate) struct KnownFolders {
 impl KnownFolders {
     /// Of the agent with this data folder; `wanted`: its owner lets jobs share what is there.
     pub(crate) fn new(data: &Path, wanted: bool) -> Self {
-        Self { file: wanted.then(|| data.join("folders")), writing: Arc::default() }
+        let file = data.join("known-folders");
+        // Once it was called like the folder that relative folders of jobs lie in if nobody says where, and was in its way.
+        let old = data.join("folders");
+        if old.symlink_metadata().is_ok_and(|old| old.is_file())
+            && let Err(error) = std::fs::rename(&old, &file)
+        {
+            tracing::warn!(file = %old.display(), %error, "relative folders of jobs have no place while this file is there");
+        }
+        Self { file: wanted.then_some(file), writing: Arc::default() }
     }
 
     fn read(&self) -> Vec<Vec<u8>> {
@@ -77,10 +85,28 @@ mod tests {
         assert_eq!(known.besides(Path::new("/a")), paths(&["/b"]));
         (0..100).for_each(|n| known.note(Path::new(&format!("/n{n}"))));
         assert_eq!(known.besides(Path::new("/c")).len(), FOLDERS_MAX);
-        std::fs::write(data.path().join("folders"), b"\x01\xff\xff").expect("written");
+        std::fs::write(data.path().join("known-folders"), b"\x01\xff\xff").expect("written");
         assert_eq!(known.besides(Path::new("/c")), [] as [PathBuf; 0]);
         known.note(Path::new("/a"));
         assert_eq!(known.besides(Path::new("/c")), paths(&["/a"]));
         assert_eq!(KnownFolders::new(data.path(), false).besides(Path::new("/c")), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn the_place_of_relative_folders_is_left_free() {
+        let (data, old) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let known = KnownFolders::new(data.path(), true);
+        known.note(Path::new("/a"));
+        std::fs::create_dir(data.path().join("folders")).expect("free");
+        known.note(Path::new("/b"));
+        assert_eq!(known.besides(Path::new("/c")), [Path::new("/b"), Path::new("/a")]);
+        // What an earlier release left there.
+        std::fs::rename(data.path().join("known-folders"), old.path().join("folders")).expect("moved");
+        let known = KnownFolders::new(old.path(), true);
+        assert_eq!(known.besides(Path::new("/c")), [Path::new("/b"), Path::new("/a")]);
+        std::fs::create_dir(old.path().join("folders")).expect("free");
+        // And a folder stays where it is.
+        KnownFolders::new(old.path(), true);
+        assert!(old.path().join("folders").is_dir());
     }
 }

@@ -196,7 +196,8 @@ async fn a_code_enrols_and_is_deleted_when_it_has() {
         assert_eq!(code, Some(0), "{log}");
         log
     };
-    again(&gateway, &mut home).await;
+    let log = again(&gateway, &mut home).await;
+    assert!(!log.contains("by hand"), "what is gone needs nobody's hand: {log}");
     std::fs::write(&bootstrap, format!("flotilla-{}", "A".repeat(60))).expect("written");
     assert!(again(&gateway, &mut home).await.contains("damaged"));
     assert!(!bootstrap.exists());
