@@ -85,6 +85,8 @@ impl Owner {
         ensure!(!self.system.path(STATE).join("enrolment-code").exists(), "the token is spent and gone");
         let log = self.system.succeed("journalctl --no-pager --unit flotilla-agent")?;
         ensure!(log.contains("enrolled") && !log.contains(&code[40..]), "the code is in no log: {log}");
+        let said = self.system.fail(&format!("echo {code} | flotilla-agent-enrol"))?;
+        ensure!(said.contains("has its fleet already"), "{said}");
         Ok(())
     }
 
@@ -365,6 +367,16 @@ fn tarball(owner: &mut Owner) -> Result<()> {
     ensure!(fs::symlink_metadata(owner.system.path("/usr/local/lib/flotilla-agent")).is_err());
     owner.system.succeed(&script(2))?;
     owner.wait_for_another("0")?;
+
+    // Removed from its fleet, it is another agent once its owner says that it may forget.
+    owner.world.flotilla(&["agents", "remove", "pc"])?;
+    let code = code(&owner.world, "again")?;
+    owner.system.fail(&format!("echo {code} | flotilla-agent-enrol"))?;
+    owner.system.succeed(&format!("echo {code} >/tmp/code && flotilla-agent-enrol --forget /tmp/code"))?;
+    owner.world.wait_online(&["again"])?;
+    ensure!(ids(&owner.world, "again")? != [owner.id.clone()]);
+    owner.has_all()?;
+
     let said = owner.system.succeed(&format!("{} purge", script(2)))?;
     ensure!(said.contains("left in /srv/flotilla"), "{said}");
     for path in [
@@ -453,6 +465,20 @@ fn a_tarball_where_there_is_no_systemd() -> Result<()> {
 /// A file of the tree that packages are made of.
 fn asset(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../targets/linux").join(path)
+}
+
+/// What is tried on no router is at least what its shell can read.
+#[test]
+fn scripts_for_routers_are_read_by_their_shell() -> Result<()> {
+    if !BusyBox::possible() {
+        return Ok(());
+    }
+    for script in ["openwrt/flotilla-agent.init", "openwrt/postinst", "openwrt/prerm", "flotilla-agent-enrol"]
+    {
+        let output = Command::new("/bin/busybox").args(["sh", "-n"]).arg(asset(script)).output()?;
+        ensure!(output.status.success() && output.stderr.is_empty(), "{script}: {output:?}");
+    }
+    Ok(())
 }
 
 /// Whether a program is here. CI has to have it.
