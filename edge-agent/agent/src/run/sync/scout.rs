@@ -47,8 +47,9 @@ const WAITED_FOR: Duration = Duration::from_millis(60);
 pub(super) enum Ask {
     /// Look at a path, and at everything below it.
     Look(Vec<u8>),
-    /// Look at a path alone, for which that was asked so often before.
-    Peek(Vec<u8>, u32),
+    /// Look at a path that the machine changed, alone. The machine takes what is there for settled with this stamp; for
+    /// this path it was asked so often before.
+    Peek(Vec<u8>, Option<Stamp>, u32),
     /// The folder's index has found something.
     Changed,
     /// Compare the whole index of the folder with the rows.
@@ -143,7 +144,7 @@ impl Scout {
     fn answer(&self, ask: Ask, asks: &Receiver<Ask>, at: &mut u64) -> Result<(), Over> {
         match ask {
             Ask::Look(path) => self.look(path)?,
-            Ask::Peek(path, tries) => self.peek(path, tries)?,
+            Ask::Peek(path, settled, tries) => self.peek(path, settled, tries)?,
             Ask::Changed => self.follow(at)?,
             Ask::Compare => self.compare(asks, at)?,
             Ask::Trim => self.attic.trim(),
@@ -205,8 +206,11 @@ impl Scout {
             Err(error) => return self.trouble("reading the folder's index", error),
         };
         let began = std::time::Instant::now();
-        // What changes after the picture was taken is told in between. If this comes to no end, it is told again.
-        let mut since = (*at).max(snapshot.counters().sequence);
+        // What changes after the picture was taken is told in between. If this comes to no end, it is told again. What
+        // changed before it and was not told yet, the comparison may not see: it has the rows as they were last stored,
+        // and what was told since may be the opposite.
+        let untold = *at > 0 && *at >= snapshot.changes_kept_from();
+        let mut since = if untold { *at } else { snapshot.counters().sequence };
         match self.compare_with(&snapshot, asks, &mut since) {
             Ok(result) => result?,
             Err(error) => return self.trouble("comparing the indexes", error),
@@ -275,12 +279,11 @@ impl Scout {
 
     /// Looks at what was changed by the machine until the folder's index has it: what goes before that, the index would
     /// never tell of.
-    fn peek(&self, path: Vec<u8>, tries: u32) -> Result<(), Over> {
+    fn peek(&self, path: Vec<u8>, settled: Option<Stamp>, tries: u32) -> Result<(), Over> {
         let there = self.tree.stat(&path).ok().flatten();
         let seen = there.is_some_and(|stat| self.is_indexed(&path, &stat));
-        let row = self.rows.rows().and_then(|rows| rows.row(&path)).ok().flatten();
-        let settled = row.as_ref().and_then(Row::present).is_some_and(|here| here.stamp.settled);
-        if !(seen && settled) {
+        let as_told = |stat: Stat| settled.is_some_and(|told| told.is(&self.tree.stamp(&stat)));
+        if !(seen && there.is_some_and(as_told)) {
             self.observe(&path, None)?;
         }
         if there.is_some() && !seen && self.index.is_some() && self.wants(&path) {
@@ -295,8 +298,14 @@ impl Scout {
         record().is_some_and(|record| record.stamp.ino == stat.st_ino)
     }
 
-    /// Looks at a path and everything below it, on disk and in the rows.
-    fn look(&self, path: Vec<u8>) -> Result<(), Over> {
+    /// Looks at a path and everything below it, on disk and in the rows. If what it is in is gone, that is looked at:
+    /// a change below it that was refused can succeed only when that is known.
+    fn look(&self, mut path: Vec<u8>) -> Result<(), Over> {
+        while let Some(above) = path.iter().rposition(|b| *b == b'/')
+            && matches!(self.tree.stat(&path[..above]), Ok(None))
+        {
+            path.truncate(above);
+        }
         if !path.is_empty() {
             self.observe(&path, None)?;
         }
@@ -565,38 +574,166 @@ mod tests {
         }
     }
 
+    /// A folder with an index, rows, and a scout that looks at them.
+    struct Scene {
+        data: tempfile::TempDir,
+        folder: tempfile::TempDir,
+        index: Arc<folder_index::Index>,
+        store: Store,
+        committed: std::sync::mpsc::Receiver<Result<(), String>>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let made = || tempfile::tempdir_in("/var/tmp").expect("room");
+            let (data, folder) = (made(), made());
+            let index = Catalog::open(data.path()).expect("room").index(folder.path()).expect("room");
+            let (done, committed) = std::sync::mpsc::channel();
+            let told = move |result| drop(done.send(result));
+            let (store, _) =
+                Store::open(&data.path().join("rows"), Arc::new(|_: &[u8]| None), told).expect("room");
+            Self { data, folder, index, store, committed }
+        }
+
+        fn at(&self, path: &[u8]) -> std::path::PathBuf {
+            self.folder.path().join(std::str::from_utf8(path).expect("text"))
+        }
+
+        /// Has the folder's index see what is there now.
+        fn scan(&self) {
+            let (progress, stop) = (Arc::default(), Arc::default());
+            let options = ScanOptions::default();
+            let done = scan(&self.index, &options, &Scope::All, &mut Unobserved, &progress, &stop);
+            done.expect("a folder that can be read");
+        }
+
+        fn scout(&self, told: usize) -> (Scout, mpsc::Receiver<Event>) {
+            let tree = Arc::new(Tree::open(self.folder.path(), RunId([1; 16]), true).expect("a folder"));
+            let (out, events) = mpsc::channel(told);
+            let clock = Arc::<FleetClock>::default();
+            let scout = Scout {
+                index: Some(self.index.clone()),
+                metadata: Arc::new(Metadata::new(tree.root())),
+                rows: self.store.reader(),
+                rules: Arc::new(RwLock::new(Arc::new(Chosen::new(b"", &Selection::default())))),
+                attic: Arc::new(Attic::new(
+                    tree.clone(),
+                    RunId([1; 16]),
+                    None,
+                    clock,
+                    self.data.path().into(),
+                )),
+                tree,
+                out,
+            };
+            (scout, events)
+        }
+
+        /// Stores as rows what was told.
+        fn store(&mut self, events: &mut mpsc::Receiver<Event>) {
+            let mut batch = sync_core::sync::Batch::default();
+            while let Ok(event) = events.try_recv() {
+                let Event::Found { path, value, stamp } = event else { continue };
+                let dot = agent_proto::sync::Dot {
+                    replica: agent_proto::sync::ReplicaId([1; 8]),
+                    counter: 1 + batch.rows.len() as u64,
+                };
+                let here = sync_core::sync::OnDisk { value, stamp, dot: Some(dot) };
+                batch.rows.push(Row {
+                    path,
+                    statements: Vec::new(),
+                    disk: Disk::Present(here),
+                    context: Vec::new(),
+                    depth: 0,
+                    holders: Vec::new(),
+                    sequence: dot.counter,
+                    work: sync_core::sync::Work::None,
+                });
+            }
+            sync_core::sync::Index::put(&mut self.store, batch);
+            self.store.commit();
+            let result = self.committed.recv().expect("it goes on");
+            self.store.committed(result).expect("stored");
+        }
+    }
+
+    /// What was told of paths: whether something is there.
+    fn told(events: &mut mpsc::Receiver<Event>) -> Vec<(Vec<u8>, bool)> {
+        std::iter::from_fn(|| events.try_recv().ok())
+            .filter_map(|event| match event {
+                Event::Found { path, .. } => Some((path, true)),
+                Event::Gone { path } => Some((path, false)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// A folder that goes and comes back keeps its stamps. Where its going was told and not stored yet, the rows look as
+    /// if nothing had happened.
+    #[test]
+    fn what_comes_back_before_its_going_is_stored_is_told() {
+        let mut scene = Scene::new();
+        std::fs::create_dir(scene.at(b"x")).expect("room");
+        std::fs::write(scene.at(b"x/f"), "content").expect("room");
+        scene.scan();
+        let (scout, mut events) = scene.scout(1000);
+        let (_asks, asked) = std::sync::mpsc::channel();
+        let mut at = 0;
+        assert!(scout.compare(&asked, &mut at).is_ok());
+        scene.store(&mut events);
+        std::fs::rename(scene.at(b"x"), scene.at(b"w")).expect("renamed");
+        scene.scan();
+        assert!(scout.follow(&mut at).is_ok());
+        let there = told(&mut events);
+        assert!(there.contains(&(b"x/f".to_vec(), false)) && there.contains(&(b"w/f".to_vec(), true)), "{there:?}");
+        // Nothing of that is stored when it comes back.
+        std::fs::rename(scene.at(b"w"), scene.at(b"x")).expect("renamed");
+        scene.scan();
+        assert!(scout.compare(&asked, &mut at).is_ok());
+        let there = told(&mut events);
+        assert!(there.contains(&(b"x/f".to_vec(), true)) && there.contains(&(b"w/f".to_vec(), false)), "{there:?}");
+    }
+
+    #[test]
+    fn who_looks_for_what_is_below_something_gone_learns_that_it_is_gone() {
+        let mut scene = Scene::new();
+        std::fs::create_dir_all(scene.at(b"w/y")).expect("room");
+        std::fs::write(scene.at(b"w/y/f"), "content").expect("room");
+        let (scout, mut events) = scene.scout(1000);
+        assert!(scout.look(Vec::new()).is_ok());
+        scene.store(&mut events);
+        std::fs::remove_dir_all(scene.at(b"w")).expect("removed");
+        assert!(scout.look(b"w/y/another".to_vec()).is_ok());
+        let mut gone = told(&mut events);
+        gone.sort();
+        assert_eq!(gone, [(b"w".to_vec(), false), (b"w/y".to_vec(), false), (b"w/y/f".to_vec(), false)]);
+    }
+
+    /// What the machine takes to be there is looked at if it is another, stored or not.
+    #[test]
+    fn what_was_changed_is_looked_at_unless_it_is_what_the_machine_has() {
+        let scene = Scene::new();
+        std::fs::write(scene.at(b"f"), "content").expect("room");
+        scene.scan();
+        let (scout, mut events) = scene.scout(1000);
+        let stat = scout.tree.stat(b"f").expect("there").expect("there");
+        let stamp = scout.tree.stamp(&stat);
+        assert!(scout.peek(b"f".to_vec(), Some(stamp), 0).is_ok());
+        assert_eq!(told(&mut events), []);
+        assert!(scout.peek(b"f".to_vec(), None, 0).is_ok());
+        assert_eq!(told(&mut events), [(b"f".to_vec(), true)]);
+        assert!(scout.peek(b"f".to_vec(), Some(Stamp { size: 9, ..stamp }), 0).is_ok());
+        assert_eq!(told(&mut events), [(b"f".to_vec(), true)]);
+    }
+
     /// Comparing a very large folder takes minutes.
     #[test]
     fn what_changes_while_indexes_are_compared_is_told_in_between() {
-        let made = || tempfile::tempdir_in("/var/tmp").expect("room");
-        let (data, folder) = (made(), made());
+        let scene = Scene::new();
         let name = |n: usize| format!("f{n:04}");
-        (0..2000).for_each(|n| std::fs::write(folder.path().join(name(n)), name(n)).expect("room"));
-        let index = Catalog::open(data.path()).expect("room").index(folder.path()).expect("room");
-        let look = {
-            let index = index.clone();
-            move || {
-                let (progress, stop) = (Arc::default(), Arc::default());
-                let options = ScanOptions::default();
-                let done = scan(&index, &options, &Scope::All, &mut Unobserved, &progress, &stop);
-                done.expect("a folder that can be read");
-            }
-        };
-        look();
-        let tree = Arc::new(Tree::open(folder.path(), RunId([1; 16]), true).expect("a folder"));
-        let rows = data.path().join("rows");
-        let (store, _) = Store::open(&rows, Arc::new(|_: &[u8]| None), |_| ()).expect("room");
-        let (out, mut told) = mpsc::channel(1);
-        let clock = Arc::<FleetClock>::default();
-        let scout = Scout {
-            index: Some(index),
-            metadata: Arc::new(Metadata::new(tree.root())),
-            rows: store.reader(),
-            rules: Arc::new(RwLock::new(Arc::new(Chosen::new(b"", &Selection::default())))),
-            attic: Arc::new(Attic::new(tree.clone(), RunId([1; 16]), None, clock, data.path().into())),
-            tree,
-            out,
-        };
+        (0..2000).for_each(|n| std::fs::write(scene.folder.path().join(name(n)), name(n)).expect("room"));
+        scene.scan();
+        let (scout, mut told) = scene.scout(1);
         let (asks, asked) = std::sync::mpsc::channel();
         asks.send(Ask::Compare).expect("it listens");
         let scouting = std::thread::spawn(move || scout.run(&asked));
@@ -609,9 +746,8 @@ mod tests {
         };
         let (first, size) = next().expect("nothing of it is in the rows");
         assert_eq!(size, 5);
-        let path = folder.path().join(std::str::from_utf8(&first).expect("text"));
-        std::fs::write(path, "longer than before").expect("room");
-        look();
+        std::fs::write(scene.at(&first), "longer than before").expect("room");
+        scene.scan();
         asks.send(Ask::Changed).expect("it listens");
         let mut compared = 1;
         while let Some((path, size)) = next() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use agent_proto::link::Progress;
 use event_schema::{AgentId, AnswerGuard, GuardAnswer, ProblemClass, RunAgentState, TransferStats};
-use sync_core::sync::{Action, Confirm, Index, Obstacle, Replica, conflict_copy_of};
+use sync_core::sync::{Action, Confirm, Counters, Index, Obstacle, Replica, Row, conflict_copy_of};
 use timebase::Instant as CoreInstant;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -26,6 +26,7 @@ use super::reaching::Reaching;
 use super::scout::Ask;
 use super::serve::{Arrived, Blocks};
 use super::status::SyncStatus;
+use super::store::Waiting;
 use super::told::{BLOCKED_KNOWN, Teller, progress};
 use crate::discovery::Found;
 use crate::run::board::{Board, Reports};
@@ -52,6 +53,10 @@ const TICK: Duration = Duration::from_millis(500);
 const COMPARE: Duration = Duration::from_secs(5);
 const COMPARE_SHARE: u32 = 20;
 
+/// Where work waits and nothing gets on, the indexes are compared after [`COMPARE`], then ever more rarely up to this:
+/// it may wait for what a comparison finds, or for a member that is away for weeks.
+const COMPARE_STUCK: Duration = Duration::from_secs(3600);
+
 /// When what was changed is looked at, if nobody else did until then.
 const CONFIRM: Duration = Duration::from_millis(500);
 
@@ -68,6 +73,33 @@ const LATER: usize = 10_000;
 pub(super) struct Peer {
     pub(super) link: Link,
     pub(super) _limited: Option<Limited>,
+}
+
+/// Whether work gets on.
+struct Stuck {
+    /// What was done and what waits, as last seen.
+    last: Option<(Counters, Waiting)>,
+    /// If nothing gets on until then, it is stuck.
+    until: Instant,
+    wait: Duration,
+}
+
+impl Stuck {
+    /// Whether it is time to find out why nothing gets on.
+    fn look(&mut self, now: Instant, counters: Counters, waiting: Waiting) -> bool {
+        // What is refused again and again is no progress.
+        let known = Some((Counters { refusals: 0, refused: 0, ..counters }, waiting));
+        if self.last != known {
+            *self = Self { last: known, until: now + COMPARE, wait: COMPARE };
+            return false;
+        }
+        let stuck = now >= self.until;
+        if stuck {
+            self.wait = (2 * self.wait).min(COMPARE_STUCK);
+            self.until = now + self.wait;
+        }
+        stuck
+    }
 }
 
 /// One synchronization job.
@@ -105,6 +137,7 @@ pub(crate) struct SyncTask {
     /// Something happened since both indexes were compared; and when they may be again.
     moved_on: bool,
     next_compare: Instant,
+    stuck: Stuck,
     /// Scans of the whole folder that came to their end.
     scans: u64,
     /// When it is known what of what was blocked before is blocked still.
@@ -173,6 +206,7 @@ impl SyncTask {
             teller,
             moved_on: false,
             next_compare: now,
+            stuck: Stuck { last: None, until: now, wait: COMPARE },
             scans: 0,
             blocked_known: None,
             recheck: false,
@@ -328,7 +362,11 @@ impl SyncTask {
         }
         while self.changed.first().is_some_and(|(at, ..)| *at <= now) {
             let Some((_, path, tries)) = self.changed.pop_first() else { break };
-            self.engine.iter().for_each(|engine| engine.ask(Ask::Peek(path.clone(), tries)));
+            if let Some(engine) = &self.engine {
+                let row = engine.store.row(&path);
+                let settled = row.as_ref().and_then(Row::present).map(|here| here.stamp).filter(|s| s.settled);
+                engine.ask(Ask::Peek(path, settled, tries));
+            }
         }
         while self.later.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, path)) = self.later.pop_first() else { break };
@@ -636,11 +674,12 @@ impl SyncTask {
 
     fn refresh_board(&mut self, now: Instant) {
         let mut status = SyncStatus { trouble: self.trouble.clone(), ..SyncStatus::default() };
+        let (mut done, mut waiting) = (Counters::default(), Waiting::default());
         let state = match &self.engine {
             None => "waiting for the folder",
             Some(engine) => {
-                let waiting = engine.store.waiting();
-                status.count(waiting, engine.replica.counters());
+                (done, waiting) = (*engine.replica.counters(), engine.store.waiting());
+                status.count(waiting, &done);
                 status.list(&engine.store.copies(), &self.blocked);
                 (status.entries, status.missing) = engine.replica.entries();
                 status.guarded = engine.replica.is_guarded();
@@ -681,6 +720,10 @@ impl SyncTask {
         }
         if state == "synchronizing" {
             self.moved_on = true;
+            if now >= self.next_compare && self.stuck.look(now, done, waiting) {
+                self.next_compare = now + COMPARE;
+                self.engine.iter().for_each(|engine| engine.ask(Ask::Compare));
+            }
         } else if state == "in sync" && self.moved_on && now >= self.next_compare {
             self.moved_on = false;
             self.next_compare = now + COMPARE;
