@@ -7,6 +7,7 @@
 mod arrivals;
 mod aside;
 mod before;
+mod bundles;
 mod finalize;
 mod naming;
 mod reuse;
@@ -35,6 +36,7 @@ use sync_core::merkle::{Hash, block_hash};
 use self::aside::Aside;
 pub(crate) use self::aside::KEEPS;
 pub(crate) use self::before::Before;
+use self::bundles::Gathering;
 use self::naming::{DOUBTFUL, Waiting};
 pub(crate) use self::shown::HOLDS;
 use super::folder::{Folder, file_type};
@@ -109,6 +111,8 @@ pub(crate) struct Staging {
     before: Option<Before>,
     /// Entries that have an unfinished file from an earlier life.
     partial: BlockMap,
+    /// Files that get their names together, in order (`bundles.rs`).
+    bundles: Vec<Range<u64>>,
     /// The agent's folder for this run.
     state: PathBuf,
     inner: Mutex<Inner>,
@@ -116,6 +120,8 @@ pub(crate) struct Staging {
     bell: Condvar,
     /// Held by who gives names.
     naming: Mutex<()>,
+    /// Held by who makes a file that is to be named together with others.
+    making: Mutex<()>,
     /// Nothing gets its name: a hook is to see all of it before (`shown.rs`).
     held_back: AtomicBool,
     /// What the next `syncfs` says.
@@ -144,6 +150,8 @@ struct Inner {
     /// Entries that are in place.
     placed: BlockMap,
     given_up: BlockMap,
+    /// Entries whose unfinished file waits with the others of its folder.
+    bundled: BlockMap,
     /// Entries under whose names there was a file when the run began here.
     older: BlockMap,
     /// Bytes of blocks that are wanted and not here.
@@ -200,6 +208,7 @@ impl Staging {
             |e| problem(e, &staging_path, "making the staging folder, which must be the agent's own");
         folder.make_private(STAGING_FOLDER).map_err(unusable)?;
         let opened = folder.make_private(&staging_path).map_err(unusable)?;
+        bundles::take_apart(&opened, &manifest).map_err(unusable)?;
         let partial = partials(opened.as_fd(), manifest.entries()).map_err(unusable)?;
         let (entries, blocks) = (manifest.entries(), manifest.blocks());
         let (mut fetched, mut copied) = (BlockMap::new(blocks), BlockMap::new(blocks));
@@ -209,7 +218,7 @@ impl Staging {
         };
         let journal = open("blocks.journal", &mut fetched)?;
         let copies = open("copied.journal", &mut copied)?;
-        let staging = Self {
+        let mut staging = Self {
             placed: BlockReader::new(folder, manifest.clone()),
             restorer,
             staging_path,
@@ -217,9 +226,11 @@ impl Staging {
             staging: opened,
             before,
             partial,
+            bundles: Vec::new(),
             state: state.to_owned(),
             bell: Condvar::new(),
             naming: Mutex::new(()),
+            making: Mutex::new(()),
             held_back: AtomicBool::new(state.join(HOLDS).exists()),
             #[cfg(test)]
             failing_sync: Mutex::default(),
@@ -229,6 +240,7 @@ impl Staging {
                 have: BlockMap::new(blocks),
                 placed: BlockMap::new(entries),
                 given_up: BlockMap::new(entries),
+                bundled: BlockMap::new(entries),
                 older: BlockMap::new(entries),
                 missing: manifest.bytes(),
                 files: HashMap::new(),
@@ -239,7 +251,7 @@ impl Staging {
             manifest,
         };
         let (mut reused, mut problems, mut unwanted) = (0, Problems::default(), BlockMap::new(blocks));
-        let mut shared = HashSet::new();
+        let (mut shared, mut gathering) = (HashSet::new(), Gathering::default());
         for page in 0..staging.manifest.pages() {
             if !go_on() {
                 break;
@@ -260,8 +272,10 @@ impl Staging {
                         staging.give_up(entry, range);
                     }
                 }
+                gathering.see(entry, e, fresh.last == Some(entry));
             }
         }
+        staging.bundles = gathering.finish(entries);
         reused += staging.reuse(others, go_on)?;
         staging.name_waiting(&mut |problem| tracing::warn!("not in place yet: {}", problem.detail));
         let inner = staging.lock();
@@ -288,7 +302,7 @@ impl Staging {
         let Kind::File { size, .. } = e.kind else {
             if e.is_folder() {
                 match self.folder().make_free_folder(&e.path) {
-                    Ok(true) => fresh.made(&e.path),
+                    Ok(true) => fresh.made_entry(entry, &e.path),
                     // What lies where a folder belongs stays until something is there to be put into that.
                     Ok(false) | Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => {}
                     Err(err) => return Err(problem(err, &e.path, "making the folder")),
@@ -513,22 +527,22 @@ impl Staging {
         if let Some((file, _)) = self.lock().files.get(&entry).filter(|(_, writable)| *writable || !writes) {
             return Ok(file.clone());
         }
-        let name = partial_name(entry);
+        let name = self.partial_path(entry)?;
         let mut flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         flags |= if writes { OFlags::RDWR } else { OFlags::RDONLY };
         if access == Access::Create {
             flags |= OFlags::CREATE;
         }
-        let open = || fs::openat(self.staging.as_fd(), name.as_bytes(), flags, Mode::RUSR | Mode::WUSR);
+        let open = || fs::openat(self.staging.as_fd(), &name[..], flags, Mode::RUSR | Mode::WUSR);
         let fd = match open() {
             // It had its metadata already, and nobody may write to it, or read it.
             Err(Errno::ACCESS) if access != Access::Peek => {
-                let stat = fs::statat(&self.staging, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW)?;
+                let stat = fs::statat(&self.staging, &name[..], AtFlags::SYMLINK_NOFOLLOW)?;
                 if file_type(&stat) != FileType::RegularFile || stat.st_nlink != 1 {
                     return Err(Errno::INVAL);
                 }
                 let mode = Mode::from_raw_mode(stat.st_mode) | Mode::RUSR | Mode::WUSR;
-                fs::chmodat(&self.staging, name.as_bytes(), mode, AtFlags::empty())?;
+                fs::chmodat(&self.staging, &name[..], mode, AtFlags::empty())?;
                 open()?
             }
             opened => opened?,
@@ -552,7 +566,11 @@ impl Staging {
 
     fn remove_partial(&self, entry: u64) {
         self.lock().files.remove(&entry);
-        let _ = fs::unlinkat(&self.staging, partial_name(entry).as_bytes(), AtFlags::empty());
+        if let Ok(path) = self.partial_path(entry) {
+            let _ = fs::unlinkat(&self.staging, &path[..], AtFlags::empty());
+        }
+        // Another one waits by itself.
+        self.lock().bundled.remove(entry);
     }
 
     fn folder(&self) -> &Folder {
@@ -573,17 +591,27 @@ impl Inner {
 /// The folder made last in which nothing was before: there is nothing to look at in it. Entries come sorted, so those in
 /// it follow.
 #[derive(Default)]
-struct Fresh(Option<Vec<u8>>);
+struct Fresh {
+    /// Where nothing was.
+    within: Option<Vec<u8>>,
+    /// The entry of the folder that was made last.
+    last: Option<u64>,
+}
 
 impl Fresh {
     fn made(&mut self, path: &[u8]) {
         if !self.holds(path) {
-            self.0 = Some(path.to_vec());
+            self.within = Some(path.to_vec());
         }
     }
 
+    fn made_entry(&mut self, entry: u64, path: &[u8]) {
+        self.last = Some(entry);
+        self.made(path);
+    }
+
     fn holds(&self, path: &[u8]) -> bool {
-        self.0.as_ref().is_some_and(|fresh| {
+        self.within.as_ref().is_some_and(|fresh| {
             fresh.is_empty() || path.strip_prefix(&fresh[..]).is_some_and(|rest| rest.first() == Some(&b'/'))
         })
     }
@@ -607,10 +635,6 @@ fn partials(staging: BorrowedFd<'_>, entries: u64) -> rustix::io::Result<BlockMa
         }
     }
     Ok(found)
-}
-
-fn partial_name(entry: u64) -> String {
-    entry.to_string()
 }
 
 fn is_zeros(info: &BlockInfo) -> bool {

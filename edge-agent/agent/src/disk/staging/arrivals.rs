@@ -14,7 +14,7 @@ use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 use sync_core::merkle::block_hash;
 
-use super::{Staging, StoreError, partial_name, unreadable};
+use super::{Staging, StoreError, unreadable};
 use crate::disk::manifest::{BlockInfo, EntryRef};
 use crate::disk::problem;
 
@@ -119,8 +119,15 @@ impl Staging {
         // Nobody else gets into the staging folder, whatever this allows. We have to: who finds it again after a kill
         // may have to write to it.
         let mode = Mode::from_raw_mode(entry.mode & 0o777) | Mode::RUSR | Mode::WUSR;
-        let name = partial_name(info.entry);
-        let fd = match fs::openat(self.staging.as_fd(), name.as_bytes(), flags, mode) {
+        // Before it is looked whether something of it waits by itself: nothing does that came after a bundle was made.
+        if self.partial.contains(info.entry) {
+            return Ok(None);
+        }
+        let made = match self.make_bundled(info.entry, entry, flags, mode) {
+            Ok(None) => fs::openat(self.staging.as_fd(), info.entry.to_string().as_bytes(), flags, mode),
+            made => made.and_then(|made| made.ok_or(Errno::NOENT)),
+        };
+        let fd = match made {
             Ok(fd) => fd,
             Err(Errno::EXIST) => return Ok(None),
             Err(error) => return Err(error),

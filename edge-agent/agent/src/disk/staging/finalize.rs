@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use sync_core::manifest::{Entry, Kind, Mtime, STAGING_FOLDER};
 
 use super::{LINK_NAME, NAMES_HELD, Staging, unreadable};
+use crate::archive::remove_tree;
 use crate::disk::folder::{file_type, mtime};
 use crate::disk::{Problems, problem};
 
@@ -240,7 +241,10 @@ impl Staging {
                 break;
             }
             for name in names {
-                fs::unlinkat(staging, name, AtFlags::empty())?;
+                match fs::unlinkat(staging, &name, AtFlags::empty()) {
+                    Err(Errno::ISDIR | Errno::PERM) => remove_tree(staging, name.as_bytes())?,
+                    removed => removed?,
+                }
             }
         }
         let (parent, name) = self.folder().parent(&self.staging_path)?;

@@ -13,7 +13,7 @@ use rustix::fs::{self, Advice};
 use rustix::io::Errno;
 use sync_core::manifest::Entry;
 
-use super::{Access, Staging, partial_name};
+use super::{Access, Staging};
 use crate::disk::problem;
 use crate::disk::reader::read_block;
 
@@ -25,7 +25,7 @@ const NAMES_PAUSE: Duration = Duration::from_secs(1);
 const NAMES_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// So many do not wait for the time to pass: 8 bytes of memory each.
-const NAMES_MAX: usize = 16_384;
+pub(super) const NAMES_MAX: usize = 16_384;
 
 /// How long content of unfinished files is in memory only: what a power cut costs of it.
 const CONTENT_PAUSE: Duration = Duration::from_secs(5);
@@ -157,11 +157,13 @@ impl Staging {
             return;
         }
         entries.sort_unstable();
+        entries.dedup();
         if self.lock().doubtful {
             entries.retain(|&entry| self.was_kept(entry));
         }
         // Somebody may have moved a folder elsewhere since the last time.
         self.folder().forget();
+        self.name_bundles(&mut entries);
         for entry in entries {
             let named = self.manifest.entry(entry).map_err(super::unreadable).and_then(|e| {
                 let named = self.give_name(entry, &e);
@@ -174,10 +176,10 @@ impl Staging {
     /// Renames an unfinished file to its name, in place of what is there.
     fn give_name(&self, entry: u64, e: &Entry) -> rustix::io::Result<()> {
         self.set_aside(&e.path)?;
-        let partial = partial_name(entry);
+        let partial = self.partial_path(entry)?;
         let rename = || {
             let (parent, name) = self.folder().parent(&e.path)?;
-            fs::renameat(&self.staging, partial.as_bytes(), &parent, name)
+            fs::renameat(&self.staging, &partial[..], &parent, name)
         };
         match rename() {
             Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {

@@ -14,8 +14,8 @@ use rustix::fs::{self, AtFlags};
 use rustix::io::Errno;
 use sync_core::manifest::{Entry, Kind};
 
+use super::Staging;
 use super::finalize::is_as_placed;
-use super::{Staging, partial_name};
 use crate::archive::remove_tree;
 use crate::disk::folder::Folder;
 use crate::disk::{Problems, problem};
@@ -67,7 +67,7 @@ impl Staging {
             shown.make_folder(&e.path[..at])?;
         }
         let (parent, name) = shown.parent(&e.path)?;
-        fs::linkat(&self.staging, partial_name(entry).as_bytes(), &parent, name, AtFlags::empty())
+        fs::linkat(&self.staging, &self.partial_path(entry)?[..], &parent, name, AtFlags::empty())
     }
 
     /// Whether a file waits for its name.
@@ -82,8 +82,8 @@ impl Staging {
         let changed = std::cell::RefCell::new(Vec::new());
         self.each_entry(false, &mut problems, doing, |entry, e, blocks| {
             if self.is_waiting(entry, e, blocks.clone()) {
-                let name = partial_name(entry);
-                match fs::statat(&self.staging, name.as_bytes(), AtFlags::SYMLINK_NOFOLLOW) {
+                let path = self.partial_path(entry)?;
+                match fs::statat(&self.staging, &path[..], AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) if is_as_placed(&stat, e) => {}
                     Ok(_) | Err(Errno::NOENT) => changed.borrow_mut().push((entry, e.path.clone(), blocks)),
                     Err(error) => return Err(error),

@@ -13,7 +13,7 @@ use super::{Opened, Staging};
 
 const BLOCK: usize = 32 * 1024;
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
@@ -57,7 +57,7 @@ impl Case {
     }
 
     /// In a later life, in which some blocks were fetched already.
-    fn reopen(&self, others: &[PathBuf]) -> Opened {
+    pub(super) fn reopen(&self, others: &[PathBuf]) -> Opened {
         let run = RunId([7; 16]);
         let opened =
             Staging::open(self.target.path(), self.state.path(), run, self.manifest.clone(), others, &|| {
@@ -74,7 +74,7 @@ impl Case {
         self.manifest.blocks() - opened.verified.count()
     }
 
-    fn same(&self, name: &str) {
+    pub(super) fn same(&self, name: &str) {
         let read = |root: &Path| fs::read(root.join(name)).expect("there");
         assert!(read(self.source.path()) == read(self.target.path()), "{name}");
     }
@@ -200,7 +200,7 @@ fn a_moved_region_of_one_content_is_found_in_good_time() {
 
 impl Case {
     /// Gives all that is missing, as peers would.
-    fn fetch(&self, staging: &Staging, which: impl IntoIterator<Item = u64>) {
+    pub(super) fn fetch(&self, staging: &Staging, which: impl IntoIterator<Item = u64>) {
         let source = BlockReader::for_source(self.source.path(), self.manifest.clone()).expect("there");
         let blocks = which.into_iter().map(|block| (block, source.read(block).expect("unchanged")));
         assert!(staging.write_all(blocks).iter().all(Result::is_ok));
