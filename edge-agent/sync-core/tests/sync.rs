@@ -427,6 +427,15 @@ fn a_file_of_several_pages_comes_from_several_members() {
 }
 
 #[test]
+fn a_file_for_which_there_was_no_room_is_fetched_when_there_is() {
+    let mut world = quiet(&[KIN; 2]);
+    world.nodes[1].no_room = 4;
+    does(&mut world, [Step::Edit(0, "a", 1), Step::Edit(0, "b", 3 * BLOCK), Step::Edit(0, "empty", 0)]);
+    let seen = world.converge();
+    assert_eq!((world.nodes[1].no_room, paths(&world, 1).len()), (0, 3), "{seen:?}");
+}
+
+#[test]
 fn names_that_a_file_system_takes_for_one_are_both_kept_by_the_others() {
     let mut world = quiet(&[KIN, KIN, Kin { folds: true, ..KIN }]);
     does(&mut world, [Step::Edit(0, "Readme", 3)]);

@@ -210,6 +210,16 @@ impl Replica {
         self.finish(now, index);
     }
 
+    /// Nothing can be kept of a transfer now: no file could be made for it, or what came could not be written. It is
+    /// given up, and its path tried again later: asked for again, its blocks would come to nothing for ever.
+    pub fn handle_unstaged(&mut self, now: Instant, index: &mut dyn Index, transfer: u32) {
+        if let Some(path) = self.transfers.get(&transfer).filter(|t| !t.placing).map(|t| t.path.clone()) {
+            self.end_transfer(transfer);
+            self.retry_later(now, &path);
+        }
+        self.finish(now, index);
+    }
+
     /// Hashes came.
     pub(super) fn take_hashes(&mut self, now: Instant, peer: AgentId, message: Hashes) {
         let Hashes { transfer, page, hashes } = message;

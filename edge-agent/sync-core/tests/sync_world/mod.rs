@@ -47,6 +47,8 @@ pub(crate) struct Node {
     /// Bumped by a crash: what was under way is void.
     pub(crate) generation: u32,
     staged: BTreeMap<u32, Staged>,
+    /// For so many of the next files to be staged there is no room.
+    pub(crate) no_room: u32,
     /// Finished and unfinished staged files that survive.
     kept: BTreeMap<Hash, BTreeSet<u32>>,
     timer: Option<Instant>,
@@ -74,6 +76,7 @@ enum Event {
     Read { node: usize, path: Vec<u8>, stamp: Stamp, value: Value },
     Synced { node: usize, ticket: u64, puts: u64 },
     Reused { node: usize, transfer: u32, found: Vec<Range<u32>> },
+    Unstaged { node: usize, transfer: u32 },
     Change { node: usize, change: u32, path: Vec<u8>, expected: Expected, displaced: Displaced, make: Make },
     Changed { node: usize, change: u32, outcome: Outcome },
     Upload { node: usize, to: usize, session: u64, transfer: u32, path: Vec<u8>, root: Hash, block: u32 },
@@ -189,6 +192,7 @@ impl World {
                 replica: None,
                 generation: 0,
                 staged: BTreeMap::new(),
+                no_room: 0,
                 kept: BTreeMap::new(),
                 timer: None,
                 reading: BTreeSet::new(),
@@ -331,6 +335,10 @@ impl World {
             Action::Stage { transfer, path, root, size, from } => {
                 let blocks = size.div_ceil(fs::BLOCK) as u32;
                 let n = &mut self.nodes[node];
+                if n.no_room > 0 {
+                    n.no_room -= 1;
+                    return self.later(node, 100, 20_000, Event::Unstaged { node, transfer });
+                }
                 let mut have = n.kept.get(&root).cloned().unwrap_or_default();
                 let content = self.contents.get(&root).copied();
                 let here = from.is_some_and(|f| matches!(n.fs.get(&f), Some(x) if matches!(x.kind, Kind::File(c) if Some(c) == content)));
@@ -664,6 +672,9 @@ impl World {
             }
             Event::Reused { node, transfer, found } if alive(self, node) => {
                 self.with(node, |r, now, index| r.handle_reused(now, index, transfer, &found));
+            }
+            Event::Unstaged { node, transfer } if alive(self, node) => {
+                self.with(node, |r, now, index| r.handle_unstaged(now, index, transfer));
             }
             Event::Change { node, change, path, expected, displaced, make } if alive(self, node) => {
                 let wall = self.wall();

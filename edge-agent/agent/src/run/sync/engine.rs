@@ -60,8 +60,10 @@ pub(super) enum Event {
     Changed { change: u32, outcome: Outcome, paths: Vec<Vec<u8>> },
     /// What was found of a transfer on this agent.
     Reused { transfer: u32, found: Vec<std::ops::Range<u32>> },
-    /// A block was written and hashed, or not.
-    Written { handle: Handle, transfer: u32, block: u32, hash: Option<Hash> },
+    /// Nothing can be kept of a transfer now.
+    Unstaged { transfer: u32 },
+    /// A block was written and hashed.
+    Written { handle: Handle, transfer: u32, block: u32, hash: Hash },
     /// A block was read for a peer, or not.
     Read { peer: Reading, data: Option<Arc<[u8]>> },
     /// Hashes for a peer.
@@ -411,11 +413,8 @@ impl Worker {
                 match self.stages.begin(transfer, &path, root, size, from.as_deref()) {
                     Ok(found) => Event::Reused { transfer, found },
                     Err(error) => {
-                        // Nothing comes of this transfer; the machine gives it up when blocks come to nothing.
                         let problem = crate::disk::problem(error, &path, "making room for a file");
-                        let told = self.out.blocking_send(Event::Trouble(problem.detail)).is_ok();
-                        let found = Vec::new();
-                        return told && self.out.blocking_send(Event::Reused { transfer, found }).is_ok();
+                        return self.unstaged(transfer, problem.detail);
                     }
                 }
             }
@@ -423,22 +422,21 @@ impl Worker {
                 Event::Reused { transfer, found: self.stages.reuse(transfer, first, &hashes) }
             }
             Job::Write(Arrived { handle, transfer, block, data, .. }) => {
-                let hash = match self.stages.write(transfer, block, &data) {
-                    Ok(hash) => Some(hash),
-                    // Late.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                    Err(error) => {
-                        let text = format!("writing what arrives: {error}");
-                        if self.out.blocking_send(Event::Trouble(text)).is_err() {
-                            return false;
-                        }
-                        None
-                    }
-                };
-                Event::Written { handle, transfer, block, hash }
+                match self.stages.write(transfer, block, &data) {
+                    Ok(hash) => Event::Written { handle, transfer, block, hash },
+                    // Late: the transfer is over.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return true,
+                    Err(error) => return self.unstaged(transfer, format!("writing what arrives: {error}")),
+                }
             }
         };
         self.out.blocking_send(event).is_ok()
+    }
+
+    /// Nothing comes of a transfer.
+    fn unstaged(&self, transfer: u32, why: String) -> bool {
+        self.out.blocking_send(Event::Trouble(why)).is_ok()
+            && self.out.blocking_send(Event::Unstaged { transfer }).is_ok()
     }
 }
 

@@ -512,8 +512,11 @@ impl SyncTask {
             Event::Reused { transfer, found } => {
                 self.with(|r, now, index| r.handle_reused(now, index, transfer, &found));
             }
+            Event::Unstaged { transfer } => {
+                self.with(|r, now, index| r.handle_unstaged(now, index, transfer));
+            }
             Event::Written { handle, transfer, block, hash } => {
-                if let (Some(&agent), Some(hash)) = (self.handles.get(&handle), hash) {
+                if let Some(&agent) = self.handles.get(&handle) {
                     self.with(|r, now, index| r.handle_block(now, index, agent, transfer, block, &hash));
                 }
             }
