@@ -12,7 +12,7 @@ use super::fs::fold;
 pub(crate) struct Tables {
     pub(crate) rows: BTreeMap<Vec<u8>, Row>,
     sequences: BTreeMap<u64, Vec<u8>>,
-    work: BTreeSet<(Work, Vec<u8>)>,
+    work: BTreeMap<Work, BTreeSet<Vec<u8>>>,
     roots: BTreeSet<(Hash, Vec<u8>)>,
     folds: BTreeSet<(Vec<u8>, Vec<u8>)>,
     meta: Option<Vec<u8>>,
@@ -23,7 +23,9 @@ impl Tables {
     fn take_out(&mut self, path: &[u8]) {
         if let Some(row) = self.rows.remove(path) {
             self.sequences.remove(&row.sequence);
-            self.work.remove(&(row.work, row.path.clone()));
+            if let Some(paths) = self.work.get_mut(&row.work) {
+                paths.remove(path);
+            }
             self.folds.remove(&(fold(path), row.path.clone()));
             if let Some(root) = row.root() {
                 self.roots.remove(&(root, row.path));
@@ -39,7 +41,7 @@ impl Tables {
                 assert_eq!(taken, None, "a sequence for two paths");
             }
             if row.work != Work::None {
-                self.work.insert((row.work, row.path.clone()));
+                self.work.entry(row.work).or_default().insert(row.path.clone());
             }
             if row.disk != Disk::Absent {
                 self.folds.insert((fold(&row.path), row.path.clone()));
@@ -112,25 +114,15 @@ impl Index for SimIndex {
     }
 
     fn next_work(&self, work: Work, after: Option<&[u8]>) -> Option<Vec<u8>> {
-        use std::ops::Bound::{Excluded, Included, Unbounded};
-        let from = match after {
-            Some(path) => Excluded((work, path.to_vec())),
-            None => Included((work, Vec::new())),
-        };
-        self.live
-            .work
-            .range((from, Unbounded))
-            .next()
-            .filter(|(w, _)| *w == work)
-            .map(|(_, path)| path.clone())
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, Excluded);
+        self.live.work.get(&work)?.range::<[u8], _>((from, Unbounded)).next().cloned()
     }
 
     fn previous_work(&self, work: Work, before: Option<&[u8]>) -> Option<Vec<u8>> {
-        let of = |(w, path): &(Work, Vec<u8>)| (*w == work).then(|| path.clone());
-        match before {
-            Some(path) => self.live.work.range(..(work, path.to_vec())).next_back().and_then(of),
-            None => self.live.work.iter().rev().find_map(of),
-        }
+        use std::ops::Bound::{Excluded, Unbounded};
+        let to = before.map_or(Unbounded, Excluded);
+        self.live.work.get(&work)?.range::<[u8], _>((Unbounded, to)).next_back().cloned()
     }
 
     fn with_root(&self, root: &Hash) -> Option<Vec<u8>> {

@@ -1,7 +1,7 @@
 //! What was put into the index and is not yet known to be durable, with the ways in which it is found.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use sync_core::merkle::Hash;
@@ -18,7 +18,8 @@ pub(super) type States = Vec<(Vec<u8>, Vec<u8>)>;
 pub(super) struct Overlay {
     rows: BTreeMap<Vec<u8>, Put>,
     sequences: BTreeMap<u64, Vec<u8>>,
-    work: BTreeSet<(Work, Vec<u8>)>,
+    /// Apart for each kind: what is last of one is found without passing over what is of others.
+    work: BTreeMap<Work, BTreeSet<Vec<u8>>>,
     roots: BTreeSet<(Hash, Vec<u8>)>,
     folds: BTreeSet<(Vec<u8>, Vec<u8>)>,
     state: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -64,21 +65,14 @@ impl Overlay {
 
     /// The next path with this work.
     pub(super) fn next_work(&self, work: Work, after: Option<&[u8]>) -> Option<Vec<u8>> {
-        let from = match after {
-            Some(path) => Excluded((work, path.to_vec())),
-            None => Included((work, Vec::new())),
-        };
-        let next = self.work.range((from, Unbounded)).next().filter(|(w, _)| *w == work);
-        next.map(|(_, path)| path.clone())
+        let from = after.map_or(Unbounded, Excluded);
+        self.work.get(&work)?.range::<[u8], _>((from, Unbounded)).next().cloned()
     }
 
     /// The previous path with this work.
     pub(super) fn previous_work(&self, work: Work, before: Option<&[u8]>) -> Option<Vec<u8>> {
-        let of = |(w, path): &(Work, Vec<u8>)| (*w == work).then(|| path.clone());
-        match before {
-            Some(path) => self.work.range(..(work, path.to_vec())).next_back().and_then(of),
-            None => self.work.iter().rev().find_map(of),
-        }
+        let to = before.map_or(Unbounded, Excluded);
+        self.work.get(&work)?.range::<[u8], _>((Unbounded, to)).next_back().cloned()
     }
 
     /// A path with this content.
@@ -111,7 +105,7 @@ impl Overlay {
                 self.sequences.insert(row.sequence, path.clone());
             }
             if row.work != Work::None {
-                self.work.insert((row.work, path.clone()));
+                self.work.entry(row.work).or_default().insert(path.clone());
             }
             if let Some(root) = row.root() {
                 self.roots.insert((root, path.clone()));
@@ -135,7 +129,9 @@ impl Overlay {
         if self.sequences.get(&row.sequence).is_some_and(|at| at == path) {
             self.sequences.remove(&row.sequence);
         }
-        self.work.remove(&(row.work, path.to_vec()));
+        if let Some(paths) = self.work.get_mut(&row.work) {
+            paths.remove(path);
+        }
         if let Some(root) = row.root() {
             self.roots.remove(&(root, path.to_vec()));
         }

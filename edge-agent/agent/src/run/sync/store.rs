@@ -5,7 +5,8 @@
 //! and the machine never waits for the disk to sync. What fails is latched: nothing more is committed and no commit is
 //! ever told to be done, as `sync_core::sync::Index` demands.
 
-use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::cell::RefCell;
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::path::Path;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
@@ -119,11 +120,35 @@ pub(super) struct Store {
     tables: Tables,
     fold: Fold,
     overlay: Overlay,
+    /// From either end of what is stored of each work.
+    edges: RefCell<[[Edge; 2]; WORK.len()]>,
+    #[cfg(test)]
+    passed_over: std::cell::Cell<usize>,
     /// Of the puts that are being committed.
     committing: Option<u64>,
     commits: mpsc::Sender<Commit>,
     writer: Option<JoinHandle<()>>,
     failed: OnceLock<String>,
+}
+
+/// What of a table counts first, seen from one end, since the overlay hides what is before. It hides ever more until the
+/// next commit, so that nobody has to pass over the same again: each look for work begins at the end.
+#[derive(Clone, Default)]
+enum Edge {
+    /// Nobody looked since the last commit.
+    #[default]
+    Unknown,
+    /// Nothing that is farther out counts.
+    At(Vec<u8>),
+    /// Nothing of it counts.
+    Nothing,
+}
+
+/// In which way a table is walked.
+#[derive(Clone, Copy)]
+enum Way {
+    Up,
+    Down,
 }
 
 /// What was last committed.
@@ -285,6 +310,9 @@ impl Store {
             tables,
             fold,
             overlay: Overlay::default(),
+            edges: RefCell::default(),
+            #[cfg(test)]
+            passed_over: std::cell::Cell::default(),
             committing: None,
             commits,
             writer: Some(writer),
@@ -349,6 +377,7 @@ impl Store {
         match result.and_then(|()| Tables::open(&self.database).map_err(|e| e.to_string())) {
             Ok(tables) => {
                 self.tables = tables;
+                self.edges = RefCell::default();
                 if let Some(generation) = generation {
                     self.overlay.committed(generation);
                 }
@@ -416,6 +445,46 @@ impl Store {
             keys.map(|item| Ok(item?.0.value().to_vec())).collect()
         };
         self.read(read())
+    }
+
+    /// The next path with this work of those that are stored and not in the overlay.
+    fn stored_work(&self, work: usize, past: Option<&[u8]>, way: Way) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut edges = self.edges.borrow_mut();
+        let edge = &mut edges[work][way as usize];
+        let is_past = |path: &[u8], edge: &[u8]| match way {
+            Way::Up => path >= edge,
+            Way::Down => path <= edge,
+        };
+        let (from, at_edge): (Bound<&[u8]>, bool) = match (past, &*edge) {
+            (_, Edge::Nothing) => return Ok(None),
+            (Some(path), Edge::Unknown) => (Excluded(path), false),
+            (Some(path), Edge::At(at)) if is_past(path, at) => (Excluded(path), false),
+            (_, Edge::At(at)) => (Included(at.as_slice()), true),
+            (None, Edge::Unknown) => (Unbounded, true),
+        };
+        let range = match way {
+            Way::Up => (from, Unbounded),
+            Way::Down => (Unbounded, from),
+        };
+        let mut range = self.tables.work[work].range::<&[u8]>(range)?;
+        let mut found = None;
+        while let Some(item) = match way {
+            Way::Up => range.next(),
+            Way::Down => range.next_back(),
+        } {
+            let item = item?;
+            let path = item.0.value();
+            if !self.overlay.has(path) {
+                found = Some(path.to_vec());
+                break;
+            }
+            #[cfg(test)]
+            self.passed_over.set(self.passed_over.get() + 1);
+        }
+        if at_edge {
+            *edge = found.clone().map_or(Edge::Nothing, Edge::At);
+        }
+        Ok(found)
     }
 
     /// The first path behind a prefix in a table whose keys are prefix and path, of those that are not in the overlay.
@@ -560,18 +629,7 @@ impl Index for Store {
     }
 
     fn next_work(&self, work: Work, after: Option<&[u8]>) -> Option<Vec<u8>> {
-        let table = &self.tables.work[work_table(work)?];
-        let stored = || -> Result<Option<Vec<u8>>, StoreError> {
-            let from = after.map_or(Unbounded, Excluded);
-            for item in table.range::<&[u8]>((from, Unbounded))? {
-                let item = item?;
-                if !self.overlay.has(item.0.value()) {
-                    return Ok(Some(item.0.value().to_vec()));
-                }
-            }
-            Ok(None)
-        };
-        let stored = self.read(stored());
+        let stored = self.read(self.stored_work(work_table(work)?, after, Way::Up));
         let new = self.overlay.next_work(work, after);
         match (new, stored) {
             (Some(new), Some(old)) => Some(new.min(old)),
@@ -580,18 +638,7 @@ impl Index for Store {
     }
 
     fn previous_work(&self, work: Work, before: Option<&[u8]>) -> Option<Vec<u8>> {
-        let table = &self.tables.work[work_table(work)?];
-        let stored = || -> Result<Option<Vec<u8>>, StoreError> {
-            let to = before.map_or(Unbounded, Excluded);
-            for item in table.range::<&[u8]>((Unbounded, to))?.rev() {
-                let item = item?;
-                if !self.overlay.has(item.0.value()) {
-                    return Ok(Some(item.0.value().to_vec()));
-                }
-            }
-            Ok(None)
-        };
-        let stored = self.read(stored());
+        let stored = self.read(self.stored_work(work_table(work)?, before, Way::Down));
         let new = self.overlay.previous_work(work, before);
         match (new, stored) {
             (Some(new), Some(old)) => Some(new.max(old)),
@@ -785,6 +832,38 @@ mod tests {
                 assert_eq!(store.waiting().pull, pulls);
             }
         }
+    }
+
+    /// Whoever works a list off begins at its end each time, and what was done is hidden until the next commit.
+    #[test]
+    fn work_that_is_done_is_passed_over_once() {
+        const ROWS: usize = 2000;
+        let dir = tempfile::tempdir().expect("a folder");
+        let (told, outcomes) = mpsc::channel();
+        let done = move |done| drop(told.send(done));
+        let opened = Store::open(&dir.path().join("index.redb"), Arc::new(|_: &[u8]| None), done);
+        let (mut store, _) = opened.expect("opened");
+        for work in [Work::Pull, Work::Remove] {
+            let name = |i: usize| format!("{work:?} {i:04}").into_bytes();
+            let first = work as u64 * 10_000;
+            let rows = (0..ROWS).map(|i| row(&name(i), first + i as u64, work, None)).collect();
+            store.put(Batch { rows, ..Batch::default() });
+        }
+        store.commit();
+        store.committed(outcomes.recv().expect("told")).expect("committed");
+        for work in [Work::Pull, Work::Remove] {
+            let mut done = 0;
+            while let Some(path) = match work {
+                Work::Pull => store.next_work(work, None),
+                _ => store.previous_work(work, None),
+            } {
+                done += 1;
+                let sequence = work as u64 * 100_000 + done as u64;
+                store.put(Batch { rows: vec![row(&path, sequence, Work::None, None)], ..Batch::default() });
+            }
+            assert_eq!(done, ROWS);
+        }
+        assert!(store.passed_over.get() <= 2 * ROWS, "{} keys passed over", store.passed_over.get());
     }
 
     #[test]
