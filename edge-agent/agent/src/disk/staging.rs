@@ -275,7 +275,9 @@ impl Staging {
                 gathering.see(entry, e, fresh.last == Some(entry));
             }
         }
-        staging.bundles = gathering.finish(entries);
+        if go_on() {
+            staging.bundles = gathering.finish(entries);
+        }
         reused += staging.reuse(others, go_on)?;
         staging.name_waiting(&mut |problem| tracing::warn!("not in place yet: {}", problem.detail));
         let inner = staging.lock();

@@ -40,7 +40,7 @@ impl Gathering {
     pub(super) fn see(&mut self, entry: u64, e: &Entry, made: bool) {
         if let Some((folder, _)) = &self.current {
             match below(folder, &e.path) {
-                Some(name) if !name.contains(&b'/') && matches!(e.kind, Kind::File { .. }) => return,
+                Some(name) if !name.contains(&b'/') && waits_in_one_piece(&e.kind) => return,
                 Some(_) => self.current = None,
                 None => self.close(entry),
             }
@@ -100,10 +100,7 @@ impl Staging {
         let _one = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let made = match make() {
             Err(Errno::NOENT) => {
-                match fs::mkdirat(&self.staging, &name_of(bundle.start - 1)[..], Mode::RWXU) {
-                    Ok(()) | Err(Errno::EXIST) => make(),
-                    Err(error) => Err(error),
-                }
+                fs::mkdirat(&self.staging, &name_of(bundle.start - 1)[..], Mode::RWXU).and_then(|()| make())
             }
             made => made,
         };
@@ -112,9 +109,11 @@ impl Staging {
                 self.lock().bundled.insert(entry);
                 Ok(Some(fd))
             }
-            // To this file system it is the name of another one.
-            Err(Errno::EXIST) if !self.lock().bundled.contains(entry) => Ok(None),
-            Err(error) => Err(error),
+            Err(error) if is_full(error) => Err(error),
+            Err(Errno::EXIST) if self.lock().bundled.contains(entry) => Err(Errno::EXIST),
+            // To this file system it is the name of another one, or none; or there can be no more folders. A file that
+            // waits by itself has a number for a name.
+            Err(_) => Ok(None),
         }
     }
 
@@ -156,14 +155,11 @@ impl Staging {
         let new = fs::openat(&self.staging, &staged[..], flags, Mode::empty())?;
         // What it has of the folder above, its group, its default ACL, files get later, and so would the new one not.
         let (was, is) = (fs::fstat(&there)?, fs::fstat(&new)?);
-        if (was.st_uid, was.st_gid) != (is.st_uid, is.st_gid)
+        if (was.st_uid, was.st_gid, was.st_mode) != (is.st_uid, is.st_gid, is.st_mode)
             || has_attributes(&there)
             || has_attributes(&new)
         {
             return Ok(false);
-        }
-        if was.st_mode != is.st_mode {
-            fs::fchmod(&new, Mode::from_raw_mode(was.st_mode))?;
         }
         // Fails if anything is in it.
         fs::renameat(&self.staging, &staged[..], &parent, name)?;
@@ -176,30 +172,52 @@ impl Staging {
     }
 }
 
-/// Lets files that an earlier life left to be named together wait by themselves.
+/// Lets files that an earlier life left to be named together wait by themselves. What cannot be taken apart is left, and
+/// its files are fetched again: no more is lost with it.
+///
+/// # Errors
+/// If the staging folder cannot be read or is full.
 pub(super) fn take_apart(staging: &OwnedFd, manifest: &ManifestFile) -> rustix::io::Result<()> {
     let mut folders = Vec::new();
     for item in Dir::read_from(staging)? {
         let item = item?;
-        let number = item.file_name().to_bytes().strip_prefix(&[PREFIX]);
-        let number = number.and_then(|number| std::str::from_utf8(number).ok()?.parse::<u64>().ok());
-        folders.extend(number.filter(|number| *number < manifest.entries()));
+        let name = item.file_name().to_bytes();
+        let number =
+            name.strip_prefix(&[PREFIX]).and_then(|n| std::str::from_utf8(n).ok()?.parse::<u64>().ok());
+        folders.extend(number.filter(|&n| n < manifest.entries() && name_of(n) == name));
     }
     for number in folders {
-        let staged = name_of(number);
-        let folder = manifest.entry(number)?;
-        let mut names = names_in(staging, &staged)?;
-        for entry in number + 1..manifest.entries() {
-            let e = manifest.entry(entry)?;
-            let Some(name) = below(&folder.path, &e.path).filter(|_| !names.is_empty()) else { break };
-            if names.remove(name) {
-                let by_itself = entry.to_string();
-                fs::renameat(staging, &path_in(number, &e.path)[..], staging, by_itself.as_bytes())?;
-            }
+        match take_one_apart(staging, manifest, number) {
+            Err(error) if is_full(error) => return Err(error),
+            Err(error) => tracing::warn!(%error, "files that waited for their names are fetched again"),
+            Ok(()) => {}
         }
-        remove_tree(staging, &staged)?;
     }
     Ok(())
+}
+
+fn take_one_apart(staging: &OwnedFd, manifest: &ManifestFile, number: u64) -> rustix::io::Result<()> {
+    let staged = name_of(number);
+    let folder = manifest.entry(number)?;
+    let mut names = names_in(staging, &staged)?;
+    for entry in number + 1..manifest.entries() {
+        let e = manifest.entry(entry)?;
+        let Some(name) = below(&folder.path, &e.path).filter(|_| !names.is_empty()) else { break };
+        if names.remove(name) {
+            let by_itself = entry.to_string();
+            fs::renameat(staging, &path_in(number, &e.path)[..], staging, by_itself.as_bytes())?;
+        }
+    }
+    remove_tree(staging, &staged)
+}
+
+fn is_full(error: Errno) -> bool {
+    matches!(error, Errno::NOSPC | Errno::DQUOT)
+}
+
+/// Whether it arrives with one block: others are written elsewhere, and a folder that has one would wait in vain.
+fn waits_in_one_piece(kind: &Kind) -> bool {
+    kind.has_no_holes() && kind.blocks() == 1
 }
 
 /// The first names in a folder, as many as such a folder has.
@@ -302,7 +320,11 @@ mod tests {
             assert_eq!(bundle.end - bundle.start, FILES);
             case.manifest.entry(bundle.start - 1).expect("readable").path.clone()
         });
-        assert_eq!(folders.collect::<Vec<_>>(), [&b"all"[..], b"large"]);
+        assert_eq!(
+            folders.collect::<Vec<_>>(),
+            [&b"all"[..]],
+            "one that has larger files would wait in vain"
+        );
         drop(opened);
         // All folders are there now.
         assert!(case.open(&[]).staging.bundles.is_empty());
@@ -391,6 +413,43 @@ mod tests {
         assert_eq!(opened.verified.count(), 12);
         // They waited for their names; now nothing does.
         case.same("all/f03");
+        finish(&case, &opened);
+    }
+
+    #[test]
+    fn what_cannot_be_taken_apart_costs_no_more_than_fetching_it_again() {
+        let case = case();
+        let opened = case.open(&[]);
+        let blocks = blocks_of(&case, "all");
+        case.fetch(&opened.staging, blocks[..12].iter().copied());
+        drop(opened);
+        let number = case.manifest.known().find(b"all").expect("readable").expect("there").0;
+        let left = staging_folder(&case).join(format!("d{number}"));
+        fs::remove_dir_all(&left).expect("there");
+        fs::write(&left, "no folder").expect("written");
+        fs::write(staging_folder(&case).join(format!("d0{number}")), "of nobody").expect("written");
+        let large = case.manifest.known().find(b"large").expect("readable").expect("there").0;
+        std::os::unix::fs::symlink("/", staging_folder(&case).join(format!("d{large}"))).expect("made");
+        // The folder is gone as well: it is made again, and gathered.
+        fs::remove_dir(case.target.path().join("all")).expect("empty");
+        let opened = case.reopen(&[]);
+        assert_eq!(opened.verified.count(), 0);
+        assert_eq!(opened.staging.bundles.len(), 1);
+        case.fetch(&opened.staging, blocks.iter().copied());
+        name(&opened.staging);
+        finish(&case, &opened);
+    }
+
+    /// What a folder lost, its files do not show.
+    #[test]
+    fn nothing_is_named_at_once_where_the_disk_loses_what_is_written() {
+        let case = case();
+        let opened = case.open(&[]);
+        let before = inode(&case, "all");
+        case.fetch(&opened.staging, blocks_of(&case, "all"));
+        *opened.staging.failing_sync.lock().expect("nobody panicked") = Some(Errno::IO);
+        name(&opened.staging);
+        assert_eq!(inode(&case, "all"), before);
         finish(&case, &opened);
     }
 

@@ -158,12 +158,13 @@ impl Staging {
         }
         entries.sort_unstable();
         entries.dedup();
-        if self.lock().doubtful {
-            entries.retain(|&entry| self.was_kept(entry));
-        }
         // Somebody may have moved a folder elsewhere since the last time.
         self.folder().forget();
-        self.name_bundles(&mut entries);
+        if self.lock().doubtful {
+            entries.retain(|&entry| self.was_kept(entry));
+        } else {
+            self.name_bundles(&mut entries);
+        }
         for entry in entries {
             let named = self.manifest.entry(entry).map_err(super::unreadable).and_then(|e| {
                 let named = self.give_name(entry, &e);

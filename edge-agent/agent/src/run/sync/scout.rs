@@ -685,13 +685,19 @@ mod tests {
         scene.scan();
         assert!(scout.follow(&mut at).is_ok());
         let there = told(&mut events);
-        assert!(there.contains(&(b"x/f".to_vec(), false)) && there.contains(&(b"w/f".to_vec(), true)), "{there:?}");
+        assert!(
+            there.contains(&(b"x/f".to_vec(), false)) && there.contains(&(b"w/f".to_vec(), true)),
+            "{there:?}"
+        );
         // Nothing of that is stored when it comes back.
         std::fs::rename(scene.at(b"w"), scene.at(b"x")).expect("renamed");
         scene.scan();
         assert!(scout.compare(&asked, &mut at).is_ok());
         let there = told(&mut events);
-        assert!(there.contains(&(b"x/f".to_vec(), true)) && there.contains(&(b"w/f".to_vec(), false)), "{there:?}");
+        assert!(
+            there.contains(&(b"x/f".to_vec(), true)) && there.contains(&(b"w/f".to_vec(), false)),
+            "{there:?}"
+        );
     }
 
     #[test]

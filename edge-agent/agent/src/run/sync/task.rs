@@ -364,7 +364,8 @@ impl SyncTask {
             let Some((_, path, tries)) = self.changed.pop_first() else { break };
             if let Some(engine) = &self.engine {
                 let row = engine.store.row(&path);
-                let settled = row.as_ref().and_then(Row::present).map(|here| here.stamp).filter(|s| s.settled);
+                let settled =
+                    row.as_ref().and_then(Row::present).map(|here| here.stamp).filter(|s| s.settled);
                 engine.ask(Ask::Peek(path, settled, tries));
             }
         }
