@@ -244,6 +244,10 @@ impl Observer for Watching<'_> {
             self.refused += 1;
         }
     }
+
+    fn watches(&self, folder: FolderId) -> bool {
+        self.watcher.as_ref().is_none_or(|w| w.watches(folder))
+    }
 }
 
 struct Work {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use folder_index::scan::{Effort, ScanOptions};
+use folder_index::scan::{Effort, ScanOptions, Scope, Unobserved, scan};
 use folder_index::{Index, Keeper, KeeperConfig, Kind, Phase, Suspicion};
 use sync_core::merkle::block_hash;
 
@@ -166,6 +166,24 @@ fn a_storm_of_renames_and_writes_ends_in_the_truth() {
     // Every folder is watched, wherever it came from.
     bed.write("d4/storm39/afterwards", b"x");
     bed.until("what comes after", |bed| bed.holds("d4/storm39/afterwards", b"x"));
+}
+
+#[test]
+fn a_folder_that_somebody_else_took_in_is_watched() {
+    let mut config = config();
+    config.settle.done = Duration::from_millis(500);
+    let bed = Bed::new(config, some_tree);
+    let watched = bed.keeper.status().watched;
+    bed.write("new/folder/file", b"x");
+    // As a run of a job does, before what was noticed has come to rest.
+    let (progress, stop) = (Arc::default(), Arc::default());
+    let options = ScanOptions::default();
+    scan(bed.keeper.index(), &options, &Scope::All, &mut Unobserved, &progress, &stop).expect("scanned");
+    assert!(bed.knows("new/folder/file"));
+    bed.until("two watches more", |bed| bed.keeper.status().watched == watched + 2);
+    bed.write("new/folder/file", b"later");
+    bed.until("what comes after", |bed| bed.holds("new/folder/file", b"later"));
+    assert_eq!(bed.keeper.status().scans, 1);
 }
 
 #[test]

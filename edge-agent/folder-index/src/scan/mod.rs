@@ -118,6 +118,9 @@ pub struct Outcome {
 pub trait Observer {
     /// This folder is about to be read: what changes in it from now on has to be noticed.
     fn enter(&mut self, folder: FolderId, file: BorrowedFd<'_>, path: &[u8]);
+
+    /// Whether changes in this folder are noticed; else it is gone into whenever its name is looked at.
+    fn watches(&self, folder: FolderId) -> bool;
 }
 
 /// Watches nothing.
@@ -125,6 +128,11 @@ pub struct Unobserved;
 
 impl Observer for Unobserved {
     fn enter(&mut self, _: FolderId, _: BorrowedFd<'_>, _: &[u8]) {}
+
+    /// Whoever asks for names knows what changed.
+    fn watches(&self, _: FolderId) -> bool {
+        true
+    }
 }
 
 /// Scans a folder, or a part of it, on the calling thread and those it starts. A scan of the same folder

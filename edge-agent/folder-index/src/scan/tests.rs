@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -49,6 +50,18 @@ impl Bed {
     fn scan_of(&self, scope: &Scope) -> Outcome {
         let (progress, stop) = (Arc::default(), Arc::default());
         scan(&self.index, &self.options, scope, &mut Unobserved, &progress, &stop).expect("scanned")
+    }
+
+    /// Scans these names, and calls `meddle` with the path of each folder that is gone into.
+    fn scan_names(&self, names: &[(FolderId, &str)], meddle: impl FnMut(&[u8])) -> Outcome {
+        let scope = Scope::of_names(names.iter().map(|(folder, name)| (*folder, name.as_bytes().to_vec())));
+        let (progress, stop) = (Arc::default(), Arc::default());
+        let mut meddler = Meddler(meddle);
+        scan(&self.index, &self.options, &scope, &mut meddler, &progress, &stop).expect("scanned")
+    }
+
+    fn rename(&self, from: &str, to: &str) {
+        fs::rename(self.tree.join(from), self.tree.join(to)).expect("renamed");
     }
 
     fn folder(&self, path: &str) -> FolderId {
@@ -124,6 +137,19 @@ enum Is {
     Folder,
     File(u64, Vec<Hash>),
     Symlink(Vec<u8>),
+}
+
+/// Does something at the moment when a scan goes into a folder.
+struct Meddler<F>(F);
+
+impl<F: FnMut(&[u8])> Observer for Meddler<F> {
+    fn enter(&mut self, _: FolderId, _: BorrowedFd<'_>, path: &[u8]) {
+        (self.0)(path);
+    }
+
+    fn watches(&self, _: FolderId) -> bool {
+        true
+    }
 }
 
 fn independent(folder: &Path, at: &mut Vec<Vec<u8>>, found: &mut BTreeMap<Vec<Vec<u8>>, Is>) {
@@ -556,6 +582,82 @@ fn names_that_were_noticed_are_looked_at_alone() {
     bed.scan_of(&Scope::Names(vec![(root, vec![b"c".to_vec()])]));
     assert!(bed.index.snapshot().expect("read").entry(b"c").expect("read").is_none());
     bed.scan();
+    bed.check();
+}
+
+#[test]
+fn what_is_in_another_folder_of_that_name_is_not_taken_for_its_own() {
+    let bed = Bed::new();
+    bed.write("a/sub/file", b"of a");
+    bed.write("b/sub/file", b"of b");
+    bed.write("b/sub/other", b"of b alone");
+    bed.scan();
+    let sub = bed.folder("a/sub");
+    // Another stands there while names below are looked at, and is away when those above are.
+    for (from, to) in [("a", "aside"), ("b", "a")] {
+        bed.rename(from, to);
+    }
+    bed.scan_names(&[(sub, "file"), (sub, "other")], |_| {});
+    for (from, to) in [("a", "b"), ("aside", "a")] {
+        bed.rename(from, to);
+    }
+    let root = FolderId::ROOT;
+    let outcome = bed.scan_names(&[(root, "a"), (root, "b"), (root, "aside")], |_| {});
+    assert_eq!(outcome.suspicion, None);
+    bed.check();
+}
+
+#[test]
+fn a_folder_that_was_elsewhere_when_it_was_to_be_read_is_read_when_it_is_back() {
+    for stands_in in [false, true] {
+        let bed = Bed::new();
+        bed.write("a/file", b"of a");
+        bed.write("b/file", b"of b");
+        bed.scan();
+        bed.write("c/file", b"of c");
+        bed.write("new/file", b"of new");
+        let root = FolderId::ROOT;
+        // It is seen, and gone when it is to be opened; in its place may be another.
+        let away = |path: &[u8]| {
+            if path.is_empty() {
+                return;
+            }
+            assert_eq!(path, b"c");
+            bed.rename("new", "aside");
+            if stands_in {
+                bed.rename("b", "new");
+            }
+        };
+        let outcome = bed.scan_names(&[(root, "c"), (root, "new")], away);
+        assert_eq!(outcome.unsettled.iter().filter(|(_, name)| name == b"new").count(), 1);
+        if stands_in {
+            bed.rename("new", "b");
+        }
+        bed.rename("aside", "new");
+        bed.scan_names(&[(root, "b"), (root, "new"), (root, "aside")], |_| {});
+        bed.check();
+    }
+}
+
+#[test]
+fn hashes_of_a_folder_that_gave_way_to_a_file_meanwhile_are_dropped() {
+    let bed = Bed::new();
+    bed.write("a/b/file", &[7; 200_000]);
+    bed.scan();
+    let (a, b) = (bed.folder("a"), bed.folder("a/b"));
+    bed.write("a/b/file", &[8; 32 << 20]);
+    let mut gone = false;
+    // The names of `a/b` are looked at first, those of `a` while its file is still being read.
+    let scope = Scope::Names(vec![(b, vec![b"file".to_vec()]), (a, vec![b"b".to_vec()])]);
+    let (progress, stop) = (Arc::default(), Arc::default());
+    let mut meddler = Meddler(|path: &[u8]| {
+        if path == b"a" && !std::mem::replace(&mut gone, true) {
+            bed.rename("a/b", "../elsewhere");
+            fs::write(bed.tree.join("a/b"), b"a file").expect("a file");
+        }
+    });
+    scan(&bed.index, &bed.options, &scope, &mut meddler, &progress, &stop).expect("scanned");
+    assert!(gone);
     bed.check();
 }
 

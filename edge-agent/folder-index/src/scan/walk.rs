@@ -69,23 +69,59 @@ impl Scan<'_> {
         };
         // Gone meanwhile: who took it out knew.
         let Some(path) = tables.path_of(id)? else { return Ok(()) };
-        match disk::walk(&self.root, &path) {
-            Ok(file) => {
+        let above = tables.folder(id)?.filter(|_| id != FolderId::ROOT);
+        match (disk::walk(&self.root, &path), above) {
+            // Something above it is gone or another: the folder above knows which name that is.
+            (Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP), Some((above, name))) => {
+                self.note_unread(tables, above, &name)?;
+                self.tasks.push(Task::Names(above, vec![name]));
+            }
+            // Another is in its place. What is in that is not to be taken for what is in this.
+            (Ok(file), Some((above, name))) if !self.is_known(tables, above, &name, &file)? => {
+                self.note_unread(tables, above, &name)?;
+                self.tasks.push(Task::Names(above, vec![name]));
+            }
+            (Ok(file), _) => {
                 self.path.clear();
                 self.enter(Arc::new(file), id, &path, None, false);
                 if let (Some(frame), Some(names)) = (self.stack.last_mut(), only) {
                     (frame.names, frame.partial) = (Some(names), true);
                 }
             }
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if id != FolderId::ROOT => {
-                // Something above it is gone or another: the folder above knows which name that is.
-                if let Some((above, name)) = tables.folder(id)? {
-                    self.tasks.push(Task::Names(above, vec![name]));
-                }
-            }
-            Err(errno) => self.problem(problem(errno, path, "opening the folder")),
+            (Err(errno), _) => self.problem(problem(errno, path, "opening the folder")),
         }
         Ok(())
+    }
+
+    /// Whether an opened folder is the one that the index has under this name. Only then may what is in
+    /// it be compared with what the index has below: between two system calls a name can come to lead to
+    /// another folder, and back.
+    fn is_known(
+        &self,
+        tables: &Tables<'_>,
+        above: FolderId,
+        name: &[u8],
+        file: &OwnedFd,
+    ) -> Result<bool, IndexError> {
+        let Some(record) = tables.entry(above, name)? else { return Ok(false) };
+        Ok(fs::fstat(file).is_ok_and(|stat| {
+            let stamp = Stamp::of(&stat, self.root_dev);
+            (stamp.ino, stamp.dev) == (record.stamp.ino, record.stamp.dev)
+        }))
+    }
+
+    /// Notes in the index that a folder was not read to its end: whoever looks at its name next finds
+    /// another inode and goes into it.
+    fn note_unread(&self, tables: &mut Tables<'_>, above: FolderId, name: &[u8]) -> Result<(), IndexError> {
+        match tables.entry(above, name)? {
+            // A file system was mounted there: that its device is another now is still to be seen.
+            Some(record) if record.stamp.dev != 0 => Ok(()),
+            Some(record) => {
+                let stamp = Stamp { ino: 0, ..record.stamp };
+                tables.put_quietly(above, name, Record { stamp, ..record })
+            }
+            None => Ok(()),
+        }
     }
 
     fn enter(
@@ -140,10 +176,16 @@ impl Scan<'_> {
     pub(super) fn advance(&mut self, tables: &mut Tables<'_>, mut frame: Frame) -> Result<(), IndexError> {
         let file = match &frame.file {
             Some(file) => file.clone(),
-            // It was closed; if another folder is there now, the next scan sees to it.
+            // It was closed, and another folder may be there now.
             None => match disk::walk(&self.root, &self.path) {
                 Ok(file) if fs::fstat(&file).is_ok_and(|stat| stat.st_ino == frame.ino) => Arc::new(file),
-                _ => return self.leave(frame),
+                _ => {
+                    if let Some((above, name)) = tables.folder(frame.id)? {
+                        self.note_unread(tables, above, &name)?;
+                        self.again(above, &name);
+                    }
+                    return self.leave(frame);
+                }
             },
         };
         frame.file = Some(file.clone());
@@ -207,17 +249,22 @@ impl Scan<'_> {
             self.stack.push(frame);
             return Ok(());
         };
-        let child = disk::open_folder(file, &name);
-        let lost_mount = frame.lost_mount || self.unmounted.contains(&id);
+        let (above, unmounted) = (frame.id, self.unmounted.contains(&id));
+        let lost_mount = frame.lost_mount || unmounted;
         self.stack.push(frame);
-        match child {
-            Ok(child) => {
+        match disk::open_folder(file, &name) {
+            Ok(child) if unmounted || self.is_known(tables, above, &name, &child)? => {
                 let formerly = self.formerly(tables, id, stamp)?;
                 self.enter(Arc::new(child), id, &name, formerly, lost_mount);
             }
-            // Gone or another since: the next look at the folder above sees to it.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            // Gone or another since.
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                self.note_unread(tables, above, &name)?;
+                self.again(above, &name);
+            }
             Err(errno) => {
+                // It is gone into when that was mended, which its inode does not show.
+                self.note_unread(tables, above, &name)?;
                 let path = join(&self.path, &name);
                 self.problem(problem(errno, path, "opening the folder"));
             }
@@ -305,9 +352,12 @@ impl Scan<'_> {
             tables.unmark_gone(frame.id, &name)?;
             let before = old.as_ref().map(|old| (old.kind.clone(), old.stamp.ino));
             let enter = self.see(tables, frame, file, &name, old)?;
+            // One that is not watched may have been taken in by somebody who watches nothing, or have the
+            // inode of one that was there before.
             let same_folder = matches!(
                 (before, tables.entry(frame.id, &name)?),
-                (Some((Kind::Folder(_), ino)), Some(now)) if now.stamp.ino == ino
+                (Some((Kind::Folder(id), ino)), Some(now))
+                    if now.stamp.ino == ino && self.observer.watches(id)
             );
             if let (true, false, Some(names)) = (enter, same_folder, &mut frame.names) {
                 names.enter(frame.at);
@@ -565,6 +615,12 @@ impl Scan<'_> {
         result: Result<Hashed, Failure>,
     ) -> Result<(), IndexError> {
         let Pending { folder, name, stamp, content } = pending;
+        // Meanwhile its folder gave way to something else of that name.
+        if tables.folder(folder)?.is_none() {
+            tables.remove_blocks(content)?;
+            tables.end_blocks(content);
+            return Ok(());
+        }
         let problem = match result {
             Ok(hashed) => {
                 self.progress.hashed.fetch_add(1, Ordering::Relaxed);

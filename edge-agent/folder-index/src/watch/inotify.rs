@@ -98,6 +98,10 @@ impl Watcher for Inotify {
         }
     }
 
+    fn watches(&self, folder: FolderId) -> bool {
+        lock(&self.watches).watches.contains_key(&folder)
+    }
+
     fn count(&self) -> usize {
         lock(&self.watches).folders.len()
     }

@@ -50,6 +50,8 @@ pub trait Watcher: Send {
     fn watch(&mut self, folder: FolderId, file: BorrowedFd<'_>, path: &Path) -> Watched;
     /// Ends that.
     fn unwatch(&mut self, folder: FolderId);
+    /// Whether this one is watched.
+    fn watches(&self, folder: FolderId) -> bool;
     /// Folders watched.
     fn count(&self) -> usize;
 }
