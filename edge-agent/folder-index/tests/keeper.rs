@@ -1,5 +1,6 @@
 //! A keeper on a real folder: what changes is in the index soon after, with and without room for watches.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use folder_index::scan::{Effort, ScanOptions, Scope, Unobserved, scan};
 use folder_index::{Index, Keeper, KeeperConfig, Kind, Phase, Suspicion};
-use sync_core::merkle::block_hash;
+use sync_core::merkle::{Hash, block_hash};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -45,7 +46,8 @@ impl Bed {
     fn until(&self, what: &str, is: impl Fn(&Self) -> bool) -> Duration {
         let begin = Instant::now();
         while !is(self) {
-            assert!(begin.elapsed() < PATIENCE, "{what}: {:?}", self.keeper.status());
+            let late = begin.elapsed() >= PATIENCE;
+            assert!(!late, "{what}: {:?}\n{:#?}", self.keeper.status(), self.differences());
             let _ = self.changed.recv_timeout(Duration::from_millis(20));
         }
         begin.elapsed()
@@ -61,26 +63,47 @@ impl Bed {
         self.keeper.index().snapshot().expect("read").entry(path.as_bytes()).expect("read").is_some()
     }
 
+    /// What is there and not as it is in the index, and the other way round.
+    fn differences(&self) -> Vec<String> {
+        fn there(folder: &Path, below: &str, all: &mut BTreeMap<String, Option<Hash>>) {
+            for item in fs::read_dir(folder).expect("a folder") {
+                let item = item.expect("an entry");
+                let path = format!("{below}{}", item.file_name().to_str().expect("our own names"));
+                if item.file_type().expect("a kind").is_dir() {
+                    there(&item.path(), &format!("{path}/"), all);
+                    all.insert(path, None);
+                } else {
+                    all.insert(path, Some(block_hash(&fs::read(item.path()).expect("a file"))));
+                }
+            }
+        }
+        let mut all = BTreeMap::new();
+        there(&self.tree, "", &mut all);
+        let snapshot = self.keeper.index().snapshot().expect("read");
+        let mut different = Vec::new();
+        if snapshot.counters().entries() != all.len() as u64 {
+            different.push(format!("{} entries, {} counted", all.len(), snapshot.counters().entries()));
+        }
+        for entry in snapshot.walk().map(|entry| entry.expect("read")) {
+            let path = String::from_utf8(entry.path.clone()).expect("our own names");
+            let known = match entry.record.kind {
+                Kind::Folder(_) if path.is_empty() => continue,
+                Kind::Folder(_) => None,
+                _ => Some(entry.record.content().map(|content| content.root).unwrap_or_default()),
+            };
+            match all.remove(&path) {
+                Some(there) if there == known => {}
+                Some(_) => different.push(format!("{path} is another")),
+                None => different.push(format!("{path} is not there")),
+            }
+        }
+        different.extend(all.keys().map(|path| format!("{path} is not known")));
+        different
+    }
+
     /// Everything that is there is in the index, and nothing else.
     fn complete(&self) -> bool {
-        fn count(folder: &Path) -> u64 {
-            let items = fs::read_dir(folder).expect("a folder").map(|item| item.expect("an entry"));
-            items
-                .map(|i| 1 + if i.file_type().expect("a kind").is_dir() { count(&i.path()) } else { 0 })
-                .sum()
-        }
-        let snapshot = self.keeper.index().snapshot().expect("read");
-        snapshot.counters().entries() == count(&self.tree)
-            && snapshot.walk().all(|entry| {
-                let entry = entry.expect("read");
-                let path = self.tree.join(std::str::from_utf8(&entry.path).expect("our own names"));
-                match entry.record.kind {
-                    Kind::Folder(_) => path.is_dir(),
-                    _ => fs::read(&path).is_ok_and(|bytes| {
-                        entry.record.content().is_some_and(|content| content.root == block_hash(&bytes))
-                    }),
-                }
-            })
+        self.differences().is_empty()
     }
 }
 
