@@ -346,6 +346,17 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
+    /// Whether something in this folder does.
+    pub(crate) fn any_gone_in(&self, folder: FolderId) -> Result<bool, IndexError> {
+        for how in [Gone::Deleted, Gone::Ignored] {
+            let (from, to) = (gone_key(how, folder, b""), gone_key(how, FolderId(folder.0 + 1), b""));
+            if self.gone.range::<&[u8]>(from.as_slice()..to.as_slice())?.next().is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Forgets all such notes: a scan begins.
     pub(crate) fn clear_gone(&mut self) -> Result<(), IndexError> {
         if self.any_gone()? {

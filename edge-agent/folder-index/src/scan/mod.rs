@@ -288,6 +288,8 @@ struct Scan<'a> {
     next_token: u64,
     /// Files being hashed.
     pending: HashMap<u64, Pending>,
+    /// Which of them is to be what the index has under a name.
+    latest: HashMap<FolderId, HashMap<Vec<u8>, u64>>,
     /// What is to be walked yet, the last first.
     tasks: Vec<Task>,
     /// The folders that the walk is inside of.
@@ -332,6 +334,7 @@ impl<'a> Scan<'a> {
             stop,
             next_token: 0,
             pending: HashMap::new(),
+            latest: HashMap::new(),
             tasks: Vec::new(),
             stack: Vec::new(),
             path: Vec::new(),

@@ -640,6 +640,67 @@ fn a_folder_that_was_elsewhere_when_it_was_to_be_read_is_read_when_it_is_back() 
 }
 
 #[test]
+fn a_folder_whose_files_were_taken_for_those_of_another_name_is_read_when_it_is_back() {
+    let bed = Bed::new();
+    bed.write("a/sub/file", &[7; 200_000]);
+    bed.scan();
+    let (root, a) = (FolderId::ROOT, bed.folder("a"));
+    bed.rename("a", "b");
+    bed.scan_names(&[(root, "b")], |_| {});
+    bed.rename("b", "a");
+    // Something else in it is looked at first.
+    bed.scan_names(&[(a, "nothing")], |_| {});
+    bed.scan_names(&[(root, "a"), (root, "b")], |_| {});
+    bed.check();
+}
+
+#[test]
+fn what_was_missing_in_another_folder_of_that_name_stays() {
+    let bed = Bed::new();
+    bed.write("a/sub/file", b"of a");
+    bed.write("b/file", b"of b");
+    bed.scan();
+    let root = FolderId::ROOT;
+    bed.rename("a", "aside");
+    bed.rename("b", "a");
+    let mut looks = 0;
+    // The second look, of the same scan, finds the first folder back in its place.
+    let scope = Scope::Names(vec![(root, vec![b"a".to_vec()]); 2]);
+    let (progress, stop) = (Arc::default(), Arc::default());
+    let mut meddler = Meddler(|path: &[u8]| {
+        looks += u32::from(path.is_empty());
+        if looks == 2 && path.is_empty() {
+            bed.rename("a", "b");
+            bed.rename("aside", "a");
+        }
+    });
+    scan(&bed.index, &bed.options, &scope, &mut meddler, &progress, &stop).expect("scanned");
+    bed.scan_names(&[(root, "b"), (root, "aside")], |_| {});
+    bed.check();
+}
+
+#[test]
+fn the_file_that_was_seen_last_counts_and_not_the_one_that_took_longest_to_read() {
+    let bed = Bed::new();
+    bed.write("a/file", b"of a");
+    bed.write("b/file", b"of b");
+    bed.scan();
+    let (root, a) = (FolderId::ROOT, bed.folder("a"));
+    bed.write("a/file", &[7; 64 << 20]);
+    let scope = Scope::Names(vec![(a, vec![b"file".to_vec()]), (root, vec![b"a".to_vec()])]);
+    let (progress, stop) = (Arc::default(), Arc::default());
+    let mut meddler = Meddler(|path: &[u8]| {
+        if path.is_empty() {
+            bed.rename("a", "aside");
+            bed.rename("b", "a");
+        }
+    });
+    scan(&bed.index, &bed.options, &scope, &mut meddler, &progress, &stop).expect("scanned");
+    bed.scan_names(&[(root, "b"), (root, "aside")], |_| {});
+    bed.check();
+}
+
+#[test]
 fn hashes_of_a_folder_that_gave_way_to_a_file_meanwhile_are_dropped() {
     let bed = Bed::new();
     bed.write("a/b/file", &[7; 200_000]);

@@ -1,6 +1,7 @@
 //! The walk itself: folders one inside of the other without recursion, each compared with the index page
 //! by page, and what comes back from the hashing threads.
 
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -50,6 +51,8 @@ pub(super) struct Frame {
     formerly: Option<FolderId>,
     /// A file system was mounted here, or above, that is not there now.
     lost_mount: bool,
+    /// Something in it was noted as gone before, perhaps when another folder was in its place.
+    some_gone: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -148,6 +151,7 @@ impl Scan<'_> {
             partial: false,
             formerly,
             lost_mount,
+            some_gone: false,
         });
         self.save_memory();
     }
@@ -308,6 +312,9 @@ impl Scan<'_> {
         frame: &mut Frame,
         file: &Arc<OwnedFd>,
     ) -> Result<bool, IndexError> {
+        if frame.after.is_none() {
+            frame.some_gone = tables.any_gone_in(frame.id)?;
+        }
         let page = tables.page(frame.id, frame.after.as_deref(), PAGE)?;
         let whole = page.len() < PAGE;
         let mut known = page.into_iter().peekable();
@@ -319,6 +326,9 @@ impl Scan<'_> {
                 (Some(_), None) if !whole => return Ok(false),
                 (Some(name), next) if next.is_none_or(|(next, _)| name <= *next) => {
                     let old = known.next_if(|(next, _)| *next == name).map(|(_, record)| record);
+                    if frame.some_gone {
+                        tables.unmark_gone(frame.id, &name)?;
+                    }
                     let enter = self.see(tables, frame, file, &name, old)?;
                     if let (true, Some(names)) = (enter, &mut frame.names) {
                         names.enter(frame.at);
@@ -375,12 +385,28 @@ impl Scan<'_> {
         name: &[u8],
         record: &Record,
     ) -> Result<(), IndexError> {
+        self.outdate(frame.id, name);
         let path = join(&self.path, name);
         let ignored = self.ignores.ignores(&path, matches!(record.kind, Kind::Folder(_)));
         if frame.lost_mount && !ignored && self.lost_mount.is_none() {
             self.lost_mount = Some(self.path.clone());
         }
         tables.mark_gone(if ignored { Gone::Ignored } else { Gone::Deleted }, frame.id, name)
+    }
+
+    /// What is being hashed under a name is not what the index is to have there: the name is looked at
+    /// again, and its folder may be another by now.
+    fn outdate(&mut self, folder: FolderId, name: &[u8]) {
+        if let Entry::Occupied(mut names) = self.latest.entry(folder) {
+            names.get_mut().remove(name);
+            if names.get().is_empty() {
+                names.remove();
+            }
+        }
+    }
+
+    fn is_latest(&self, pending: &Pending, token: u64) -> bool {
+        self.latest.get(&pending.folder).and_then(|names| names.get(&pending.name)) == Some(&token)
     }
 
     /// Looks at one name. Returns whether it is a folder to go into.
@@ -392,6 +418,7 @@ impl Scan<'_> {
         name: &[u8],
         old: Option<Record>,
     ) -> Result<bool, IndexError> {
+        self.outdate(frame.id, name);
         let path = join(&self.path, name);
         // What agents keep in their folders is no content, be this one or one below it a destination too, or have an archive.
         if name == STAGING_FOLDER {
@@ -489,6 +516,12 @@ impl Scan<'_> {
                 && other != id
             {
                 self.moved.insert(id, other);
+                // Its watch goes along.
+                if let Some((above, name)) = tables.folder(other)?
+                    && tables.entry(above, &name)?.is_some_and(|record| record.stamp.ino == stamp.ino)
+                {
+                    self.note_unread(tables, above, &name)?;
+                }
             }
             tables.put(frame.id, name, Record { sequence: 0, stamp, attributes, kind: Kind::Folder(id) })?;
         }
@@ -548,6 +581,7 @@ impl Scan<'_> {
             .hash(Job { token, folder: file.clone(), name: name.to_vec(), granularity }, self.pending.len());
         let content = tables.new_content();
         self.pending.insert(token, Pending { folder: frame.id, name: name.to_vec(), stamp, content });
+        self.latest.entry(frame.id).or_default().insert(name.to_vec(), token);
         self.progress.waiting.store(self.pending.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -599,7 +633,13 @@ impl Scan<'_> {
                     for (token, result) in done {
                         if let Some(pending) = self.pending.remove(&token) {
                             self.progress.waiting.store(self.pending.len() as u64, Ordering::Relaxed);
-                            self.hashed(tables, pending, result)?;
+                            if self.is_latest(&pending, token) {
+                                self.outdate(pending.folder, &pending.name);
+                                self.hashed(tables, pending, result)?;
+                            } else {
+                                tables.remove_blocks(pending.content)?;
+                                tables.end_blocks(pending.content);
+                            }
                         }
                     }
                 }
