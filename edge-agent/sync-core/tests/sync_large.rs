@@ -36,7 +36,7 @@ impl Notary for Believes {
 struct Without(&'static [u8]);
 
 impl Policy for Without {
-    fn wants(&self, path: &[u8]) -> bool {
+    fn wants(&self, path: &[u8], _: bool) -> bool {
         self.0.is_empty() || !path.starts_with(self.0)
     }
 }

@@ -152,8 +152,8 @@ impl Config {
 
 /// What this member wants of the tree, and what its file system can name.
 pub trait Policy {
-    /// Whether the path is to be here. True for every folder above a path that is wanted.
-    fn wants(&self, path: &[u8]) -> bool;
+    /// Whether a folder, or anything else, is to be here at this path. True for every folder above a path that is wanted.
+    fn wants(&self, path: &[u8], folder: bool) -> bool;
     /// Whether the file system can have such a name.
     fn allows(&self, _path: &[u8]) -> bool {
         true
@@ -177,7 +177,7 @@ pub trait Policy {
 pub struct Everything;
 
 impl Policy for Everything {
-    fn wants(&self, _path: &[u8]) -> bool {
+    fn wants(&self, _path: &[u8], _folder: bool) -> bool {
         true
     }
 }

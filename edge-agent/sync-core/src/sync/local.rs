@@ -46,7 +46,7 @@ pub(super) struct Deletions {
 impl Replica {
     /// Whether something found at a path has to be read. Folders and links are cheap: read them always.
     pub fn look(&self, index: &dyn Index, path: &[u8], stamp: &Stamp) -> Look {
-        if crate::manifest::check_path(path).is_err() || path.is_empty() || !self.policy.wants(path) {
+        if crate::manifest::check_path(path).is_err() || path.is_empty() || !self.wants_any(path) {
             return Look::Skip;
         }
         if stamp.size > FILE_MAX {

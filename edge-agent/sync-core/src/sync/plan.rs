@@ -446,7 +446,7 @@ impl Replica {
         let mut found = Below::Nothing;
         let mut at = prefix.clone();
         while let Some(row) = index.next(&at).filter(|r| r.path.starts_with(&prefix)) {
-            if row.is_live() && self.policy.wants(&row.path) {
+            if row.is_live() && self.wants(&row) {
                 return Below::Live;
             }
             match (&row.disk, row.work) {

@@ -155,7 +155,7 @@ impl Replica {
                 return;
             };
             self.meta.recheck = Some(row.path.clone());
-            let out_of_sight = row.disk != Disk::Absent && !self.policy.wants(&row.path);
+            let out_of_sight = row.disk != Disk::Absent && !self.wants(&row);
             if out_of_sight || row.work == Work::Blocked || self.work_of(&row) != row.work {
                 let mut held = self.hold(index, &row.path);
                 if out_of_sight {

@@ -443,6 +443,23 @@ impl Replica {
         }
     }
 
+    /// Whether something is to be here at a path, of whatever kind.
+    pub(super) fn wants_any(&self, path: &[u8]) -> bool {
+        self.policy.wants(path, true) || self.policy.wants(path, false)
+    }
+
+    /// Whether what a row is about, told or on disk, is to be here.
+    pub(super) fn wants(&self, row: &Row) -> bool {
+        let told = row.winner().map(|w| &w.value).filter(|value| **value != Value::Deleted);
+        let on_disk = match &row.disk {
+            Disk::Present(here) | Disk::Missing(here) => Some(&here.value),
+            Disk::Absent => None,
+        };
+        let mut kinds = told.into_iter().chain(on_disk).peekable();
+        let any = kinds.peek().is_none() && self.wants_any(&row.path);
+        any || kinds.any(|value| self.policy.wants(&row.path, super::plan::is_folder(value)))
+    }
+
     pub(super) fn work_of(&self, row: &Row) -> Work {
         let on_disk = match &row.disk {
             Disk::Missing(_) => return Work::Missing,
@@ -454,7 +471,7 @@ impl Replica {
         };
         match (&winner.value, on_disk) {
             (Value::Deleted, None) => Work::Tombstone,
-            _ if !self.policy.wants(&row.path) => Work::None,
+            _ if !self.wants(row) => Work::None,
             // What a read-only member's owner made of a file that others deleted stays (SYNC.md §6).
             (Value::Deleted, Some(here)) if here.dot.is_none() && self.keeps_aside() => Work::None,
             (Value::Deleted, Some(_)) => Work::Remove,

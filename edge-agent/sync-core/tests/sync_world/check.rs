@@ -114,7 +114,7 @@ impl World {
                 if lost(path) {
                     continue;
                 }
-                if !policy.wants(path) {
+                if !policy.wants(path, false) {
                     continue;
                 }
                 let has = here.get(path);
@@ -142,7 +142,7 @@ impl World {
             for (path, kind) in &here {
                 let foreign =
                     n.kin.permission == Permission::ReadOnly && n.kin.local == LocalChanges::KeepAside;
-                if !tree.contains_key(path) && !lost(path) && !foreign && policy.wants(path) {
+                if !tree.contains_key(path) && !lost(path) && !foreign && policy.wants(path, false) {
                     return format!("{i} has {kind:?} at {} too", show(path));
                 }
             }

@@ -80,7 +80,7 @@ impl Default for Kin {
 pub(crate) struct KinPolicy(pub(crate) Kin);
 
 impl Policy for KinPolicy {
-    fn wants(&self, path: &[u8]) -> bool {
+    fn wants(&self, path: &[u8], _: bool) -> bool {
         !(self.0.selective && path.to_ascii_lowercase().starts_with(b"d1"))
     }
 

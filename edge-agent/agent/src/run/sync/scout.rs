@@ -24,7 +24,7 @@ use super::engine::Event;
 use super::meta::{Metadata, What};
 use super::stage::root_of_file;
 use super::store::{Reader, Rows, StoreError};
-use super::tree::{Tree, stat_at};
+use super::tree::{Tree, is_folder, stat_at};
 use crate::disk::file_type;
 
 /// Changes of the index taken at once.
@@ -82,25 +82,28 @@ impl Chosen {
     }
 
     /// Whether a path is synchronized: neither it nor a folder above it is left out, and if only some is wanted, it is
-    /// that, above it or below it.
-    pub(super) fn wants(&self, path: &[u8]) -> bool {
+    /// that, below it, or a folder that it may be in.
+    pub(super) fn wants(&self, path: &[u8], folder: bool) -> bool {
         let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
         let mut above = slashes.map(|at| &path[..at]);
-        if above.clone().any(|folder| self.ignores.ignores(folder, true)) || self.ignores.ignores(path, false)
+        if above.clone().any(|above| self.ignores.ignores(above, true)) || self.ignores.ignores(path, folder)
         {
             return false;
         }
         let Some((wanted, leading)) = &self.wanted else { return true };
-        above.any(|folder| wanted.ignores(folder, true))
-            || wanted.ignores(path, false)
-            || wanted.ignores(path, true)
-            || leading.ignores(path, true)
+        above.any(|above| wanted.ignores(above, true))
+            || wanted.ignores(path, folder)
+            || folder && leading.ignores(path, true)
     }
 }
 
-/// Rules for the folders above what a rule names that begins at the top.
+/// Rules for the folders that what a rule names may be in: any, if it begins nowhere.
 fn folders_above(line: &str) -> Vec<String> {
-    let names: Vec<&str> = line.trim().trim_matches('/').split('/').collect();
+    let line = line.trim();
+    let names: Vec<&str> = line.trim_matches('/').split('/').collect();
+    if names.len() == 1 && !line.starts_with('/') {
+        return vec!["*".into()];
+    }
     (1..names.len()).map(|count| format!("/{}", names[..count].join("/"))).collect()
 }
 
@@ -286,7 +289,7 @@ impl Scout {
         if !(seen && there.is_some_and(as_told)) {
             self.observe(&path, None)?;
         }
-        if there.is_some() && !seen && self.index.is_some() && self.wants(&path) {
+        if there.is_some() && !seen && self.index.is_some() && self.wants(&path, there.is_some_and(|s| is_folder(&s))) {
             return self.send(Event::Unseen { path, tries: tries + 1 });
         }
         Ok(())
@@ -326,7 +329,7 @@ impl Scout {
             for (name, is_folder) in names {
                 let child = if folder.is_empty() { name } else { [&folder[..], b"/", &name].concat() };
                 self.observe(&child, None)?;
-                if is_folder && self.wants(&child) {
+                if is_folder && self.wants(&child, true) {
                     folders.push(child);
                 }
             }
@@ -355,9 +358,9 @@ impl Scout {
         if path.is_empty() { fs::fstat(self.tree.root()).map(Some) } else { self.tree.stat(path) }
     }
 
-    fn wants(&self, path: &[u8]) -> bool {
+    fn wants(&self, path: &[u8], folder: bool) -> bool {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner).clone();
-        path.split(|b| *b == b'/').all(|name| name != STAGING_FOLDER) && rules.wants(path)
+        path.split(|b| *b == b'/').all(|name| name != STAGING_FOLDER) && rules.wants(path, folder)
     }
 
     /// Tells what is at one path, if it is to be synchronized.
@@ -365,7 +368,11 @@ impl Scout {
         if path == IGNORE_FILE {
             self.send(Event::Rules)?;
         }
-        if check_path(path).is_err() || !self.wants(path) {
+        let (folder, other) = match check_path(path) {
+            Ok(()) => (self.wants(path, true), self.wants(path, false)),
+            Err(_) => return Ok(()),
+        };
+        if !folder && !other {
             return Ok(());
         }
         let stat = match self.tree.stat(path) {
@@ -373,6 +380,9 @@ impl Scout {
             Err(error) => return self.trouble(&format!("looking at {}", path.escape_ascii()), error),
         };
         let Some(stat) = stat else { return self.gone(path) };
+        if !(if is_folder(&stat) { folder } else { other }) {
+            return Ok(());
+        }
         let read = match self.read(path, &stat, known) {
             Ok(Some(read)) => read,
             // Nothing that is synchronized.
@@ -547,12 +557,14 @@ mod tests {
             (&b"a"[..], true),
             (b"a.tmp", false),
             (b"deep/a.tmp", false),
+            (b"build", true),
             (b"build/x", false),
             (b"deep/build/er/x", false),
             (b"builds/x", true),
         ] {
-            assert_eq!(rules.wants(path), wanted, "{}", path.escape_ascii());
+            assert_eq!(rules.wants(path, false), wanted, "{}", path.escape_ascii());
         }
+        assert!(!rules.wants(b"build", true) && rules.wants(b"builds", true));
     }
 
     #[test]
@@ -560,17 +572,48 @@ mod tests {
         let wanted = vec!["/docs/reports".into(), "photos/20*/raw".into()];
         let rules = Chosen::new(b"*.tmp\n", &Selection { ignore: Vec::new(), wanted });
         for (path, wanted) in [
-            (&b"docs"[..], true),
+            (&b"docs"[..], false),
             (b"docs/reports", true),
             (b"docs/reports/a/b", true),
             (b"docs/reports/a.tmp", false),
             (b"docs/other", false),
             (b"doc", false),
-            (b"photos", true),
+            (b"photos", false),
             (b"photos/2024/raw/1", true),
             (b"photos/2024/small", false),
         ] {
-            assert_eq!(rules.wants(path), wanted, "{}", path.escape_ascii());
+            assert_eq!(rules.wants(path, false), wanted, "{}", path.escape_ascii());
+        }
+        for (path, wanted) in [
+            (&b"docs"[..], true),
+            (b"docs/reports", true),
+            (b"docs/other", false),
+            (b"photos", true),
+            (b"photos/2024", true),
+            (b"photos/2024/small", false),
+            (b"music", false),
+        ] {
+            assert_eq!(rules.wants(path, true), wanted, "the folder {}", path.escape_ascii());
+        }
+    }
+
+    /// What is named by its end alone may be in any folder that is not left out.
+    #[test]
+    fn what_may_be_anywhere_brings_folders_and_nothing_else_in_them() {
+        let wanted = vec!["*.pdf".into(), "/docs/**/*.txt".into()];
+        let rules = Chosen::new(b"build/\n", &Selection { ignore: Vec::new(), wanted });
+        for (path, wanted) in [
+            (&b"a.pdf"[..], true),
+            (b"deep/er/a.pdf", true),
+            (b"deep/er/a.txt", false),
+            (b"docs/er/a.txt", true),
+            (b"docs/er/a.doc", false),
+            (b"build/a.pdf", false),
+        ] {
+            assert_eq!(rules.wants(path, false), wanted, "{}", path.escape_ascii());
+        }
+        for (path, wanted) in [(&b"deep"[..], true), (b"deep/er", true), (b"docs", true), (b"build", false)] {
+            assert_eq!(rules.wants(path, true), wanted, "the folder {}", path.escape_ascii());
         }
     }
 

@@ -48,10 +48,11 @@ const UNSAVED: usize = 20_000;
 /// How often the regular duties are due.
 const TICK: Duration = Duration::from_millis(500);
 
-/// After something happened both indexes are compared when all is quiet, at most so often, and for a twentieth of the
-/// time: what a watcher missed, or came and went between its looks, nobody else would tell before the next start.
+/// After something happened both indexes are compared when all is quiet, at most so often, and for a hundredth of the
+/// time, which a million files make some minutes: what a watcher missed, or came and went between its looks, nobody else
+/// would tell before the next scan.
 const COMPARE: Duration = Duration::from_secs(5);
-const COMPARE_SHARE: u32 = 20;
+const COMPARE_SHARE: u32 = 100;
 
 /// Where work waits and nothing gets on, the indexes are compared after [`COMPARE`], then ever more rarely up to this:
 /// it may wait for what a comparison finds, or for a member that is away for weeks.

@@ -429,6 +429,29 @@ async fn rules_and_selections_leave_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_wanted_by_its_end_comes_in_its_folders() {
+    let mut scene = Scene::new(2, rw).await;
+    scene.selections.insert(1, Selection { ignore: Vec::new(), wanted: vec!["*.pdf".into()] });
+    for path in ["top.pdf", "deep/er/a.pdf", "deep/er/b.txt", "other/c.txt"] {
+        scene.write(0, path, path);
+    }
+    scene.join_all().await;
+    scene.until("what is wanted", || scene.read(1, "deep/er/a.pdf").is_some()).await;
+    scene.write(1, "deep/new/n.pdf", "new");
+    scene.write(1, "deep/new/own.txt", "of this member alone");
+    scene.until("the new one", || scene.read(0, "deep/new/n.pdf").is_some()).await;
+    fs::rename(scene.at(0, "deep/er"), scene.at(0, "moved")).expect("renamed");
+    scene.until("the move", || scene.read(1, "moved/a.pdf").is_some() && !scene.at(1, "deep/er").exists()).await;
+    scene.until("nothing to be left", || (0..2).all(|n| scene.status(n).0 == "in sync")).await;
+    let files = |of| -> Vec<PathBuf> {
+        tree(&scene.folder(of)).into_iter().filter(|(_, what)| what.0 == 'f').map(|(path, _)| path).collect()
+    };
+    let paths = |names: &[&str]| -> Vec<PathBuf> { names.iter().map(PathBuf::from).collect() };
+    assert_eq!(files(1), paths(&["deep/new/n.pdf", "deep/new/own.txt", "moved/a.pdf", "top.pdf"]));
+    assert_eq!(files(0), paths(&["deep/new/n.pdf", "moved/a.pdf", "moved/b.txt", "other/c.txt", "top.pdf"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_is_not_there_is_no_deletion_and_a_great_one_is_asked_about() {
     let scene = Scene::new(2, rw).await;
     for n in 0..60 {
