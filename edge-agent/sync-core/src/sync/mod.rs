@@ -15,6 +15,7 @@ mod local;
 mod merge;
 mod names;
 mod plan;
+mod retries;
 mod rollback;
 mod row;
 mod serve;
@@ -45,6 +46,7 @@ pub use transfer::{page_roots, root_of};
 use change::Change;
 use exchange::Peer;
 use plan::Pass;
+use retries::Retries;
 use state::{Author, MemberState, Meta, Pending};
 use transfer::Transfer;
 
@@ -67,7 +69,7 @@ pub struct Replica {
     /// Busy paths that were seen to change meanwhile.
     look_again: BTreeSet<Vec<u8>>,
     /// When to try paths again, and how often they failed.
-    retries: BTreeMap<Vec<u8>, (Instant, u32)>,
+    retries: Retries,
     /// Blocked paths that people were told of.
     blocked: BTreeSet<Vec<u8>>,
     pass: Pass,
@@ -128,7 +130,7 @@ impl Replica {
             changes: BTreeMap::new(),
             busy: BTreeSet::new(),
             look_again: BTreeSet::new(),
-            retries: BTreeMap::new(),
+            retries: Retries::default(),
             blocked: BTreeSet::new(),
             pass: Pass::default(),
             walk_at: now,
@@ -206,7 +208,7 @@ impl Replica {
         if let Some(deletions) = &self.deletions {
             at = at.min(deletions.due);
         }
-        if let Some(&(first, _)) = self.retries.values().filter(|(at, _)| *at > Instant::ZERO).min() {
+        if let Some(first) = self.retries.next_due() {
             at = at.min(first);
         }
         if self.pass.is_unfinished() {

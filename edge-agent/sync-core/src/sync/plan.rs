@@ -46,12 +46,7 @@ impl Pass {
 impl Replica {
     /// Begins what can begin.
     pub(super) fn plan(&mut self, now: Instant, index: &mut dyn Index) {
-        while self.retries.len() > RETRIES_MAX {
-            self.retries.pop_first();
-        }
-        for (at, _) in self.retries.values_mut().filter(|(at, _)| *at > Instant::ZERO && *at <= now) {
-            // They stay in the table, so that the next failure waits longer.
-            *at = Instant::ZERO;
+        if self.retries.come(now) {
             self.pass.restart();
         }
         if self.meta.guarded || self.meta.rolling.is_some() {
@@ -83,7 +78,7 @@ impl Replica {
                 continue;
             };
             self.pass.after = Some(path.clone());
-            if self.busy.contains(&path) || self.retries.get(&path).is_some_and(|(at, _)| *at > now) {
+            if self.busy.contains(&path) || self.retries.waits(&path) {
                 continue;
             }
             let Some(row) = self.row(index, &path) else { continue };
@@ -170,11 +165,8 @@ impl Replica {
             Value::Link { target, .. } => Make::Link { target: target.clone(), meta: new_meta },
             Value::File { root, size, .. } => match moved_from {
                 Some((from, stamp)) => Make::Moved { from, stamp, meta: new_meta },
-                None if *size > 0
-                    && !self.retries.contains_key(&row.path)
-                    && self.is_elsewhere(index, &row, root) =>
-                {
-                    self.retries.insert(row.path.clone(), (now + self.config.move_grace, 0));
+                None if *size > 0 && !self.retries.has(&row.path) && self.is_elsewhere(index, &row, root) => {
+                    self.retries.set(&row.path, now + self.config.move_grace, 0);
                     if self.may_move.len() < RETRIES_MAX {
                         self.may_move.insert(*root, row.path);
                     }
@@ -436,8 +428,8 @@ impl Replica {
 
     /// Tries a path again later, each time later; how often that was so.
     pub(super) fn retry_later(&mut self, now: Instant, path: &[u8]) -> u32 {
-        let tries = self.retries.get(path).map_or(0, |(_, tries)| (*tries + 1).min(6));
-        self.retries.insert(path.to_vec(), (now + self.config.retry * (1 << tries), tries));
+        let tries = self.retries.tries(path).map_or(0, |tries| (tries + 1).min(6));
+        self.retries.set(path, now + self.config.retry * (1 << tries), tries);
         tries
     }
 
