@@ -206,6 +206,14 @@ fn a_thousand_seeds_with_a_hostile_member() {
     }
 }
 
+#[test]
+fn seeds_that_found_something() {
+    // After a start only a liar was there in time to be asked, and nobody else was asked later.
+    sweep("of many kinds", 449..450, |seed| disorder(seed, &motley(seed), 120));
+    let turned = Kin { hostile: true, ..READER };
+    sweep("one hostile", 265..266, |seed| disorder(seed, &[KIN, KIN, KIN, READER, turned], 120));
+}
+
 /// Members that all run, the first seconds over.
 fn quiet(kins: &[Kin]) -> World {
     let mut world = World::new(1, kins);

@@ -182,6 +182,7 @@ impl Replica {
             p.sent = usable.unwrap_or(0);
             p.taken = p.sent;
         }
+        self.join_transfers(index, peer);
         self.pass.restart();
         Ok(())
     }

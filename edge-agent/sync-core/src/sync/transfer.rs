@@ -133,6 +133,21 @@ impl Replica {
         }
     }
 
+    /// A peer is there that was not when transfers began: those are not left to who was, of whom all may be away,
+    /// slow, or liars.
+    pub(super) fn join_transfers(&mut self, index: &dyn Index, peer: AgentId) {
+        let under_way: Vec<(u32, Vec<u8>)> =
+            self.transfers.iter().filter(|(_, t)| !t.placing).map(|(n, t)| (*n, t.path.clone())).collect();
+        for (transfer, path) in under_way {
+            let Some(row) = self.row(index, &path) else { continue };
+            if (row.holders.contains(&peer) || !row.holders.iter().any(|h| self.is_source(*h)))
+                && let Some(t) = self.transfers.get_mut(&transfer)
+            {
+                t.sources.insert(peer);
+            }
+        }
+    }
+
     /// Gives a transfer up, or ends it before anything was placed.
     pub(super) fn end_transfer(&mut self, transfer: u32) {
         let Some(t) = self.transfers.remove(&transfer) else { return };

@@ -289,7 +289,11 @@ impl Scout {
         if !(seen && there.is_some_and(as_told)) {
             self.observe(&path, None)?;
         }
-        if there.is_some() && !seen && self.index.is_some() && self.wants(&path, there.is_some_and(|s| is_folder(&s))) {
+        if there.is_some()
+            && !seen
+            && self.index.is_some()
+            && self.wants(&path, there.is_some_and(|s| is_folder(&s)))
+        {
             return self.send(Event::Unseen { path, tries: tries + 1 });
         }
         Ok(())

@@ -441,7 +441,9 @@ async fn what_is_wanted_by_its_end_comes_in_its_folders() {
     scene.write(1, "deep/new/own.txt", "of this member alone");
     scene.until("the new one", || scene.read(0, "deep/new/n.pdf").is_some()).await;
     fs::rename(scene.at(0, "deep/er"), scene.at(0, "moved")).expect("renamed");
-    scene.until("the move", || scene.read(1, "moved/a.pdf").is_some() && !scene.at(1, "deep/er").exists()).await;
+    scene
+        .until("the move", || scene.read(1, "moved/a.pdf").is_some() && !scene.at(1, "deep/er").exists())
+        .await;
     scene.until("nothing to be left", || (0..2).all(|n| scene.status(n).0 == "in sync")).await;
     let files = |of| -> Vec<PathBuf> {
         tree(&scene.folder(of)).into_iter().filter(|(_, what)| what.0 == 'f').map(|(path, _)| path).collect()
