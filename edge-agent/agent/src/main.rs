@@ -8,7 +8,6 @@ mod archive;
 mod backup;
 mod beside;
 mod clock;
-mod command;
 mod config;
 mod discovery;
 mod disk;

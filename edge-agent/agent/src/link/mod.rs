@@ -15,11 +15,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agent_proto::TrustBundle;
 use agent_proto::limits::{ADDRESSES_MAX, DEAD_AFTER_S, GATEWAYS_MAX, KEEP_ALIVE_S, REPORTS_IN_FLIGHT_MAX};
 use agent_proto::link::{
     CheckpointSent, Enrolled, FEATURE_GATEWAYS, Hello, Holds, Ping, ReportSent, ToAgent,
 };
+use agent_proto::{TrustBundle, Verdict, judge};
 use ed25519_dalek::SigningKey;
 use event_schema::{
     AgentId, AnswerGuard, Command, CommandAccepted, CommandBody, CommandRefused, Disposal, FinishAndDispose,
@@ -31,7 +31,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::backup;
 use crate::clock::FleetClock;
-use crate::command::{Verdict, judge};
 use crate::config::Gateway;
 use crate::limits::{
     BAD_COMMANDS_MAX, CONNECT_TIMEOUT, CONNECT_TIMEOUT_OF_SEVERAL, PROGRESS_INTERVAL, REPORT_BYTES_IN_FLIGHT,

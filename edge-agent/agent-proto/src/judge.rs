@@ -1,15 +1,27 @@
-//! Whether a command is obeyed (`edge-agent/PROTOCOL.md` §2.3). Pure.
+//! Whether a command is obeyed (`edge-agent/PROTOCOL.md` §2.3), by agents and devices alike.
 
-use agent_proto::limits::CLOCK_GRACE_MS;
+use alloc::boxed::Box;
+
 use event_schema::{AgentId, Command, CommandBody, CommandId, RefusalReason, Signed, Timestamp};
 
+use crate::limits::CLOCK_GRACE_MS;
+
 /// What becomes of a command.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Verdict {
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
     /// Store, answer, do.
     Obey(Box<Command>),
     /// Authentic but not to be obeyed: answer why. `in_turn`: it takes its place in the sequence.
-    Refuse { command: CommandId, sequence: u64, reason: RefusalReason, in_turn: bool },
+    Refuse {
+        /// Which.
+        command: CommandId,
+        /// Its sequence.
+        sequence: u64,
+        /// Why.
+        reason: RefusalReason,
+        /// Whether the cursor moves to it.
+        in_turn: bool,
+    },
     /// Not signed by a key we trust, or not readable as a command at all: no answer.
     Forged,
     /// Commands are missing before it: ask again.
@@ -18,7 +30,7 @@ pub(crate) enum Verdict {
 
 /// Judges a command that arrived after the one with sequence `last`. `not_allowed` is asked last, about
 /// the body of an otherwise good one.
-pub(crate) fn judge(
+pub fn judge(
     signed: &Signed,
     keys: &[[u8; 32]],
     me: AgentId,
@@ -105,7 +117,7 @@ mod tests {
         let mut cut = command(8).sign(&key);
         cut.bytes.pop();
         assert_eq!(at(&cut, NOW), Verdict::Forged);
-        assert_eq!(at(&Signed::sign(Domain::Command, vec![9, 9], &key), NOW), Verdict::Forged);
+        assert_eq!(at(&Signed::sign(Domain::Command, alloc::vec![9, 9], &key), NOW), Verdict::Forged);
         // A body that a newer service wrote: the last byte of the envelope is the body's payload.
         let newer = newer_body(command(8), &key);
         assert_eq!(at(&newer, NOW), refused(8, RefusalReason::NotUnderstood, true));
