@@ -53,8 +53,16 @@ pub(crate) enum Step {
 }
 
 /// The crates that must build without std, for a processor without 64-bit atomics.
-pub(crate) const NO_STD: &[&str] =
-    &["event-schema", "event-audit", "timebase", "utp2", "tracker-proto", "agent-proto", "sync-core"];
+pub(crate) const NO_STD: &[&str] = &[
+    "event-schema",
+    "event-audit",
+    "timebase",
+    "utp2",
+    "tracker-proto",
+    "agent-proto",
+    "sync-core",
+    "device-core",
+];
 
 enum Outcome {
     Passed,
