@@ -3,7 +3,8 @@
 //!
 //! Read `edge-agent/DEVICE_FORMAT.md` first; [`Device`] is the way in. Flash is an argument (the traits of
 //! `embedded-storage`), and so are time and bytes from the network. Nothing here allocates but what decodes commands,
-//! reports and manifests, which are shared with every other agent (docs/decisions/0030).
+//! reports and manifests, which are shared with every other agent (docs/decisions/0030), and [`Fetch`], which holds the
+//! block that is on its way.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ extern crate std;
 mod codec;
 mod core_state;
 mod device;
+mod fetch;
 mod identity;
 mod image;
 mod journal;
@@ -28,6 +30,7 @@ mod update;
 
 pub use core_state::{Slot, SlotState};
 pub use device::{Device, Error, OpenError, Provision};
+pub use fetch::{Fetch, FetchError, Step};
 pub use image::{Board, Payload, PayloadFault, Trailer};
 pub use layout::{Layout, LayoutFault, Region};
 pub use orders::Taken;

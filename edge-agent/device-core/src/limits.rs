@@ -43,3 +43,6 @@ pub const SEGMENTS_MIN: u32 = 3;
 
 /// Bytes of a piece of a block, as [`crate::Device::put`] takes them; a block's last one may be shorter.
 pub const PIECE_LEN: u32 = 1024;
+
+/// Stretches in which a block may be on its way: a session has three packets in flight, and each loss makes one more.
+pub const STRETCHES_MAX: usize = 64;
