@@ -9,6 +9,8 @@ shift 2
 config=${FLOTILLA_CONFIG:-$state/agent.toml} data=${FLOTILLA_DATA:-$state/agent}
 log=$state/agent.log
 umask 077
+# Its memory has keys in it.
+ulimit -c 0
 printf '%s\n' "$$" >"$state/supervise.pid" || exit 1
 
 child=''

@@ -1,7 +1,7 @@
 //! Programs for other processors: Debian's compiler, whose library sources are shipped, makes a library for each target once;
 //! zig links, and compiles the C in dependencies, against the musl that it carries.
 //!
-//! Nothing but packages is fetched (`tools`), and nothing is installed outside `target/tools`.
+//! Nothing but packages is fetched (`tools`), and nothing is installed outside the target folder.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,50 +11,73 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use super::table::Program;
+use super::tree::Commit;
 use crate::tools::{self, DEBIAN_RUSTC};
-use crate::workspace::{Workspace, cargo};
+use crate::workspace::cargo;
 
 /// Where Debian's package of the library's sources puts them.
 const LIBRARY: &str = "/usr/lib/rustlib/src/rust/library";
 
 /// Flags of every program, beside those of its profile.
-const FLAGS: [&str; 2] = [
+const FLAGS: [&str; 3] = [
     // zig has a libc of its own.
     "-Clink-self-contained=no",
     // Kernels of NAS boxes have pages of up to 64 KiB.
     "-Clink-arg=-Wl,-z,max-page-size=65536",
+    NO_TABLES,
+];
+/// Nothing unwinds: a panic ends the agent (docs/decisions/0028-a-shipped-agent-ends-with-its-first-panic.md).
+const NO_TABLES: &str = "-Cforce-unwind-tables=no";
+
+/// How Rust's library is made: without what unwinds, and with its small ways of sorting and the like.
+const LIBRARY_ARGS: [&str; 3] = ["--no-default-features", "--features", "optimize_for_size"];
+const LIBRARY_FLAGS: [&str; 3] = ["-Cembed-bitcode=yes", "-Zforce-unstable-if-unmarked", NO_TABLES];
+const LIBRARY_PROFILE: [(&str, &str); 3] = [
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s"),
+    ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
+    ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
 ];
 
 /// All that building for another processor needs.
 pub(super) struct Cross {
-    root: PathBuf,
-    target: PathBuf,
-    /// Made by Debian's compiler, with a folder for each target.
+    /// The commit's sources.
+    tree: PathBuf,
+    /// What cargo makes of them.
+    build: PathBuf,
+    /// What Debian's compiler makes of Rust's library, with a folder for each target.
     sysroot: PathBuf,
-    work: PathBuf,
+    /// Where the library is made.
+    library: PathBuf,
     zig: PathBuf,
+    /// zig's own: its libc, made once for each target.
+    cache: PathBuf,
     time: u64,
 }
 
 impl Cross {
-    pub(super) fn new(workspace: &Workspace, time: u64) -> Result<Self> {
-        let work = workspace.target.join("tools/cross");
-        fs::create_dir_all(&work)?;
+    /// Lays out the commit in a folder below `place`, where all that is made of it lies too. `tools`: where zig is.
+    pub(super) fn new(tools: &Path, place: &Path, commit: &Commit) -> Result<Self> {
+        fs::create_dir_all(tools)?;
+        let tree = place.join("tree");
+        commit.lay_out(&tree)?;
         let version =
             Command::new(DEBIAN_RUSTC).arg("--version").output().context("running Debian's rustc")?;
         let version = String::from_utf8(version.stdout)?;
-        let version: String = version
-            .trim()
+        let how =
+            tools::sha256_of(format!("{LIBRARY_ARGS:?}{LIBRARY_FLAGS:?}{LIBRARY_PROFILE:?}").as_bytes());
+        let version: String = format!("{} {}", version.trim(), &how[..8])
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' })
             .collect();
+        let library = place.join("library");
         Ok(Self {
-            root: workspace.root.clone(),
-            target: workspace.target.join("cross"),
-            sysroot: work.join(version),
-            zig: tools::zig(&work)?,
-            work,
-            time,
+            tree,
+            build: place.join("build"),
+            sysroot: library.join(version),
+            library,
+            zig: tools::zig(tools)?,
+            cache: tools.join("cache"),
+            time: commit.time,
         })
     }
 
@@ -63,22 +86,26 @@ impl Cross {
         self.library(&program.triple)?;
         let mut command = Command::new(self.zig.join("cargo-zigbuild"));
         command.args(["zigbuild", "--quiet", "--locked", "--profile", "dist", "--package", "agent"]);
-        command.args(["--target", &program.triple, "--target-dir"]).arg(&self.target).current_dir(&self.root);
+        command.args(["--target", &program.triple, "--target-dir"]).arg(&self.build).current_dir(&self.tree);
         crate::workspace::forget_package(&mut command);
-        let home = std::env::var("CARGO_HOME")
-            .unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_default()));
         let mut flags = vec![format!("--sysroot={}", self.sysroot.display())];
         // Where things lie on this machine is no part of a program.
-        for (from, to) in [(self.root.display().to_string(), "/flotilla"), (home, "/cargo")] {
-            flags.push(format!("--remap-path-prefix={from}={to}"));
-        }
+        flags.extend([
+            remap(&self.tree, "/flotilla"),
+            remap(&self.build, "/build"),
+            remap(&cargo_home(), "/cargo"),
+        ]);
         flags.extend(FLAGS.map(str::to_owned));
+        if program.machine != "x86_64" {
+            // Rust links static programs for a fixed place on all but this one; code that could lie anywhere is larger.
+            flags.push("-Crelocation-model=static".into());
+        }
         self.environment(&mut command)?;
         command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         command.env("SOURCE_DATE_EPOCH", self.time.to_string());
         let status = command.status().context("running cargo-zigbuild")?;
         ensure!(status.success(), "the agent does not build for {}", program.triple);
-        let path = self.target.join(&program.triple).join("dist/flotilla-agent");
+        let path = self.build.join(&program.triple).join("dist/flotilla-agent");
         fs::read(&path).with_context(|| format!("reading {}", path.display()))
     }
 
@@ -89,7 +116,7 @@ impl Cross {
             return Ok(());
         }
         println!("making Rust's library for {triple}, once");
-        let work = self.work.join("library").join(triple);
+        let work = self.library.join("work").join(triple);
         let _ = fs::remove_dir_all(&work);
         copy(Path::new(LIBRARY), &work.join("library"))?;
         for name in ["std", "test"] {
@@ -103,15 +130,15 @@ impl Cross {
         }
         let mut command = cargo();
         command.args(["build", "--quiet", "--release", "--locked", "--target", triple, "--manifest-path"]);
-        command.arg(work.join("library/sysroot/Cargo.toml")).args(["--features", "panic-unwind"]);
+        command.arg(work.join("library/sysroot/Cargo.toml")).args(LIBRARY_ARGS);
         command.arg("--target-dir").arg(work.join("target"));
         self.environment(&mut command)?;
-        let remap = format!("--remap-path-prefix={}=/rust", work.display());
-        let flags = ["-Cembed-bitcode=yes", "-Zforce-unstable-if-unmarked", &remap];
+        let mut flags = LIBRARY_FLAGS.map(str::to_owned).to_vec();
+        flags.extend([remap(&work, "/rust"), remap(&cargo_home(), "/cargo")]);
         command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         // The library is part of its compiler and may use what is not stable; nothing of ours is built with this.
         command.env("RUSTC_BOOTSTRAP", "1").env("__CARGO_DEFAULT_LIB_METADATA", "flotilla");
-        command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s").env("CARGO_PROFILE_RELEASE_DEBUG", "0");
+        command.envs(LIBRARY_PROFILE);
         ensure!(command.status()?.success(), "Rust's library does not build for {triple}");
         let built = work.join("target").join(triple).join("release/deps");
         let ready = folder.with_extension("new");
@@ -131,13 +158,30 @@ impl Cross {
         let mut path = OsString::from(&self.zig);
         path.push(":");
         path.push(std::env::var_os("PATH").context("PATH")?);
-        command.env("PATH", path).env("RUSTC", DEBIAN_RUSTC).env("XDG_CACHE_HOME", self.work.join("cache"));
-        // What a wrapper or other flags of this machine would do to the programs is not ours to know.
-        for name in ["RUSTC_WRAPPER", "RUSTFLAGS", "CARGO_BUILD_TARGET"] {
-            command.env_remove(name);
+        // What a wrapper, a profile or other flags of this machine would do to the programs is not ours to know.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            let ours = ["CARGO_PROFILE_", "CARGO_TARGET_", "CARGO_BUILD_", "RUSTC_", "CARGO_ENCODED_"];
+            let exact = ["RUSTFLAGS", "CARGO_INCREMENTAL", "CFLAGS", "CC", "AR", "LDFLAGS"];
+            if ours.iter().any(|prefix| text.starts_with(prefix)) && text != "CARGO_BUILD_JOBS"
+                || exact.contains(&text.as_ref())
+            {
+                command.env_remove(name);
+            }
         }
+        command.env("PATH", path).env("RUSTC", DEBIAN_RUSTC).env("XDG_CACHE_HOME", &self.cache);
         Ok(())
     }
+}
+
+/// Where cargo keeps the sources of what we depend on.
+fn cargo_home() -> PathBuf {
+    let default = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from)
+}
+
+fn remap(from: &Path, to: &str) -> String {
+    format!("--remap-path-prefix={}={to}", from.display())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -1,11 +1,13 @@
 //! `cargo xtask dist`: static agents for other processors, and the packages made of them, in `target/dist`.
 //!
-//! `table` reads `targets/targets.toml`, `cross` builds programs, the crate `packages` has the formats. The same commit
-//! gives the same bytes.
+//! `table` reads `targets/targets.toml`, `tree` lays out the commit that is built, `cross` builds programs, the crate
+//! `packages` has the formats, `page` writes down what was measured. The same commit gives the same bytes.
 
 mod cross;
 mod linux;
+mod page;
 mod table;
+mod tree;
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +22,9 @@ use packages::spk::{self, Dsm, Spk};
 use packages::wd::{self, Os, Wd};
 
 use self::cross::Cross;
+use self::page::{Job, Measured};
 use self::table::{Package, Program, Table, WdPackage};
+use self::tree::Commit;
 use crate::tools;
 use crate::workspace::{Workspace, build_programs, cargo, forget_package};
 
@@ -35,9 +39,15 @@ pub(crate) struct Options {
     /// Tell what there is, and build nothing
     #[arg(long)]
     list: bool,
-    /// Then run the main job with what was built, each on the processor it is for
+    /// Then run the main job with what was built, each on the processor it is for, and write down what was measured
     #[arg(long, conflicts_with = "list")]
     check: bool,
+    /// Build each program again in a new folder elsewhere, Rust's library for it too: the bytes have to be the same
+    #[arg(long, conflicts_with = "list")]
+    twice: bool,
+    /// Only write the tables of docs/targets.md anew, from what was measured before
+    #[arg(long, conflicts_with_all = ["list", "check", "twice", "targets"])]
+    table: bool,
     /// Which packaging of this version it is
     #[arg(long, default_value_t = 1, value_name = "N")]
     build: u32,
@@ -45,7 +55,11 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
-    let table = Table::read(&workspace.root.join("targets/targets.toml"))?;
+    let table = Table::of(&workspace.root)?;
+    if options.table {
+        page::write(&workspace.root)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if options.list {
         for program in &table.programs {
             println!("{:<8} {:<32} {} ({})", program.name, program.triple, program.cpu, program.support);
@@ -59,6 +73,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let wanted = |p: &&Program| options.targets.is_empty() || options.targets.iter().any(|t| p.is_called(t));
     let chosen: Vec<&Program> = table.programs.iter().filter(wanted).collect();
+    tree::refuse_other_packers(&workspace.root)?;
+    let commit = Commit::newest(&workspace.root)?;
     let tools = tools::install()?;
     tools::install_emulators()?;
     let out = workspace.target.join("dist");
@@ -66,47 +82,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         // All of it is made anew: nothing of another commit stays beside it.
         fs::remove_dir_all(&out).with_context(|| format!("emptying {}", out.display()))?;
     }
-    let time = commit_time(&workspace.root)?;
-    let cross = Cross::new(&workspace, time)?;
-    let mut programs = Vec::new();
-    for program in &chosen {
-        let begun = Instant::now();
-        let bytes = cross.agent(program)?;
-        check(program, &bytes)?;
-        let path = out.join("bin").join(&program.name).join("flotilla-agent");
-        let new = path.with_extension("new");
-        place(&new, &bytes, 0o755)?;
-        let said = answer(program, &new)?;
-        fs::rename(&new, &path)?;
-        println!("{:<8} {} bytes, {said}, {} s", program.name, bytes.len(), begun.elapsed().as_secs());
-        programs.push((&program.name, bytes));
-    }
-    let licence = ["LICENSE-MIT", "LICENSE-APACHE"].map(|name| fs::read_to_string(workspace.root.join(name)));
-    let [mit, apache] = licence;
-    let licence =
-        format!("Flotilla is free under either of two licences, as you choose.\n\n{}\n{}", mit?, apache?);
-    let release =
-        Release { version: env!("CARGO_PKG_VERSION"), build: options.build, time, licence: &licence };
-    let built = |name: &str| programs.iter().find(|(p, _)| *p == name).map(|(_, bytes)| bytes.as_slice());
-    let mut packages = Vec::new();
-    for package in &table.packages {
-        let Some(agent) = built(&package.program) else { continue };
-        let (name, bytes) = pack(package, release, agent)?;
-        packages.push((out.join("synology").join(name), bytes));
-    }
-    for package in &table.wd {
-        let Some(agent) = built(&package.program) else { continue };
-        for os in &package.os {
-            let (name, bytes) = pack_wd(package, *os, release, agent)?;
-            packages.push((out.join("wd").join(name), bytes));
-        }
-    }
-    for (name, bytes) in linux::packages(&table, release, built)? {
-        packages.push((out.join(name), bytes));
-    }
-    for (path, bytes) in packages {
-        println!("{}: {} bytes", path.file_name().unwrap_or_default().display(), bytes.len());
-        place(&path, &bytes, 0o644)?;
+    println!("commit {}", commit.id);
+    let programs = build(&workspace, &commit, &chosen, options.twice, &out)?;
+    let packages = pack_all(&table, &programs, &commit, options.build, &workspace.root)?;
+    for (path, bytes) in &packages {
+        println!("{path}: {} bytes", bytes.len());
+        place(&out.join(path), bytes, 0o644)?;
     }
     fs::write(out.join(SUMS), sums(&out)?)?;
     println!("all is in {}", out.display());
@@ -114,8 +95,102 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     ensure!(build_programs().status()?.success(), "the programs of the main job do not build");
-    let status = main_job(&workspace, tools, &chosen, &out).status().context("running cargo-nextest")?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let figures = tempfile::tempdir()?;
+    let mut jobs = main_job(&workspace, tools, &chosen, &out, figures.path());
+    if !jobs.status().context("running cargo-nextest")?.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let mut measured =
+        if options.targets.is_empty() { Measured::default() } else { Measured::read(&workspace.root)? };
+    for (program, bytes) in &programs {
+        let job = Job::read(figures.path(), &program.name)?;
+        measured.take(job.seen(&program.name, commit.short(), bytes, options.twice)?, &table);
+    }
+    // A recipe is no package.
+    for (path, bytes) in packages.into_iter().filter(|(path, _)| !path.starts_with("container/")) {
+        measured.take_package(path, bytes.len() as u64);
+    }
+    measured.write(&workspace.root)?;
+    page::write(&workspace.root)?;
+    page::missing(&table, &measured).iter().for_each(|what| println!("still to do: {what}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A program that was built.
+type Built<'a> = (&'a Program, Vec<u8>);
+
+/// Builds programs into `out/bin`, each once it has shown what it has to be.
+fn build<'a>(
+    workspace: &Workspace,
+    commit: &Commit,
+    chosen: &[&'a Program],
+    twice: bool,
+    out: &Path,
+) -> Result<Vec<Built<'a>>> {
+    let tools = workspace.target.join("tools/cross");
+    let cross = Cross::new(&tools, &workspace.target.join("cross"), commit)?;
+    let mut built = Vec::new();
+    for &program in chosen {
+        let begun = Instant::now();
+        let bytes = cross.agent(program)?;
+        check(program, &bytes)?;
+        let path = out.join("bin").join(&program.name).join("flotilla-agent");
+        let new = path.with_extension("new");
+        place(&new, &bytes, 0o755)?;
+        let said = answer(program, &new)?;
+        println!("{:<8} {} bytes, {said}, {} s", program.name, bytes.len(), begun.elapsed().as_secs());
+        if twice {
+            let elsewhere =
+                tempfile::Builder::new().prefix("again-in-another-folder-").tempdir_in(&workspace.target)?;
+            let again = Cross::new(&tools, elsewhere.path(), commit)?.agent(program)?;
+            if let Some(at) = first_difference(&bytes, &again) {
+                let kept = path.with_extension("again");
+                place(&kept, &again, 0o755)?;
+                bail!("{} is not the same twice, from byte {at} on: {}", program.name, kept.display());
+            }
+            println!("{:<8} the same bytes in {}", program.name, elsewhere.path().display());
+        }
+        fs::rename(&new, &path)?;
+        built.push((program, bytes));
+    }
+    Ok(built)
+}
+
+/// Where two programs part.
+fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
+    let common = one.iter().zip(other).position(|(a, b)| a != b);
+    common.or_else(|| (one.len() != other.len()).then(|| one.len().min(other.len())))
+}
+
+/// All packages of the programs, by their paths in `out`.
+fn pack_all(
+    table: &Table,
+    programs: &[Built<'_>],
+    commit: &Commit,
+    build: u32,
+    root: &Path,
+) -> Result<Vec<(String, Vec<u8>)>> {
+    let licence = ["LICENSE-MIT", "LICENSE-APACHE"].map(|name| commit.file(root, name));
+    let [mit, apache] = licence;
+    let licence =
+        format!("Flotilla is free under either of two licences, as you choose.\n\n{}\n{}", mit?, apache?);
+    let release = Release { version: env!("CARGO_PKG_VERSION"), build, time: commit.time, licence: &licence };
+    let built = |name: &str| programs.iter().find(|(p, _)| p.name == name).map(|(_, bytes)| bytes.as_slice());
+    let mut packages = Vec::new();
+    for package in &table.packages {
+        let Some(agent) = built(&package.program) else { continue };
+        let (name, bytes) = pack(package, release, agent)?;
+        packages.push((format!("synology/{name}"), bytes));
+    }
+    for package in &table.wd {
+        let Some(agent) = built(&package.program) else { continue };
+        for os in &package.os {
+            let (name, bytes) = pack_wd(package, *os, release, agent)?;
+            packages.push((format!("wd/{name}"), bytes));
+        }
+    }
+    packages.extend(linux::packages(table, release, built)?);
+    Ok(packages)
 }
 
 /// Checksums of all that is there, in the form of `sha256sum`.
@@ -132,7 +207,13 @@ fn sums(out: &Path) -> Result<String> {
 }
 
 /// What of `tests/e2e/tests/processors.rs` is about these programs.
-fn main_job(workspace: &Workspace, tools: tools::Tools, chosen: &[&Program], out: &Path) -> Command {
+fn main_job(
+    workspace: &Workspace,
+    tools: tools::Tools,
+    chosen: &[&Program],
+    out: &Path,
+    figures: &Path,
+) -> Command {
     let mut tests: Vec<String> = chosen.iter().map(|p| format!("test(/^{}_/)", p.name)).collect();
     if chosen.iter().any(|p| p.emulator.is_empty()) {
         tests.push("test(shipped)".into());
@@ -143,16 +224,8 @@ fn main_job(workspace: &Workspace, tools: tools::Tools, chosen: &[&Program], out
     command.args(["nextest", "run", "--package", "e2e", "--test", "processors"]);
     command.args(["--filterset", &tests.join(" or ")]);
     command.env("FLOTILLA_BINARIES", workspace.target.join("debug"));
-    command.env("FLOTILLA_DIST", out).env("FLOTILLA_REQUIRE_DIST", "1");
+    command.env("FLOTILLA_DIST", out).env("FLOTILLA_REQUIRE_DIST", "1").env("FLOTILLA_FIGURES", figures);
     command
-}
-
-/// Seconds since 1970 of the commit, which all files in packages have: a time that is part of the input.
-fn commit_time(root: &Path) -> Result<u64> {
-    let output = Command::new("git").current_dir(root).args(["log", "-1", "--format=%ct"]).output();
-    let output = output.context("running git, which tells the time that files in packages have")?;
-    ensure!(output.status.success(), "git log failed: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout)?.trim().parse().context("the commit's time")
 }
 
 /// What a program that is shipped has to be.
@@ -167,8 +240,8 @@ fn check(program: &Program, bytes: &[u8]) -> Result<()> {
     if program.arm_arch.is_some() && elf.arm_neon.unwrap_or(0) != 0 {
         faults.push("it is compiled for NEON, which not all of these have".into());
     }
-    let limit = program.max_mb * 1e6;
-    if bytes.len() as f64 > limit {
+    let limit = page::limit(program.max_mb);
+    if bytes.len() as u64 > limit {
         faults.push(format!("it has {} bytes, more than {limit}", bytes.len()));
     }
     ensure!(faults.is_empty(), "{}: {}", program.name, faults.join("; "));
@@ -231,6 +304,14 @@ fn place(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_that_differ_are_told_by_where() {
+        assert_eq!(first_difference(b"agent", b"agent"), None);
+        assert_eq!(first_difference(b"agent", b"agenT"), Some(4));
+        assert_eq!(first_difference(b"agent", b"agents"), Some(5));
+        assert_eq!(first_difference(b"agents", b"agent"), Some(5));
+    }
 
     #[test]
     fn everything_that_is_there_is_summed_up_and_nothing_else() {

@@ -1,5 +1,6 @@
 //! `targets/targets.toml`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -18,6 +19,8 @@ pub(super) struct Table {
     pub(super) deb: Vec<LinuxPackage>,
     pub(super) ipk: Vec<LinuxPackage>,
     pub(super) rpm: Vec<LinuxPackage>,
+    /// How packages are tested, by kind.
+    pub(super) tested: BTreeMap<String, String>,
 }
 
 /// A program for some processors. The fields are explained in the file.
@@ -33,6 +36,7 @@ pub(super) struct Program {
     /// `Tag_CPU_arch` that it must have been compiled for.
     pub(super) arm_arch: Option<u64>,
     pub(super) max_mb: f64,
+    pub(super) max_rest_mb: f64,
     pub(super) support: String,
 }
 
@@ -65,7 +69,9 @@ pub(super) struct LinuxPackage {
 }
 
 impl Table {
-    pub(super) fn read(path: &Path) -> Result<Self> {
+    /// Of the tree at `root`.
+    pub(super) fn of(root: &Path) -> Result<Self> {
+        let path = &root.join("targets/targets.toml");
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let table: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
         let packed = table.packages.iter().map(|p| &p.program);
@@ -93,7 +99,7 @@ mod tests {
 
     #[test]
     fn the_table_is_whole_and_every_platform_has_one_package_a_generation() {
-        let table = Table::read(&crate::workspace::root().join("targets/targets.toml")).expect("read");
+        let table = Table::of(&crate::workspace::root()).expect("read");
         assert_eq!(table.programs.len(), 5);
         let mut seen = std::collections::BTreeSet::new();
         for package in &table.packages {
