@@ -25,7 +25,8 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use clap::error::ErrorKind;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 use utp2::{CloseReason, HandshakeFailure, Identity};
 use utp2_tokio::{ConnectError, EndpointConfig};
 
@@ -33,9 +34,14 @@ use crate::args::{Cli, Command, Common};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("FLOTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = std::env::var("FLOTILLA_LOG").ok().filter(|text| !text.is_empty());
+    let filter = filter.and_then(|text| text.parse::<Targets>().ok());
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    tracing_subscriber::registry()
+        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(ansi))
+        .with(filter)
+        .init();
     let json = match &cli.command {
         Command::Send(args) => args.common.json,
         Command::Recv(args) => args.common.json,

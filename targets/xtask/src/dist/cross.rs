@@ -49,7 +49,7 @@ pub(super) struct Cross {
     /// Where the library is made.
     library: PathBuf,
     zig: PathBuf,
-    /// zig's own: its libc, made once for each target.
+    /// What zig makes: its libc, once for each target.
     cache: PathBuf,
     time: u64,
 }
@@ -76,7 +76,7 @@ impl Cross {
             sysroot: library.join(version),
             library,
             zig: tools::zig(tools)?,
-            cache: tools.join("cache"),
+            cache: place.join("cache"),
             time: commit.time,
         })
     }

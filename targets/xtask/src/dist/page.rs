@@ -38,7 +38,7 @@ pub(super) struct Seen {
     pub(super) sha256: String,
     /// It was built in two folders, and was the same.
     pub(super) twice: bool,
-    /// Most memory that it had of its own with nothing to do: before its first job, after it, after a restart.
+    /// Most memory that it had of its own with nothing to do: before its first job, after it, after a restart, after another one.
     pub(super) rest_kib: u64,
     /// Of the test in which it does the main job, there and back.
     pub(super) seconds: f64,
