@@ -108,6 +108,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("binutils", "strip"),
     ("lintian", "lintian"),
     ("rpm", "rpm"),
+    // Signs the checksums of a release.
+    ("openssh-client", "/usr/bin/ssh-keygen"),
     // A compiler whose library sources are shipped, so that the no_std crates can be checked for Cortex-M where
     // no precompiled library for it can be fetched.
     ("rustc-web", "/usr/bin/rustc"),
@@ -167,6 +169,12 @@ const ZIG: [(&str, &str, &str); 2] = [
     ("ziglang", "0.17.1", "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54"),
     ("cargo-zigbuild", "0.24.0", "484412e39e4c6039474535ce97ee75a22bab22d58233056f8ec8a8f9034bb957"),
 ];
+
+/// Which zig that is.
+pub(crate) fn zig_version() -> String {
+    let (name, version, _) = ZIG[0];
+    format!("{name}-{version}")
+}
 
 /// Installs zig below `work`; returns the folder with its programs.
 pub(crate) fn zig(work: &Path) -> Result<PathBuf> {

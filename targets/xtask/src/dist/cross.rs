@@ -10,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::sbom::Part;
 use super::table::Program;
 use super::tree::Commit;
 use crate::tools::{self, DEBIAN_RUSTC};
@@ -22,10 +23,11 @@ const LIBRARY: &str = "/usr/lib/rustlib/src/rust/library";
 const FLAGS: [&str; 3] = [
     // zig has a libc of its own.
     "-Clink-self-contained=no",
-    // Kernels of NAS boxes have pages of up to 64 KiB.
-    "-Clink-arg=-Wl,-z,max-page-size=65536",
+    PAGES,
     NO_TABLES,
 ];
+/// Kernels of NAS boxes have pages of up to 64 KiB.
+pub(super) const PAGES: &str = "-Clink-arg=-Wl,-z,max-page-size=65536";
 /// Nothing unwinds: a panic ends the agent (docs/decisions/0028-a-shipped-agent-ends-with-its-first-panic.md).
 const NO_TABLES: &str = "-Cforce-unwind-tables=no";
 
@@ -44,6 +46,8 @@ pub(super) struct Cross {
     tree: PathBuf,
     /// What cargo makes of them.
     build: PathBuf,
+    /// What Debian's compiler calls itself.
+    compiler: String,
     /// What Debian's compiler makes of Rust's library, with a folder for each target.
     sysroot: PathBuf,
     /// Where the library is made.
@@ -62,16 +66,17 @@ impl Cross {
         commit.lay_out(&tree)?;
         let version =
             Command::new(DEBIAN_RUSTC).arg("--version").output().context("running Debian's rustc")?;
-        let version = String::from_utf8(version.stdout)?;
+        let compiler = String::from_utf8(version.stdout)?.trim().to_owned();
         let how =
             tools::sha256_of(format!("{LIBRARY_ARGS:?}{LIBRARY_FLAGS:?}{LIBRARY_PROFILE:?}").as_bytes());
-        let version: String = format!("{} {}", version.trim(), &how[..8])
+        let version: String = format!("{compiler} {}", &how[..8])
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' })
             .collect();
         let library = place.join("library");
         Ok(Self {
             tree,
+            compiler,
             build: place.join("build"),
             sysroot: library.join(version),
             library,
@@ -107,6 +112,27 @@ impl Cross {
         ensure!(status.success(), "the agent does not build for {}", program.triple);
         let path = self.build.join(&program.triple).join("dist/flotilla-agent");
         fs::read(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// The sources that programs are built from.
+    pub(super) fn tree(&self) -> &Path {
+        &self.tree
+    }
+
+    /// What of this is linked into programs, beside crates.
+    pub(super) fn parts(&self) -> [Part; 2] {
+        [
+            (
+                "rust-std",
+                self.compiler.clone(),
+                "Rust's library, from the sources that Debian ships with its compiler",
+            ),
+            (
+                "musl",
+                tools::zig_version(),
+                "the C library, with the compiler's routines, as zig carries them",
+            ),
+        ]
     }
 
     /// Rust's library for a target, made once.

@@ -1,16 +1,19 @@
 //! `cargo xtask dist`: static agents for other processors, and the packages made of them, in `target/dist`.
 //!
 //! `table` reads `targets/targets.toml`, `tree` lays out the commit that is built, `cross` builds programs, the crate
-//! `packages` has the formats, `page` writes down what was measured. The same commit gives the same bytes.
+//! `packages` has the formats, `sbom` says what is in them, `page` writes down what was measured. The same commit gives the same bytes.
 
 mod cross;
+mod crossfile;
 mod linux;
 mod page;
+mod sbom;
+mod sign;
 mod table;
 mod tree;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -45,9 +48,12 @@ pub(crate) struct Options {
     /// Build each program again in a new folder elsewhere, Rust's library for it too: the bytes have to be the same
     #[arg(long, conflicts_with = "list")]
     twice: bool,
-    /// Only write the tables of docs/targets.md anew, from what was measured before
-    #[arg(long, conflicts_with_all = ["list", "check", "twice", "targets"])]
+    /// Only write the tables of docs/targets.md and Cross.toml anew, from what was measured before
+    #[arg(long, conflicts_with_all = ["list", "check", "twice", "targets", "sign"])]
     table: bool,
+    /// Sign the list of checksums with this SSH key
+    #[arg(long, value_name = "KEY", conflicts_with = "list")]
+    sign: Option<PathBuf>,
     /// Which packaging of this version it is
     #[arg(long, default_value_t = 1, value_name = "N")]
     build: u32,
@@ -58,6 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let table = Table::of(&workspace.root)?;
     if options.table {
         page::write(&workspace.root)?;
+        crossfile::write(&workspace.root)?;
         return Ok(ExitCode::SUCCESS);
     }
     if options.list {
@@ -89,7 +96,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         println!("{path}: {} bytes", bytes.len());
         place(&out.join(path), bytes, 0o644)?;
     }
-    fs::write(out.join(SUMS), sums(&out)?)?;
+    let list = out.join(SUMS);
+    let _ = fs::remove_file(sign::beside(&list));
+    fs::write(&list, sums(&out)?)?;
+    match &options.sign {
+        Some(key) => sign::sign(&list, key)?,
+        None => println!("{SUMS} is not signed (--sign KEY)"),
+    }
     println!("all is in {}", out.display());
     if !options.check {
         return Ok(ExitCode::SUCCESS);
@@ -151,6 +164,8 @@ fn build<'a>(
             println!("{:<8} the same bytes in {}", program.name, elsewhere.path().display());
         }
         fs::rename(&new, &path)?;
+        let document = sbom::of(program, cross.tree(), commit, &cross.parts(), &bytes)?;
+        place(&out.join(format!("sbom/flotilla-agent-{}.cdx.json", program.name)), &document, 0o644)?;
         built.push((program, bytes));
     }
     Ok(built)
@@ -199,7 +214,8 @@ fn sums(out: &Path) -> Result<String> {
     for entry in walkdir::WalkDir::new(out).sort_by_file_name() {
         let entry = entry?;
         let name = entry.path().strip_prefix(out)?;
-        if entry.file_type().is_file() && name != Path::new(SUMS) {
+        let own = name == Path::new(SUMS) || name == sign::beside(Path::new(SUMS));
+        if entry.file_type().is_file() && !own {
             list += &format!("{}  {}\n", tools::sha256_of(&fs::read(entry.path())?), name.display());
         }
     }
@@ -323,6 +339,7 @@ mod tests {
         let b = "3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d";
         assert_eq!(list, format!("{empty}  bin/arm/agent\n{b}  wd/b.bin\n"));
         fs::write(out.path().join(SUMS), &list).expect("written");
+        fs::write(sign::beside(&out.path().join(SUMS)), "signed").expect("written");
         assert_eq!(sums(out.path()).expect("read"), list);
     }
 }

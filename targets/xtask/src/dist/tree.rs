@@ -11,6 +11,8 @@ pub(super) struct Commit {
     pub(super) id: String,
     /// Seconds since 1970, which all files in packages have: a time that is part of the input.
     pub(super) time: u64,
+    /// The same as RFC 3339 has it, in UTC.
+    pub(super) stamp: String,
     /// Where git keeps it.
     git: PathBuf,
 }
@@ -19,9 +21,16 @@ impl Commit {
     /// The newest one of the tree at `root`, whatever was changed since.
     pub(super) fn newest(root: &Path) -> Result<Self> {
         let ask = |args: &[&str]| said(git().current_dir(root).args(args));
-        let (id, git) = (ask(&["rev-parse", "HEAD"])?, ask(&["rev-parse", "--absolute-git-dir"])?);
+        let (id, folder) = (ask(&["rev-parse", "HEAD"])?, ask(&["rev-parse", "--absolute-git-dir"])?);
         let time = ask(&["log", "-1", "--format=%ct", &id])?.parse().context("the commit's time")?;
-        Ok(Self { id, time, git: git.into() })
+        let stamp = said(git().env("TZ", "UTC").current_dir(root).args([
+            "log",
+            "-1",
+            "--date=format-local:%Y-%m-%dT%H:%M:%SZ",
+            "--format=%cd",
+            &id,
+        ]))?;
+        Ok(Self { id, time, stamp, git: folder.into() })
     }
 
     /// The first digits of its name.
