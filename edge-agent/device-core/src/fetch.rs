@@ -284,7 +284,12 @@ impl Fetch {
     }
 
     fn ask(&mut self, address: BlockAddress, len: u32) {
-        self.bytes.resize(BLOCK_LEN as usize, 0);
+        // A manifest is small, and is still here when the first block is asked for.
+        let room = if address.is_manifest() { len } else { BLOCK_LEN } as usize;
+        if self.bytes.len() != room {
+            self.bytes = Vec::new();
+            self.bytes.resize(room, 0);
+        }
         self.asked = Some(Asked { address, len, got: Vec::new() });
         let ranges = alloc::vec![BlockRange { first: address, count: 1 }];
         self.out.push_back(Request { ranges }.into());

@@ -44,6 +44,8 @@ pub(crate) enum Step {
     Doc,
     /// The no_std crates for Cortex-M
     Thumb,
+    /// The firmware of devices, for the end-to-end tests
+    Firmware,
     /// The programs, for the end-to-end tests
     Build,
     /// Examples in the documentation
@@ -134,6 +136,10 @@ impl Checks<'_> {
                 passes(cargo().args(["doc", "--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings"))
             }
             Step::Thumb => self.thumb(),
+            Step::Firmware => match crate::firmware::build(self.workspace)? {
+                Some(mut command) => passes(&mut command),
+                None => Ok(Outcome::Skipped(crate::firmware::ADVICE.to_owned())),
+            },
             Step::Build => passes(&mut build_programs()),
             Step::Doctest => passes(self.testing(cargo().args(["test", "--workspace", "--doc", "--quiet"]))),
             Step::Tests => self.tests(),
@@ -148,9 +154,7 @@ impl Checks<'_> {
         }
         if !tools::has_thumb_library() {
             if !Path::new(tools::DEBIAN_RUSTC).exists() {
-                let advice = "no library for Cortex-M: `rustup target add thumbv7em-none-eabihf`, \
-                              or Debian's rustc-web and rust-web-src";
-                return Ok(Outcome::Skipped(advice.to_owned()));
+                return Ok(Outcome::Skipped(crate::firmware::ADVICE.to_owned()));
             }
             // Another compiler: a target folder of its own, so that the two don't rebuild each other's work.
             check

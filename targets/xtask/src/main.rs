@@ -1,12 +1,13 @@
 //! `cargo xtask`: what a contributor and CI run, and the demonstration with real processes.
 //!
 //! Owns the order and the tools of the checks (`checks`, `tools`), the rules about the tree that no compiler
-//! holds (`tidy`), `demo` and `fuzz`. It depends on no product crate: it builds the binaries and drives them from
+//! holds (`tidy`), `demo`, `firmware` and `fuzz`. It depends on no product crate: it builds the binaries and drives them from
 //! outside, through their command lines and the HTTP API. Read `CONTRIBUTING.md` first.
 
 mod checks;
 mod demo;
 mod dist;
+mod firmware;
 mod fuzz;
 mod guard;
 mod tidy;
@@ -35,6 +36,8 @@ enum Task {
     Dist(dist::Options),
     /// Feed parsers and state machines of the transport with inputs that reach ever more of their code
     Fuzz(fuzz::Options),
+    /// Build the firmware of devices for its Cortex-M4 board; tells where it is and what it takes
+    Firmware,
     /// Hold the rules about the tree: arrows, paths named in ARCHITECTURE.md, sizes, leftovers
     Tidy,
     /// Fetch the pinned tools into target/tools and say where they are
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Test(options) => checks::run(&options, checks::Mode::Local),
         Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Firmware => firmware::run(),
         Task::Tidy => tidy::run(),
         Task::Tools => tools::install_all(),
         Task::Guard(options) => guard::run(&options),

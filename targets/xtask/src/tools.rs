@@ -110,6 +110,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("rpm", "rpm"),
     // Signs the checksums of a release.
     ("openssh-client", "/usr/bin/ssh-keygen"),
+    // A board with a microcontroller, for the firmware of devices (`tests/e2e`).
+    ("qemu-system-arm", "qemu-system-arm"),
     // A compiler whose library sources are shipped, so that the no_std crates can be checked for Cortex-M where
     // no precompiled library for it can be fetched.
     ("rustc-web", "/usr/bin/rustc"),
