@@ -8,8 +8,19 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::limits::{IGNORE_LEN_MAX, RULE_LEN_MAX, RULES_MAX, WILDCARDS_MAX};
 
-/// File at the top of a folder with rules for it. It is itself an ordinary file, and travels.
+/// File at the top of a folder with rules for it. Runs bring it where there is none; synchronizations leave it alone.
 pub const IGNORE_FILE: &[u8] = b".flotillaignore";
+
+/// The part of a path that ends with the first name that some file system takes for [`IGNORE_FILE`], if it has one: what is
+/// there may be the rules of somebody's folder.
+pub fn rules_in(path: &[u8]) -> Option<&[u8]> {
+    let mut end = 0;
+    path.split(|byte| *byte == b'/').find_map(|name| {
+        let start = end;
+        end = start + name.len() + 1;
+        name.eq_ignore_ascii_case(IGNORE_FILE).then(|| &path[..start + name.len()])
+    })
+}
 
 /// Why a folder's rules cannot be used by whoever depends on all of them.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -31,7 +31,7 @@ pub mod watch;
 pub use catalog::{Catalog, IndexStatus, Place};
 pub use content::ContentKey;
 pub use guard::{GuardConfig, Suspicion};
-pub use ignores::{IGNORE_FILE, Ignores, Priorities, RulesError};
+pub use ignores::{IGNORE_FILE, Ignores, Priorities, RulesError, rules_in};
 pub use index::{Counters, Index, IndexError};
 pub use keeper::{Keeper, KeeperConfig, KeeperStatus, Phase};
 pub use known::Known;

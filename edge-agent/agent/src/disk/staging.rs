@@ -161,8 +161,10 @@ struct Inner {
     waiting: Waiting,
     /// The system could not write something down: what waits for its name is read again first.
     doubtful: bool,
-    /// Files whose content went that way.
+    /// Files whose content went that way, and those in whose place somebody's rules stay.
     lost: Problems,
+    /// The folder's own rules are other ones than those of the run.
+    spared: bool,
 }
 
 impl Staging {
@@ -247,6 +249,7 @@ impl Staging {
                 waiting: Waiting::default(),
                 doubtful: state.join(DOUBTFUL).exists(),
                 lost: Problems::default(),
+                spared: false,
             }),
             manifest,
         };

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use event_schema::{Problem, ProblemClass, RunId, Timestamp};
+use folder_index::{IGNORE_FILE, rules_in};
 use rustix::fs::FileType;
 use rustix::io::{Errno, Result};
 
@@ -51,8 +52,39 @@ impl Staging {
 
     /// Makes sure that a folder is at `path`, as [`crate::disk::Folder::make_folder`] does; what is in its place is set aside.
     pub(super) fn make_folder(&self, path: &[u8]) -> Result<bool> {
+        if self.spares(path) {
+            return Ok(false);
+        }
         self.set_aside(path)?;
         self.folder().make_folder(path)
+    }
+
+    /// Whether something that may be the rules of a folder of somebody is at `path` or above it. It stays, or a run that
+    /// brings other rules would decide what the next one takes from here (`edge-agent/PROTOCOL.md` §4.10).
+    pub(super) fn spares(&self, path: &[u8]) -> bool {
+        let Some(rules) = rules_in(path) else { return false };
+        if self.folder().stat(rules).map_or(true, |there| file_type(&there) == FileType::Directory) {
+            return false;
+        }
+        let mut inner = self.lock();
+        if path == IGNORE_FILE {
+            inner.spared = true;
+        } else {
+            let detail = format!(
+                "{} is there already and may say what a run takes from this folder, so it stays; remove it to have the \
+                 source's",
+                rules.escape_ascii()
+            );
+            inner.lost.push(Problem { class: ProblemClass::UnsafeName, path: path.to_vec(), detail });
+        }
+        true
+    }
+
+    /// Tells people that the folder has rules of its own.
+    pub(crate) fn spared(&self) -> Option<Problem> {
+        let detail = "the folder has rules of its own, which stay; remove them to have the source's";
+        let spared = Problem { class: ProblemClass::UnsafeName, path: IGNORE_FILE.to_vec(), detail: detail.into() };
+        self.lock().spared.then_some(spared)
     }
 
     /// Tells people where to look for what was in the way, if anything was.

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::thread::ScopedJoinHandle;
 
 use event_schema::{Problem, ProblemClass};
+use folder_index::rules_in;
 use rustix::fs::{self, AtFlags, Dir, FileType, Stat};
 use rustix::io::Errno;
 use sync_core::manifest::{Entry, Kind, Mtime, STAGING_FOLDER};
@@ -165,6 +166,9 @@ impl Staging {
         let (parent, name) = self.folder().parent(&e.path)?;
         let same = fs::readlinkat(&parent, name, Vec::new()).is_ok_and(|there| there.as_bytes() == target);
         if !same {
+            if self.spares(&e.path) {
+                return Ok(());
+            }
             self.set_aside(&e.path)?;
             self.folder().clear_folder_at(&e.path)?;
             // Made under another name and renamed, so that the old entry is there until the new one is.
@@ -177,10 +181,11 @@ impl Staging {
 
     /// Makes an entry another name of a file, if that is in place. If not, that was told.
     fn place_hard_link(&self, e: &Entry, to: u64) -> rustix::io::Result<()> {
-        if !self.lock().placed.contains(to) {
-            return Ok(());
-        }
         let file = self.manifest.entry(to)?;
+        if !self.lock().placed.contains(to) {
+            let spared = rules_in(&file.path) == Some(&file.path[..]) && self.lock().spared;
+            return if spared { Err(Errno::NOENT) } else { Ok(()) };
+        }
         let is_same = |a: &Stat, b: &Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
         let stat = self.folder().stat(&file.path)?;
         if file_type(&stat) != FileType::RegularFile {
@@ -188,6 +193,9 @@ impl Staging {
         }
         // Renaming one name of a file to another one does nothing at all.
         if self.folder().stat(&e.path).is_ok_and(|there| is_same(&there, &stat)) {
+            return Ok(());
+        }
+        if self.spares(&e.path) {
             return Ok(());
         }
         self.set_aside(&e.path)?;

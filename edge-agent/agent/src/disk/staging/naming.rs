@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use sync_core::manifest::Entry;
 
 use super::{Access, Staging};
+use crate::disk::manifest::EntryRef;
 use crate::disk::problem;
 use crate::disk::reader::read_block;
 
@@ -175,7 +176,12 @@ impl Staging {
     }
 
     /// Renames an unfinished file to its name, in place of what is there.
-    fn give_name(&self, entry: u64, e: &Entry) -> rustix::io::Result<()> {
+    fn give_name(&self, entry: u64, e: &EntryRef) -> rustix::io::Result<()> {
+        if self.spares(&e.path) {
+            self.remove_partial(entry);
+            self.give_up(entry, e.blocks());
+            return Ok(());
+        }
         self.set_aside(&e.path)?;
         let partial = self.partial_path(entry)?;
         let rename = || {

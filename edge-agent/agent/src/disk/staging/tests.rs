@@ -507,3 +507,41 @@ fn a_run_that_may_replace_files_keeps_none() {
     case.same("file");
     assert!(!case.target.path().join(".flotilla").exists());
 }
+
+/// Rules are the word of a folder's owner: who makes a job cannot take them back by sending others.
+#[test]
+fn rules_that_are_there_stay() {
+    let rules = |text: &str| text.as_bytes().to_vec();
+    let case = Case::new(
+        &[
+            (".flotillaignore", rules("*.tmp\n")),
+            ("file", noise(1, BLOCK)),
+            ("none/.flotillaignore", rules("a\n")),
+            ("same/.flotillaignore", rules("b\n")),
+            ("other/.FlotillaIgnore/file", rules("a way to have them replaced\n")),
+        ],
+        &[
+            (".flotillaignore", rules("*.key\n")),
+            ("same/.flotillaignore", rules("b\n")),
+            ("other/.FlotillaIgnore", rules("secret\n")),
+        ],
+    );
+    let read = |path: &str| fs::read_to_string(case.target.path().join(path)).expect("there");
+    for _life in 0..2 {
+        let opened = case.reopen(&[]);
+        case.fetch(&opened.staging, opened.verified.gaps().flatten());
+        let problems = opened.staging.finalize();
+        assert!(problems.iter().all(|p| p.path.starts_with(b"other/.FlotillaIgnore")), "{problems:?}");
+        assert!(problems.iter().any(|p| p.class == ProblemClass::UnsafeName), "{problems:?}");
+        assert_eq!(opened.staging.spared().expect("told").path, b".flotillaignore");
+        assert_eq!(read(".flotillaignore"), "*.key\n");
+        assert_eq!(read("other/.FlotillaIgnore"), "secret\n");
+        ["file", "none/.flotillaignore", "same/.flotillaignore"].iter().for_each(|name| case.same(name));
+    }
+    fs::remove_file(case.target.path().join(".flotillaignore")).expect("removed");
+    let opened = case.reopen(&[]);
+    case.fetch(&opened.staging, opened.verified.gaps().flatten());
+    opened.staging.finalize();
+    assert_eq!(opened.staging.spared(), None);
+    case.same(".flotillaignore");
+}

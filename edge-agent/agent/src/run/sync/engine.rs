@@ -330,9 +330,7 @@ impl FolderPolicy {
 
 impl Policy for FolderPolicy {
     fn wants(&self, path: &[u8], folder: bool) -> bool {
-        // What agents keep in their folders is no content at any depth.
-        path.split(|b| *b == b'/').all(|name| name != sync_core::manifest::STAGING_FOLDER)
-            && self.rules.wants(path, folder)
+        self.rules.wants(path, folder)
     }
 
     fn allows_link(&self, path: &[u8], target: &[u8]) -> bool {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use agent_proto::sync::Value;
 use event_schema::Selection;
-use folder_index::{Change, Gone, IGNORE_FILE, Ignores, Record, Snapshot};
+use folder_index::{Change, Gone, IGNORE_FILE, Ignores, Record, Snapshot, rules_in};
 use rustix::fs::{self, Dir, FileType, OFlags, Stat};
 use rustix::io::Errno;
 use sync_core::manifest::{STAGING_FOLDER, check_path};
@@ -84,6 +84,11 @@ impl Chosen {
     /// Whether a path is synchronized: neither it nor a folder above it is left out, and if only some is wanted, it is
     /// that, below it, or a folder that it may be in.
     pub(super) fn wants(&self, path: &[u8], folder: bool) -> bool {
+        // What agents keep in their folders is no content at any depth, and what a folder's owner leaves out is not for
+        // others to say.
+        if path.split(|b| *b == b'/').any(|name| name == STAGING_FOLDER) || rules_in(path).is_some() {
+            return false;
+        }
         let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
         let mut above = slashes.map(|at| &path[..at]);
         if above.clone().any(|above| self.ignores.ignores(above, true)) || self.ignores.ignores(path, folder)
@@ -363,8 +368,7 @@ impl Scout {
     }
 
     fn wants(&self, path: &[u8], folder: bool) -> bool {
-        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner).clone();
-        path.split(|b| *b == b'/').all(|name| name != STAGING_FOLDER) && rules.wants(path, folder)
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).wants(path, folder)
     }
 
     /// Tells what is at one path, if it is to be synchronized.

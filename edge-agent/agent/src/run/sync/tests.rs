@@ -415,6 +415,8 @@ async fn rules_and_selections_leave_out() {
     let mut scene = Scene::new(2, rw).await;
     scene.selections.insert(1, Selection { ignore: Vec::new(), wanted: vec!["/docs/".into()] });
     scene.write(0, ".flotillaignore", "*.tmp\nbuild/\n");
+    scene.write(1, ".flotillaignore", "*.own\n");
+    scene.write(1, "docs/secret.own", "of this member alone");
     for path in ["a.tmp", "build/x", "docs/deep/a", "docs/b.tmp", "other/c"] {
         scene.write(0, path, path);
     }
@@ -426,6 +428,12 @@ async fn rules_and_selections_leave_out() {
         assert!(!scene.at(1, path).exists(), "{path}");
         assert!(scene.at(0, path).exists(), "{path} stays where it is");
     }
+    // What a member leaves out is for itself to say.
+    scene.write(0, ".flotillaignore", "*.tmp\nbuild/\nnever\n");
+    scene.write(0, "docs/after", "after");
+    scene.until("what came after", || scene.read(1, "docs/after").is_some()).await;
+    assert_eq!(scene.read(1, ".flotillaignore").expect("its own"), b"*.own\n");
+    assert!(!scene.at(0, "docs/secret.own").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

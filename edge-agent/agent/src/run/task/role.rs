@@ -535,8 +535,9 @@ impl Task {
             None => {}
         }
         self.made = made;
-        let kept = self.blocks.content().and_then(|c| c.staging()?.kept());
-        kept.into_iter().for_each(|kept| self.reports.problem(kept));
+        let staging = self.blocks.content().and_then(|c| c.staging());
+        let remarks = staging.map(|staging| [staging.kept(), staging.spared()]);
+        remarks.into_iter().flatten().flatten().for_each(|remark| self.reports.problem(remark));
         let state = if self.incomplete { RunAgentState::DoneWithErrors } else { RunAgentState::Done };
         self.record.stats = self.stats();
         // A kill right after the report must not make the next life tell of fewer.
