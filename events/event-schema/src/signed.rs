@@ -27,6 +27,8 @@ pub enum Domain {
     Synchronization,
     /// The keys of a fleet, by its root key.
     Trust,
+    /// The record of a version that a storage agent keeps, by that agent.
+    Version,
 }
 
 impl Domain {
@@ -39,6 +41,7 @@ impl Domain {
             Self::Report => b"flotilla report v1\0",
             Self::Synchronization => b"flotilla synchronization v1\0",
             Self::Trust => b"flotilla trust v1\0",
+            Self::Version => b"flotilla version v1\0",
         }
     }
 }

@@ -39,7 +39,8 @@ pub(crate) fn root(path: &Path, version: &VersionName) -> PathBuf {
     path.parent().filter(|_| inside).unwrap_or(path).to_owned()
 }
 
-/// Makes the manifest of what is at `path` in a version, in the folder `state`, of all that is as it was backed up.
+/// Makes the manifest of what is at `path` in a version, in the folder `state`, of all that is as it was backed up. `keeper` is
+/// this agent's key: that it did not make the version is told.
 ///
 /// # Errors
 /// If there is no such version, or its manifest is not what the source signed: nothing can be proved then. What is
@@ -47,6 +48,7 @@ pub(crate) fn root(path: &Path, version: &VersionName) -> PathBuf {
 pub(crate) fn index(
     path: &Path,
     version: &VersionName,
+    keeper: &[u8; 32],
     state: &Path,
     progress: &mut dyn FnMut(IndexProgress) -> bool,
 ) -> Result<(ManifestFile, Vec<Problem>), Problem> {
@@ -62,6 +64,14 @@ pub(crate) fn index(
         .manifest(&kept)
         .map_err(|why| of_run(ProblemClass::BadManifest, format!("{why}: nothing of it can be proved")))?;
     let folder = shelf.version(version).map_err(unusable)?;
+    let mut problems = Problems::default();
+    if !kept.is_by(keeper) {
+        let detail = format!(
+            "version {version} comes as its own record has it, but this agent did not sign that: it is from before an \
+             upgrade or of another agent, or somebody laid it here; look at what came back before it is used"
+        );
+        problems.push(of_run(ProblemClass::BadManifest, detail));
+    }
     let first = match inside.is_empty() {
         true => 0,
         false => match manifest.known().find(&inside).map_err(|_| unreadable(Errno::IO))? {
@@ -81,7 +91,7 @@ pub(crate) fn index(
         folder,
         links: HashMap::new(),
         dropped: HashSet::new(),
-        problems: Problems::default(),
+        problems,
         done: IndexProgress::default(),
         progress,
     };

@@ -11,7 +11,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use event_schema::{AgentId, RunId, Signed, decode_exact, encode};
+use ed25519_dalek::SigningKey;
+use event_schema::{AgentId, Domain, RunId, Signed, decode_exact, encode};
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result};
 use serde::{Deserialize, Serialize};
@@ -40,8 +41,9 @@ pub(super) fn one_at_a_time() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Version of the record, its first byte.
-const RECORD_VERSION: u8 = 1;
+/// Version of the record, its first byte: without and with the signature of the agent that made it.
+const RECORD_V1: u8 = 1;
+const RECORD_V2: u8 = 2;
 
 /// Bytes of a record that are read.
 const RECORD_LEN_MAX: u64 = 64 << 10;
@@ -71,11 +73,27 @@ impl Note {
     }
 }
 
+/// What a storage agent signs of a version: that it is the one that it has given this name.
+#[derive(Serialize, Deserialize)]
+struct Statement {
+    name: String,
+    note: Note,
+}
+
 /// A version that stands on a shelf.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Kept {
     pub(crate) name: VersionName,
     pub(crate) note: Note,
+    /// The record, if somebody signed it.
+    signed: Option<Signed>,
+}
+
+impl Kept {
+    /// Whether the agent with this key made it. Anybody who may write to the shelf's folder can lay a record there.
+    pub(crate) fn is_by(&self, key: &[u8; 32]) -> bool {
+        self.signed.as_ref().is_some_and(|signed| signed.verify(Domain::Version, key).is_ok())
+    }
 }
 
 /// See the module.
@@ -125,8 +143,8 @@ impl Shelf {
     /// A version, if it stands.
     pub(crate) fn kept(&self, name: VersionName) -> Option<Kept> {
         self.stands(&name).then_some(())?;
-        let note = self.note(&name)?;
-        Some(Kept { name, note })
+        let (note, signed) = self.record(&name)?;
+        Some(Kept { name, note, signed })
     }
 
     /// A version's folder.
@@ -180,6 +198,7 @@ impl Shelf {
         wanted: &VersionName,
         note: &Note,
         manifest: &File,
+        key: &SigningKey,
     ) -> Result<VersionName> {
         let _one = one_at_a_time();
         let forming = note.run.to_string();
@@ -191,7 +210,9 @@ impl Shelf {
                 continue;
             }
             self.write_kept(&format!("{name}{MANIFEST}"), |file| copy(manifest, file))?;
-            let record = [&[RECORD_VERSION][..], &encode(note)].concat();
+            let statement = encode(&Statement { name: name.to_string(), note: note.clone() });
+            let signed = Signed::sign(Domain::Version, statement, key);
+            let record = [&[RECORD_V2][..], &encode(&signed)].concat();
             self.write_kept(&format!("{name}{RECORD}"), |mut file| file.write_all(&record))?;
             match self.rename(forming.as_bytes(), name.to_string().as_bytes()) {
                 Err(Errno::EXIST) => {
@@ -329,13 +350,23 @@ impl Shelf {
         self.stat(name).is_ok_and(|stat| file_type(&stat) == FileType::Directory)
     }
 
-    /// A version's record.
+    /// What is noted of a version.
     pub(super) fn note(&self, name: &VersionName) -> Option<Note> {
+        self.record(name).map(|(note, _)| note)
+    }
+
+    /// The same, and what somebody signed of it.
+    fn record(&self, name: &VersionName) -> Option<(Note, Option<Signed>)> {
         let mut bytes = Vec::new();
         let file = self.open_kept(&format!("{name}{RECORD}")).ok()?;
         file.take(RECORD_LEN_MAX).read_to_end(&mut bytes).ok()?;
         match bytes.split_first() {
-            Some((&RECORD_VERSION, note)) => decode_exact("Note", note).ok(),
+            Some((&RECORD_V1, note)) => Some((decode_exact("Note", note).ok()?, None)),
+            Some((&RECORD_V2, signed)) => {
+                let signed: Signed = decode_exact("Signed", signed).ok()?;
+                let statement: Statement = decode_exact("Statement", &signed.bytes).ok()?;
+                (statement.name == name.to_string()).then_some((statement.note, Some(signed)))
+            }
             _ => None,
         }
     }
@@ -391,7 +422,6 @@ fn copy(from: &File, mut to: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use event_schema::Domain;
     use std::fs as std_fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -404,11 +434,16 @@ mod tests {
         manifest: File,
     }
 
+    /// The storage agent's.
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[2; 32])
+    }
+
     impl Bed {
         fn new() -> Self {
             let room = tempfile::tempdir().expect("room");
             let shelf = Shelf::make(&room.path().join("shelf")).expect("made");
-            let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
+            let key = SigningKey::from_bytes(&[1; 32]);
             let head = Signed::sign(Domain::Manifest, vec![2, 3], &key);
             let source_key = key.verifying_key().to_bytes();
             let note = Note { run: RUN, source_key, head, complete: true };
@@ -425,7 +460,7 @@ mod tests {
             let forming = self.shelf.forming(run)?;
             fs::mkdirat(forming.root(), "inside", Mode::RWXU)?;
             let note = Note { run, ..self.note.clone() };
-            self.shelf.give_name(&name.parse().expect("a name"), &note, &self.manifest)
+            self.shelf.give_name(&name.parse().expect("a name"), &note, &self.manifest, &key())
         }
 
         fn names(&self) -> Vec<String> {
@@ -459,7 +494,7 @@ mod tests {
         let forming = bed.shelf.forming(RUN).expect("made");
         fs::fchmod(forming.root(), Mode::from_raw_mode(0o555)).expect("ours");
         let name = "2026-01-02T030405Z".parse().expect("a name");
-        let name = bed.shelf.give_name(&name, &bed.note, &bed.manifest).expect("named");
+        let name = bed.shelf.give_name(&name, &bed.note, &bed.manifest, &key()).expect("named");
         let mode = std_fs::metadata(bed.at(&name.to_string())).expect("there").permissions().mode();
         assert_eq!(mode & 0o7777, 0o555);
     }
@@ -473,7 +508,8 @@ mod tests {
         assert_eq!(bed.shelf.note(&name), Some(bed.note.clone()));
         let mut bad: Vec<Vec<u8>> = (0..whole.len()).map(|len| whole[..len].to_vec()).collect();
         bad.push([&whole[..], b"x"].concat());
-        bad.push([&[2], &whole[1..]].concat());
+        bad.push([&[1], &whole[1..]].concat());
+        bad.push([&[3], &whole[1..]].concat());
         bad.push(vec![1; 2 << 20]);
         bad.push([&[1][..], &[0xff; 100]].concat());
         for bytes in bad {
@@ -492,6 +528,16 @@ mod tests {
         std_fs::remove_file(&record).expect("there");
         std_fs::write(&record, &whole).expect("room");
         assert_eq!(bed.names(), ["2026-01-02T030405Z"]);
+        // Under another name it is none, and only one agent signed it.
+        let other = "2026-01-02T030406Z".parse().expect("a name");
+        std_fs::copy(&record, bed.at(".flotilla/versions/2026-01-02T030406Z.version")).expect("room");
+        assert_eq!(bed.shelf.note(&other), None);
+        let kept = bed.shelf.kept(name.clone()).expect("stands");
+        assert!(kept.is_by(&key().verifying_key().to_bytes()) && !kept.is_by(&bed.note.source_key));
+        // As releases before the second version wrote it.
+        std_fs::write(&record, [&[1][..], &encode(&bed.note)].concat()).expect("room");
+        let kept = bed.shelf.kept(name.clone()).expect("stands");
+        assert_eq!((&kept.note, kept.is_by(&key().verifying_key().to_bytes())), (&bed.note, false));
         // Its head is nobody's: what cannot be proved is not given back.
         let kept = bed.shelf.kept(name).expect("stands");
         assert!(bed.shelf.manifest(&kept).is_err());

@@ -204,7 +204,7 @@ pub(super) fn index(
         !progress.stop.load(Ordering::Relaxed)
     };
     let (manifest, mut problems) = match version {
-        Some(version) => restore::index(path, version, folder.path(), &mut tell)?,
+        Some(version) => restore::index(path, version, &public, folder.path(), &mut tell)?,
         None => {
             let mut missing = None;
             let known = catalog.and_then(|catalog| refresh(catalog, served, progress, &mut missing));
@@ -282,6 +282,7 @@ pub(super) fn prepare_version(
     signed: &Signed,
     file: Arc<File>,
     (others, first): (&[PathBuf], &[String]),
+    key: &SigningKey,
     stop: &AtomicBool,
 ) -> Result<Prepared, Problem> {
     let shown = path.as_os_str().as_encoded_bytes();
@@ -291,10 +292,10 @@ pub(super) fn prepare_version(
     let all = shelf.all().map_err(unusable)?;
     // Others' versions are nobody's before this one.
     let all: Vec<Kept> = all.into_iter().filter(|kept| kept.note.is_of(head.source)).collect();
-    if let Some(found) =
-        has_version(&all, head).filter(|found| !found.unchanged || is_whole(&shelf, &all, head, stop))
+    if let Some((kept, unchanged)) = has_version(&all, head, Some(key))
+        && (!unchanged || is_whole(&shelf, kept, head, stop))
     {
-        return standing(&shelf, manifest, found);
+        return standing(&shelf, manifest, kept, unchanged);
     }
     let of_agent = |run: RunId| run == head.run || folder.has_beside(run);
     shelf.clean(of_agent).map_err(unusable)?;
@@ -322,39 +323,49 @@ pub(super) fn prepare_version(
     Ok(staged(manifest, opened, first))
 }
 
-/// The version that a run has made already, or the newest one if nothing has changed since.
-fn has_version(all: &[Kept], head: &ManifestHead) -> Option<Made> {
-    let of =
-        |kept: &Kept, unchanged| Made { name: kept.name.clone(), complete: kept.note.complete, unchanged };
-    if let Some(ours) = all.iter().find(|kept| kept.note.run == head.run) {
-        return Some(of(ours, false));
+/// The version that a run has made already, or the newest one if nothing has changed since; and whether it is that. Given its
+/// key, this agent believes what it signed: anybody may have laid the rest there.
+fn has_version<'a>(
+    all: &'a [Kept],
+    head: &ManifestHead,
+    key: Option<&SigningKey>,
+) -> Option<(&'a Kept, bool)> {
+    let key = key.map(|key| key.verifying_key().to_bytes());
+    let is_believed = |kept: &&Kept| key.is_none_or(|key| kept.is_by(&key));
+    if let Some(ours) = all.iter().find(|kept| kept.note.run == head.run && is_believed(kept)) {
+        return Some((ours, false));
     }
-    let newest = all.last().filter(|kept| kept.note.complete)?;
-    newest.note.opened().is_some_and(|known| known.root == head.root).then(|| of(newest, true))
+    let newest = all.iter().rev().find(is_believed).filter(|kept| kept.note.complete)?;
+    newest.note.opened().is_some_and(|known| known.root == head.root).then_some((newest, true))
 }
 
-/// Whether the newest version is as it was made, as far as looking at everything and reading some of it tells.
-fn is_whole(shelf: &Shelf, all: &[Kept], head: &ManifestHead, stop: &AtomicBool) -> bool {
-    let Some(newest) = all.last() else { return false };
+/// Whether a version is as it was made, as far as looking at everything and reading some of it tells.
+fn is_whole(shelf: &Shelf, kept: &Kept, head: &ManifestHead, stop: &AtomicBool) -> bool {
     let go_on = || !stop.load(Ordering::Relaxed);
-    let whole = shelf.manifest(newest).and_then(|manifest| {
-        let folder = shelf.version(&newest.name).map_err(|e| e.to_string())?;
+    let whole = shelf.manifest(kept).and_then(|manifest| {
+        let folder = shelf.version(&kept.name).map_err(|e| e.to_string())?;
         let before = Before::new(folder, manifest, head.run, ()).map_err(|e| e.to_string())?;
         before.is_as_made(&go_on).map_err(|e| e.to_string())
     });
     let whole = whole.unwrap_or_else(|why| {
-        tracing::warn!(version = %newest.name, why, "it cannot be looked at");
+        tracing::warn!(version = %kept.name, why, "it cannot be looked at");
         false
     });
     if !whole {
-        tracing::warn!(version = %newest.name, "it is not what was backed up any more; another one is made");
+        tracing::warn!(version = %kept.name, "it is not what was backed up any more; another one is made");
     }
     whole
 }
 
 /// A version that stands, as what a run has.
-fn standing(shelf: &Shelf, manifest: Arc<ManifestFile>, made: Made) -> Result<Prepared, Problem> {
+fn standing(
+    shelf: &Shelf,
+    manifest: Arc<ManifestFile>,
+    kept: &Kept,
+    unchanged: bool,
+) -> Result<Prepared, Problem> {
     let unusable = |e| crate::disk::problem(e, b"", "opening the version");
+    let made = Made { name: kept.name.clone(), complete: kept.note.complete, unchanged };
     let folder = shelf.version(&made.name).map_err(unusable)?;
     let held = rustix::fs::fstat(folder.root()).map(|stat| Held::new(&stat)).ok();
     let reader = Box::new(BlockReader::new(folder, manifest.clone()));
@@ -369,6 +380,7 @@ pub(super) fn name_version(
     run: RunId,
     source_key: [u8; 32],
     complete: bool,
+    key: &SigningKey,
     stop: &AtomicBool,
 ) -> Result<Made, Problem> {
     let shown = path.as_os_str().as_encoded_bytes();
@@ -379,7 +391,7 @@ pub(super) fn name_version(
     if stop.load(Ordering::Relaxed) {
         return Err(problem(ProblemClass::Internal, "the run was stopped before its version had a name"));
     }
-    let named = Shelf::make(path).and_then(|shelf| shelf.give_name(name, &note, &manifest));
+    let named = Shelf::make(path).and_then(|shelf| shelf.give_name(name, &note, &manifest, key));
     let name = named.map_err(|e| crate::disk::problem(e, shown, "giving the version its name"))?;
     Ok(Made { name, complete, unchanged: false })
 }
@@ -409,9 +421,9 @@ pub(super) fn reopen_version(path: &Path, head: &ManifestHead, file: Arc<File>) 
     let shelf = Shelf::open(path).map_err(unusable)?;
     let all = shelf.all().map_err(unusable)?;
     let all: Vec<Kept> = all.into_iter().filter(|kept| kept.note.is_of(head.source)).collect();
-    let made = has_version(&all, head)
+    let (kept, unchanged) = has_version(&all, head, None)
         .ok_or_else(|| problem(ProblemClass::NotFound, "the version that was made is not there any more"))?;
-    standing(&shelf, Arc::new(manifest), made)
+    standing(&shelf, Arc::new(manifest), kept, unchanged)
 }
 
 /// All of it is in place, and left as it is.

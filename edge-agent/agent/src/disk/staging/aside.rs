@@ -83,7 +83,8 @@ impl Staging {
     /// Tells people that the folder has rules of its own.
     pub(crate) fn spared(&self) -> Option<Problem> {
         let detail = "the folder has rules of its own, which stay; remove them to have the source's";
-        let spared = Problem { class: ProblemClass::UnsafeName, path: IGNORE_FILE.to_vec(), detail: detail.into() };
+        let spared =
+            Problem { class: ProblemClass::UnsafeName, path: IGNORE_FILE.to_vec(), detail: detail.into() };
         self.lock().spared.then_some(spared)
     }
 

@@ -331,11 +331,13 @@ impl Task {
         self.set_state(RunAgentState::Transferring);
         self.looking_since = Instant::now();
         let (known, first) = (self.host.known.clone(), self.options.first.clone());
+        let key = self.host.key.clone();
         self.work(move || {
             let others = known.besides(&path);
             let (others, stop) = ((&others[..], &first[..]), &indexing.stop);
             if makes_version {
-                let prepared = work::prepare_version(&path, &folder, &head, &signed, file, others, stop);
+                let prepared =
+                    work::prepare_version(&path, &folder, &head, &signed, file, others, &key, stop);
                 return Wakeup::Prepared(prepared.map(Box::new));
             }
             let prepared = work::prepare(&path, &folder, &head, &signed, file, others, stop);
@@ -498,7 +500,7 @@ impl Task {
         let version = self.makes_version().cloned();
         let hook = self.hook(&place);
         let (folder, incomplete) = (self.folder.clone(), self.incomplete);
-        let (run, source_key) = (self.join.run, self.source_key);
+        let (run, source_key, key) = (self.join.run, self.source_key, self.host.key.clone());
         let stop = self.indexing.stop.clone();
         self.work(move || {
             let Some(name) = version else {
@@ -516,7 +518,7 @@ impl Task {
             }
             done.problems.extend(staging.changed());
             let complete = !incomplete && done.problems.is_empty();
-            match work::name_version(&place, &name, &folder, run, source_key, complete, &stop) {
+            match work::name_version(&place, &name, &folder, run, source_key, complete, &key, &stop) {
                 Ok(made) => done.made = Some(made),
                 Err(problem) => done.obstacle = Some(problem),
             }

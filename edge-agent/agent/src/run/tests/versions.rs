@@ -521,13 +521,52 @@ async fn versions_of_another_source_are_not_this_ones() {
     let note = crate::backup::Note { run, source_key, head, complete: true };
     drop(shelf.forming(run).expect("made"));
     let planted: VersionName = "9999-01-01T000000Z".parse().expect("a name");
-    assert_eq!(shelf.give_name(&planted, &note, file).expect("named"), planted);
+    assert_eq!(shelf.give_name(&planted, &note, file, &key).expect("named"), planted);
     assert_eq!(b.backup(2).await.state, RunAgentState::Done);
     let mut kept = b.storage.reports().into_iter().filter_map(|body| match body {
         ReportBody::VersionKept(kept) => Some((kept.version, kept.unchanged)),
         _ => None,
     });
     assert_eq!(kept.next_back(), Some((version(1).to_string(), true)));
+    b.shut_down().await;
+}
+
+/// Who may write to a shelf's folder can lay a version there that proves itself, and stands in for what was to be made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_this_agent_did_not_sign_is_no_newest_one_and_its_restore_says_so() {
+    let mut b = Backup::new().await;
+    make_tree(b.tree.path(), 1 << 16);
+    assert_eq!(b.backup(1).await.state, RunAgentState::Done);
+    let shelf = Shelf::open(&b.shelf()).expect("there");
+    let kept = shelf.all().expect("readable").remove(0);
+    let manifest = shelf.manifest(&kept).expect("proved");
+    let stranger = SigningKey::from_bytes(&[98; 32]);
+    let planted: VersionName = "9999-01-01T000000Z".parse().expect("a name");
+    let forming = Shelf::forming_path(&b.shelf(), kept.note.run);
+    let copied = Command::new("cp").arg("-a").arg(b.kept(1)).arg(&forming).status();
+    assert!(copied.is_ok_and(|status| status.success()));
+    let file = manifest.known().source().file();
+    shelf.give_name(&planted, &kept.note, file, &stranger).expect("named");
+    fs::remove_dir_all(b.at("deep")).expect("there");
+    assert_eq!(b.backup(2).await.state, RunAgentState::Done);
+    b.assert_kept(2);
+    make_tree(b.tree.path(), 1 << 16);
+    assert_eq!(b.backup(3).await.state, RunAgentState::Done);
+    let mut told = b.storage.reports().into_iter().filter_map(|body| match body {
+        ReportBody::VersionKept(kept) => Some((kept.version, kept.unchanged)),
+        _ => None,
+    });
+    assert_eq!(told.next_back(), Some((version(3).to_string(), false)), "what is planted is not the newest");
+    drop(told);
+
+    // As a release before this one noted it.
+    let record = b.shelf().join(format!(".flotilla/versions/{}.version", version(1)));
+    fs::write(&record, [&[1][..], &event_schema::encode(&kept.note)].concat()).expect("room");
+    let place = tempfile::tempdir_in("/var/tmp").expect("room");
+    let (end, problems) = b.restore(1, "", place.path()).await;
+    assert_eq!(end.state, RunAgentState::Done);
+    assert!(problems.len() == 1 && problems[0].class == ProblemClass::BadManifest, "{problems:?}");
+    rsync_finds_nothing(&b.was(1), place.path());
     b.shut_down().await;
 }
 
@@ -772,7 +811,8 @@ fn make_versions(place: &Path) {
         let file = Arc::new(fs::File::open(to.path().join(crate::disk::PART)).expect("there"));
         let head = sync_core::manifest::ManifestHead::open(&indexed.signed, run, &public).expect("ours");
         let stop = AtomicBool::new(false);
-        let prepared = work::prepare_version(&shelf, &to, &head, &indexed.signed, file, (&[], &[]), &stop);
+        let prepared =
+            work::prepare_version(&shelf, &to, &head, &indexed.signed, file, (&[], &[]), &key, &stop);
         let prepared = prepared.map_err(|problem| problem.detail).expect("a usable shelf");
         let staging = prepared.content.staging().expect("each is another").clone();
         let missing = prepared.have.gaps().flatten();
@@ -781,9 +821,9 @@ fn make_versions(place: &Path) {
         assert_eq!(staging.finalize(), []);
         // Once it was stopped nothing gets a name any more.
         let stopped = AtomicBool::new(true);
-        let refused = work::name_version(&shelf, &version(n), &to, run, public, true, &stopped);
+        let refused = work::name_version(&shelf, &version(n), &to, run, public, true, &key, &stopped);
         assert!(refused.is_err());
-        let made = work::name_version(&shelf, &version(n), &to, run, public, true, &stop);
+        let made = work::name_version(&shelf, &version(n), &to, run, public, true, &key, &stop);
         assert_eq!(made.map_err(|problem| problem.detail).expect("named").name, version(n));
         to.remove();
     }
