@@ -24,6 +24,8 @@ pub const META_MAX: usize = 64 * 1024;
 pub const FILE_MAX: u64 = 4 << 40;
 /// Blocks whose hashes make one page: 256 MiB of a file, 256 KiB of hashes.
 pub const PAGE_BLOCKS: u32 = 8192;
+/// In the page of a `GetHashes`: asks for the weak hashes of the page's blocks (SYNC.md §5).
+pub const WEAK_PAGE: u32 = 1 << 31;
 /// Entries in one `Index`.
 pub const ENTRIES_MAX: usize = 1024;
 /// Heads in one `Index` or `Hello`, and heads of others that are kept.
@@ -244,7 +246,7 @@ pub struct GetHashes {
     pub path: Vec<u8>,
     /// Which content.
     pub root: [u8; 32],
-    /// Page of [`PAGE_BLOCKS`] block hashes; none: the roots of all pages.
+    /// Page of [`PAGE_BLOCKS`] block hashes, with [`WEAK_PAGE`] their weak ones; none: the roots of all pages.
     pub page: Option<u32>,
 }
 
@@ -255,8 +257,24 @@ pub struct Hashes {
     pub transfer: u32,
     /// As asked.
     pub page: Option<u32>,
-    /// In order.
+    /// In order; eight weak ones to each.
     pub hashes: Vec<[u8; 32]>,
+}
+
+/// Weak hashes as `Hashes` has them: eight to each 32 bytes, little-endian, and zeros behind.
+pub fn pack_weak(weak: &[u32]) -> Vec<[u8; 32]> {
+    let pack = |eight: &[u32]| {
+        let mut packed = [0; 32];
+        packed.chunks_mut(4).zip(eight).for_each(|(bytes, weak)| bytes.copy_from_slice(&weak.to_le_bytes()));
+        packed
+    };
+    weak.chunks(8).map(pack).collect()
+}
+
+/// The other way round; what is behind the last one is not looked at.
+pub fn unpack_weak(packed: &[[u8; 32]], count: usize) -> Vec<u32> {
+    let all = packed.iter().flat_map(|eight| eight.chunks(4));
+    all.filter_map(|bytes| Some(u32::from_le_bytes(bytes.try_into().ok()?))).take(count).collect()
 }
 
 /// Ask for blocks of files.
@@ -294,6 +312,17 @@ pub const fn of_block_tag(tag: u64) -> (u32, u32) {
 mod tests {
     use super::*;
     use alloc::vec;
+
+    #[test]
+    fn weak_hashes_come_back() {
+        for count in [0, 1, 7, 8, 9, 8192] {
+            let weak: Vec<u32> = (1..=count).collect();
+            let packed = pack_weak(&weak);
+            assert_eq!(packed.len(), weak.len().div_ceil(8));
+            assert_eq!(unpack_weak(&packed, weak.len()), weak);
+        }
+        assert_eq!(unpack_weak(&[[1; 32]], 20).len(), 8, "no more than there are");
+    }
 
     #[test]
     fn messages_and_tags_come_back() {

@@ -35,7 +35,10 @@ pub(crate) use manifest::{FileHashes, ManifestFile, ManifestWriter, PART, file_b
 pub(crate) use metadata::{Owners, Restorer, xattrs};
 pub(crate) use reader::{BlockReader, ReadError, holes_hold_nothing, read_block};
 pub(crate) use rules::usable as rules_usable;
-pub(crate) use staging::{Before, HOLDS, KEEPS, Opened, Staging, StoreError};
+pub(crate) use seek::{Sought, roll, worth};
+#[cfg(test)]
+pub(crate) use staging::tests::noise;
+pub(crate) use staging::{Before, HOLDS, KEEPS, Opened, Staging, StoreError, io_problem};
 pub(crate) use urgent::urgent;
 
 /// Problems of single entries that are told; the rest is counted. What is reported of a run has the same bound.

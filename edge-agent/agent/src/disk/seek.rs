@@ -33,30 +33,30 @@ const WORTH_BPS: u64 = 10 << 20;
 const SEARCH: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
 /// How long to look for so many bytes.
-pub(super) fn worth(bytes: u64) -> Duration {
+pub(crate) fn worth(bytes: u64) -> Duration {
     Duration::from_secs(bytes / WORTH_BPS).clamp(SEARCH.0, SEARCH.1)
 }
 
 /// What a window that moved along a file came upon.
 #[derive(Default)]
-pub(super) struct Rolled {
+pub(crate) struct Rolled {
     /// Blocks.
-    pub(super) found: u64,
+    pub(crate) found: u64,
     /// Windows that had a weak hash which is sought, and no strong one.
-    pub(super) false_alarms: u64,
+    pub(crate) false_alarms: u64,
     /// There were too many of them.
-    pub(super) gave_up: bool,
+    pub(crate) gave_up: bool,
 }
 
 /// Takes a block that was found, by its number.
-pub(super) type Keep<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Problem> + 'a;
+pub(crate) type Keep<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Problem> + 'a;
 
 /// Moves a window along stretches of a file and keeps each block that it comes upon and nobody found before. A file that
 /// cannot be read ends the search, for what is found is found.
 ///
 /// # Errors
 /// Those of `keep`.
-pub(super) fn roll(
+pub(crate) fn roll(
     file: &File,
     stretches: &[Range<u64>],
     sought: &mut Sought,
@@ -140,7 +140,7 @@ pub(super) fn roll(
 }
 
 /// Blocks that are looked for, by weak hash.
-pub(super) struct Sought {
+pub(crate) struct Sought {
     /// Sorted by weak hash.
     groups: Vec<Group>,
     /// Those that are not found.
@@ -163,7 +163,7 @@ struct Group {
 
 impl Sought {
     /// Blocks of full length: weak hash, number, strong hash.
-    pub(super) fn new(mut rows: Vec<(u32, u64, Hash)>) -> Self {
+    pub(crate) fn new(mut rows: Vec<(u32, u64, Hash)>) -> Self {
         rows.sort_unstable_by_key(|(weak, block, strong)| (*weak, *strong, *block));
         let bits = (rows.len() * 32).next_power_of_two().clamp(64, 1 << 24);
         let mut filter = vec![0; bits / 64];

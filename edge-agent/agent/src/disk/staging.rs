@@ -13,7 +13,7 @@ mod naming;
 mod reuse;
 mod shown;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
@@ -665,7 +665,7 @@ fn holes_fit(file: &File, e: &Entry) -> bool {
     true
 }
 
-fn io_problem(error: &std::io::Error, path: &[u8], doing: &str) -> Problem {
+pub(crate) fn io_problem(error: &std::io::Error, path: &[u8], doing: &str) -> Problem {
     problem(Errno::from_io_error(error).unwrap_or(Errno::IO), path, doing)
 }
 

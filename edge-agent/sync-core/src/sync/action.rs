@@ -51,6 +51,13 @@ pub enum Action {
         /// Their hashes.
         hashes: Vec<Hash>,
     },
+    /// Find these blocks, all of full length, at any place of the older version at the same path. Answer `handle_reused`.
+    Search {
+        /// Number of the transfer.
+        transfer: u32,
+        /// Number, weak and strong hash of each.
+        sought: Vec<(u32, u32, Hash)>,
+    },
     /// The transfer is over. What is staged may be kept for a while: `Stage` of the same content finds it.
     Drop {
         /// Number of the transfer.
@@ -70,8 +77,8 @@ pub enum Action {
         /// Which block.
         block: u32,
     },
-    /// Send `Hashes` of a file here: of the blocks of one page, or the roots of all pages; `Unavailable` if they are
-    /// not known any more. One at a time for a peer: answer `handle_hashes_sent`.
+    /// Send `Hashes` of a file here: of the blocks of one page, strong or weak ones (`agent_proto::sync::WEAK_PAGE`; zero for
+    /// those that would take too long), or the roots of all pages; `Unavailable` if they are not known any more. One at a time for a peer: answer `handle_hashes_sent`.
     UploadHashes {
         /// To whom.
         peer: AgentId,

@@ -7,6 +7,7 @@ use core::ops::Range;
 use agent_proto::limits::BLOCK_LEN;
 use agent_proto::sync::{
     Cancel, Dot, FILES_MAX, FileRequest, GetHashes, Hashes, PAGE_BLOCKS, Request, Statement, Unavailable,
+    Value, WEAK_PAGE, unpack_weak,
 };
 use event_schema::AgentId;
 use timebase::Instant;
@@ -18,6 +19,10 @@ use crate::merkle::{Hash, tree_root};
 
 /// How often everybody is asked for a content before people are told that nobody has it.
 const TRIES_IN_VAIN: u32 = 5;
+
+/// So many blocks one after the other that are not where they are in the older version, and that it is long enough for, may
+/// have been moved: bytes were put in or taken out before them. Looking costs a question, and reading both files.
+const MOVED: usize = 16;
 
 /// Roots of the pages of a file's block hashes: what `Hashes` without a page holds.
 pub fn page_roots(blocks: &[Hash]) -> Vec<Hash> {
@@ -52,6 +57,8 @@ enum Stage {
     Hashes { pages: Vec<Hash>, page: u32, asked: Option<(AgentId, Instant)> },
     /// The agent looks for blocks of the page.
     Reusing(Page),
+    /// Weak hashes of the page are asked for; of whom, and since when at the earliest that counts.
+    Weak(Page, Option<(AgentId, Instant)>),
     /// Blocks are asked for.
     Blocks(Page),
 }
@@ -65,11 +72,53 @@ struct Page {
     wanted: BTreeSet<u32>,
     /// Of whom the others were asked.
     asked: BTreeMap<u32, AgentId>,
+    /// They were looked for at any place.
+    searched: bool,
 }
 
 impl Page {
+    fn new(pages: Vec<Hash>, page: u32, hashes: Vec<Hash>) -> Self {
+        let first = page * PAGE_BLOCKS;
+        let wanted = (first..first + hashes.len() as u32).collect();
+        Self { pages, page, hashes, wanted, asked: BTreeMap::new(), searched: false }
+    }
+
+    /// Whether blocks may be elsewhere in an older version of this size.
+    fn may_be_moved(&self, older: u64) -> bool {
+        let end = u32::try_from(older / u64::from(BLOCK_LEN)).unwrap_or(u32::MAX);
+        let (mut run, mut next) = (0, None);
+        !self.searched
+            && self.wanted.range(..end).any(|&block| {
+                run = if next == Some(block) { run + 1 } else { 1 };
+                next = Some(block + 1);
+                run >= MOVED
+            })
+    }
+
     fn first(&self) -> u32 {
         self.page * PAGE_BLOCKS
+    }
+}
+
+impl Stage {
+    /// The page whose weak hashes are asked for; it is not looked for elsewhere again.
+    fn take_weak(&mut self) -> Option<Page> {
+        match core::mem::replace(self, Stage::Staging) {
+            Stage::Weak(page, _) => Some(Page { searched: true, ..page }),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
+
+impl Transfer {
+    /// Goes without weak hashes.
+    fn fetch_blocks(&mut self) {
+        if let Some(page) = self.stage.take_weak() {
+            self.stage = Stage::Blocks(page);
+        }
     }
 }
 
@@ -179,6 +228,10 @@ impl Replica {
         transfer: u32,
         found: &[Range<u32>],
     ) {
+        let older = self.transfers.get(&transfer).map_or(0, |t| match &t.stage {
+            Stage::Reusing(_) => self.size_here(index, &t.path),
+            _ => 0,
+        });
         if let Some(t) = self.transfers.get_mut(&transfer).filter(|t| !t.placing) {
             let blocks = t.blocks;
             let count: u64 = found.iter().map(|r| u64::from(r.end.min(blocks).saturating_sub(r.start))).sum();
@@ -198,13 +251,7 @@ impl Replica {
                     };
                     if blocks == 1 {
                         // The root of one block is its hash.
-                        t.stage = Stage::Blocks(Page {
-                            pages: Vec::new(),
-                            page: 0,
-                            hashes: alloc::vec![t.root],
-                            wanted: BTreeSet::from([0]),
-                            asked: BTreeMap::new(),
-                        });
+                        t.stage = Stage::Blocks(Page::new(Vec::new(), 0, alloc::vec![t.root]));
                     }
                 }
                 Stage::Reusing(mut page) => {
@@ -213,8 +260,12 @@ impl Replica {
                             page.wanted.remove(&block);
                         }
                     }
-                    t.stage = Stage::Blocks(page);
-                    complete = self.page_done(transfer);
+                    if page.may_be_moved(older) {
+                        t.stage = Stage::Weak(page, None);
+                    } else {
+                        t.stage = Stage::Blocks(page);
+                        complete = self.page_done(transfer);
+                    }
                 }
                 other => t.stage = other,
             }
@@ -223,6 +274,14 @@ impl Replica {
             }
         }
         self.finish(now, index);
+    }
+
+    /// How many bytes the file has that is at a path now.
+    fn size_here(&self, index: &dyn Index, path: &[u8]) -> u64 {
+        match self.row(index, path).as_ref().and_then(|row| row.present()).map(|here| &here.value) {
+            Some(Value::File { size, .. }) => *size,
+            _ => 0,
+        }
     }
 
     /// Nothing can be kept of a transfer now: no file could be made for it, or what came could not be written. It is
@@ -259,12 +318,29 @@ impl Replica {
                 if good {
                     let first = page * PAGE_BLOCKS;
                     let action = Action::Reuse { transfer, first, hashes: hashes.clone() };
-                    let pages = core::mem::take(pages);
-                    let wanted = (first..first + count).collect();
-                    t.stage = Stage::Reusing(Page { pages, page, hashes, wanted, asked: BTreeMap::new() });
+                    t.stage = Stage::Reusing(Page::new(core::mem::take(pages), page, hashes));
                     self.actions.push_back(action);
                 }
                 good
+            }
+            (Stage::Weak(page, Some((asked, _))), Some(number))
+                if *asked == peer && number == page.page | WEAK_PAGE =>
+            {
+                let (weak, first, size) = (unpack_weak(&hashes, page.hashes.len()), page.first(), t.size);
+                let is_full = |block: u32| (u64::from(block) + 1) * u64::from(BLOCK_LEN) <= size;
+                let sought: Vec<(u32, u32, Hash)> = (first..)
+                    .zip(weak.into_iter().zip(&page.hashes))
+                    .filter(|(block, (weak, _))| *weak != 0 && is_full(*block) && page.wanted.contains(block))
+                    .map(|(block, (weak, strong))| (block, weak, *strong))
+                    .collect();
+                if sought.is_empty() {
+                    t.fetch_blocks();
+                } else if let Some(page) = t.stage.take_weak() {
+                    t.stage = Stage::Reusing(page);
+                    self.actions.push_back(Action::Search { transfer, sought });
+                }
+                // Too few, or wrong ones, cost what is not found.
+                true
             }
             _ => return,
         };
@@ -383,6 +459,10 @@ impl Replica {
                     *asked = None;
                     transfers.push(*n);
                 }
+                Stage::Weak(_, Some((asked, _))) if *asked == peer => {
+                    t.fetch_blocks();
+                    transfers.push(*n);
+                }
                 Stage::Blocks(page) => {
                     let back: Vec<u32> =
                         page.asked.iter().filter(|(_, p)| **p == peer).map(|(b, _)| *b).collect();
@@ -406,6 +486,12 @@ impl Replica {
 
     /// A peer says that it has not got what it was asked for.
     pub(super) fn take_unavailable(&mut self, index: &mut dyn Index, peer: AgentId, message: &Unavailable) {
+        if let Some(t) = self.transfers.get_mut(&message.transfer)
+            && matches!(&t.stage, Stage::Weak(_, Some((asked, _))) if *asked == peer)
+        {
+            // It may have the content all the same: earlier releases answer so.
+            return t.fetch_blocks();
+        }
         self.give_back(peer, |n| n == message.transfer);
         let Some(t) = self.transfers.get_mut(&message.transfer) else { return };
         t.sources.remove(&peer);
@@ -429,6 +515,12 @@ impl Replica {
         for peer in self.peers.values_mut() {
             if peer.snubbed_until.is_some_and(|until| until <= now) {
                 peer.snubbed_until = None;
+            }
+        }
+        for t in self.transfers.values_mut() {
+            // Nobody is to blame, and nothing is lost.
+            if matches!(&t.stage, Stage::Weak(_, Some((_, at))) if *at + self.config.request_timeout <= now) {
+                t.fetch_blocks();
             }
         }
         let mut requests: BTreeMap<AgentId, Vec<FileRequest>> = BTreeMap::new();
@@ -465,6 +557,11 @@ impl Replica {
                         *asked = Some((source, now));
                         Some(*page)
                     }
+                    Stage::Weak(page, asked @ None) => {
+                        // Reading the file takes longer than looking hashes up.
+                        *asked = Some((source, now + self.config.request_timeout));
+                        Some(page.page | WEAK_PAGE)
+                    }
                     Stage::Blocks(page) if !page.wanted.is_empty() => {
                         let room = stretch.min(pipeline - peer.owed);
                         let blocks: Vec<u32> = page.wanted.iter().take(room).copied().collect();
@@ -480,7 +577,7 @@ impl Replica {
                     }
                     _ => break,
                 };
-                peer.hashes_owed_since = Some(now);
+                // What is owed since when is told by `check_hashes`.
                 let message = GetHashes { transfer, path: t.path.clone(), root: t.root, page };
                 self.actions.push_back(Action::Send { peer: source, message: message.into() });
                 break;
@@ -527,7 +624,9 @@ impl Replica {
             self.snub(now, peer);
         }
         for t in self.transfers.values() {
-            if let Stage::Pages(Some((peer, at))) | Stage::Hashes { asked: Some((peer, at)), .. } = &t.stage
+            if let Stage::Pages(Some((peer, at)))
+            | Stage::Hashes { asked: Some((peer, at)), .. }
+            | Stage::Weak(_, Some((peer, at))) = &t.stage
                 && let Some(p) = self.peers.get_mut(peer)
             {
                 p.hashes_owed_since = Some(p.hashes_owed_since.map_or(*at, |since| since.min(*at)));
@@ -559,6 +658,26 @@ mod tests {
                 (0..blocks as u32).map(|i| crate::merkle::block_hash(&i.to_le_bytes())).collect();
             assert_eq!(root_of(&page_roots(&hashes)), root_of(&hashes), "{blocks} blocks");
         }
+    }
+
+    #[test]
+    fn only_what_may_have_been_moved_is_looked_for() {
+        let blocks = |wanted: Vec<u32>, searched| {
+            let wanted = wanted.into_iter().collect();
+            Page { wanted, searched, ..Page::new(Vec::new(), 0, alloc::vec![[0; 32]; 100]) }
+        };
+        let of = |blocks: u64| blocks * u64::from(BLOCK_LEN);
+        assert!(blocks((4..20).collect(), false).may_be_moved(of(20)));
+        assert!(!blocks((4..20).collect(), true).may_be_moved(of(20)), "once");
+        assert!(
+            !blocks((4..20).collect(), false).may_be_moved(of(20) - 1),
+            "the older version ends there: something was added"
+        );
+        assert!(
+            !blocks((4..19).chain(20..35).collect(), false).may_be_moved(of(100)),
+            "changed where they are"
+        );
+        assert!(!blocks((0..100).collect(), false).may_be_moved(0), "nothing is here");
     }
 
     #[test]

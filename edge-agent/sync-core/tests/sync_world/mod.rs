@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::ops::Range;
 use std::time::Duration;
 
-use agent_proto::sync::{Hashes, SyncMessage, Unavailable, Value};
+use agent_proto::sync::{Hashes, SyncMessage, Unavailable, Value, WEAK_PAGE, pack_weak};
 use event_schema::{AgentId, RunId};
 use sha2::{Digest, Sha256};
 use sync_core::merkle::Hash;
@@ -29,6 +29,11 @@ use index::{SimIndex, Tables};
 pub(crate) use kin::{Kin, KinPolicy, MacNotary, Rng, mac};
 
 pub(crate) const RUN: RunId = RunId([9; 16]);
+
+/// Contents are numbers here, so blocks have what takes the part of a weak hash.
+fn weak_of(strong: &Hash) -> u32 {
+    u32::from_le_bytes([strong[0], strong[1], strong[2], 1])
+}
 
 #[derive(Debug)]
 pub(crate) struct Staged {
@@ -145,6 +150,8 @@ pub(crate) struct World {
     pub(crate) messages: u64,
     pub(crate) message_bytes: u64,
     pub(crate) blocks_sent: u64,
+    /// How often blocks were looked for at any place.
+    pub(crate) searched: u64,
     pub(crate) restarts: u64,
     pub(crate) trace: bool,
     /// Members that turned say nothing of their own accord.
@@ -228,6 +235,7 @@ impl World {
             messages: 0,
             message_bytes: 0,
             blocks_sent: 0,
+            searched: 0,
             restarts: 0,
             silent: false,
             trace: std::env::var_os("SYNC_TRACE").is_some(),
@@ -356,6 +364,20 @@ impl World {
                 let found = have.iter().filter(|b| page.contains(b)).map(|b| *b..*b + 1).collect();
                 self.later(node, 100, 10_000, Event::Reused { node, transfer, found });
             }
+            Action::Search { transfer, sought } => {
+                let mut found = Vec::new();
+                for (block, weak, strong) in sought {
+                    assert_eq!(weak, weak_of(&strong), "seed {}", self.seed);
+                    if strong[0] & 1 == 0 {
+                        found.push(block..block + 1);
+                    }
+                }
+                if let Some(staged) = self.nodes[node].staged.get_mut(&transfer) {
+                    staged.have.extend(found.iter().cloned().flatten());
+                }
+                self.searched += 1;
+                self.later(node, 100, 10_000, Event::Reused { node, transfer, found });
+            }
             Action::Drop { transfer } => {
                 let n = &mut self.nodes[node];
                 if let Some(staged) = n.staged.remove(&transfer) {
@@ -381,6 +403,15 @@ impl World {
                 let message = match (here, page) {
                     (None, _) => Unavailable { transfer }.into(),
                     (Some(all), None) => Hashes { transfer, page, hashes: page_roots(&all) }.into(),
+                    // An earlier release.
+                    (Some(_), Some(p)) if p & WEAK_PAGE != 0 && node.is_multiple_of(3) => {
+                        Unavailable { transfer }.into()
+                    }
+                    (Some(all), Some(p)) if p & WEAK_PAGE != 0 => {
+                        let strong = all.chunks(8192).nth((p & !WEAK_PAGE) as usize).unwrap_or_default();
+                        let weak: Vec<u32> = strong.iter().map(weak_of).collect();
+                        Hashes { transfer, page, hashes: pack_weak(&weak) }.into()
+                    }
                     (Some(all), Some(p)) => {
                         let hashes =
                             all.chunks(8192).nth(p as usize).map(<[Hash]>::to_vec).unwrap_or_default();

@@ -13,7 +13,8 @@ use super::{Opened, Staging};
 
 const BLOCK: usize = 32 * 1024;
 
-pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
+/// Bytes that nothing compresses or finds twice.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, RwLock, mpsc as std_mpsc};
 use std::thread::JoinHandle;
 
-use agent_proto::sync::{SyncMessage, Value};
+use agent_proto::sync::{SyncMessage, Value, WEAK_PAGE};
 use event_schema::AgentId;
 use folder_index::{GuardConfig, Keeper, KeeperConfig};
 use sync_core::merkle::Hash;
@@ -21,7 +21,7 @@ use super::attic::Attic;
 use super::change::{Changer, Order};
 use super::meta::Metadata;
 use super::scout::{Ask, Chosen, Rules, Scout, read_rules};
-use super::serve::{Arrived, Server};
+use super::serve::{Arrived, Server, Weak};
 use super::stage::Stages;
 use super::store::{Fold, Store, StoreError};
 use super::tree::{Tree, TreeError, stage_path, stat_at};
@@ -88,6 +88,7 @@ pub(super) enum Job {
     Change(Order),
     Stage { transfer: u32, path: Vec<u8>, root: Hash, size: u64, from: Option<Vec<u8>> },
     Reuse { transfer: u32, first: u32, hashes: Vec<Hash> },
+    Search { transfer: u32, sought: Vec<(u32, u32, Hash)> },
     End(u32),
     Write(Arrived),
 }
@@ -95,7 +96,20 @@ pub(super) enum Job {
 /// Reading for others.
 pub(super) enum Serve {
     Block(Reading),
-    Hashes { agent: AgentId, handle: Handle, transfer: u32, path: Vec<u8>, root: Hash, page: Option<u32> },
+    Hashes {
+        agent: AgentId,
+        handle: Handle,
+        transfer: u32,
+        path: Vec<u8>,
+        root: Hash,
+        page: Option<u32>,
+    },
+    /// Weak hashes, of which some are there already.
+    Weak {
+        agent: AgentId,
+        handle: Handle,
+        weak: Weak,
+    },
 }
 
 /// Why a job's folder or index cannot be used now.
@@ -419,6 +433,9 @@ impl Worker {
             Job::Reuse { transfer, first, hashes } => {
                 Event::Reused { transfer, found: self.stages.reuse(transfer, first, &hashes) }
             }
+            Job::Search { transfer, sought } => {
+                Event::Reused { transfer, found: self.stages.search(transfer, sought) }
+            }
             Job::Write(Arrived { handle, transfer, block, data, .. }) => {
                 match self.stages.write(transfer, block, &data) {
                     Ok(hash) => Event::Written { handle, transfer, block, hash },
@@ -446,6 +463,20 @@ fn serve(mut server: Server, queue: &Queue<Serve>, out: &mpsc::Sender<Event>) {
                     let data = server.block(&peer.path, &peer.root, peer.block);
                     Event::Read { peer, data }
                 }
+                Serve::Hashes { agent, handle, transfer, path, root, page: Some(page) }
+                    if page & WEAK_PAGE != 0 =>
+                {
+                    queue.push(Serve::Weak { agent, handle, weak: Weak::new(transfer, path, root, page) });
+                    continue;
+                }
+                // A part at a time: others wait for less.
+                Serve::Weak { agent, handle, weak } => match server.more_weak(weak) {
+                    Ok(weak) => {
+                        queue.push(Serve::Weak { agent, handle, weak });
+                        continue;
+                    }
+                    Err(message) => Event::Answered { agent, handle, message },
+                },
                 Serve::Hashes { agent, handle, transfer, path, root, page } => {
                     let message = server.answer(transfer, &path, &root, page);
                     Event::Answered { agent, handle, message }

@@ -5,13 +5,16 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use agent_proto::limits::BLOCK_LEN;
-use agent_proto::sync::{Hashes, PAGE_BLOCKS, SyncMessage, Unavailable, of_block_tag};
+use agent_proto::sync::{Hashes, PAGE_BLOCKS, SyncMessage, Unavailable, WEAK_PAGE, of_block_tag, pack_weak};
 use sync_core::merkle::{Hash, block_hash, tree_root};
+use sync_core::weak::weak_hash;
 use tokio::sync::mpsc;
 use utp2_tokio::{BlockSink, BlockSource, Handle};
 
@@ -139,6 +142,27 @@ impl BlockSink for Blocks {
     }
 }
 
+/// Blocks whose weak hashes are made at once, and for how long all of a page may take: who waits asks others after 16 s.
+const WEAK_BLOCKS: u32 = 256;
+const WEAK_TIME: Duration = Duration::from_secs(8);
+
+/// Weak hashes of a page that are being made: what is missing when their time is over stays zero (SYNC.md §5).
+pub(super) struct Weak {
+    transfer: u32,
+    path: Vec<u8>,
+    root: Hash,
+    /// As asked.
+    page: u32,
+    made: Vec<u32>,
+    until: Instant,
+}
+
+impl Weak {
+    pub(super) fn new(transfer: u32, path: Vec<u8>, root: Hash, page: u32) -> Self {
+        Self { transfer, path, root, page, made: Vec::new(), until: Instant::now() + WEAK_TIME }
+    }
+}
+
 /// Reads files for others; of one thread.
 pub(super) struct Server {
     tree: Arc<Tree>,
@@ -201,22 +225,49 @@ impl Server {
         }
     }
 
+    /// Makes some more weak hashes; with the last ones, the answer.
+    ///
+    /// They are of what is in the file now, indexed or not: who looks by them believes strong ones only.
+    pub(super) fn more_weak(&mut self, mut weak: Weak) -> Result<Weak, SyncMessage> {
+        let unavailable = Unavailable { transfer: weak.transfer };
+        let Some(size) =
+            self.open(&weak.path).and_then(|()| Some(self.last.as_ref()?.1.metadata().ok()?.len()))
+        else {
+            return Err(unavailable.into());
+        };
+        let page = of_page(weak.page & !WEAK_PAGE, blocks_of(size));
+        let Some(page) = page.filter(|_| self.hashes(&weak.path, &weak.root, size, 0..1).is_some()) else {
+            return Err(unavailable.into());
+        };
+        let first = page.start + weak.made.len() as u32;
+        let end = page.end.min(first.saturating_add(WEAK_BLOCKS));
+        let mut buffer = vec![0; BLOCK_LEN as usize];
+        for block in first..end {
+            let part = &mut buffer[..block_len(size, block) as usize];
+            let at = u64::from(block) * u64::from(BLOCK_LEN);
+            let read = self.last.as_ref().is_some_and(|(_, file)| file.read_exact_at(part, at).is_ok());
+            weak.made.push(if read { weak_hash(part) } else { 0 });
+        }
+        if end < page.end && Instant::now() < weak.until {
+            return Ok(weak);
+        }
+        weak.made.resize(page.len(), 0);
+        let hashes = pack_weak(&weak.made);
+        Err(Hashes { transfer: weak.transfer, page: Some(weak.page), hashes }.into())
+    }
+
     fn page(&mut self, path: &[u8], root: &Hash, page: Option<u32>) -> Option<Vec<Hash>> {
         self.last = None;
         self.open(path)?;
         let size = self.last.as_ref()?.1.metadata().ok()?.len();
         let blocks = blocks_of(size);
-        let of_page = |page: u32| {
-            let first = page.checked_mul(PAGE_BLOCKS).filter(|first| *first < blocks)?;
-            Some(first..first.saturating_add(PAGE_BLOCKS).min(blocks))
-        };
         match page {
-            Some(page) => self.hashes(path, root, size, of_page(page)?),
+            Some(page) => self.hashes(path, root, size, of_page(page, blocks)?),
             None => {
                 let pages = 0..blocks.div_ceil(PAGE_BLOCKS);
                 let mut roots = Vec::with_capacity(pages.len());
                 for page in pages {
-                    roots.push(tree_root(&self.hashes(path, root, size, of_page(page)?)?));
+                    roots.push(tree_root(&self.hashes(path, root, size, of_page(page, blocks)?)?));
                 }
                 Some(roots)
             }
@@ -224,13 +275,7 @@ impl Server {
     }
 
     /// Hashes of some blocks of a content.
-    fn hashes(
-        &mut self,
-        path: &[u8],
-        root: &Hash,
-        size: u64,
-        blocks: std::ops::Range<u32>,
-    ) -> Option<Vec<Hash>> {
+    fn hashes(&mut self, path: &[u8], root: &Hash, size: u64, blocks: Range<u32>) -> Option<Vec<Hash>> {
         if blocks_of(size) == 1 {
             return Some(vec![*root]);
         }
@@ -261,13 +306,7 @@ impl Server {
         wanted
     }
 
-    fn indexed(
-        &self,
-        path: &[u8],
-        root: &Hash,
-        size: u64,
-        blocks: std::ops::Range<u32>,
-    ) -> Option<Vec<Hash>> {
+    fn indexed(&self, path: &[u8], root: &Hash, size: u64, blocks: Range<u32>) -> Option<Vec<Hash>> {
         let snapshot = self.index.as_ref()?.snapshot().ok()?;
         let record = snapshot.entry(path).ok()??;
         let folder_index::Kind::File(Some(content)) = &record.kind else { return None };
@@ -278,4 +317,10 @@ impl Server {
         let range = u64::from(blocks.start)..u64::from(blocks.end);
         snapshot.some_blocks(size, content, range).ok().filter(|hashes| hashes.len() == count)
     }
+}
+
+/// The blocks of a page.
+fn of_page(page: u32, blocks: u32) -> Option<Range<u32>> {
+    let first = page.checked_mul(PAGE_BLOCKS).filter(|first| *first < blocks)?;
+    Some(first..first.saturating_add(PAGE_BLOCKS).min(blocks))
 }

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use agent_proto::limits::BLOCK_LEN;
 use folder_index::Catalog;
@@ -17,10 +18,15 @@ use rustix::io::Errno;
 use sync_core::merkle::{Hash, block_hash, tree_root};
 
 use super::meta::private;
+
 use super::tree::{Tree, block_len, blocks_of, stat_at};
+use crate::disk::{Sought, io_problem, roll, worth};
 
 /// Files of transfers that were given up, kept for their next try.
 const KEPT: usize = 128;
+
+/// How far a block is looked for before and behind its place: what is put in or taken out is shorter, or worth sending.
+const REACH: u64 = 64 << 20;
 
 /// Bytes read at once.
 const READ: usize = 1 << 20;
@@ -203,6 +209,41 @@ impl Stages {
         found
     }
 
+    /// Finds blocks of a transfer at any place of the older version: number, weak and strong hash of each, all of full
+    /// length.
+    pub(super) fn search(&self, transfer: u32, sought: Vec<(u32, u32, Hash)>) -> Vec<Range<u32>> {
+        let places = sought.iter().map(|(block, ..)| u64::from(*block) * u64::from(BLOCK_LEN));
+        let (Some(staged), Some(first), Some(last)) =
+            (self.get(transfer), places.clone().min(), places.max())
+        else {
+            return Vec::new();
+        };
+        let Ok(older) = self.tree.open_file(&staged.path) else { return Vec::new() };
+        let len = older.metadata().map_or(0, |meta| meta.len());
+        let stretch = first.saturating_sub(REACH)..last.saturating_add(u64::from(BLOCK_LEN) + REACH).min(len);
+        let until = Instant::now() + worth(sought.len() as u64 * u64::from(BLOCK_LEN));
+        let rows = sought.into_iter().map(|(block, weak, strong)| (weak, u64::from(block), strong));
+        let mut found: Vec<u32> = Vec::new();
+        let rolled = roll(
+            &older,
+            &[stretch],
+            &mut Sought::new(rows.collect()),
+            &|| Instant::now() < until && staged.state() != State::Placed,
+            &mut |block, data| {
+                let written = staged.file.write_all_at(data, block * u64::from(BLOCK_LEN));
+                written.map_err(|e| io_problem(&e, &staged.path, "copying what is here already"))?;
+                staged.set(State::Written);
+                found.push(block as u32);
+                Ok(())
+            },
+        );
+        if let Err(problem) = rolled {
+            tracing::warn!(path = %staged.path.escape_ascii(), "{}", problem.detail);
+        }
+        found.sort_unstable();
+        found.chunk_by(|a, b| a + 1 == *b).map(|run| run[0]..run[run.len() - 1] + 1).collect()
+    }
+
     /// Writes a block that arrived; gives its hash.
     ///
     /// # Errors
@@ -363,6 +404,15 @@ mod tests {
         assert_eq!((stages.block_len(3, 4), stages.block_len(9, 0)), (None, None));
         assert_eq!(stages.write(3, 1, &content[block..2 * block]).expect("written"), hashes[1]);
         assert!(stages.write(3, 3, &content[..block]).is_err(), "longer than the last one");
+        // The older version has the second and third one elsewhere, and the first one nowhere.
+        let elsewhere = [b"before", &content[block..block * 3]].concat();
+        std::fs::write(root.path().join("old"), &elsewhere).expect("written");
+        let weak = |nth: usize| sync_core::weak::weak_hash(&content[nth * block..(nth + 1) * block]);
+        let sought = (0..3).map(|nth| (nth as u32, weak(nth), hashes[nth])).collect();
+        assert_eq!(stages.search(3, sought), one(1..3));
+        assert!(
+            stages.search(3, Vec::new()).is_empty() && stages.search(9, vec![(0, 0, hashes[0])]).is_empty()
+        );
         stages.end(3);
         let left = Stages::open(tree, None).expect("opened");
         assert_eq!(left.begin(4, b"old", of, size, None).expect("begun"), one(0..4));

@@ -621,6 +621,7 @@ impl SyncTask {
                 engine.work(Job::Stage { transfer, path, root, size, from });
             }
             Action::Reuse { transfer, first, hashes } => engine.work(Job::Reuse { transfer, first, hashes }),
+            Action::Search { transfer, sought } => engine.work(Job::Search { transfer, sought }),
             Action::Drop { transfer } => engine.work(Job::End(transfer)),
             Action::Upload { peer, transfer, path, root, block } => {
                 if let Some(p) = self.peers.get(&peer) {

@@ -11,6 +11,7 @@ use event_schema::{
 };
 
 use super::SyncStatus;
+use crate::disk::noise;
 use crate::run::tests::{Agent, Fleet, Options};
 
 const RUN: RunId = RunId([0x5c; 16]);
@@ -408,6 +409,52 @@ async fn a_reader_only_receives() {
     assert_eq!(scene.read(1, &aside()[0]).expect("kept"), b"changed where it may not be");
     assert_eq!(scene.read(1, "own").expect("stays"), b"the reader's");
     assert!(scene.read(0, "own").is_none() && tree(&scene.folder(0)).len() == 1);
+}
+
+/// Bytes that are put in or taken out move all that follows; that is found where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_moved_within_a_file_is_not_fetched_again() {
+    let scene = Scene::new(2, rw).await;
+    let mut bytes = noise(1, 9 << 20);
+    // In one go: a file is not to be fetched as it was half-way.
+    let write = |of: usize, bytes: &[u8]| {
+        let aside = scene.folders[of].path().join("aside");
+        fs::create_dir_all(scene.folder(of)).expect("made");
+        fs::write(&aside, bytes).expect("written");
+        fs::rename(&aside, scene.at(of, "a")).expect("renamed");
+    };
+    write(0, &bytes);
+    scene.join_all().await;
+    let mut counted = [0, 0];
+    let mut fetched = async |to: usize, bytes: &[u8]| {
+        scene.until("the change", || scene.read(to, "a").is_some_and(|there| there == bytes)).await;
+        let before = counted[to];
+        // What is shown is a moment old.
+        scene.until("its counting", || scene.status(to).1.changes > before).await;
+        let status = scene.status(to).1;
+        counted[to] = status.changes;
+        status.blocks
+    };
+    let mut had = [0, fetched(1, &bytes).await];
+    assert!(had[1] >= 288, "{had:?}");
+    let change: [fn(&mut Vec<u8>); 3] = [
+        |bytes| bytes.insert(0, 7),
+        |bytes| drop(bytes.drain(3_000_000..3_100_001)),
+        |bytes| drop(bytes.splice(5_000_000..5_000_000, noise(2, 50_000))),
+    ];
+    for (n, change) in change.into_iter().enumerate() {
+        let (from, to) = (n % 2, 1 - n % 2);
+        change(&mut bytes);
+        write(from, &bytes);
+        let blocks = fetched(to, &bytes).await;
+        assert!(blocks - had[to] <= 5, "{} blocks for the {n}th change", blocks - had[to]);
+        had[to] = blocks;
+    }
+    // What is added at the end is looked for nowhere; it is fetched, and the block that was not full.
+    bytes.extend(noise(3, 640 << 10));
+    write(0, &bytes);
+    let blocks = fetched(1, &bytes).await - had[1];
+    assert!((20..=22).contains(&blocks), "{blocks} blocks");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use super::super::work;
 use super::*;
 use crate::backup::thin::thin;
 use crate::backup::{Held, Purpose, Shelf, VersionName};
+use crate::disk::noise;
 
 /// A source with a folder, a storage agent with a shelf.
 struct Backup {
@@ -22,17 +23,6 @@ struct Backup {
     /// What the source was at each version; not kept where nobody asks.
     was: Option<TempDir>,
     runs: u8,
-}
-
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let step = |_| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x as u8
-    };
-    (0..len).map(step).collect()
 }
 
 fn version(n: u8) -> VersionName {
