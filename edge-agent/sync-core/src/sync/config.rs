@@ -25,6 +25,8 @@ pub(super) const UPKEEP_MAX: usize = 4096;
 pub(super) const HASH_REQUESTS_MAX: usize = 256;
 /// Paths whose next try is remembered; more are tried early.
 pub(super) const RETRIES_MAX: usize = 4096;
+/// Contents of what is gone while people are asked about it: 40 bytes each.
+pub(super) const GONE_MAX: usize = 16_384;
 /// Files that came or went just now and may have been moved; more are a deletion and a copy.
 pub(super) const RECENT_MAX: usize = 4096;
 /// Bytes of entries in one message, or one entry: far below a peer message's limit, with room for heads.

@@ -7,7 +7,7 @@ use agent_proto::sync::{Dot, FILE_MAX, Statement, VERSION_MAX, Value};
 use event_schema::Signature;
 use timebase::Instant;
 
-use super::config::{RECENT_MAX, RETRIES_MAX, STEP};
+use super::config::{GONE_MAX, RECENT_MAX, RETRIES_MAX, STEP};
 use super::row::{Disk, Index, OnDisk, Row, Stamp, Work};
 use super::state::Episode;
 use super::statement::{depth_max, dot, insert, is_fit, statement_bytes};
@@ -175,7 +175,9 @@ impl Replica {
             Disk::Present(here) | Disk::Missing(here) => Some(here),
             Disk::Absent => None,
         };
+        // While people are asked, only what is gone comes back elsewhere.
         if before.is_none()
+            && (!self.meta.guarded || self.is_of_gone(&value))
             && let Some(episode) = &mut self.meta.episode
         {
             episode.came += 1;
@@ -340,13 +342,14 @@ impl Replica {
         }
         self.deletions = None;
         if self.meta.missing == 0 {
-            return;
+            return self.nothing_is_gone();
         }
         if self.meta.guarded || self.is_too_much(self.meta.missing) {
             let (missing, total) = (self.meta.missing, self.meta.present + self.meta.missing);
             self.meta.guarded = true;
             self.guard_shown = missing;
             self.meta_changed();
+            self.note_gone(index);
             self.actions.push_back(Action::Guard { missing, total });
             return;
         }
@@ -363,8 +366,44 @@ impl Replica {
         }
         if more {
             self.deletions = Some(Deletions { first: now, due: now });
+        } else if self.meta.missing == 0 {
+            self.nothing_is_gone();
         }
         self.meta_changed();
+    }
+
+    /// What came and stands for nothing that went does not stand for what goes later: where much is written all day, all
+    /// of it could go unasked.
+    fn nothing_is_gone(&mut self) {
+        if let Some(episode) = &mut self.meta.episode {
+            episode.came = episode.came.min(episode.believed);
+        }
+    }
+
+    /// Remembers the contents of what is gone, to know them when they come under other names.
+    fn note_gone(&mut self, index: &mut dyn Index) {
+        self.flush(index);
+        self.gone.clear();
+        let mut after: Option<Vec<u8>> = None;
+        for _ in 0..GONE_MAX {
+            let Some(path) = index.next_work(Work::Missing, after.as_deref()) else { break };
+            if let Some(Disk::Missing(here)) = self.row(index, &path).map(|row| row.disk)
+                && let Some(root) = root_of_value(&here.value)
+            {
+                *self.gone.entry(root).or_default() += 1;
+            }
+            after = Some(path);
+        }
+    }
+
+    /// Whether a content is one of those that are gone; it counts once for each.
+    fn is_of_gone(&mut self, value: &Value) -> bool {
+        let Some(count) = root_of_value(value).and_then(|root| self.gone.get_mut(&root)) else {
+            return false;
+        };
+        let was = *count;
+        *count = was.saturating_sub(1);
+        was > 0
     }
 }
 

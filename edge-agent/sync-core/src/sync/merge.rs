@@ -66,10 +66,13 @@ impl Replica {
             self.save(held);
         } else if changed && held.row.work == super::Work::Pull {
             if holds {
-                self.add_source(&path, peer);
                 self.pass.restart();
             }
             self.save_quietly(held.row);
+        }
+        // Whatever else is new: a transfer under way is not left to those who were there before.
+        if holds && place.is_none() {
+            self.add_source(&path, peer);
         }
     }
 

@@ -86,6 +86,8 @@ pub struct Replica {
     episode_ends: Instant,
     /// How many gone entries people were told of.
     guard_shown: u64,
+    /// Contents of what is gone while people are asked, and how often each.
+    gone: BTreeMap<Hash, u32>,
     /// Content that came, or went, just now: where.
     came: BTreeMap<Hash, Vec<u8>>,
     went: BTreeMap<Hash, Vec<u8>>,
@@ -140,6 +142,7 @@ impl Replica {
             deletions: None,
             episode_ends: now + config.guard_quiet,
             guard_shown,
+            gone: BTreeMap::new(),
             came: BTreeMap::new(),
             went: BTreeMap::new(),
             may_move: BTreeMap::new(),

@@ -277,6 +277,85 @@ fn who_confirms_a_deletion_confirms_what_was_shown() {
     assert_eq!(paths(&world, 1).len(), 60);
 }
 
+/// People were asked: what has nothing to do with what is gone answers nothing.
+#[test]
+fn a_question_of_the_guard_is_answered_by_what_is_gone_alone() {
+    let mut world = quiet(&[KIN; 2]);
+    filled(&mut world, 1000);
+    let content = |world: &World, i: usize| match world.nodes[1].fs.get(format!("file {i}").as_bytes()) {
+        Some(node) => match node.kind {
+            Kind::File(content) => content,
+            _ => panic!("a file"),
+        },
+        None => panic!("there"),
+    };
+    (0..400).for_each(|i| world.delete(0, format!("file {i}").as_bytes()));
+    world.run(ms(30_000));
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (1, 1000));
+    (0..200).for_each(|i| world.edit(0, format!("new {i}").as_bytes(), 5000 + i));
+    world.run(ms(60_000));
+    let guarded = |world: &World| world.nodes[0].replica.as_deref().map(|r| r.is_guarded());
+    assert_eq!(guarded(&world), Some(true));
+    assert!((0..400).all(|i| world.nodes[1].fs.get(format!("file {i}").as_bytes()).is_some()));
+    // They were moved, which takes its time.
+    for i in 0..350 {
+        let content = content(&world, i);
+        world.write(0, format!("moved {i}").as_bytes(), content);
+    }
+    world.run(ms(60_000));
+    assert_eq!(guarded(&world), Some(false));
+    world.converge();
+    assert_eq!(paths(&world, 1).len(), 600 + 200 + 350);
+}
+
+/// Where much is written all day, and temporary files go, the guard is there for all of it.
+#[test]
+fn a_folder_that_grows_is_guarded_as_it_is() {
+    let mut world = quiet(&[KIN; 2]);
+    filled(&mut world, 60);
+    for i in 0..200 {
+        world.edit(0, format!("data {i}").as_bytes(), 1000 + i);
+        world.edit(0, format!("temp {i}").as_bytes(), 2000 + i);
+        world.run(ms(3000));
+        world.delete(0, format!("temp {i}").as_bytes());
+    }
+    world.run(ms(20_000));
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (0, 260));
+    (0..200).for_each(|i| world.delete(0, format!("data {i}").as_bytes()));
+    (0..60).for_each(|i| world.delete(0, format!("file {i}").as_bytes()));
+    world.run(ms(60_000));
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (1, 260));
+}
+
+/// Who has what a silent member promised is asked for it, whatever else it tells in the same breath.
+#[test]
+fn a_transfer_is_not_left_to_who_promised_first() {
+    let mut world = silent(&[KIN, KIN, TURNED]);
+    does(&mut world, [Step::Cut(0, 1), Step::Edit(1, "b", 3000)]);
+    world.run(ms(5000));
+    let root = match world.nodes[1].fs.get(b"b").expect("written").kind {
+        Kind::File(content) => content.root(),
+        _ => panic!("a file"),
+    };
+    let (key, agent) = (world.nodes[2].key, world.nodes[2].agent);
+    let statement = |incarnation, value| {
+        let dot = Dot { replica: replica_id(RUN, agent, incarnation), counter: 1 };
+        own_statement(&key, dot.replica, b"a", vec![dot], 1, value)
+    };
+    let file = statement(1, Value::File { size: 3000, root, meta: Vec::new() });
+    let loser = statement(2, Value::Deleted);
+    let head = |incarnation| own_head(&key, incarnation, 1, vec![FIRST]);
+    let of = |statements| IndexEntry { path: b"a".to_vec(), statements, holds: Some(0) };
+    tells(&mut world, 2, 0, vec![head(1)], vec![of(vec![file.clone()])]);
+    tells(&mut world, 2, 1, vec![head(1), head(2)], vec![of(vec![file, loser])]);
+    world.run(ms(20_000));
+    let has = |world: &World, node: usize| world.nodes[node].fs.get(b"a").is_some();
+    assert_eq!((has(&world, 0), has(&world, 1)), (false, true));
+    does(&mut world, [Step::Mend(0, 1)]);
+    world.run(ms(60_000));
+    assert!(has(&world, 0));
+}
+
 #[test]
 fn things_that_come_and_go_all_day_are_no_mass_deletion() {
     let mut world = quiet(&[KIN; 2]);

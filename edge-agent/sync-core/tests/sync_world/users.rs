@@ -15,7 +15,7 @@ impl World {
         }
     }
 
-    fn write(&mut self, node: usize, path: &[u8], content: Content) {
+    pub(crate) fn write(&mut self, node: usize, path: &[u8], content: Content) {
         let wall = self.wall();
         let n = &mut self.nodes[node];
         let path = n.fs.resolve(path);
