@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use agent_proto::limits::BLOCK_LEN;
-use agent_proto::sync::{FILES_MAX, FileRequest, GetHashes, Request, Unavailable, Value};
+use agent_proto::sync::{FILES_MAX, FileRequest, GetHashes, Request, Statement, Unavailable, Value};
 use event_schema::AgentId;
 use timebase::Instant;
 
@@ -41,7 +41,13 @@ impl Replica {
             Value::File { root: here, size, .. } if here == root => Some((path.to_vec(), *size)),
             _ => None,
         };
-        at(path).or_else(|| at(&index.with_root(root)?))
+        // A root says nothing of a size. Who asks goes by what is stated of the path, so that has to be known here, and to fit:
+        // else each would take the other for a liar.
+        let fits = |size: u64| {
+            let stated = |s: &Statement| matches!(&s.value, Value::File { root: of, size: told, .. } if of == root && *told == size);
+            self.row(index, path).is_some_and(|row| row.statements.iter().any(stated))
+        };
+        at(path).or_else(|| at(&index.with_root(root)?).filter(|(_, size)| fits(*size)))
     }
 
     pub(super) fn serve_hashes(

@@ -356,6 +356,41 @@ fn a_transfer_is_not_left_to_who_promised_first() {
     assert!(has(&world, 0));
 }
 
+/// A root says nothing of a size: a member that names somebody's content with another one parts no honest ones.
+#[test]
+fn a_content_under_a_wrong_size_parts_nobody() {
+    for size in [BLOCK + 4000, BLOCK * 5, 1 << 41] {
+        let mut world = silent(&[KIN, Kin { selective: true, ..KIN }, TURNED]);
+        does(&mut world, [Step::Folder(0, "d1"), Step::Edit(0, "d1/b", BLOCK + 3000)]);
+        world.run(ms(10_000));
+        let root = match world.nodes[0].fs.get(b"d1/b").expect("written").kind {
+            Kind::File(content) => content.root(),
+            _ => panic!("a file"),
+        };
+        let (key, agent) = (world.nodes[2].key, world.nodes[2].agent);
+        for (n, path) in [b"p", b"q", b"r", b"s"].into_iter().enumerate() {
+            let dot = Dot { replica: replica_id(RUN, agent, 1), counter: n as u64 + 1 };
+            let value = Value::File { size, root, meta: Vec::new() };
+            let said = own_statement(&key, dot.replica, path, vec![dot], 1, value);
+            let (after, up_to) = (n as u64, n as u64 + 1);
+            let (heads, entries) = (vec![own_head(&key, 1, 4, vec![FIRST])], vec![entry(path, said)]);
+            for to in [0, 1] {
+                let (heads, entries) = (heads.clone(), entries.clone());
+                let piece = Index { epoch: 1, life: 1, after, up_to, heads, entries, summary: None };
+                world.send(2, to, piece.into());
+            }
+            world.run(ms(1000));
+        }
+        world.run(ms(120_000));
+        assert!(world.nodes[1].fs.get(b"p").is_none(), "nobody has it");
+        for (of, by) in [(0, 1), (1, 0)] {
+            let agent = world.nodes[of].agent;
+            let blamed = &world.nodes[by].misbehaved;
+            assert!(blamed.iter().all(|(who, _)| *who != agent), "{size}: {by} blames {of}: {blamed:?}");
+        }
+    }
+}
+
 #[test]
 fn things_that_come_and_go_all_day_are_no_mass_deletion() {
     let mut world = quiet(&[KIN; 2]);

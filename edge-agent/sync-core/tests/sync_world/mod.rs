@@ -348,9 +348,9 @@ impl World {
                     return self.later(node, 100, 20_000, Event::Unstaged { node, transfer });
                 }
                 let mut have = n.kept.get(&root).cloned().unwrap_or_default();
-                let content = self.contents.get(&root).copied();
-                let here = from.is_some_and(|f| matches!(n.fs.get(&f), Some(x) if matches!(x.kind, Kind::File(c) if Some(c) == content)));
-                if here || n.fs.archive.iter().any(|c| Some(*c) == content) {
+                let content = self.contents.get(&root).copied().filter(|content| content.size == size);
+                let here = content.is_some() && from.is_some_and(|f| matches!(n.fs.get(&f), Some(x) if matches!(x.kind, Kind::File(c) if Some(c) == content)));
+                if here || content.is_some() && n.fs.archive.iter().any(|c| Some(*c) == content) {
                     have = (0..blocks).collect();
                 }
                 let found = have.iter().map(|b| *b..*b + 1).collect();

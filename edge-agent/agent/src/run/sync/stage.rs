@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use agent_proto::limits::BLOCK_LEN;
+use agent_proto::sync::PAGE_BLOCKS;
 use folder_index::Catalog;
 use rustix::fs::{self, AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
@@ -144,6 +145,11 @@ impl Stages {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(fs::openat(stage, name.as_slice(), flags, Mode::RUSR | Mode::WUSR)?);
         private(&file)?;
+        // A root says nothing of a size: what was kept may be of another one.
+        if state == State::Written && file.metadata().map_or(0, |meta| meta.len()) != size {
+            state = State::Empty;
+            let _ = file.set_len(0);
+        }
         let set_len = |len| file.set_len(len).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
         set_len(size)?;
         let mut whole = size == 0;
@@ -337,14 +343,39 @@ pub(super) fn hashes_of(file: &File, size: u64, mut each: impl FnMut(&[u8], Hash
     true
 }
 
-/// The root over a file of at most so many bytes, if it has them.
+/// The root over hashes of blocks as they come. No more than a page of them is in memory, and the roots of those that are
+/// full: whoever states a size does not say what memory it takes.
+#[derive(Default)]
+struct Root {
+    pages: Vec<Hash>,
+    page: Vec<Hash>,
+}
+
+impl Root {
+    fn push(&mut self, hash: Hash) {
+        self.page.push(hash);
+        if self.page.len() == PAGE_BLOCKS as usize {
+            self.pages.push(tree_root(&self.page));
+            self.page.clear();
+        }
+    }
+
+    fn finish(mut self) -> Hash {
+        if !self.page.is_empty() {
+            self.pages.push(tree_root(&self.page));
+        }
+        tree_root(&self.pages)
+    }
+}
+
+/// The root over a file of so many bytes, if it has them.
 pub(super) fn root_of_file(file: &File, size: u64) -> Option<Hash> {
-    let mut hashes = Vec::with_capacity(blocks_of(size) as usize);
+    let mut root = Root::default();
     let whole = hashes_of(file, size, |_, hash| {
-        hashes.push(hash);
+        root.push(hash);
         true
     });
-    whole.then(|| tree_root(&hashes))
+    whole.then(|| root.finish())
 }
 
 fn is_whole(file: &File, size: u64, root: &Hash) -> bool {
@@ -359,22 +390,48 @@ fn copy(from: &File, to: &File, size: u64, root: &Hash) -> bool {
     if fs::ioctl_ficlone(to, from).is_ok() {
         return is_whole(to, size, root);
     }
-    let mut hashes = Vec::with_capacity(blocks_of(size) as usize);
-    let mut at = 0;
+    let (mut now, mut at) = (Root::default(), 0);
     let copied = hashes_of(from, size, |block, hash| {
         // What is all zeros stays a hole.
         let written = block.iter().all(|b| *b == 0) || to.write_all_at(block, at).is_ok();
         at += block.len() as u64;
-        hashes.push(hash);
+        now.push(hash);
         written
     });
-    copied && tree_root(&hashes) == *root
+    copied && now.finish() == *root
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use event_schema::RunId;
+
+    #[test]
+    fn a_root_is_that_of_all_blocks_however_many() {
+        for blocks in [0, 1, 8191, 8192, 8193, 20_000] {
+            let hashes: Vec<Hash> = (0..blocks as u32).map(|i| block_hash(&i.to_le_bytes())).collect();
+            let mut root = Root::default();
+            hashes.iter().for_each(|hash| root.push(*hash));
+            assert_eq!(root.finish(), tree_root(&hashes), "{blocks} blocks");
+        }
+    }
+
+    /// Somebody states the root of a content that was given up, with the largest size: nothing of it is read.
+    #[test]
+    fn what_was_kept_is_not_taken_up_under_another_size() {
+        let root = tempfile::tempdir().expect("a folder");
+        let tree = Arc::new(Tree::open(root.path(), RunId([1; 16]), true).expect("opened"));
+        let stages = Stages::open(tree, None).expect("opened");
+        let content = vec![1; BLOCK_LEN as usize * 2];
+        let of = tree_root(&content.chunks(BLOCK_LEN as usize).map(block_hash).collect::<Vec<_>>());
+        stages.begin(1, b"a", of, content.len() as u64, None).expect("begun");
+        stages.write(1, 0, &content[..BLOCK_LEN as usize]).expect("written");
+        stages.end(1);
+        let began = Instant::now();
+        assert!(stages.begin(2, b"a", of, 4 << 40, None).expect("begun").is_empty());
+        assert!(began.elapsed().as_secs() < 20, "4 TiB of nothing take hours");
+        stages.end(2);
+    }
 
     #[test]
     fn what_is_here_is_found_and_what_was_given_up_is_taken_up() {
