@@ -43,6 +43,9 @@ pub(super) struct Transfer {
     size: u64,
     blocks: u32,
     sources: BTreeSet<AgentId>,
+    /// Those of them who never said that they have it: a root tells no size, so what they give may be right of another
+    /// statement, and is not held against them.
+    guessed: BTreeSet<AgentId>,
     stage: Stage,
     pub(super) placing: bool,
 }
@@ -143,9 +146,11 @@ impl Replica {
         let from = index.with_root(&root).filter(|from| !self.busy.contains(from));
         let mut sources: BTreeSet<AgentId> =
             row.holders.iter().filter(|h| self.is_source(**h)).copied().collect();
+        let mut guessed = BTreeSet::new();
         if sources.is_empty() {
             // Those who said so are away, or it was here and is to come back: anybody may have it.
             sources = self.peers.keys().filter(|p| self.is_source(**p)).copied().collect();
+            guessed.clone_from(&sources);
         }
         if from.is_none() && sources.is_empty() && size > 0 {
             return;
@@ -162,6 +167,7 @@ impl Replica {
                 size,
                 blocks,
                 sources,
+                guessed,
                 stage: Stage::Staging,
                 placing: false,
             },
@@ -179,6 +185,7 @@ impl Replica {
             && let Some(t) = self.transfers.values_mut().find(|t| t.path == path && !t.placing)
         {
             t.sources.insert(peer);
+            t.guessed.remove(&peer);
         }
     }
 
@@ -189,10 +196,14 @@ impl Replica {
             self.transfers.iter().filter(|(_, t)| !t.placing).map(|(n, t)| (*n, t.path.clone())).collect();
         for (transfer, path) in under_way {
             let Some(row) = self.row(index, &path) else { continue };
-            if (row.holders.contains(&peer) || !row.holders.iter().any(|h| self.is_source(*h)))
+            let holds = row.holders.contains(&peer);
+            if (holds || !row.holders.iter().any(|h| self.is_source(*h)))
                 && let Some(t) = self.transfers.get_mut(&transfer)
             {
                 t.sources.insert(peer);
+                if !holds {
+                    t.guessed.insert(peer);
+                }
             }
         }
     }
@@ -347,7 +358,18 @@ impl Replica {
         if good {
             self.progress(now, peer);
         } else {
-            self.strike(now, peer);
+            self.wrong(now, peer, transfer);
+        }
+    }
+
+    /// What came is not what was asked for: of who said that he has it, a strike; of others, all that they are asked for.
+    fn wrong(&mut self, now: Instant, peer: AgentId, transfer: u32) {
+        match self.transfers.get_mut(&transfer).filter(|t| t.guessed.contains(&peer)) {
+            Some(t) => {
+                t.sources.remove(&peer);
+                self.give_back(peer, |n| n == transfer);
+            }
+            None => self.strike(now, peer),
         }
     }
 
@@ -397,7 +419,7 @@ impl Replica {
                     self.place(now, index, transfer);
                 }
             } else {
-                self.strike(now, peer);
+                self.wrong(now, peer, transfer);
             }
         }
         self.finish(now, index);

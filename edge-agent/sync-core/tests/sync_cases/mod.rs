@@ -597,3 +597,24 @@ fn what_is_asked_elsewhere_is_cancelled_and_what_is_not_told_is_not_served() {
     let refused = heard.iter().filter(|m| matches!(m, SyncMessage::Unavailable(_))).count();
     assert_eq!(refused, 2, "{heard:?}");
 }
+
+/// The same of the very path under which both have the content.
+#[test]
+fn a_content_under_a_wrong_size_at_its_own_path_parts_nobody() {
+    let mut world = silent(&[KIN, KIN, TURNED]);
+    does(&mut world, [Step::Edit(0, "a", 3 * BLOCK - 100)]);
+    world.run(ms(20_000));
+    assert_eq!(paths(&world, 1), ["a"]);
+    let content = world.nodes[0].fs.files().next().expect("there").1;
+    let theirs = world.nodes[0].index.live.rows[&b"a"[..]].statements[0].version[0];
+    let key = world.nodes[2].key;
+    let replica = replica_id(RUN, world.nodes[2].agent, 1);
+    let value = Value::File { size: content.size + BLOCK, root: content.root(), meta: vec![0; 8] };
+    let said = own_statement(&key, replica, b"a", vec![theirs, Dot { replica, counter: 1 }], 2, value);
+    tells(&mut world, 2, 1, vec![own_head(&key, 1, 1, vec![FIRST])], vec![entry(b"a", said)]);
+    world.run(ms(60_000));
+    does(&mut world, [Step::Edit(0, "b", 2 * BLOCK)]);
+    world.run(ms(60_000));
+    nobody_is_blamed(&world);
+    assert!(paths(&world, 1).contains(&"b".to_owned()), "{:?}", paths(&world, 1));
+}
