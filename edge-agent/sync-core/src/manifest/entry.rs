@@ -227,6 +227,23 @@ impl Entry {
     /// The rules that need no other entry. Paths are left to [`super::check_path`].
     pub(super) fn check(&self) -> Result<(), EntryRule> {
         let bare = matches!(self.kind, Kind::Symlink { .. } | Kind::HardLink { .. });
+        self.check_metadata(bare)?;
+        match &self.kind {
+            Kind::HardLink { .. } if self.owner.is_some() || self.mtime != Mtime::default() => {
+                return Err(EntryRule::BadMetadata);
+            }
+            Kind::File { size, .. } if *size > FILE_LEN_MAX => return Err(EntryRule::BadMetadata),
+            Kind::File { size, data: Some(data) } => check_extents(*size, data)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The rules for mode, time, owner and extended attributes; `bare`: of something that has neither mode nor attributes.
+    ///
+    /// # Errors
+    /// Which rule is broken.
+    pub fn check_metadata(&self, bare: bool) -> Result<(), EntryRule> {
         if self.mode > 0o7777 || self.mtime.nanos >= 1_000_000_000 || bare && self.mode != 0 {
             return Err(EntryRule::BadMetadata);
         }
@@ -240,14 +257,6 @@ impl Entry {
                 .any(|name| name.len() > OWNER_NAME_LEN_MAX || name.contains(['\0', ':', '\n']))
         {
             return Err(EntryRule::BadMetadata);
-        }
-        match &self.kind {
-            Kind::HardLink { .. } if self.owner.is_some() || self.mtime != Mtime::default() => {
-                return Err(EntryRule::BadMetadata);
-            }
-            Kind::File { size, .. } if *size > FILE_LEN_MAX => return Err(EntryRule::BadMetadata),
-            Kind::File { size, data: Some(data) } => check_extents(*size, data)?,
-            _ => {}
         }
         check_xattrs(&self.xattrs, bare)
     }

@@ -74,11 +74,13 @@ pub enum Action {
         path: Vec<u8>,
         /// What its content was when it was indexed.
         root: Hash,
+        /// And its size: a file of another one is another.
+        size: u64,
         /// Which block.
         block: u32,
     },
     /// Send `Hashes` of a file here: of the blocks of one page, strong or weak ones (`agent_proto::sync::WEAK_PAGE`; zero for
-    /// those that would take too long), or the roots of all pages; `Unavailable` if they are not known any more. One at a time for a peer: answer `handle_hashes_sent`.
+    /// those that would take too long), or the roots of all pages; `Unavailable` if they are not known any more. Few at a time for a peer: answer `handle_hashes_sent`.
     UploadHashes {
         /// To whom.
         peer: AgentId,
@@ -88,6 +90,8 @@ pub enum Action {
         path: Vec<u8>,
         /// What its content was when it was indexed.
         root: Hash,
+        /// And its size: a file of another one is another.
+        size: u64,
         /// Which page.
         page: Option<u32>,
     },

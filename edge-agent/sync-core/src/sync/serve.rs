@@ -4,7 +4,9 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use agent_proto::limits::BLOCK_LEN;
-use agent_proto::sync::{FILES_MAX, FileRequest, GetHashes, Request, Statement, Unavailable, Value};
+use agent_proto::sync::{
+    FILES_MAX, FileRequest, GetHashes, Request, Statement, Unavailable, Value, WEAK_PAGE,
+};
 use event_schema::AgentId;
 use timebase::Instant;
 
@@ -13,13 +15,17 @@ use super::row::Index;
 use super::{Action, Misbehaviour, Replica};
 use crate::merkle::Hash;
 
+/// Answers with hashes that are on their way to a peer at a time.
+const HASHING: usize = 2;
+
 /// What a peer asked for.
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     queue: VecDeque<Wanted>,
-    hashes: VecDeque<GetHashes>,
-    /// Hashes are being sent.
-    hashing: bool,
+    /// And how large the file is.
+    hashes: VecDeque<(GetHashes, u64)>,
+    /// How often hashes are being sent: plain ones, and once at most weak ones, which take long.
+    hashing: usize,
     /// Given to the transport and not acknowledged.
     sending: usize,
 }
@@ -29,6 +35,7 @@ struct Wanted {
     transfer: u32,
     path: Vec<u8>,
     root: Hash,
+    size: u64,
     next: u32,
     end: u32,
 }
@@ -61,7 +68,7 @@ impl Replica {
         let Some(p) = self.peers.get_mut(&peer) else { return Ok(()) };
         match found {
             _ if p.uploads.hashes.len() >= HASH_REQUESTS_MAX => return Err(Misbehaviour::Flood),
-            Some((path, _)) => p.uploads.hashes.push_back(GetHashes { path, ..ask }),
+            Some((path, size)) => p.uploads.hashes.push_back((GetHashes { path, ..ask }, size)),
             None => self.actions.push_back(Action::Send { peer, message: Unavailable { transfer }.into() }),
         }
         Ok(())
@@ -92,7 +99,14 @@ impl Replica {
                     return Err(Misbehaviour::Flood);
                 }
                 let path = path.clone();
-                p.uploads.queue.push_back(Wanted { transfer, path, root, next: first, end: first + count });
+                p.uploads.queue.push_back(Wanted {
+                    transfer,
+                    path,
+                    root,
+                    size,
+                    next: first,
+                    end: first + count,
+                });
             }
         }
         Ok(())
@@ -101,7 +115,7 @@ impl Replica {
     pub(super) fn serve_cancel(&mut self, peer: AgentId, transfer: u32) {
         if let Some(p) = self.peers.get_mut(&peer) {
             p.uploads.queue.retain(|w| w.transfer != transfer);
-            p.uploads.hashes.retain(|w| w.transfer != transfer);
+            p.uploads.hashes.retain(|(ask, _)| ask.transfer != transfer);
         }
     }
 
@@ -116,7 +130,7 @@ impl Replica {
     /// What [`Action::UploadHashes`] asked for was sent, or could not be.
     pub fn handle_hashes_sent(&mut self, now: Instant, index: &mut dyn Index, peer: AgentId) {
         if let Some(p) = self.peers.get_mut(&peer) {
-            p.uploads.hashing = false;
+            p.uploads.hashing = p.uploads.hashing.saturating_sub(1);
         }
         self.finish(now, index);
     }
@@ -142,23 +156,26 @@ impl Replica {
     /// Hands the transport what it has room for.
     pub(super) fn upload(&mut self, peer: AgentId) {
         let Some(p) = self.peers.get_mut(&peer) else { return };
-        if !p.uploads.hashing
-            && let Some(GetHashes { transfer, path, root, page }) = p.uploads.hashes.pop_front()
-        {
-            p.uploads.hashing = true;
-            self.actions.push_back(Action::UploadHashes { peer, transfer, path, root, page });
+        let is_weak = |ask: &GetHashes| ask.page.is_some_and(|page| page & WEAK_PAGE != 0);
+        while p.uploads.hashing < HASHING {
+            let plain = p.uploads.hashes.iter().position(|(ask, _)| !is_weak(ask));
+            let next = plain.or_else(|| (p.uploads.hashing == 0).then_some(0));
+            let Some((ask, size)) = next.and_then(|at| p.uploads.hashes.remove(at)) else { break };
+            let GetHashes { transfer, path, root, page } = ask;
+            p.uploads.hashing += 1;
+            self.actions.push_back(Action::UploadHashes { peer, transfer, path, root, size, page });
         }
         while p.uploads.sending < self.config.sending_max
             && let Some(wanted) = p.uploads.queue.front_mut()
         {
-            let (transfer, root, block) = (wanted.transfer, wanted.root, wanted.next);
+            let (transfer, root, size, block) = (wanted.transfer, wanted.root, wanted.size, wanted.next);
             let path = wanted.path.clone();
             wanted.next += 1;
             if wanted.next >= wanted.end {
                 p.uploads.queue.pop_front();
             }
             p.uploads.sending += 1;
-            self.actions.push_back(Action::Upload { peer, transfer, path, root, block });
+            self.actions.push_back(Action::Upload { peer, transfer, path, root, size, block });
         }
     }
 }

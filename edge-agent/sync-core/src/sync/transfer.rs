@@ -14,7 +14,7 @@ use timebase::Instant;
 
 use super::row::{Index, Row};
 use super::statement::dot;
-use super::{Action, Misbehaviour, Obstacle, Replica};
+use super::{Action, Config, Misbehaviour, Obstacle, Replica};
 use crate::merkle::{Hash, tree_root};
 
 /// How often everybody is asked for a content before people are told that nobody has it.
@@ -73,8 +73,8 @@ struct Page {
     hashes: Vec<Hash>,
     /// Blocks of the page that nobody was asked for, as numbers in the file.
     wanted: BTreeSet<u32>,
-    /// Of whom the others were asked.
-    asked: BTreeMap<u32, AgentId>,
+    /// Of whom the others were asked, and when.
+    asked: BTreeMap<u32, (AgentId, Instant)>,
     /// They were looked for at any place.
     searched: bool,
 }
@@ -214,7 +214,7 @@ impl Replica {
         self.busy.remove(&t.path);
         let mut asked: BTreeSet<AgentId> = BTreeSet::new();
         if let Stage::Blocks(page) = &t.stage {
-            for peer in page.asked.values() {
+            for (peer, _) in page.asked.values() {
                 asked.insert(*peer);
                 if let Some(p) = self.peers.get_mut(peer) {
                     p.owed = p.owed.saturating_sub(1);
@@ -378,7 +378,7 @@ impl Replica {
     pub fn expected_block(&self, peer: AgentId, transfer: u32, block: u32) -> Option<u32> {
         let t = self.transfers.get(&transfer)?;
         let Stage::Blocks(page) = &t.stage else { return None };
-        if page.asked.get(&block) != Some(&peer) {
+        if page.asked.get(&block).is_none_or(|(asked, _)| *asked != peer) {
             return None;
         }
         let left = t.size.checked_sub(u64::from(block) * u64::from(BLOCK_LEN))?;
@@ -397,7 +397,7 @@ impl Replica {
         hash: &Hash,
     ) {
         let verdict = match self.transfers.get_mut(&transfer).map(|t| &mut t.stage) {
-            Some(Stage::Blocks(page)) if page.asked.get(&block) == Some(&peer) => {
+            Some(Stage::Blocks(page)) if page.asked.get(&block).is_some_and(|(p, _)| *p == peer) => {
                 page.asked.remove(&block);
                 let good = page.hashes.get((block - page.first()) as usize) == Some(hash);
                 if !good {
@@ -487,7 +487,7 @@ impl Replica {
                 }
                 Stage::Blocks(page) => {
                     let back: Vec<u32> =
-                        page.asked.iter().filter(|(_, p)| **p == peer).map(|(b, _)| *b).collect();
+                        page.asked.iter().filter(|(_, (p, _))| *p == peer).map(|(b, _)| *b).collect();
                     given += back.len();
                     if !back.is_empty() {
                         transfers.push(*n);
@@ -532,6 +532,39 @@ impl Replica {
         }
     }
 
+    /// Who has nothing to do is given half of what another one was asked for long ago: one that gives a block now and then, to
+    /// look busy or because its link is slow, keeps nobody from a file that others have.
+    fn relieve(&mut self, now: Instant) {
+        let Config { strikes, request_timeout, .. } = self.config;
+        let idle =
+            |p: &super::Peer| p.greeted && p.owed == 0 && p.snubbed_until.is_none() && p.strikes < strikes;
+        let idle: BTreeSet<AgentId> = self.peers.iter().filter(|(_, p)| idle(p)).map(|(a, _)| *a).collect();
+        for (&transfer, t) in &mut self.transfers {
+            let Stage::Blocks(page) = &mut t.stage else { continue };
+            if !page.wanted.is_empty() || t.sources.is_disjoint(&idle) {
+                continue;
+            }
+            let late = page.asked.values().find(|(_, at)| *at + request_timeout <= now);
+            let Some(&(peer, _)) = late else { continue };
+            let Some(p) = self.peers.get_mut(&peer) else { continue };
+            let of_it = page.asked.iter().filter(|(_, (asked, _))| *asked == peer);
+            let mut kept: Vec<u32> = of_it.map(|(block, _)| *block).collect();
+            // It sends in order: what comes last waits longest.
+            for block in kept.split_off(kept.len() / 2) {
+                page.asked.remove(&block);
+                page.wanted.insert(block);
+                p.owed = p.owed.saturating_sub(1);
+            }
+            self.actions.push_back(Action::Send { peer, message: Cancel { transfer }.into() });
+            if !kept.is_empty() {
+                let ranges = ranges(&kept);
+                let file = FileRequest { transfer, path: t.path.clone(), root: t.root, ranges };
+                self.actions
+                    .push_back(Action::Send { peer, message: Request { files: alloc::vec![file] }.into() });
+            }
+        }
+    }
+
     /// Asks for what is wanted, of those who have it and have least to do.
     pub(super) fn fetch(&mut self, now: Instant, index: &mut dyn Index) {
         for peer in self.peers.values_mut() {
@@ -545,6 +578,7 @@ impl Replica {
                 t.fetch_blocks();
             }
         }
+        self.relieve(now);
         let mut requests: BTreeMap<AgentId, Vec<FileRequest>> = BTreeMap::new();
         let mut dead: Vec<u32> = Vec::new();
         let (pipeline, stretch, strikes) = (self.config.pipeline, self.config.stretch, self.config.strikes);
@@ -590,7 +624,7 @@ impl Replica {
                         peer.owed += blocks.len();
                         for &block in &blocks {
                             page.wanted.remove(&block);
-                            page.asked.insert(block, source);
+                            page.asked.insert(block, (source, now));
                         }
                         let ranges = ranges(&blocks);
                         let file = FileRequest { transfer, path: t.path.clone(), root: t.root, ranges };

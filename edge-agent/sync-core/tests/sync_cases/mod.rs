@@ -2,7 +2,8 @@
 //! §6, §8, §10).
 
 use agent_proto::sync::{
-    Dot, FileRequest, GetHashes, Head, Index, IndexEntry, Life, Request, Statement, SyncMessage, Value,
+    Dot, FileRequest, GetHashes, Hashes, Head, Index, IndexEntry, Life, Request, Statement, SyncMessage,
+    Value, WEAK_PAGE,
 };
 use sync_core::sync::{Confirm, LocalChanges, Obstacle, Permission, replica_id};
 
@@ -617,4 +618,67 @@ fn a_content_under_a_wrong_size_at_its_own_path_parts_nobody() {
     world.run(ms(60_000));
     nobody_is_blamed(&world);
     assert!(paths(&world, 1).contains(&"b".to_owned()), "{:?}", paths(&world, 1));
+}
+
+/// Who makes weak hashes of a large file answers other questions meanwhile, whatever the order in which they came.
+#[test]
+fn weak_hashes_hold_up_no_others() {
+    let mut world = silent(&[KIN, TURNED]);
+    does(&mut world, [Step::Edit(0, "a", 3 * BLOCK), Step::Edit(0, "b", 4 * BLOCK)]);
+    world.run(ms(3000));
+    world.weak_takes = 8000;
+    let roots: Vec<_> = world.nodes[0].fs.files().map(|(_, content)| content.root()).collect();
+    let ask = |transfer, path: &[u8], root, page| GetHashes {
+        transfer,
+        path: path.to_vec(),
+        root,
+        page: Some(page),
+    };
+    let asked = [
+        ask(1, b"a", roots[0], WEAK_PAGE),
+        ask(2, b"b", roots[1], WEAK_PAGE),
+        ask(3, b"a", roots[0], 0),
+        ask(4, b"b", roots[1], 0),
+    ];
+    for ask in asked {
+        world.send(1, 0, ask.into());
+    }
+    world.run(ms(1000));
+    let heard = &world.nodes[1].hostile.heard;
+    let answered =
+        |transfer| heard.iter().any(|m| matches!(m, SyncMessage::Hashes(h) if h.transfer == transfer));
+    assert!(answered(3) && answered(4), "{heard:?}");
+}
+
+/// A member that has a file gives a block before each moment at which it would be given up, while another one that has it too
+/// has nothing to do.
+#[test]
+fn who_gives_a_block_now_and_then_keeps_nobody_waiting() {
+    let mut world = silent(&[KIN, KIN, TURNED]);
+    does(&mut world, [Step::Cut(0, 1)]);
+    does(&mut world, [Step::Edit(0, "a", 300 * BLOCK)]);
+    world.run(ms(3000));
+    let content = world.nodes[0].fs.files().next().expect("there").1;
+    let said = world.nodes[0].index.live.rows[&b"a"[..]].statements[0].clone();
+    let heads = world.nodes[2].hostile.heads.clone();
+    tells(&mut world, 2, 1, heads, vec![IndexEntry { holds: Some(0), ..entry(b"a", said) }]);
+    world.run(ms(3000));
+    let asked = world.nodes[2].hostile.heard.iter().find_map(|m| match m {
+        SyncMessage::GetHashes(ask) => Some(ask.transfer),
+        _ => None,
+    });
+    let transfer = asked.expect("it says that it has it");
+    world.send(2, 1, Hashes { transfer, page: Some(0), hashes: content.hashes() }.into());
+    world.run(ms(3000));
+    does(&mut world, [Step::Mend(0, 1)]);
+    let began = world.now;
+    for block in 0.. {
+        world.gives(2, 1, transfer, block, content.block_hash(block));
+        world.run(ms(7900));
+        if paths(&world, 1) == ["a"] {
+            break;
+        }
+        assert!(world.now - began < ms(60_000), "{block} blocks");
+    }
+    nobody_is_blamed(&world);
 }

@@ -37,7 +37,7 @@ const FIRST: Life = Life { id: 1, since: 0 };
 
 #[derive(Default)]
 pub(crate) struct Hostile {
-    heads: Vec<Head>,
+    pub(crate) heads: Vec<Head>,
     entries: Vec<IndexEntry>,
     epoch: u64,
     sent: u64,
@@ -72,6 +72,12 @@ impl World {
         self.nodes[node].hostile.epoch += 1;
         self.nodes[node].hostile.sent = 0;
         self.at(self.now - timebase::Instant::ZERO - ms(1_000_000) + ms(200), Step::Hostile(node));
+    }
+
+    /// One that turned gives a block now.
+    pub(crate) fn gives(&mut self, from: usize, to: usize, transfer: u32, block: u32, hash: [u8; 32]) {
+        let Some(&session) = self.sessions.get(&pair(from, to)) else { return };
+        self.push(self.now, 0, Event::Block { from, to, session, transfer, block, hash });
     }
 
     pub(crate) fn hostile_hears(&mut self, node: usize, from: usize, message: SyncMessage) {

@@ -156,6 +156,8 @@ pub(crate) struct World {
     pub(crate) trace: bool,
     /// Members that turned say nothing of their own accord.
     pub(crate) silent: bool,
+    /// How long weak hashes take, ms.
+    pub(crate) weak_takes: u64,
 }
 
 struct Ordered(Instant, u64, u32, Event);
@@ -238,6 +240,7 @@ impl World {
             searched: 0,
             restarts: 0,
             silent: false,
+            weak_takes: 0,
             trace: std::env::var_os("SYNC_TRACE").is_some(),
         }
     }
@@ -384,7 +387,7 @@ impl World {
                     n.kept.insert(staged.root, staged.have);
                 }
             }
-            Action::Upload { peer, transfer, path, root, block } => {
+            Action::Upload { peer, transfer, path, root, block, .. } => {
                 let to = self.node_of(peer);
                 let Some(&session) = self.sessions.get(&pair(node, to)) else { return };
                 self.later(
@@ -394,7 +397,7 @@ impl World {
                     Event::Upload { node, to, session, transfer, path, root, block },
                 );
             }
-            Action::UploadHashes { peer, transfer, path, root, page } => {
+            Action::UploadHashes { peer, transfer, path, root, page, .. } => {
                 let to = self.node_of(peer);
                 let here = match self.nodes[node].fs.get(&path).map(|n| n.kind.clone()) {
                     Some(Kind::File(content)) if content.root() == root => Some(content.hashes()),
@@ -418,6 +421,10 @@ impl World {
                         Hashes { transfer, page, hashes }.into()
                     }
                 };
+                if page.is_some_and(|page| page & WEAK_PAGE != 0) && self.weak_takes > 0 {
+                    let us = self.weak_takes * 1000;
+                    return self.later(node, us, us + 1000, Event::HashesSent { node, peer });
+                }
                 self.send(node, to, message);
                 self.later(node, 10, 1_000, Event::HashesSent { node, peer });
             }

@@ -130,10 +130,11 @@ impl Changer {
         let mut dirty = Dirty::default();
         let mut outcomes: Vec<Outcome> = orders
             .iter()
-            .map(|order| {
-                let made = match &durable {
+            .zip(durable)
+            .map(|(order, durable)| {
+                let made = match durable {
                     Ok(()) => self.one(order, &mut dirty),
-                    Err(error) => Err(Fail::System(*error)),
+                    Err(error) => Err(Fail::System(error)),
                 };
                 self.outcome(order, made)
             })
@@ -165,21 +166,29 @@ impl Changer {
             Some(format!("{}: {text}", path.escape_ascii()));
     }
 
-    /// Content is durable before it gets its name.
-    fn contents_durable(&self, orders: &[Order]) -> Result<(), Errno> {
+    /// Content is durable before it gets its name: whether it is, of each order.
+    fn contents_durable(&self, orders: &[Order]) -> Vec<Result<(), Errno>> {
+        let mut durable = vec![Ok(()); orders.len()];
         let mut files = Vec::new();
-        for order in orders {
+        for (nth, order) in orders.iter().enumerate() {
             if let Make::Staged { transfer, meta } = &order.make
                 && let Some(staged) = self.stages.get(*transfer)
             {
-                self.metadata.set(staged.file(), &order.path, meta)?;
-                files.push(staged);
+                // What others ask for does not wait for one whose metadata cannot be set.
+                durable[nth] = self.metadata.set(staged.file(), &order.path, meta);
+                files.push((nth, staged));
             }
         }
-        if files.len() > FILES_SYNCED_APART {
-            return fs::syncfs(self.tree.root());
+        let together = (files.len() > FILES_SYNCED_APART).then(|| fs::syncfs(self.tree.root()));
+        for (nth, staged) in files {
+            let synced = together.unwrap_or_else(|| fs::fsync(staged.file()));
+            if let Err(error) = synced {
+                // The system tells this once: from here on its memory says what the disk does not have.
+                staged.lose();
+                durable[nth] = Err(error);
+            }
         }
-        files.iter().try_for_each(|staged| fs::fsync(staged.file()))
+        durable
     }
 
     fn durable(&self, dirty: Dirty) -> Result<(), Errno> {
@@ -290,17 +299,26 @@ impl Changer {
                 let mode = if meta.is_empty() { Mode::from_raw_mode(0o777) } else { Mode::RWXU };
                 fs::mkdirat(&stage, name.as_slice(), mode).map_err(failed)?;
                 let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-                let folder = fs::openat(&stage, name.as_slice(), flags, Mode::empty()).map_err(failed)?;
-                self.metadata.set(&folder, &order.path, meta).map_err(failed)?;
-                Ok(Ready { folder: stage, name, moved: false })
+                let set = fs::openat(&stage, name.as_slice(), flags, Mode::empty())
+                    .and_then(|folder| self.metadata.set(folder, &order.path, meta));
+                self.ready_if(set, order, Ready { folder: stage, name, moved: false })
             }
             Make::Link { target, meta } => {
                 fs::symlinkat(target.as_slice(), &stage, name.as_slice()).map_err(failed)?;
-                self.metadata.set_link(&stage, &name, &order.path, meta).map_err(failed)?;
-                Ok(Ready { folder: stage, name, moved: false })
+                let set = self.metadata.set_link(&stage, &name, &order.path, meta);
+                self.ready_if(set, order, Ready { folder: stage, name, moved: false })
             }
             Make::Nothing | Make::Meta { .. } => Err(Fail::System(Errno::INVAL)),
         }
+    }
+
+    /// Of what has no metadata nothing stays.
+    fn ready_if(&self, set: Result<(), Errno>, order: &Order, ready: Ready) -> Done<Ready> {
+        set.map_err(|error| {
+            self.unready(order, &ready);
+            Fail::System(error)
+        })?;
+        Ok(ready)
     }
 
     /// Takes back what [`Self::ready`] made.
@@ -549,5 +567,61 @@ impl Changer {
             },
             Some(_) => self.attic.take(stage, name, b"left by a crash").map(drop),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::meta::of;
+    use super::*;
+    use event_schema::RunId;
+
+    /// Whoever may write states that times are what no system takes, or attributes what none may give: its files come with
+    /// their own, and nobody else's wait for them.
+    #[test]
+    fn metadata_that_cannot_be_set_hold_up_nothing() {
+        let (data, root) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let tree = Arc::new(Tree::open(root.path(), RunId([1; 16]), true).expect("opened"));
+        let stages = Arc::new(Stages::open(tree.clone(), None).expect("opened"));
+        let clock = Arc::default();
+        let attic = Attic::new(tree.clone(), RunId([1; 16]), None, clock, data.path().to_owned());
+        let metadata = Arc::new(Metadata::new(tree.root()));
+        let changer = Changer::new(tree.clone(), stages.clone(), metadata, Arc::new(attic));
+        let order = |change: u32, path: &str, make| Order {
+            change,
+            path: path.into(),
+            expected: Expected::Absent,
+            displaced: Displaced::Nothing,
+            make,
+        };
+        let good = of(0o640, (1, 5), &[]);
+        let bad = [
+            of(0o751, (1, 2_000_000_000), &[]),
+            of(0o10_000, (1, 0), &[]),
+            of(0o751, (1, 0), &[("trusted.overlay.opaque", "y")]),
+            of(0o751, (1, 0), &[("security.ima", "x")]),
+        ];
+        let mut orders: Vec<Order> = Vec::new();
+        for (nth, meta) in (0..).zip(bad.iter().chain([&good])) {
+            stages.begin(nth, b"f", sync_core::merkle::tree_root(&[]), 0, None).expect("begun");
+            let staged = Make::Staged { transfer: nth, meta: meta.clone() };
+            orders.push(order(nth, &format!("file{nth}"), staged));
+            orders.push(order(nth, &format!("folder{nth}"), Make::Folder { meta: meta.clone() }));
+            let link = Make::Link { target: b"file4".to_vec(), meta: of(0, (1, 2_000_000_000), &[]) };
+            orders.push(order(nth, &format!("link{nth}"), link));
+        }
+        let outcomes = changer.make(&orders);
+        assert!(outcomes.iter().all(|o| matches!(o, Outcome::Done { .. })), "{outcomes:?}");
+        assert_eq!(changer.take_trouble(), None);
+        let mode = |name: &str| {
+            let meta = std::fs::metadata(root.path().join(name)).expect("there");
+            std::os::unix::fs::MetadataExt::mode(&meta) & 0o7777
+        };
+        for nth in 0..bad.len() {
+            assert_eq!((mode(&format!("file{nth}")), mode(&format!("folder{nth}"))), (0o600, 0o700), "{nth}");
+            let file = File::open(root.path().join(format!("file{nth}"))).expect("there");
+            assert_eq!(crate::disk::xattrs(std::os::fd::AsFd::as_fd(&file)).expect("read"), []);
+        }
+        assert_eq!(mode("file4"), 0o640);
     }
 }

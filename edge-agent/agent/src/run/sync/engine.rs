@@ -80,6 +80,7 @@ pub(super) struct Reading {
     pub(super) transfer: u32,
     pub(super) path: Vec<u8>,
     pub(super) root: Hash,
+    pub(super) size: u64,
     pub(super) block: u32,
 }
 
@@ -102,6 +103,7 @@ pub(super) enum Serve {
         transfer: u32,
         path: Vec<u8>,
         root: Hash,
+        size: u64,
         page: Option<u32>,
     },
     /// Weak hashes, of which some are there already.
@@ -460,13 +462,17 @@ fn serve(mut server: Server, queue: &Queue<Serve>, out: &mpsc::Sender<Event>) {
         for serve in serves {
             let event = match serve {
                 Serve::Block(peer) => {
-                    let data = server.block(&peer.path, &peer.root, peer.block);
+                    let data = server.block(&peer.path, (&peer.root, peer.size), peer.block);
                     Event::Read { peer, data }
                 }
-                Serve::Hashes { agent, handle, transfer, path, root, page: Some(page) }
+                Serve::Hashes { agent, handle, transfer, path, root, size, page: Some(page) }
                     if page & WEAK_PAGE != 0 =>
                 {
-                    queue.push(Serve::Weak { agent, handle, weak: Weak::new(transfer, path, root, page) });
+                    queue.push(Serve::Weak {
+                        agent,
+                        handle,
+                        weak: Weak::new(transfer, path, (root, size), page),
+                    });
                     continue;
                 }
                 // A part at a time: others wait for less.
@@ -477,8 +483,8 @@ fn serve(mut server: Server, queue: &Queue<Serve>, out: &mpsc::Sender<Event>) {
                     }
                     Err(message) => Event::Answered { agent, handle, message },
                 },
-                Serve::Hashes { agent, handle, transfer, path, root, page } => {
-                    let message = server.answer(transfer, &path, &root, page);
+                Serve::Hashes { agent, handle, transfer, path, root, size, page } => {
+                    let message = server.answer(transfer, &path, (&root, size), page);
                     Event::Answered { agent, handle, message }
                 }
             };

@@ -130,8 +130,11 @@ impl Metadata {
     fn entry(&self, path: &[u8], bytes: &[u8], now: Option<&Stat>) -> Option<Entry> {
         let meta = Meta::decode(bytes)?;
         let time = meta.mtime.or_else(|| now.map(mtime)).unwrap_or_default();
-        let mut entry = Entry::new(path, meta.mode & 0o7777, time, Kind::Folder);
+        let mut entry = Entry::new(path, meta.mode, time, Kind::Folder);
         entry.owner = meta.owner.map(Arc::new);
+        entry.xattrs = meta.xattrs.clone();
+        // What no agent tells by itself is somebody's making: as bad as what cannot be read.
+        entry.check_metadata(false).ok()?;
         entry.xattrs = if self.attributes { meta.xattrs } else { Vec::new() };
         entry.xattrs.retain(|x| self.root || !x.name.starts_with(b"security."));
         Some(entry)
@@ -154,6 +157,14 @@ fn same_time(a: Mtime, b: Mtime) -> bool {
 /// Makes a file usable by who owns the agent alone until its metadata is set.
 pub(super) fn private(file: &File) -> Result<()> {
     rustix::fs::fchmod(file, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+}
+
+/// Encoded metadata as somebody may state them: mode, time, attributes.
+#[cfg(test)]
+pub(super) fn of(mode: u32, (seconds, nanos): (i64, u32), xattrs: &[(&str, &str)]) -> Vec<u8> {
+    let xattrs = xattrs.iter().map(|(name, value)| Xattr { name: (*name).into(), value: (*value).into() });
+    let mtime = Some(Mtime { seconds, nanos });
+    encode(&Meta { version: VERSION, mode, mtime, owner: None, xattrs: xattrs.collect() })
 }
 
 #[cfg(test)]

@@ -151,6 +151,7 @@ pub(super) struct Weak {
     transfer: u32,
     path: Vec<u8>,
     root: Hash,
+    size: u64,
     /// As asked.
     page: u32,
     made: Vec<u32>,
@@ -158,8 +159,8 @@ pub(super) struct Weak {
 }
 
 impl Weak {
-    pub(super) fn new(transfer: u32, path: Vec<u8>, root: Hash, page: u32) -> Self {
-        Self { transfer, path, root, page, made: Vec::new(), until: Instant::now() + WEAK_TIME }
+    pub(super) fn new(transfer: u32, path: Vec<u8>, (root, size): (Hash, u64), page: u32) -> Self {
+        Self { transfer, path, root, size, page, made: Vec::new(), until: Instant::now() + WEAK_TIME }
     }
 }
 
@@ -177,18 +178,16 @@ impl Server {
     }
 
     /// A block of a file, if it is still what was indexed.
-    pub(super) fn block(&mut self, path: &[u8], root: &Hash, block: u32) -> Option<Arc<[u8]>> {
-        self.read(path, root, block).or_else(|| {
+    pub(super) fn block(&mut self, path: &[u8], content: (&Hash, u64), block: u32) -> Option<Arc<[u8]>> {
+        self.read(path, content, block).or_else(|| {
             // The file that was open may not be the one that is there now.
             self.last.take()?;
-            self.read(path, root, block)
+            self.read(path, content, block)
         })
     }
 
-    fn read(&mut self, path: &[u8], root: &Hash, block: u32) -> Option<Arc<[u8]>> {
-        self.open(path)?;
-        let (_, file) = self.last.as_ref()?;
-        let size = file.metadata().ok()?.len();
+    fn read(&mut self, path: &[u8], (root, size): (&Hash, u64), block: u32) -> Option<Arc<[u8]>> {
+        let file = self.open(path, size)?;
         let len = block_len(size, block) as usize;
         if len == 0 {
             return None;
@@ -199,11 +198,13 @@ impl Server {
         (expected == [block_hash(&data)]).then_some(data)
     }
 
-    fn open(&mut self, path: &[u8]) -> Option<()> {
+    /// Opens a file that has this size: one of another is not what was indexed, and need not be hashed to know.
+    fn open(&mut self, path: &[u8], size: u64) -> Option<&File> {
         if self.last.as_ref().is_none_or(|(open, _)| open != path) {
             self.last = Some((path.to_vec(), self.tree.open_file(path).ok()?));
         }
-        Some(())
+        let (_, file) = self.last.as_ref()?;
+        (file.metadata().ok()?.len() == size).then_some(file)
     }
 
     /// Forgets the file that is open.
@@ -216,10 +217,10 @@ impl Server {
         &mut self,
         transfer: u32,
         path: &[u8],
-        root: &Hash,
+        content: (&Hash, u64),
         page: Option<u32>,
     ) -> SyncMessage {
-        match self.page(path, root, page) {
+        match self.page(path, content, page) {
             Some(hashes) => Hashes { transfer, page, hashes }.into(),
             None => Unavailable { transfer }.into(),
         }
@@ -230,11 +231,10 @@ impl Server {
     /// They are of what is in the file now, indexed or not: who looks by them believes strong ones only.
     pub(super) fn more_weak(&mut self, mut weak: Weak) -> Result<Weak, SyncMessage> {
         let unavailable = Unavailable { transfer: weak.transfer };
-        let Some(size) =
-            self.open(&weak.path).and_then(|()| Some(self.last.as_ref()?.1.metadata().ok()?.len()))
-        else {
+        let size = weak.size;
+        if self.open(&weak.path, size).is_none() {
             return Err(unavailable.into());
-        };
+        }
         let page = of_page(weak.page & !WEAK_PAGE, blocks_of(size));
         let Some(page) = page.filter(|_| self.hashes(&weak.path, &weak.root, size, 0..1).is_some()) else {
             return Err(unavailable.into());
@@ -256,10 +256,9 @@ impl Server {
         Err(Hashes { transfer: weak.transfer, page: Some(weak.page), hashes }.into())
     }
 
-    fn page(&mut self, path: &[u8], root: &Hash, page: Option<u32>) -> Option<Vec<Hash>> {
+    fn page(&mut self, path: &[u8], (root, size): (&Hash, u64), page: Option<u32>) -> Option<Vec<Hash>> {
         self.last = None;
-        self.open(path)?;
-        let size = self.last.as_ref()?.1.metadata().ok()?.len();
+        self.open(path, size)?;
         let blocks = blocks_of(size);
         match page {
             Some(page) => self.hashes(path, root, size, of_page(page, blocks)?),
@@ -323,4 +322,29 @@ impl Server {
 fn of_page(page: u32, blocks: u32) -> Option<Range<u32>> {
     let first = page.checked_mul(PAGE_BLOCKS).filter(|first| *first < blocks)?;
     Some(first..first.saturating_add(PAGE_BLOCKS).min(blocks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_schema::RunId;
+
+    /// A log that grows is asked for as it was indexed: nobody reads the whole of it to say that it is another.
+    #[test]
+    fn a_file_of_another_size_is_not_looked_into() {
+        let root = tempfile::tempdir().expect("a folder");
+        let tree = Arc::new(Tree::open(root.path(), RunId([1; 16]), true).expect("opened"));
+        let mut server = Server::new(tree, None);
+        let of = block_hash(b"some");
+        std::fs::write(root.path().join("log"), b"some").expect("written");
+        let hashes = SyncMessage::from(Hashes { transfer: 1, page: Some(0), hashes: vec![of] });
+        assert_eq!(server.answer(1, b"log", (&of, 4), Some(0)), hashes);
+        assert_eq!(server.block(b"log", (&of, 4), 0).as_deref(), Some(&b"some"[..]));
+        std::fs::write(root.path().join("log"), b"some more").expect("written");
+        let unavailable = SyncMessage::from(Unavailable { transfer: 1 });
+        assert_eq!(server.answer(1, b"log", (&of, 4), Some(0)), unavailable);
+        let weak = Weak::new(1, b"log".to_vec(), (of, 4), WEAK_PAGE);
+        assert_eq!(server.more_weak(weak).err(), Some(unavailable));
+        assert_eq!(server.block(b"log", (&of, 4), 0), None);
+    }
 }

@@ -29,6 +29,10 @@ const KEPT: usize = 128;
 /// How far a block is looked for before and behind its place: what is put in or taken out is shorter, or worth sending.
 const REACH: u64 = 64 << 20;
 
+/// The largest kept file that is hashed whole to know whether all of it is there. Of a larger one its blocks are found page by
+/// page, as hashes come: of what somebody stated and never gave, nothing is read for long.
+const KEPT_HASHED: u64 = 1 << 30;
+
 /// Bytes read at once.
 const READ: usize = 1 << 20;
 
@@ -48,6 +52,8 @@ enum State {
     Written,
     /// It is where it belongs.
     Placed,
+    /// The disk did not take it.
+    Lost,
 }
 
 impl Staged {
@@ -57,6 +63,11 @@ impl Staged {
 
     pub(super) fn name(&self) -> &[u8] {
         &self.name
+    }
+
+    /// What was written may not be on the disk, whatever reads back: it is not kept for another try.
+    pub(super) fn lose(&self) {
+        self.set(State::Lost);
     }
 
     fn set(&self, state: State) {
@@ -153,7 +164,7 @@ impl Stages {
         let set_len = |len| file.set_len(len).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
         set_len(size)?;
         let mut whole = size == 0;
-        if !whole && state == State::Written {
+        if !whole && state == State::Written && size <= KEPT_HASHED {
             whole = is_whole(&file, size, &root);
         }
         if !whole {
@@ -276,7 +287,7 @@ impl Stages {
         let Some(staged) = self.opened().remove(&transfer) else { return };
         match staged.state() {
             State::Placed => {}
-            State::Empty => self.remove(&staged.name),
+            State::Empty | State::Lost => self.remove(&staged.name),
             State::Written => {
                 self.kept().push_back((staged.root, staged.name.clone()));
                 self.forget_oldest();
@@ -428,9 +439,30 @@ mod tests {
         stages.write(1, 0, &content[..BLOCK_LEN as usize]).expect("written");
         stages.end(1);
         let began = Instant::now();
-        assert!(stages.begin(2, b"a", of, 4 << 40, None).expect("begun").is_empty());
+        for transfer in [2, 3] {
+            assert!(stages.begin(transfer, b"a", of, 4 << 40, None).expect("begun").is_empty());
+            stages.write(transfer, 0, &content[..BLOCK_LEN as usize]).expect("written");
+            stages.end(transfer);
+        }
         assert!(began.elapsed().as_secs() < 20, "4 TiB of nothing take hours");
-        stages.end(2);
+    }
+
+    /// What the disk refused reads back from memory all the same.
+    #[test]
+    fn what_the_disk_did_not_take_is_not_kept() {
+        let root = tempfile::tempdir().expect("a folder");
+        let tree = Arc::new(Tree::open(root.path(), RunId([1; 16]), true).expect("opened"));
+        let stages = Stages::open(tree, None).expect("opened");
+        let of = block_hash(b"some");
+        for (transfer, lost) in [(1, true), (2, false), (3, false)] {
+            let found = stages.begin(transfer, b"a", of, 4, None).expect("begun");
+            assert_eq!(found.is_empty(), transfer < 3, "{transfer}");
+            stages.write(transfer, 0, b"some").expect("written");
+            if lost {
+                stages.get(transfer).expect("open").lose();
+            }
+            stages.end(transfer);
+        }
     }
 
     #[test]

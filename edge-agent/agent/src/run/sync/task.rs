@@ -623,16 +623,24 @@ impl SyncTask {
             Action::Reuse { transfer, first, hashes } => engine.work(Job::Reuse { transfer, first, hashes }),
             Action::Search { transfer, sought } => engine.work(Job::Search { transfer, sought }),
             Action::Drop { transfer } => engine.work(Job::End(transfer)),
-            Action::Upload { peer, transfer, path, root, block } => {
+            Action::Upload { peer, transfer, path, root, size, block } => {
                 if let Some(p) = self.peers.get(&peer) {
                     let handle = p.link.handle();
-                    self.uploads.push_back(Reading { agent: peer, handle, transfer, path, root, block });
+                    self.uploads.push_back(Reading {
+                        agent: peer,
+                        handle,
+                        transfer,
+                        path,
+                        root,
+                        size,
+                        block,
+                    });
                 }
             }
-            Action::UploadHashes { peer, transfer, path, root, page } => {
+            Action::UploadHashes { peer, transfer, path, root, size, page } => {
                 if let Some(p) = self.peers.get(&peer) {
                     let handle = p.link.handle();
-                    engine.serve(Serve::Hashes { agent: peer, handle, transfer, path, root, page });
+                    engine.serve(Serve::Hashes { agent: peer, handle, transfer, path, root, size, page });
                 }
             }
             Action::Change { change, path, expected, displaced, make } => {
