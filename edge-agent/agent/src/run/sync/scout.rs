@@ -72,9 +72,11 @@ pub(super) struct Chosen {
 impl Chosen {
     /// From the text of the folder's own file and what the job says.
     pub(super) fn new(file: &[u8], selection: &Selection) -> Self {
-        let above: Vec<String> = selection.wanted.iter().flat_map(|line| folders_above(line)).collect();
+        let says = |line: &&String| !line.trim().is_empty() && !line.starts_with('#');
+        let wanted = || selection.wanted.iter().filter(says);
+        let above: Vec<String> = wanted().flat_map(|line| folders_above(line)).collect();
         let rules = |lines: &[String]| Ignores::new(b"", lines).0;
-        let some = selection.wanted.iter().any(|line| !line.trim().is_empty());
+        let some = wanted().next().is_some();
         Self {
             ignores: Ignores::new(file, &selection.ignore).0,
             wanted: some.then(|| (rules(&selection.wanted), rules(&above))),
@@ -105,6 +107,9 @@ impl Chosen {
 /// Rules for the folders that what a rule names may be in: any, if it begins nowhere.
 fn folders_above(line: &str) -> Vec<String> {
     let line = line.trim();
+    if line.starts_with('!') {
+        return Vec::new();
+    }
     let names: Vec<&str> = line.trim_matches('/').split('/').collect();
     if names.len() == 1 && !line.starts_with('/') {
         return vec!["*".into()];
@@ -603,6 +608,14 @@ mod tests {
         ] {
             assert_eq!(rules.wants(path, true), wanted, "the folder {}", path.escape_ascii());
         }
+        // What says nothing, and what only takes away, brings no folders.
+        let of = |lines: &[&str]| {
+            let wanted = lines.iter().map(|line| (*line).into()).collect();
+            Chosen::new(b"", &Selection { ignore: Vec::new(), wanted })
+        };
+        let some = of(&["# plans", "", "/docs/", "!old"]);
+        assert!(some.wants(b"docs", true) && some.wants(b"docs/a", false) && !some.wants(b"other", true));
+        assert!(of(&["# plans", " "]).wants(b"other", true), "no rule is no choice");
     }
 
     /// What is named by its end alone may be in any folder that is not left out.
