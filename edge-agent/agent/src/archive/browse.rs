@@ -2,10 +2,11 @@
 //! displaced (SYNC.md §11), what was disposed of at a source and what destinations kept (PROTOCOL.md §2.9, §2.10).
 //!
 //! Bringing back is a rename, as putting away was: at once, with everything that a file has, and on a disk that is full.
-//! Nothing is replaced unless that is asked for; then both change places. The agent may be at work meanwhile: what comes
+//! Nothing is replaced unless that is asked for; then it goes to the archive, into a group of its own. The agent may be at work meanwhile: what comes
 //! back is a change by the owner like any other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use event_schema::Timestamp;
@@ -18,6 +19,9 @@ use crate::disk::{Folder, chmod_at, file_type};
 
 /// How long what was replaced by something older is kept, in milliseconds: as long as synchronizations keep by default.
 const KEPT_MS: u64 = 30 * 86_400_000;
+
+/// Before 2024 no clock is right.
+const CLOCK_SET: Timestamp = Timestamp(1_704_067_200_000);
 
 /// Something that is in an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,13 +215,15 @@ pub(crate) fn restore(
         latest.entry(kept.path.clone()).or_insert(kept);
     }
     let folder = Folder::open(root)?;
+    // The group that a file comes from may be over soon, or is being deleted just now: what it replaces has its own.
+    let group = format!("restored-{:016}", crate::clock::now().0);
     let several = latest.len() > 1;
     let all = latest.into_values().map(|kept| {
         let target = to.map_or_else(|| kept.path.clone(), <[u8]>::to_vec);
         let done = if several && to.is_some() {
             Err("more than one is chosen, and they have one place".to_owned())
         } else {
-            put_back(&folder, &kept, &target, replace)
+            put_back(&folder, &kept, &target, replace, &group)
         };
         let replaced = done == Ok(true);
         Restored { kept, to: target, replaced, trouble: done.err() }
@@ -226,7 +232,13 @@ pub(crate) fn restore(
 }
 
 /// Says whether something was replaced.
-fn put_back(folder: &Folder, kept: &Kept, target: &[u8], replace: bool) -> std::result::Result<bool, String> {
+fn put_back(
+    folder: &Folder,
+    kept: &Kept,
+    target: &[u8],
+    replace: bool,
+    group: &str,
+) -> std::result::Result<bool, String> {
     let own = target.split(|byte| *byte == b'/').any(|name| name == STAGING_FOLDER);
     if target.is_empty() || own || check_path(target).is_err() {
         return Err("that is no path inside the folder".into());
@@ -236,19 +248,7 @@ fn put_back(folder: &Folder, kept: &Kept, target: &[u8], replace: bool) -> std::
         Errno::NOENT => "it is not in the archive any more".to_owned(),
         other => std::io::Error::from(other).to_string(),
     };
-    for (at, _) in target.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
-        if folder.make_free_folder(&target[..at]).map_err(said)? {
-            // What it had before nobody knows: it is whose the folder above it is.
-            let (above, name) = folder.parent(&target[..at]).map_err(said)?;
-            chmod_at(&above, name, Mode::from_raw_mode(0o755)).map_err(said)?;
-            let owner = fs::fstat(&above).map_err(said)?;
-            if rustix::process::geteuid().is_root() {
-                let (user, group) = (fs::Uid::from_raw(owner.st_uid), fs::Gid::from_raw(owner.st_gid));
-                fs::chownat(&above, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(said)?;
-            }
-        }
-    }
+    make_above(folder, target).map_err(said)?;
     let lies = [&base()[..], b"/", &kept.at].concat();
     let (from, name) = folder.parent(&lies).map_err(said)?;
     let (to, new) = folder.parent(target).map_err(said)?;
@@ -262,11 +262,7 @@ fn put_back(folder: &Folder, kept: &Kept, target: &[u8], replace: bool) -> std::
             if file_type(&there) == FileType::Directory {
                 return Err("a folder is there".into());
             }
-            let group = kept.at.split(|byte| *byte == b'/').next().unwrap_or_default();
-            let until = Timestamp(crate::clock::now().0.saturating_add(KEPT_MS));
-            let group = std::str::from_utf8(group).map_err(|_| "its group has no name of ours".to_owned())?;
-            Archive::of(folder).extend(group, until).map_err(said)?;
-            match fs::renameat_with(&from, name, &to, new, RenameFlags::EXCHANGE) {
+            match exchange(folder, group, target, (&from, name), (&to, new)) {
                 Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
                     return Err(
                         "something is there, and this file system cannot let them change places".into()
@@ -282,6 +278,49 @@ fn put_back(folder: &Folder, kept: &Kept, target: &[u8], replace: bool) -> std::
         fs::fsync(changed).map_err(said)?;
     }
     Ok(replaced)
+}
+
+/// Makes the folders above a path that are not there. What they had before nobody knows: they are whose the folders above them
+/// are.
+fn make_above(folder: &Folder, path: &[u8]) -> Result<()> {
+    for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+        if folder.make_free_folder(&path[..at])? {
+            let (above, name) = folder.parent(&path[..at])?;
+            chmod_at(&above, name, Mode::from_raw_mode(0o755))?;
+            let owner = fs::fstat(&above)?;
+            if rustix::process::geteuid().is_root() {
+                let (user, group) = (fs::Uid::from_raw(owner.st_uid), fs::Gid::from_raw(owner.st_gid));
+                fs::chownat(&above, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lets what is kept change places with what is at `target`, which gets a place in `group`.
+fn exchange(
+    folder: &Folder,
+    group: &str,
+    target: &[u8],
+    kept: (&OwnedFd, &[u8]),
+    there: (&OwnedFd, &[u8]),
+) -> Result<()> {
+    let now = crate::clock::now();
+    // A machine whose clock was never set would give it no time at all by the clock of the fleet.
+    let until = if now < CLOCK_SET { u64::MAX } else { now.0.saturating_add(KEPT_MS) };
+    let archive = Archive::of(folder);
+    archive.extend(group, Timestamp(until))?;
+    let place = archive.path(group, target);
+    make_above(folder, &place)?;
+    let (own, name) = folder.parent(&place)?;
+    rename_new(kept.0, kept.1, &own, name)?;
+    let exchanged = fs::renameat_with(&own, name, there.0, there.1, RenameFlags::EXCHANGE);
+    if exchanged.is_err() {
+        rename_new(&own, name, kept.0, kept.1)?;
+        archive.end(group)?;
+    }
+    exchanged?;
+    fs::fsync(&own)
 }
 
 #[cfg(test)]
@@ -383,11 +422,14 @@ mod tests {
         assert_eq!(case.restore("docs/a", None, true), [None]);
         assert_eq!(case.read("docs/a").as_deref(), Some("docs/a"));
         assert_eq!(case.found(&Choice::default()).len(), 1, "they changed places");
-        let until = list(case.root.path(), &Choice::default()).expect("listed")[0].until.expect("some time");
+        let left = list(case.root.path(), &Choice::default()).expect("listed").remove(0);
         assert!(
-            until > Timestamp(crate::clock::now().0 + KEPT_MS / 2),
+            left.until > Some(Timestamp(crate::clock::now().0 + KEPT_MS / 2)),
             "what was replaced has its time before it"
         );
+        assert!(left.at.starts_with(b"restored-"), "it is not in a group that is over");
+        let over = std_fs::read_to_string(case.root.path().join(".flotilla/archive/sync-01-020000.until"));
+        assert_eq!(over.expect("there"), "1\n");
         assert_eq!(case.restore("docs/a", Some("elsewhere/a"), false), [None]);
         assert_eq!(case.read("elsewhere/a").as_deref(), Some("docs/a~1"));
         assert!(case.restore("docs", None, false).is_empty(), "nothing is left");

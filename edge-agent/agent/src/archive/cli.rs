@@ -27,8 +27,8 @@ Examples:
   flotilla-agent archive restore /srv/plans --path offers --since-hours 2
   flotilla-agent archive restore /srv/plans --id sync-0193…-020511/offers/huber.odt~1 --to offers/huber-old.odt
 
-It is moved out of the archive, at once and with everything it had. What is in its place stays, unless --replace: then both
-change places. If the folder is synchronized, what comes back is a change like any other, for all members. Run it as the
+It is moved out of the archive, at once and with everything it had. What is in its place stays, unless --replace: then that
+goes to the archive, for 30 days. If the folder is synchronized, what comes back is a change like any other, for all members. Run it as the
 user of the agent, or as root. Exit code 1 if nothing was found or something could not be brought back.")]
     Restore(Restore),
 }
