@@ -212,6 +212,8 @@ fn seeds_that_found_something() {
     sweep("of many kinds", 449..450, |seed| disorder(seed, &motley(seed), 120));
     let turned = Kin { hostile: true, ..READER };
     sweep("one hostile", 265..266, |seed| disorder(seed, &[KIN, KIN, KIN, READER, turned], 120));
+    // A reader's index that lost its last moments gave a name for a change of its own twice, and never came back in line.
+    sweep("one hostile", 432..433, |seed| disorder(seed, &[KIN, KIN, KIN, READER, turned], 120));
 }
 
 /// Members that all run, the first seconds over.

@@ -21,6 +21,8 @@ pub(super) struct Change {
     pub(super) transfer: Option<u32>,
     /// Where it is moved from.
     pub(super) from: Option<Vec<u8>>,
+    /// Where what is here goes, if it keeps a name.
+    pub(super) aside: Option<Vec<u8>>,
     /// Where the loser of a conflict goes, which change it was, and what.
     pub(super) kept: Option<(Vec<u8>, Dot, Value)>,
 }
@@ -47,7 +49,7 @@ impl Replica {
             }
             Outcome::Refused => {
                 self.counters.refusals += 1;
-                let paths = [Some(&done.path), done.from.as_ref(), done.kept.as_ref().map(|k| &k.0)];
+                let paths = [Some(&done.path), done.from.as_ref(), done.aside.as_ref()];
                 for path in paths.into_iter().flatten() {
                     self.look_again.insert(path.clone());
                 }

@@ -14,6 +14,9 @@ use crate::merkle::Hash;
 
 use super::{Action, Displaced, Expected, LocalChanges, Make, Obstacle, Replica, version};
 
+/// Names tried for what a read-only member changed; with all of them taken it goes to the archive.
+const ASIDES: usize = 64;
+
 /// Where the walk over waiting rows is.
 #[derive(Debug, Default)]
 pub(super) struct Pass {
@@ -252,7 +255,7 @@ impl Replica {
         }
         let Some(held) = here.dot else {
             let aside = match self.config.local_changes {
-                LocalChanges::KeepAside => kept_aside(&row.path, self.meta.sequence),
+                LocalChanges::KeepAside => self.free_aside(index, &row.path),
                 LocalChanges::Revert => None,
             };
             return (aside.map_or(Displaced::Archive, Displaced::Keep), None);
@@ -274,6 +277,12 @@ impl Replica {
             }
             _ => (Displaced::Archive, None),
         }
+    }
+
+    /// A name for what a read-only member changed that nothing has: an index that lost its last moments counts them anew.
+    fn free_aside(&self, index: &dyn Index, path: &[u8]) -> Option<Vec<u8>> {
+        let names = (self.meta.sequence..).take(ASIDES).map_while(|n| kept_aside(path, n));
+        names.into_iter().find(|name| self.row(index, name).is_none_or(|row| row.present().is_none()))
     }
 
     fn change(
@@ -324,6 +333,10 @@ impl Replica {
             Make::Moved { from, .. } => Some(from.clone()),
             _ => None,
         };
+        let aside = match &displaced {
+            Displaced::Keep(to) => Some(to.clone()),
+            Displaced::Nothing | Displaced::Archive => None,
+        };
         self.busy.insert(row.path.clone());
         self.busy.extend(from.clone());
         self.changes.insert(
@@ -339,6 +352,7 @@ impl Replica {
                     _ => None,
                 },
                 from,
+                aside,
                 kept,
             },
         );
