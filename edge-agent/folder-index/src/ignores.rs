@@ -1,12 +1,9 @@
 //! Which entries are left out: rules as in a `.gitignore`, from the job and from a file in the folder (§7).
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use std::sync::Arc;
 
 use crate::limits::{IGNORE_LEN_MAX, RULE_LEN_MAX, RULES_MAX, WILDCARDS_MAX};
+use crate::patterns::{self, Patterns};
 
 /// File at the top of a folder with rules for it. Runs bring it where there is none; synchronizations leave it alone.
 pub const IGNORE_FILE: &[u8] = b".flotillaignore";
@@ -50,15 +47,12 @@ pub enum RulesError {
         /// What is wrong with it.
         why: String,
     },
-    /// Each is a rule, but all of them together are none.
-    #[error("{0}")]
-    Together(String),
 }
 
 impl RulesError {
     /// Whether there is too much of something.
     pub fn is_limit(&self) -> bool {
-        !matches!(self, Self::Line { .. } | Self::Rule { .. } | Self::Together(_))
+        !matches!(self, Self::Line { .. } | Self::Rule { .. })
     }
 }
 
@@ -66,7 +60,7 @@ impl RulesError {
 /// left out.
 #[derive(Clone, Debug)]
 pub struct Ignores {
-    rules: Option<Gitignore>,
+    rules: Option<Arc<Patterns>>,
 }
 
 impl Ignores {
@@ -76,27 +70,29 @@ impl Ignores {
     }
 
     /// From the text of the folder's file and the job's rules, which win. Also returns the lines that are
-    /// no rules, with the reason; the others count.
+    /// no rules, with the reason, as are those that would be too long, and that would take too long; the others count.
     pub fn new(file: &[u8], job: &[String]) -> (Self, Vec<String>) {
-        let mut builder = GitignoreBuilder::new("");
-        let (mut bad, mut count) = (Vec::new(), 0);
+        let mut rules = Patterns::default();
+        let (mut bad, mut count, mut wildcards) = (Vec::new(), 0, 0);
         let text = String::from_utf8_lossy(file);
         for line in text.lines().chain(job.iter().map(String::as_str)) {
-            count += usize::from(!line.trim().is_empty());
-            if let Err(error) = builder.add_line(None, line) {
-                bad.push(error.to_string());
+            let cost = patterns::cost(line);
+            let taken = if line.len() > RULE_LEN_MAX {
+                Err(too_long())
+            } else if wildcards + cost > WILDCARDS_MAX {
+                Err(RulesError::TooManyWildcards.to_string())
+            } else {
+                rules.add(line)
+            };
+            match taken {
+                Ok(is_rule) => {
+                    count += usize::from(is_rule);
+                    wildcards += cost * usize::from(is_rule);
+                }
+                Err(why) => bad.push(format!("{}: {why}", shown(line))),
             }
         }
-        if count == 0 {
-            return (Self::none(), bad);
-        }
-        match builder.build() {
-            Ok(rules) => (Self { rules: Some(rules) }, bad),
-            Err(error) => {
-                bad.push(error.to_string());
-                (Self::none(), bad)
-            }
-        }
+        (Self { rules: (count > 0).then(|| Arc::new(rules)) }, bad)
     }
 
     /// From the text of the folder's file and the job's rules, which win, every line of which has to be understood: a rule
@@ -112,12 +108,12 @@ impl Ignores {
         let mut exact = Exact::default();
         for (nth, line) in lines.enumerate() {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
-            exact.add(line, None, |why| RulesError::Line { line: nth + 1, why })?;
+            exact.add(line, |why| RulesError::Line { line: nth + 1, why })?;
         }
         for (nth, rule) in job.iter().enumerate() {
-            exact.add(rule.as_bytes(), None, |why| RulesError::Rule { number: nth + 1, why })?;
+            exact.add(rule.as_bytes(), |why| RulesError::Rule { number: nth + 1, why })?;
         }
-        Ok(Self { rules: exact.build()? })
+        Ok(Self { rules: exact.build() })
     }
 
     /// Whether the entry at this path, or a folder above it, is left out.
@@ -128,66 +124,63 @@ impl Ignores {
 
     /// Whether the entry at this path is left out, given that no folder above it is.
     pub fn ignores(&self, path: &[u8], is_folder: bool) -> bool {
-        match &self.rules {
-            Some(rules) => rules.matched(Path::new(OsStr::from_bytes(path)), is_folder).is_ignore(),
-            None => false,
-        }
+        let last = self.rules.as_ref().and_then(|rules| rules.last(path, is_folder));
+        last.is_some_and(|(_, takes_back)| !takes_back)
     }
 }
 
+fn too_long() -> String {
+    format!("longer than {RULE_LEN_MAX} bytes")
+}
+
+/// So much of a line that it is known again.
+fn shown(line: &str) -> String {
+    line.chars().take(80).collect()
+}
+
 /// Lines that all have to be understood.
+#[derive(Default)]
 struct Exact {
-    builder: GitignoreBuilder,
+    patterns: Patterns,
     count: usize,
     wildcards: usize,
 }
 
-impl Default for Exact {
-    fn default() -> Self {
-        Self { builder: GitignoreBuilder::new(""), count: 0, wildcards: 0 }
-    }
-}
-
 impl Exact {
-    fn add(
-        &mut self,
-        line: &[u8],
-        from: Option<PathBuf>,
-        bad: impl Fn(String) -> RulesError,
-    ) -> Result<(), RulesError> {
+    /// Whether it was a rule.
+    fn add(&mut self, line: &[u8], bad: impl Fn(String) -> RulesError) -> Result<bool, RulesError> {
         if line.len() > RULE_LEN_MAX {
-            return Err(bad(format!("longer than {RULE_LEN_MAX} bytes")));
+            return Err(bad(too_long()));
         }
         let line = std::str::from_utf8(line).map_err(|_| bad("not UTF-8".into()))?;
         if line.contains('\0') {
             return Err(bad("a zero byte".into()));
         }
         if line.starts_with('#') || line.trim().is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         self.count += 1;
-        self.wildcards += line.bytes().filter(|b| b"*?[{".contains(b)).count();
+        self.wildcards += patterns::cost(line);
         if self.count > RULES_MAX {
             return Err(RulesError::TooMany);
         }
         if self.wildcards > WILDCARDS_MAX {
             return Err(RulesError::TooManyWildcards);
         }
-        self.builder.add_line(from, line).map(drop).map_err(|e| bad(e.to_string()))
+        self.patterns.add(line).map_err(bad)
     }
 
-    fn build(&self) -> Result<Option<Gitignore>, RulesError> {
-        if self.count == 0 {
-            return Ok(None);
-        }
-        self.builder.build().map(Some).map_err(|e| RulesError::Together(e.to_string()))
+    fn build(self) -> Option<Arc<Patterns>> {
+        (self.count > 0).then(|| Arc::new(self.patterns))
     }
 }
 
 /// What comes before the rest: patterns in the form of rules, one after the other.
 #[derive(Clone, Debug)]
 pub struct Priorities {
-    rules: Option<Gitignore>,
+    rules: Option<Arc<Patterns>>,
+    /// Which of the patterns each rule is.
+    numbers: Vec<usize>,
 }
 
 impl Priorities {
@@ -196,24 +189,25 @@ impl Priorities {
     /// # Errors
     /// If one is no pattern, or takes something back (`!`), or there is more than the limits of rules allow.
     pub fn new(patterns: &[String]) -> Result<Self, RulesError> {
-        let mut exact = Exact::default();
+        let (mut exact, mut numbers) = (Exact::default(), Vec::new());
         // Of rules the last one that fits counts.
         for (nth, pattern) in patterns.iter().enumerate().rev() {
             let bad = |why| RulesError::Rule { number: nth + 1, why };
             if pattern.starts_with('!') {
                 return Err(bad("takes something back".into()));
             }
-            exact.add(pattern.as_bytes(), Some(PathBuf::from(nth.to_string())), bad)?;
+            if exact.add(pattern.as_bytes(), bad)? {
+                numbers.push(nth);
+            }
         }
-        Ok(Self { rules: exact.build()? })
+        Ok(Self { rules: exact.build(), numbers })
     }
 
     /// Which pattern the entry at this path fits first, by its number from 0. What is in a folder that fits one is as
     /// urgent as that: see to it, this looks at the path alone.
     pub fn of(&self, path: &[u8], is_folder: bool) -> Option<usize> {
-        let rules = self.rules.as_ref()?;
-        let matched = rules.matched(Path::new(OsStr::from_bytes(path)), is_folder);
-        matched.inner()?.from()?.to_str()?.parse().ok()
+        let (rule, _) = self.rules.as_ref()?.last(path, is_folder)?;
+        self.numbers.get(rule).copied()
     }
 }
 
@@ -325,14 +319,23 @@ mod tests {
     #[test]
     fn hostile_rules_cost_a_bounded_time() {
         let nearly = |n: usize| format!("{}b{n}", "a".repeat(180));
-        for rule in ["**/a*a*a*a*a*a*a*a*a*a*a*c?", "*a????????????????????c", "[ab]*[ab]*{a,b}*{a,b}*c[0-9]"]
-        {
-            let each = rule.bytes().filter(|b| b"*?[{".contains(b)).count();
+        let deep = vec!["a"; 300].join("/");
+        let deep_rule = format!("**/{}/c", vec!["a"; 100].join("/"));
+        for rule in [
+            "**/a*a*a*a*a*a*a*a*a*a*a*c?",
+            "*a????????????????????c",
+            "[ab]*[ab]*{a,b}*{a,b}*c[0-9]",
+            "{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}*c",
+            "**/a/**/a/**/a/**/c",
+            &deep_rule,
+        ] {
+            let each = patterns::cost(rule);
             let text: Vec<String> = (0..WILDCARDS_MAX / each).map(|n| format!("{rule}{n}")).collect();
             let rules = Ignores::exact(text.join("\n").as_bytes(), &[]).expect("within the limits");
             let (paths, begun) = (500, std::time::Instant::now());
             for n in 0..paths {
                 assert!(!rules.ignores(format!("{}/{}", nearly(n), nearly(n + 1)).as_bytes(), false));
+                assert!(!rules.ignores(format!("{deep}/{n}").as_bytes(), false));
             }
             let each = begun.elapsed() / paths as u32;
             println!("{rule}: {each:?} a path");

@@ -20,6 +20,7 @@ mod index;
 mod keeper;
 mod known;
 pub mod limits;
+mod patterns;
 mod record;
 pub mod scan;
 mod snapshot;

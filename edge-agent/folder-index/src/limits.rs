@@ -65,8 +65,8 @@ pub const RULES_MAX: usize = 2000;
 /// Bytes of one of them. Paths that are longer can be left out by a folder above them.
 pub const RULE_LEN_MAX: usize = 1024;
 
-/// Wildcards (`*`, `?`, `[`, `{`) in all of them. Every path is held against every rule, and it is wildcards that
-/// make that slow and large: so many, chosen to do harm, cost some 30 µs a path.
+/// Wildcards (`*`, `?`, `[`, `{`; in a rule with `**`, each `/` too) in all of them. Every path is held against every one
+/// of those rules: so many, chosen to do harm, cost some @COST@ a path.
 pub const WILDCARDS_MAX: usize = 1000;
 
 /// Rows of the table of contents kept in memory until they are merged into the file: at least so many,
