@@ -151,6 +151,24 @@ async fn made_changed_answered_and_stopped() {
     assert_eq!(get(&running, "status").await["runs"]["synchronizing"], 1);
     let before = get(&running, "status").await["position"].clone();
 
+    let explained = async |running: &_, n: usize| {
+        let all = get(running, &format!("{path}/explain")).await;
+        let of = all["agents"]
+            .as_array()
+            .expect("agents")
+            .iter()
+            .find(|a| a["agent"] == names[n].as_str())
+            .cloned();
+        let of = of.expect("a member");
+        (of["reason"].as_str().expect("a code").to_owned(), of["text"].as_str().expect("words").to_owned())
+    };
+    tell(&running, &agents[2], run, at(SyncPhase::Syncing, 3));
+    let (reason, text) = explained(&running, 2).await;
+    assert_eq!((reason.as_str(), text.contains("3 entries")), ("syncing", true), "{text}");
+    tell(&running, &agents[2], run, at(SyncPhase::Scanning, 0));
+    assert_eq!(explained(&running, 2).await.0, "scanning");
+    tell(&running, &agents[2], run, at(SyncPhase::InSync, 0));
+
     // A guard asks; a person answers that member and no other.
     let raised = GuardRaised { run, guard: 77, missing: 30, total: 40 };
     agents[1].report(&running.service, raised).await.expect("taken");
@@ -158,6 +176,9 @@ async fn made_changed_answered_and_stopped() {
     let status = shown["sync"]["status"].as_str().expect("a status").to_owned();
     assert!(status.starts_with("guard asks at fake"), "{status}");
     assert_eq!(member(&shown, &agents[1])["guard"]["missing"], 30);
+    let (reason, text) = explained(&running, 1).await;
+    assert_eq!(reason, "guarded");
+    assert!(text.starts_with("30 of 40 entries") && text.contains("flotilla sync confirm"), "{text}");
     let guard = format!("{path}/guard");
     for (wish, code) in [
         (json!({"agent": names[1], "answer": "perhaps"}), 400),

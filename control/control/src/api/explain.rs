@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::Json;
+use super::sync_view::SyncMemberView;
 use super::view::{ErrorView, RunAgentView, RunView};
 use super::{Api, ApiError, resolve, shape};
 use crate::service::{Live, Telemetry};
@@ -58,8 +59,8 @@ pub(crate) struct ExplainAgentView {
     pub ended: bool,
     /// `done`, `done_with_errors`, `failed`, `stopped`, `over`, `offline`, `command_under_way`, `starting`, `indexing`,
     /// `serving`, `upload_limit`, `no_peers`, `fetching_manifest`, `comparing`, `nobody_has`, `no_honest_peer`,
-    /// `silent_peers`, `disk`, `peers_limited`, `transferring`, `finalizing`, `synchronizing`, or the class of the problem
-    /// of one that is stalled, such as `disk_full`.
+    /// `silent_peers`, `disk`, `peers_limited`, `transferring`, `finalizing`, of a member `guarded`, `scanning`, `no_folder`,
+    /// `syncing`, `blocked`, `in_sync` or `waiting`, or the class of the problem of one that is stalled, such as `disk_full`.
     pub reason: String,
     /// The same for people.
     pub text: String,
@@ -303,8 +304,51 @@ impl Case<'_> {
             RunAgentState::FetchingManifest => said(name, "fetches the list of files".into()),
             RunAgentState::Transferring => self.transferring(standing, holders),
             RunAgentState::Finalizing => said(name, "puts the last files in place".into()),
-            RunAgentState::Synchronizing => said(name, "keeps its folder like the others'".into()),
+            RunAgentState::Synchronizing => self.synchronizing(name),
         }
+    }
+
+    /// A member never ends: what its folder lacks to be like the others', if anything.
+    fn synchronizing(&self, name: &str) -> (String, String) {
+        let said = |code: &str, text: String| (code.to_owned(), text);
+        let Some(member) = &self.view.member else {
+            return said(name, "keeps its folder like the others'".into());
+        };
+        if let Some(guard) = &member.guard {
+            let text = format!("{} of {} entries are gone from its folder", guard.missing, guard.total);
+            return match &guard.answer {
+                None => said(
+                    "guarded",
+                    format!(
+                        "{text}; it waits for a person: flotilla sync confirm {} --agent {} --delete or --restore",
+                        self.id, self.view.name
+                    ),
+                ),
+                Some(answer) => said("guarded", format!("{text}; it was told to {answer}")),
+            };
+        }
+        match member.standing.as_str() {
+            "scanning" => said("scanning", format!("reads its folder: {} entries so far", member.entries)),
+            "no_folder" => said("no_folder", "does not find its folder: is a disk not mounted?".into()),
+            "syncing" if self.view.peers == 0 => {
+                said("no_peers", format!("lacks {}, and {}", self.lacks(member), self.lonely()))
+            }
+            "syncing" => said("syncing", format!("brings {}", self.lacks(member))),
+            "in_sync" if member.blocked_total > 0 => said(
+                "blocked",
+                format!(
+                    "has all but {} paths that cannot be here: flotilla sync members {}",
+                    member.blocked_total, self.id
+                ),
+            ),
+            "in_sync" if self.view.peers == 0 => said("no_peers", self.lonely()),
+            "in_sync" => said("in_sync", "its folder is like the others'".into()),
+            _ => said("waiting", "has not told how it stands in the last minute".into()),
+        }
+    }
+
+    fn lacks(&self, member: &SyncMemberView) -> String {
+        format!("{} entries ({} bytes)", member.left_entries, member.left_bytes)
     }
 
     fn serving(&self, standing: Option<&Standing>) -> (String, String) {

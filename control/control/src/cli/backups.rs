@@ -247,9 +247,9 @@ pub(super) enum Backups {
 pub(super) struct RestoreLine {
     /// Name, id or beginning of the id of the backup
     job: String,
-    /// Whose folder was kept
+    /// Whose folder was kept [default: the backup's only source]
     #[arg(long, value_name = "AGENT")]
-    source: String,
+    source: Option<String>,
     /// Which version: its name, or "latest" [default: latest]
     #[arg(long, value_name = "NAME", conflicts_with = "at")]
     version: Option<String>,
@@ -267,8 +267,8 @@ pub(super) struct RestoreLine {
     from: Option<String>,
 }
 
-fn restore_wish(line: RestoreLine) -> Result<RestoreWish, Failure> {
-    let RestoreLine { source, version, at, path, to, from, .. } = line;
+fn restore_wish(line: RestoreLine, source: String) -> Result<RestoreWish, Failure> {
+    let RestoreLine { version, at, path, to, from, .. } = line;
     let (path, path_hex) = path.map_or((None, None), place::path);
     let (mut folder, mut folder_hex) = (None, None);
     let to = match to {
@@ -285,6 +285,16 @@ fn restore_wish(line: RestoreLine) -> Result<RestoreWish, Failure> {
         },
     };
     Ok(RestoreWish { source, version, at, path, path_hex, to, folder, folder_hex, from })
+}
+
+fn only_source(backup: BackupView) -> Result<String, Failure> {
+    match backup.sources.as_slice() {
+        [source] => Ok(source.id.clone()),
+        all => {
+            let names: Vec<&str> = all.iter().map(|source| source.name.as_str()).collect();
+            Err(Failure::Usage(format!("say with --source whose folder: {}", names.join(", "))))
+        }
+    }
 }
 
 pub(super) fn run(client: &Client, json: bool, command: Backups) -> Done {
@@ -331,8 +341,13 @@ pub(super) fn run(client: &Client, json: bool, command: Backups) -> Done {
             )
         }
         Backups::Restore(line) => {
-            let path = format!("backups/{}/restore", segment(&line.job));
-            let started: RestoreStarted = client.post(&path, &restore_wish(line)?)?;
+            let backup = format!("backups/{}", segment(&line.job));
+            let source = match line.source.clone() {
+                Some(source) => source,
+                None => only_source(client.get(&backup)?)?,
+            };
+            let started: RestoreStarted =
+                client.post(&format!("{backup}/restore"), &restore_wish(line, source)?)?;
             if json {
                 return output::say_json(&started);
             }
@@ -349,7 +364,7 @@ pub(super) fn run(client: &Client, json: bool, command: Backups) -> Done {
 }
 
 fn show(backup: BackupView) -> Done {
-    let next = backup.next_start.unwrap_or_else(|| "not known".into());
+    let next = backup.next_start.unwrap_or_else(|| "-".into());
     output::say(&format!(
         "{}\n  started  {}\n  next     {next}\n  kept     {}",
         backup.job_name,
@@ -387,14 +402,14 @@ mod tests {
         let to = |text: &str| {
             let line = RestoreLine {
                 job: "j".into(),
-                source: "s".into(),
+                source: None,
                 version: None,
                 at: None,
                 path: None,
                 to: Some(text.into()),
                 from: None,
             };
-            restore_wish(line).map(|wish| (wish.to.unwrap_or_default(), wish.folder)).ok()
+            restore_wish(line, "s".into()).map(|wish| (wish.to.unwrap_or_default(), wish.folder)).ok()
         };
         assert_eq!(to("nas"), Some(("nas".into(), None)));
         assert_eq!(to("nas:/a:b"), Some(("nas".into(), Some("/a:b".into()))));
