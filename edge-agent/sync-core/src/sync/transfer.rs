@@ -535,32 +535,40 @@ impl Replica {
     /// Who has nothing to do is given half of what another one was asked for long ago: one that gives a block now and then, to
     /// look busy or because its link is slow, keeps nobody from a file that others have.
     fn relieve(&mut self, now: Instant) {
-        let Config { strikes, request_timeout, .. } = self.config;
+        let Config { strikes, request_timeout, pipeline, .. } = self.config;
         let idle =
             |p: &super::Peer| p.greeted && p.owed == 0 && p.snubbed_until.is_none() && p.strikes < strikes;
         let idle: BTreeSet<AgentId> = self.peers.iter().filter(|(_, p)| idle(p)).map(|(a, _)| *a).collect();
         for (&transfer, t) in &mut self.transfers {
             let Stage::Blocks(page) = &mut t.stage else { continue };
-            if !page.wanted.is_empty() || t.sources.is_disjoint(&idle) {
-                continue;
-            }
             let late = page.asked.values().find(|(_, at)| *at + request_timeout <= now);
-            let Some(&(peer, _)) = late else { continue };
-            let Some(p) = self.peers.get_mut(&peer) else { continue };
-            let of_it = page.asked.iter().filter(|(_, (asked, _))| *asked == peer);
+            let (Some(&(slow, _)), Some(&other)) = (late, t.sources.intersection(&idle).next()) else {
+                continue;
+            };
+            let of_it = page.asked.iter().filter(|(_, (asked, _))| *asked == slow);
             let mut kept: Vec<u32> = of_it.map(|(block, _)| *block).collect();
             // It sends in order: what comes last waits longest.
-            for block in kept.split_off(kept.len() / 2) {
-                page.asked.remove(&block);
-                page.wanted.insert(block);
-                p.owed = p.owed.saturating_sub(1);
+            let taken = kept.split_off(kept.len() / 2);
+            let owed = self.peers.get(&other).map_or(0, |p| p.owed);
+            if !page.wanted.is_empty() || owed + taken.len() > pipeline {
+                continue;
             }
-            self.actions.push_back(Action::Send { peer, message: Cancel { transfer }.into() });
-            if !kept.is_empty() {
-                let ranges = ranges(&kept);
-                let file = FileRequest { transfer, path: t.path.clone(), root: t.root, ranges };
-                self.actions
-                    .push_back(Action::Send { peer, message: Request { files: alloc::vec![file] }.into() });
+            page.asked.extend(taken.iter().map(|block| (*block, (other, now))));
+            if let Some(p) = self.peers.get_mut(&slow) {
+                p.owed = p.owed.saturating_sub(taken.len());
+            }
+            if let Some(p) = self.peers.get_mut(&other) {
+                p.owed += taken.len();
+                p.progress_at = now;
+            }
+            self.actions.push_back(Action::Send { peer: slow, message: Cancel { transfer }.into() });
+            for (peer, blocks) in [(slow, kept), (other, taken)] {
+                if !blocks.is_empty() {
+                    let ranges = ranges(&blocks);
+                    let file = FileRequest { transfer, path: t.path.clone(), root: t.root, ranges };
+                    let message = Request { files: alloc::vec![file] }.into();
+                    self.actions.push_back(Action::Send { peer, message });
+                }
             }
         }
     }
