@@ -299,7 +299,9 @@ pub(super) fn prepare_version(
     }
     let of_agent = |run: RunId| run == head.run || folder.has_beside(run);
     shelf.clean(of_agent).map_err(unusable)?;
-    let before = all.last().and_then(|newest| {
+    // What somebody laid there may give nothing, or very little.
+    let own = all.iter().rev().find(|kept| kept.is_by(&key.verifying_key().to_bytes()));
+    let before = own.or(all.last()).and_then(|newest| {
         let before = shelf.manifest(newest).and_then(|manifest| {
             let folder = shelf.version(&newest.name).map_err(|e| e.to_string())?;
             let held = rustix::fs::fstat(folder.root()).map(|stat| Held::new(&stat));

@@ -12,7 +12,7 @@ use super::row::{Disk, Index, OnDisk, Row, Stamp, Work};
 use super::state::Episode;
 use super::statement::{depth_max, dot, insert, is_fit, statement_bytes};
 use super::{Action, Obstacle, Replica, version};
-use crate::merkle::Hash;
+use crate::merkle::{Hash, block_hash};
 
 /// Whether a path has to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,10 +175,13 @@ impl Replica {
             Disk::Present(here) | Disk::Missing(here) => Some(here),
             Disk::Absent => None,
         };
-        // While people are asked, only what is gone comes back elsewhere.
+        // What came before something went does not stand for it, unless it has its content; and while people are asked, only
+        // what is gone comes back elsewhere.
+        let missing = self.meta.missing;
         if before.is_none()
-            && (!self.meta.guarded || self.is_of_gone(&value))
+            && (!self.meta.guarded || self.is_of_gone(path, &value))
             && let Some(episode) = &mut self.meta.episode
+            && (self.meta.guarded || episode.came < episode.believed + missing)
         {
             episode.came += 1;
         }
@@ -297,7 +300,13 @@ impl Replica {
         let (these, others) =
             if came { (&mut self.came, &mut self.went) } else { (&mut self.went, &mut self.came) };
         match others.remove(&root) {
-            Some(_) if !came => self.believe(index, path),
+            Some(_) if !came => {
+                // It came first, and was not counted.
+                if let Some(episode) = &mut self.meta.episode {
+                    episode.came += 1;
+                }
+                self.believe(index, path);
+            }
             Some(went) => self.believe(index, &went),
             None => {
                 if these.len() < RECENT_MAX {
@@ -387,20 +396,16 @@ impl Replica {
         let mut after: Option<Vec<u8>> = None;
         for _ in 0..GONE_MAX {
             let Some(path) = index.next_work(Work::Missing, after.as_deref()) else { break };
-            if let Some(Disk::Missing(here)) = self.row(index, &path).map(|row| row.disk)
-                && let Some(root) = root_of_value(&here.value)
-            {
-                *self.gone.entry(root).or_default() += 1;
+            if let Some(Disk::Missing(here)) = self.row(index, &path).map(|row| row.disk) {
+                *self.gone.entry(mark(&path, &here.value)).or_default() += 1;
             }
             after = Some(path);
         }
     }
 
     /// Whether a content is one of those that are gone; it counts once for each.
-    fn is_of_gone(&mut self, value: &Value) -> bool {
-        let Some(count) = root_of_value(value).and_then(|root| self.gone.get_mut(&root)) else {
-            return false;
-        };
+    fn is_of_gone(&mut self, path: &[u8], value: &Value) -> bool {
+        let Some(count) = self.gone.get_mut(&mark(path, value)) else { return false };
         let was = *count;
         *count = was.saturating_sub(1);
         was > 0
@@ -415,6 +420,19 @@ fn with_meta(told: Value, here: &Value) -> Value {
         }
         (told, _) => told,
     }
+}
+
+/// By what something is known that comes elsewhere: its content, or, where it has none, its name and kind.
+fn mark(path: &[u8], value: &Value) -> Hash {
+    root_of_value(value).unwrap_or_else(|| {
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
+        let kind = match value {
+            Value::Folder { .. } => b'd',
+            Value::Link { .. } => b'l',
+            Value::File { .. } | Value::Deleted => b'f',
+        };
+        block_hash(&[&[kind, b'/'], name].concat())
+    })
 }
 
 fn root_of_value(value: &Value) -> Option<Hash> {

@@ -46,6 +46,8 @@ pub(super) struct Transfer {
     /// Those of them who never said that they have it: a root tells no size, so what they give may be right of another
     /// statement, and is not held against them.
     guessed: BTreeSet<AgentId>,
+    /// Of whom others took over what they were asked for, and who send it all the same.
+    relieved: BTreeSet<AgentId>,
     stage: Stage,
     pub(super) placing: bool,
 }
@@ -168,6 +170,7 @@ impl Replica {
                 blocks,
                 sources,
                 guessed,
+                relieved: BTreeSet::new(),
                 stage: Stage::Staging,
                 placing: false,
             },
@@ -201,7 +204,9 @@ impl Replica {
                 && let Some(t) = self.transfers.get_mut(&transfer)
             {
                 t.sources.insert(peer);
-                if !holds {
+                if holds {
+                    t.guessed.remove(&peer);
+                } else {
                     t.guessed.insert(peer);
                 }
             }
@@ -212,7 +217,7 @@ impl Replica {
     pub(super) fn end_transfer(&mut self, transfer: u32) {
         let Some(t) = self.transfers.remove(&transfer) else { return };
         self.busy.remove(&t.path);
-        let mut asked: BTreeSet<AgentId> = BTreeSet::new();
+        let mut asked = t.relieved;
         if let Stage::Blocks(page) = &t.stage {
             for (peer, _) in page.asked.values() {
                 asked.insert(*peer);
@@ -432,6 +437,9 @@ impl Replica {
         if !page.wanted.is_empty() || !page.asked.is_empty() {
             return false;
         }
+        for peer in core::mem::take(&mut t.relieved) {
+            self.actions.push_back(Action::Send { peer, message: Cancel { transfer }.into() });
+        }
         if page.page + 1 >= pages_of(t.blocks) {
             return true;
         }
@@ -561,15 +569,16 @@ impl Replica {
                 p.owed += taken.len();
                 p.progress_at = now;
             }
-            self.actions.push_back(Action::Send { peer: slow, message: Cancel { transfer }.into() });
-            for (peer, blocks) in [(slow, kept), (other, taken)] {
-                if !blocks.is_empty() {
-                    let ranges = ranges(&blocks);
-                    let file = FileRequest { transfer, path: t.path.clone(), root: t.root, ranges };
-                    let message = Request { files: alloc::vec![file] }.into();
-                    self.actions.push_back(Action::Send { peer, message });
-                }
+            // It sends what it was asked for in order. With nothing left of that it is told to stop; else when the rest is
+            // here, as what it has begun to send would have to be asked for again.
+            if kept.is_empty() {
+                self.actions.push_back(Action::Send { peer: slow, message: Cancel { transfer }.into() });
+            } else {
+                t.relieved.insert(slow);
             }
+            let file = FileRequest { transfer, path: t.path.clone(), root: t.root, ranges: ranges(&taken) };
+            let message = Request { files: alloc::vec![file] }.into();
+            self.actions.push_back(Action::Send { peer: other, message });
         }
     }
 
@@ -580,10 +589,13 @@ impl Replica {
                 peer.snubbed_until = None;
             }
         }
-        for t in self.transfers.values_mut() {
+        for (&transfer, t) in &mut self.transfers {
             // Nobody is to blame, and nothing is lost.
-            if matches!(&t.stage, Stage::Weak(_, Some((_, at))) if *at + self.config.request_timeout <= now) {
+            if let Stage::Weak(_, Some((peer, at))) = t.stage
+                && at + self.config.request_timeout <= now
+            {
                 t.fetch_blocks();
+                self.actions.push_back(Action::Send { peer, message: Cancel { transfer }.into() });
             }
         }
         self.relieve(now);

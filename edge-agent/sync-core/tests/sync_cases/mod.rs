@@ -313,6 +313,49 @@ fn a_question_of_the_guard_is_answered_by_what_is_gone_alone() {
     assert_eq!(paths(&world, 1).len(), 600 + 200 + 350);
 }
 
+/// Something went a moment ago, much came, and then much goes that was there before.
+#[test]
+fn what_came_stands_for_nothing_that_goes_later() {
+    let mut world = quiet(&[KIN; 2]);
+    filled(&mut world, 400);
+    world.edit(0, b"temp", 5);
+    world.run(ms(5000));
+    world.delete(0, b"temp");
+    world.run(ms(30_000));
+    (0..300).for_each(|i| world.edit(0, format!("new {i}").as_bytes(), 5000 + i));
+    world.run(ms(20_000));
+    (0..300).for_each(|i| world.delete(0, format!("file {i}").as_bytes()));
+    world.run(ms(60_000));
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (1, 700));
+}
+
+/// Folders, and files with nothing in them, are known by their names when they come elsewhere.
+#[test]
+fn a_moved_tree_answers_the_question_of_the_guard() {
+    let mut world = quiet(&[KIN; 2]);
+    world.folder(0, b"old");
+    for i in 0..100 {
+        world.folder(0, format!("old/d{i}").as_bytes());
+        world.edit(0, format!("old/d{i}/f").as_bytes(), 10 + i);
+        world.edit(0, format!("old/d{i}/empty {i}").as_bytes(), 0);
+    }
+    world.converge();
+    let files: Vec<(Vec<u8>, Content)> = world.nodes[0].fs.files().map(|(p, c)| (p.to_vec(), c)).collect();
+    world.delete(0, b"old");
+    world.run(ms(30_000));
+    let guarded = |world: &World| world.nodes[0].replica.as_deref().map(|r| r.is_guarded());
+    assert_eq!((guarded(&world), paths(&world, 1).len()), (Some(true), 301));
+    world.folder(0, b"new");
+    (0..100).for_each(|i| world.folder(0, format!("new/d{i}").as_bytes()));
+    for (path, content) in files {
+        world.write(0, &[b"new", &path[3..]].concat(), content);
+    }
+    world.run(ms(60_000));
+    assert_eq!(guarded(&world), Some(false));
+    world.converge();
+    assert_eq!(paths(&world, 1).len(), 301);
+}
+
 /// Where much is written all day, and temporary files go, the guard is there for all of it.
 #[test]
 fn a_folder_that_grows_is_guarded_as_it_is() {

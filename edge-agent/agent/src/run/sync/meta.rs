@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use agent_proto::limits::XATTRS_MAX;
 use agent_proto::sync::META_MAX;
 use event_schema::{decode_exact, encode};
 use rustix::fs::Stat;
@@ -80,7 +81,7 @@ impl Metadata {
             },
         };
         let mut bytes = encode(&meta);
-        if bytes.len() > META_MAX {
+        if bytes.len() > META_MAX || meta.xattrs.len() > XATTRS_MAX {
             // More than a statement holds: they stay where they are.
             meta.xattrs.clear();
             bytes = encode(&meta);

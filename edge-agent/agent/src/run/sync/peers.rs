@@ -1,9 +1,11 @@
 //! The connections of one synchronization: calling, taking, losing them; messages and blocks on their ways.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use agent_proto::sync::{block_tag, of_block_tag};
 use event_schema::AgentId;
+use sync_core::merkle::Hash;
 use tokio::time::Instant;
 use utp2_tokio::{Connection, Handle};
 
@@ -62,11 +64,32 @@ impl SyncTask {
         }
     }
 
+    /// Only what was asked of this peer is written, and one copy of a block at a time: another one may be wrong, and would
+    /// stand in the place of what was found right.
     pub(super) fn take_block(&mut self, arrived: Arrived) {
-        if self.handles.contains_key(&arrived.handle)
-            && let Some(engine) = &self.engine
-        {
-            engine.work(Job::Write(arrived));
+        let Some(&agent) = self.handles.get(&arrived.handle) else { return };
+        let Some(engine) = &self.engine else { return };
+        let (transfer, block) = (arrived.transfer, arrived.block);
+        if engine.replica.expected_block(agent, transfer, block) != Some(arrived.data.len() as u32) {
+            return;
+        }
+        match self.writing.entry((transfer, block)) {
+            Entry::Vacant(entry) => {
+                entry.insert(None);
+                engine.work(Job::Write(arrived));
+            }
+            // The first was asked of somebody who lost it since.
+            Entry::Occupied(mut entry) => _ = entry.insert(Some(arrived)),
+        }
+    }
+
+    pub(super) fn block_written(&mut self, handle: Handle, (transfer, block): (u32, u32), hash: &Hash) {
+        let next = self.writing.remove(&(transfer, block)).flatten();
+        if let Some(&agent) = self.handles.get(&handle) {
+            self.with(|r, now, index| r.handle_block(now, index, agent, transfer, block, hash));
+        }
+        if let Some(next) = next {
+            self.take_block(next);
         }
     }
 

@@ -70,6 +70,14 @@ impl Staged {
         self.set(State::Lost);
     }
 
+    /// What is lost or in place stays so.
+    fn written(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == State::Empty {
+            *state = State::Written;
+        }
+    }
+
     fn set(&self, state: State) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
@@ -142,9 +150,12 @@ impl Stages {
         let stage = self.tree.stage();
         let hex: String = root.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = format!("s-{hex}-{transfer}").into_bytes();
+        // A root says nothing of a size: what was kept under it may be of another one, and stays for that.
+        let fits =
+            |name: &[u8]| matches!(stat_at(stage, name), Ok(Some(stat)) if stat.st_size as u64 == size);
         let earlier = {
             let mut kept = self.kept();
-            let at = kept.iter().position(|(r, _)| *r == root);
+            let at = kept.iter().position(|(r, name)| *r == root && fits(name));
             at.and_then(|at| kept.remove(at)).map(|(_, name)| name)
         };
         let mut state = State::Empty;
@@ -156,11 +167,6 @@ impl Stages {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(fs::openat(stage, name.as_slice(), flags, Mode::RUSR | Mode::WUSR)?);
         private(&file)?;
-        // A root says nothing of a size: what was kept may be of another one.
-        if state == State::Written && file.metadata().map_or(0, |meta| meta.len()) != size {
-            state = State::Empty;
-            let _ = file.set_len(0);
-        }
         let set_len = |len| file.set_len(len).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
         set_len(size)?;
         let mut whole = size == 0;
@@ -214,7 +220,7 @@ impl Stages {
             let mut there = is_in(&staged.file);
             if !there && older.as_ref().is_some_and(is_in) {
                 there = staged.file.write_all_at(buffer, at).is_ok();
-                staged.set(State::Written);
+                staged.written();
             }
             if there {
                 match found.last_mut() {
@@ -237,7 +243,9 @@ impl Stages {
         };
         let Ok(older) = self.tree.open_file(&staged.path) else { return Vec::new() };
         let len = older.metadata().map_or(0, |meta| meta.len());
-        let stretch = first.saturating_sub(REACH)..last.saturating_add(u64::from(BLOCK_LEN) + REACH).min(len);
+        let end = last.saturating_add(u64::from(BLOCK_LEN) + REACH).min(len);
+        // It may have become shorter just now.
+        let stretch = first.saturating_sub(REACH).min(end)..end;
         let until = Instant::now() + worth(sought.len() as u64 * u64::from(BLOCK_LEN));
         let rows = sought.into_iter().map(|(block, weak, strong)| (weak, u64::from(block), strong));
         let mut found: Vec<u32> = Vec::new();
@@ -249,7 +257,7 @@ impl Stages {
             &mut |block, data| {
                 let written = staged.file.write_all_at(data, block * u64::from(BLOCK_LEN));
                 written.map_err(|e| io_problem(&e, &staged.path, "copying what is here already"))?;
-                staged.set(State::Written);
+                staged.written();
                 found.push(block as u32);
                 Ok(())
             },
@@ -271,7 +279,7 @@ impl Stages {
             return Err(std::io::ErrorKind::InvalidInput.into());
         }
         staged.file.write_all_at(data, u64::from(block) * u64::from(BLOCK_LEN))?;
-        staged.set(State::Written);
+        staged.written();
         Ok(block_hash(data))
     }
 
@@ -445,6 +453,12 @@ mod tests {
             stages.end(transfer);
         }
         assert!(began.elapsed().as_secs() < 20, "4 TiB of nothing take hours");
+        stages.begin(4, b"a", of, content.len() as u64, None).expect("begun");
+        assert_eq!(
+            stages.reuse(4, 0, &[block_hash(&content[..BLOCK_LEN as usize])]),
+            one(0..1),
+            "what was kept"
+        );
     }
 
     /// What the disk refused reads back from memory all the same.
@@ -502,6 +516,8 @@ mod tests {
         assert!(
             stages.search(3, Vec::new()).is_empty() && stages.search(9, vec![(0, 0, hashes[0])]).is_empty()
         );
+        // It became shorter since somebody looked.
+        assert!(stages.search(3, vec![(1 << 13, weak(0), hashes[0])]).is_empty());
         stages.end(3);
         let left = Stages::open(tree, None).expect("opened");
         assert_eq!(left.begin(4, b"old", of, size, None).expect("begun"), one(0..4));

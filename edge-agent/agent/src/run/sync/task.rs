@@ -128,6 +128,8 @@ pub(crate) struct SyncTask {
     pub(super) reaching: Reaching,
     /// Blocks to be read for peers, and how many are being read.
     pub(super) uploads: VecDeque<Reading>,
+    /// Blocks that are being written, and another copy of one that came meanwhile.
+    pub(super) writing: HashMap<(u32, u32), Option<Arrived>>,
     pub(super) reading: usize,
     /// Paths to be looked at again.
     later: BTreeSet<(Instant, Vec<u8>)>,
@@ -200,6 +202,7 @@ impl SyncTask {
             reaching: Reaching::new(swarm.clone()),
             swarm,
             uploads: VecDeque::new(),
+            writing: HashMap::new(),
             reading: 0,
             later: BTreeSet::new(),
             changed: BTreeSet::new(),
@@ -452,6 +455,7 @@ impl SyncTask {
         self.changed.clear();
         self.blocked.clear();
         self.uploads.clear();
+        self.writing.clear();
         self.reading = 0;
         if let (Some(engine), Some(inlet)) = (self.engine.take(), self.inlet.take()) {
             engine.close(inlet);
@@ -518,9 +522,7 @@ impl SyncTask {
                 self.with(|r, now, index| r.handle_unstaged(now, index, transfer));
             }
             Event::Written { handle, transfer, block, hash } => {
-                if let Some(&agent) = self.handles.get(&handle) {
-                    self.with(|r, now, index| r.handle_block(now, index, agent, transfer, block, &hash));
-                }
+                self.block_written(handle, (transfer, block), &hash);
             }
             Event::Read { peer, data } => self.send_block(peer, data),
             Event::Answered { agent, handle, message } => {
@@ -622,7 +624,10 @@ impl SyncTask {
             }
             Action::Reuse { transfer, first, hashes } => engine.work(Job::Reuse { transfer, first, hashes }),
             Action::Search { transfer, sought } => engine.work(Job::Search { transfer, sought }),
-            Action::Drop { transfer } => engine.work(Job::End(transfer)),
+            Action::Drop { transfer } => {
+                self.writing.retain(|(of, _), _| *of != transfer);
+                engine.work(Job::End(transfer));
+            }
             Action::Upload { peer, transfer, path, root, size, block } => {
                 if let Some(p) = self.peers.get(&peer) {
                     let handle = p.link.handle();
