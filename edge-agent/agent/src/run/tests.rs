@@ -102,8 +102,8 @@ pub(super) fn part(join: JoinRun) -> TakePart {
 
 #[derive(Clone, Copy, Default)]
 pub(super) struct Options {
-    lies: bool,
-    upload_limit: Option<u64>,
+    pub(super) lies: bool,
+    pub(super) upload_limit: Option<u64>,
 }
 
 pub(super) struct Agent {

@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use agent_proto::limits::BLOCK_LEN;
 use agent_proto::sync::{block_tag, of_block_tag};
 use event_schema::AgentId;
 use sync_core::merkle::Hash;
@@ -22,11 +23,17 @@ use crate::run::link::code;
 /// Members of a job with whom everybody connects to everybody.
 const SMALL: usize = 32;
 
+/// Blocks that are sent unasked at once, in tests.
+const INTRUDED: u32 = 16;
+
 impl SyncTask {
     // --- blocks ---
 
     /// Reads what there is room for.
     pub(super) fn pump(&mut self) {
+        if self.blocks.bytes_sending() < SENDING_BYTES {
+            self.intrude();
+        }
         let Some(engine) = &self.engine else { return };
         let block = agent_proto::limits::BLOCK_LEN as usize;
         while self.blocks.bytes_sending() + self.reading * block < SENDING_BYTES
@@ -34,6 +41,20 @@ impl SyncTask {
         {
             self.reading += 1;
             engine.serve(Serve::Block(reading));
+        }
+    }
+
+    /// If this agent is to misbehave: blocks that nobody asked for, under numbers that the transfers of others may have.
+    fn intrude(&mut self) {
+        for peer in self.peers.values().filter(|_| self.host.corrupt) {
+            let handle = peer.link.handle();
+            for _ in 0..INTRUDED {
+                self.intruded = self.intruded.wrapping_add(1);
+                let tag = block_tag(self.intruded / 1024 % 8, self.intruded % 1024);
+                self.blocks.keep(handle, tag, std::iter::repeat_n(0xbd, BLOCK_LEN as usize).collect());
+                // A connection that ended takes nothing.
+                let _ = peer.link.conn.send_block(tag, BLOCK_LEN, 0);
+            }
         }
     }
 

@@ -128,6 +128,8 @@ pub(crate) struct SyncTask {
     pub(super) reaching: Reaching,
     /// Blocks to be read for peers, and how many are being read.
     pub(super) uploads: VecDeque<Reading>,
+    /// Blocks that were sent unasked, in tests.
+    pub(super) intruded: u32,
     /// Blocks that are being written, and another copy of one that came meanwhile.
     pub(super) writing: HashMap<(u32, u32), Option<Arrived>>,
     pub(super) reading: usize,
@@ -203,6 +205,7 @@ impl SyncTask {
             swarm,
             uploads: VecDeque::new(),
             writing: HashMap::new(),
+            intruded: 0,
             reading: 0,
             later: BTreeSet::new(),
             changed: BTreeSet::new(),

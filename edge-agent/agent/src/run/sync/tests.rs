@@ -411,6 +411,21 @@ async fn a_reader_only_receives() {
     assert!(scene.read(0, "own").is_none() && tree(&scene.folder(0)).len() == 1);
 }
 
+/// A member sends blocks that nobody asked for, while others come from another one, slowly.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_found_right_is_not_written_over() {
+    let mut scene = Scene::new(3, rw).await;
+    let slow = Options { upload_limit: Some(10_000_000), ..Options::default() };
+    scene.agents[0] = scene.fleet.agent(7, slow).await;
+    scene.agents[2] = scene.fleet.agent(8, Options { lies: true, ..Options::default() }).await;
+    let content = noise(5, 30 << 20);
+    scene.join_all().await;
+    scene.until("all connected", || (0..3).all(|n| scene.ways(n).len() == 2)).await;
+    scene.write(0, "film", &content);
+    scene.until("it is there", || scene.at(1, "film").exists()).await;
+    assert!(scene.read(1, "film").is_some_and(|film| film == content), "other bytes are in it");
+}
+
 /// Bytes that are put in or taken out move all that follows; that is found where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_moved_within_a_file_is_not_fetched_again() {
