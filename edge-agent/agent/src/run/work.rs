@@ -417,13 +417,20 @@ pub(super) fn reopen(path: &Path, file: Arc<File>) -> Result<Prepared, Problem> 
 }
 
 /// The same for a run that made a version, or found that there is one.
-pub(super) fn reopen_version(path: &Path, head: &ManifestHead, file: Arc<File>) -> Result<Prepared, Problem> {
+pub(super) fn reopen_version(
+    path: &Path,
+    head: &ManifestHead,
+    file: Arc<File>,
+    key: &SigningKey,
+) -> Result<Prepared, Problem> {
     let manifest = ManifestFile::open(file).map_err(|e| problem(ProblemClass::BadManifest, e))?;
     let unusable = |e| crate::disk::problem(e, b"", "opening the folder of the versions");
     let shelf = Shelf::open(path).map_err(unusable)?;
     let all = shelf.all().map_err(unusable)?;
     let all: Vec<Kept> = all.into_iter().filter(|kept| kept.note.is_of(head.source)).collect();
-    let (kept, unchanged) = has_version(&all, head, None)
+    // One of an earlier release has no signature.
+    let (kept, unchanged) = has_version(&all, head, Some(key))
+        .or_else(|| has_version(&all, head, None))
         .ok_or_else(|| problem(ProblemClass::NotFound, "the version that was made is not there any more"))?;
     standing(&shelf, Arc::new(manifest), kept, unchanged)
 }

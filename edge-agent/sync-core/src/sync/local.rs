@@ -124,7 +124,7 @@ impl Replica {
                     self.save(held);
                     self.deletions_noticed(now);
                     if let Some(root) = root {
-                        self.moved(index, root, path, false);
+                        self.moved(index, root, path, None);
                     }
                 }
                 Disk::Present(_) if held.row.statements.is_empty() => self.drop_row(held.row),
@@ -178,12 +178,14 @@ impl Replica {
         // What came before something went does not stand for it, unless it has its content; and while people are asked, only
         // what is gone comes back elsewhere.
         let missing = self.meta.missing;
+        let mut counted = false;
         if before.is_none()
             && (!self.meta.guarded || self.is_of_gone(path, &value))
             && let Some(episode) = &mut self.meta.episode
             && (self.meta.guarded || episode.came < episode.believed + missing)
         {
             episode.came += 1;
+            counted = true;
         }
         let writes = self.may_write();
         let mut new = None;
@@ -214,7 +216,7 @@ impl Replica {
         self.settle(index, &mut held.row);
         self.save(held);
         if let Some(root) = new {
-            self.moved(index, root, path, true);
+            self.moved(index, root, path, Some(counted));
         }
         // Not as soon as some are back: the rest is still to be looked at. But what came under other names was moved.
         if self.meta.guarded && (self.meta.missing == 0 || !self.is_too_much(self.guard_shown)) {
@@ -293,27 +295,31 @@ impl Replica {
 
     /// A file went, or a new one came. If it is the same that came or went just now it was moved, and there is nothing
     /// to doubt: others can move it too, if they hear of both at once.
-    fn moved(&mut self, index: &dyn Index, root: Hash, path: &[u8], came: bool) {
+    ///
+    /// `came`: whether it did, and then whether it counts for something that is gone.
+    fn moved(&mut self, index: &dyn Index, root: Hash, path: &[u8], came: Option<bool>) {
         if self.meta.guarded || !self.may_write() {
             return;
         }
-        let (these, others) =
-            if came { (&mut self.came, &mut self.went) } else { (&mut self.went, &mut self.came) };
-        match others.remove(&root) {
-            Some(_) if !came => {
-                // It came first, and was not counted.
-                if let Some(episode) = &mut self.meta.episode {
-                    episode.came += 1;
-                }
-                self.believe(index, path);
+        let (went, counted) = match came {
+            Some(counted) => (self.went.remove(&root), counted),
+            None => match self.came.remove(&root) {
+                Some(counted) => (Some(path.to_vec()), counted),
+                None => (None, false),
+            },
+        };
+        let Some(went) = went else {
+            match came {
+                Some(counted) if self.came.len() < RECENT_MAX => _ = self.came.insert(root, counted),
+                None if self.went.len() < RECENT_MAX => _ = self.went.insert(root, path.to_vec()),
+                _ => {}
             }
-            Some(went) => self.believe(index, &went),
-            None => {
-                if these.len() < RECENT_MAX {
-                    these.insert(root, path.to_vec());
-                }
-            }
+            return;
+        };
+        if let Some(episode) = self.meta.episode.as_mut().filter(|_| !counted) {
+            episode.came += 1;
         }
+        self.believe(index, &went);
     }
 
     pub(super) fn deletions_noticed(&mut self, now: Instant) {
@@ -354,6 +360,9 @@ impl Replica {
             return self.nothing_is_gone();
         }
         if self.meta.guarded || self.is_too_much(self.meta.missing) {
+            if !self.meta.guarded {
+                self.back.clear();
+            }
             let (missing, total) = (self.meta.missing, self.meta.present + self.meta.missing);
             self.meta.guarded = true;
             self.guard_shown = missing;
@@ -390,7 +399,7 @@ impl Replica {
     }
 
     /// Remembers the contents of what is gone, to know them when they come under other names.
-    fn note_gone(&mut self, index: &mut dyn Index) {
+    pub(super) fn note_gone(&mut self, index: &mut dyn Index) {
         self.flush(index);
         self.gone.clear();
         let mut after: Option<Vec<u8>> = None;
@@ -401,14 +410,21 @@ impl Replica {
             }
             after = Some(path);
         }
+        // What came of it since people are asked came once.
+        for (mark, back) in &self.back {
+            if let Some(count) = self.gone.get_mut(mark) {
+                *count = count.saturating_sub(*back);
+            }
+        }
     }
 
     /// Whether a content is one of those that are gone; it counts once for each.
     fn is_of_gone(&mut self, path: &[u8], value: &Value) -> bool {
-        let Some(count) = self.gone.get_mut(&mark(path, value)) else { return false };
-        let was = *count;
-        *count = was.saturating_sub(1);
-        was > 0
+        let mark = mark(path, value);
+        let Some(count) = self.gone.get_mut(&mark).filter(|count| **count > 0) else { return false };
+        *count -= 1;
+        *self.back.entry(mark).or_default() += 1;
+        true
     }
 }
 

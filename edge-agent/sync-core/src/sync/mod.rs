@@ -88,8 +88,11 @@ pub struct Replica {
     guard_shown: u64,
     /// Contents of what is gone while people are asked, and how often each.
     gone: BTreeMap<Hash, u32>,
-    /// Content that came, or went, just now: where.
-    came: BTreeMap<Hash, Vec<u8>>,
+    /// And what of it came elsewhere since.
+    back: BTreeMap<Hash, u32>,
+    /// Content that came just now: whether it counts for something that is gone.
+    came: BTreeMap<Hash, bool>,
+    /// Content that went just now: from where.
     went: BTreeMap<Hash, Vec<u8>>,
     /// Content that waits at a path for another one to go.
     may_move: BTreeMap<Hash, Vec<u8>>,
@@ -143,6 +146,7 @@ impl Replica {
             episode_ends: now + config.guard_quiet,
             guard_shown,
             gone: BTreeMap::new(),
+            back: BTreeMap::new(),
             came: BTreeMap::new(),
             went: BTreeMap::new(),
             may_move: BTreeMap::new(),
@@ -158,6 +162,9 @@ impl Replica {
         replica.load(index, members);
         if replica.meta.missing > 0 && !replica.meta.restoring {
             replica.deletions_noticed(now);
+        }
+        if replica.meta.guarded {
+            replica.note_gone(index);
         }
         replica.flush(index);
         replica

@@ -372,7 +372,9 @@ impl Replica {
         match self.transfers.get_mut(&transfer).filter(|t| t.guessed.contains(&peer)) {
             Some(t) => {
                 t.sources.remove(&peer);
-                self.give_back(peer, |n| n == transfer);
+                if !self.give_back(peer, |n| n == transfer).is_empty() {
+                    self.actions.push_back(Action::Send { peer, message: Cancel { transfer }.into() });
+                }
             }
             None => self.strike(now, peer),
         }

@@ -329,6 +329,30 @@ fn what_came_stands_for_nothing_that_goes_later() {
     assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (1, 700));
 }
 
+/// What was moved counts once, in whatever order it is told: here a folder is gone for good while another one is renamed.
+#[test]
+fn what_is_moved_stands_for_nothing_else() {
+    let mut world = quiet(&[KIN; 2]);
+    filled(&mut world, 1000);
+    let content = |world: &World, i: usize| match world.nodes[0].fs.get(format!("file {i}").as_bytes()) {
+        Some(node) => match node.kind {
+            Kind::File(content) => content,
+            _ => panic!("a file"),
+        },
+        None => panic!("there"),
+    };
+    (0..300).for_each(|i| world.delete(0, format!("file {i}").as_bytes()));
+    world.run(ms(1000));
+    for i in 300..600 {
+        let content = content(&world, i);
+        world.write(0, format!("moved {i}").as_bytes(), content);
+    }
+    world.run(ms(1000));
+    (300..600).for_each(|i| world.delete(0, format!("file {i}").as_bytes()));
+    world.run(ms(60_000));
+    assert_eq!((world.nodes[0].guards, paths(&world, 1).len()), (1, 1000));
+}
+
 /// Folders, and files with nothing in them, are known by their names when they come elsewhere.
 #[test]
 fn a_moved_tree_answers_the_question_of_the_guard() {

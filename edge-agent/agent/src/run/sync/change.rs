@@ -576,10 +576,10 @@ mod tests {
     use super::*;
     use event_schema::RunId;
 
-    /// Whoever may write states that times are what no system takes, or attributes what none may give: its files come with
-    /// their own, and nobody else's wait for them.
+    /// Whoever may write states times that no system takes, or attributes that none may give: its files come without, and
+    /// nobody else's wait for them.
     #[test]
-    fn metadata_that_cannot_be_set_hold_up_nothing() {
+    fn metadata_that_nobody_may_state_are_passed_over() {
         let (data, root) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         let tree = Arc::new(Tree::open(root.path(), RunId([1; 16]), true).expect("opened"));
         let stages = Arc::new(Stages::open(tree.clone(), None).expect("opened"));

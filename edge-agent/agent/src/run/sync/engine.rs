@@ -138,6 +138,7 @@ pub(super) struct Engine {
     metadata: Arc<Metadata>,
     fold: Fold,
     jobs: Arc<Queue<Job>>,
+    searches: Arc<Queue<Job>>,
     serves: Arc<Queue<Serve>>,
     asks: std_mpsc::Sender<Ask>,
     threads: Vec<JoinHandle<()>>,
@@ -201,15 +202,17 @@ impl Engine {
         });
         let jobs = Queue::new(WRITERS);
         let changer = Arc::new(changer);
-        for _ in 0..WRITERS {
+        // What takes seconds holds up nothing that somebody waits for.
+        let searches = Queue::new(1);
+        for queue in std::iter::repeat_n(&jobs, WRITERS).chain([&searches]) {
             let worker = Worker {
                 tree: tree.clone(),
                 stages: stages.clone(),
                 changer: changer.clone(),
                 out: events.clone(),
             };
-            let jobs = jobs.clone();
-            threads.push(spawn("sync write", move || worker.run(&jobs))?);
+            let queue = queue.clone();
+            threads.push(spawn("sync write", move || worker.run(&queue))?);
         }
         let serves = Queue::new(1);
         let (server, queue, out) = (Server::new(tree.clone(), index), serves.clone(), events);
@@ -233,6 +236,7 @@ impl Engine {
             metadata,
             fold,
             jobs,
+            searches,
             serves,
             asks,
             threads,
@@ -242,7 +246,8 @@ impl Engine {
 
     /// Has the folder worked on.
     pub(super) fn work(&self, job: Job) {
-        self.jobs.push(job);
+        let queue = if matches!(job, Job::Search { .. }) { &self.searches } else { &self.jobs };
+        queue.push(job);
     }
 
     /// Has something read for a peer.
@@ -283,6 +288,7 @@ impl Engine {
         drop(inlet);
         self.keeper = None;
         self.jobs.close();
+        self.searches.close();
         self.serves.close();
         self.asks = std_mpsc::channel().0;
         for thread in self.threads.drain(..) {

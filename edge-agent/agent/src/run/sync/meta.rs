@@ -133,11 +133,10 @@ impl Metadata {
         let time = meta.mtime.or_else(|| now.map(mtime)).unwrap_or_default();
         let mut entry = Entry::new(path, meta.mode, time, Kind::Folder);
         entry.owner = meta.owner.map(Arc::new);
-        entry.xattrs = meta.xattrs.clone();
+        entry.xattrs = meta.xattrs;
         // What no agent tells by itself is somebody's making: as bad as what cannot be read.
         entry.check_metadata(false).ok()?;
-        entry.xattrs = if self.attributes { meta.xattrs } else { Vec::new() };
-        entry.xattrs.retain(|x| self.root || !x.name.starts_with(b"security."));
+        entry.xattrs.retain(|x| self.attributes && (self.root || !x.name.starts_with(b"security.")));
         Some(entry)
     }
 }

@@ -91,8 +91,13 @@ impl SyncTask {
         let Some(&agent) = self.handles.get(&arrived.handle) else { return };
         let Some(engine) = &self.engine else { return };
         let (transfer, block) = (arrived.transfer, arrived.block);
-        if engine.replica.expected_block(agent, transfer, block) != Some(arrived.data.len() as u32) {
-            return;
+        match engine.replica.expected_block(agent, transfer, block) {
+            Some(len) if len == arrived.data.len() as u32 => {}
+            Some(_) => {
+                return self
+                    .with(|r, now, index| r.handle_block(now, index, agent, transfer, block, &[0; 32]));
+            }
+            None => return,
         }
         match self.writing.entry((transfer, block)) {
             Entry::Vacant(entry) => {

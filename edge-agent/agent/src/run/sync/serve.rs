@@ -228,7 +228,7 @@ impl Server {
 
     /// Makes some more weak hashes; with the last ones, the answer.
     ///
-    /// They are of what is in the file now, indexed or not: who looks by them believes strong ones only.
+    /// The file is the one that was indexed; its bytes are not looked at again: who looks by them believes strong ones only.
     pub(super) fn more_weak(&mut self, mut weak: Weak) -> Result<Weak, SyncMessage> {
         let unavailable = Unavailable { transfer: weak.transfer };
         let size = weak.size;

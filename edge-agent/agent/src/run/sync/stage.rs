@@ -54,6 +54,8 @@ enum State {
     Placed,
     /// The disk did not take it.
     Lost,
+    /// Its transfer is over; another one may have it.
+    Ended,
 }
 
 impl Staged {
@@ -70,20 +72,29 @@ impl Staged {
         self.set(State::Lost);
     }
 
+    /// Whether it is this transfer's still, and not in place.
+    fn is_open(&self) -> bool {
+        matches!(self.state(), State::Empty | State::Written)
+    }
+
     /// What is lost or in place stays so.
     fn written(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         if *state == State::Empty {
             *state = State::Written;
         }
     }
 
     fn set(&self, state: State) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        *self.lock() = state;
     }
 
     fn state(&self) -> State {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -253,8 +264,11 @@ impl Stages {
             &older,
             &[stretch],
             &mut Sought::new(rows.collect()),
-            &|| Instant::now() < until && staged.state() != State::Placed,
+            &|| Instant::now() < until && staged.is_open(),
             &mut |block, data| {
+                if !staged.is_open() {
+                    return Ok(());
+                }
                 let written = staged.file.write_all_at(data, block * u64::from(BLOCK_LEN));
                 written.map_err(|e| io_problem(&e, &staged.path, "copying what is here already"))?;
                 staged.written();
@@ -275,7 +289,7 @@ impl Stages {
     /// If it cannot be written, or fits nowhere.
     pub(super) fn write(&self, transfer: u32, block: u32, data: &[u8]) -> std::io::Result<Hash> {
         let staged = self.get(transfer).ok_or(std::io::ErrorKind::NotFound)?;
-        if data.len() != block_len(staged.size, block) as usize || staged.state() == State::Placed {
+        if data.len() != block_len(staged.size, block) as usize || !staged.is_open() {
             return Err(std::io::ErrorKind::InvalidInput.into());
         }
         staged.file.write_all_at(data, u64::from(block) * u64::from(BLOCK_LEN))?;
@@ -293,9 +307,11 @@ impl Stages {
     /// A transfer is over. What came of it is kept for a while.
     pub(super) fn end(&self, transfer: u32) {
         let Some(staged) = self.opened().remove(&transfer) else { return };
-        match staged.state() {
+        // Before it may be another's: a search may be at work still.
+        let state = std::mem::replace(&mut *staged.lock(), State::Ended);
+        match state {
             State::Placed => {}
-            State::Empty | State::Lost => self.remove(&staged.name),
+            State::Empty | State::Lost | State::Ended => self.remove(&staged.name),
             State::Written => {
                 self.kept().push_back((staged.root, staged.name.clone()));
                 self.forget_oldest();

@@ -319,10 +319,11 @@ impl Task {
         let (folder, indexing) = (self.folder.clone(), self.indexing.clone());
         self.full = None;
         let makes_version = self.makes_version().is_some();
+        let key = self.host.key.clone();
         if self.record.ended.is_some() {
             return self.work(move || {
                 let reopened = match makes_version {
-                    true => work::reopen_version(&path, &head, file),
+                    true => work::reopen_version(&path, &head, file, &key),
                     false => work::reopen(&path, file),
                 };
                 Wakeup::Prepared(reopened.map(Box::new))
@@ -331,7 +332,6 @@ impl Task {
         self.set_state(RunAgentState::Transferring);
         self.looking_since = Instant::now();
         let (known, first) = (self.host.known.clone(), self.options.first.clone());
-        let key = self.host.key.clone();
         self.work(move || {
             let others = known.besides(&path);
             let (others, stop) = ((&others[..], &first[..]), &indexing.stop);
