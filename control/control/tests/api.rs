@@ -436,16 +436,19 @@ async fn every_list_and_object_is_told_as_it_was() {
         let client = Client::of(&running);
         let service = &running.service;
         let mut moments: Vec<(u64, Vec<(String, Value)>)> = Vec::new();
-        let remember = async |paths: &[String]| {
+        let position = async || client.get("status").await["position"].as_u64().expect("a number");
+        // Agents do nothing of their own here; what the service issues comes a moment after what was decided.
+        let remember = async |paths: &[String]| loop {
+            let before = position().await;
             let mut told = Vec::new();
             for path in paths {
                 let mut answer = client.get(path).await;
-                // Agents and links do nothing of their own here, so all of it is of one position.
                 forget_what_runs(&mut answer);
                 told.push((path.clone(), answer));
             }
-            let position = client.get("status").await["position"].as_u64().expect("a number");
-            (position, told)
+            if position().await == before {
+                break (before, told);
+            }
         };
         let lists = ["agents", "tokens", "groups", "jobs", "runs"].map(String::from);
         moments.push(remember(&lists).await);
