@@ -17,6 +17,7 @@ mod hook;
 mod known;
 mod limits;
 mod link;
+mod memory;
 mod relay;
 mod report;
 mod restrict;

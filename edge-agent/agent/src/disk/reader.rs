@@ -16,6 +16,7 @@ use super::cache::Cache;
 use super::folder::Folder;
 use super::manifest::{BlockInfo, ManifestFile};
 use super::recent::Recent;
+use crate::memory::share;
 
 /// Blocks kept in memory: pieces of a block leave one after the other, and several receivers ask for
 /// the same block at about the same time. Just above what is given to the transport at a time (`SENDING`).
@@ -75,7 +76,8 @@ impl BlockReader {
 
     /// For a folder that is open.
     pub(crate) fn new(folder: Folder, manifest: Arc<ManifestFile>) -> Self {
-        let (blocks, files) = (Mutex::new(Recent::new(BYTES_CACHED)), Mutex::new(Cache::new(FILES_OPEN)));
+        let (blocks, files) =
+            (Mutex::new(Recent::new(share(BYTES_CACHED))), Mutex::new(Cache::new(FILES_OPEN)));
         Self { folder, manifest, blocks, files }
     }
 

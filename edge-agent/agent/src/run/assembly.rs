@@ -1,5 +1,6 @@
 //! Blocks put together from the pieces in which they arrive, apart for each connection, so that none can take the room
-//! of the others. Nothing here is checked; a peer can fill [`BYTES_BEGUN`] at most, all of them [`BYTES_HELD`].
+//! of the others. Nothing here is checked; a peer can fill [`BYTES_BEGUN`] at most, all of them [`BYTES_HELD`], and less
+//! where there is little memory (`memory.rs`).
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +11,7 @@ use portable_atomic::AtomicU64;
 use utp2_tokio::Handle;
 
 use super::limits::{BLOCK_COST, BYTES_BEGUN, BYTES_HELD, PIECES_APART, PIECES_PATIENCE, REPEATS};
+use crate::memory::share;
 
 /// A buffer that counts until it is dropped.
 pub(super) struct Held {
@@ -22,7 +24,7 @@ impl Held {
     fn take(all: &Arc<AtomicUsize>, len: usize) -> Option<Self> {
         let cost = len + BLOCK_COST;
         let held = Self { all: all.clone(), cost };
-        (all.fetch_add(cost, Ordering::Relaxed) < BYTES_HELD).then_some(held)
+        (all.fetch_add(cost, Ordering::Relaxed) < share(BYTES_HELD)).then_some(held)
     }
 }
 
@@ -121,7 +123,7 @@ impl Inboxes {
             if inbox.done.get(&tag).is_some_and(|at| at.elapsed() < REPEATS) {
                 return None;
             }
-            let begun = (inbox.begun < BYTES_BEGUN).then(|| self.begin(len_of(tag)?)).flatten();
+            let begun = (inbox.begun < share(BYTES_BEGUN)).then(|| self.begin(len_of(tag)?)).flatten();
             let Some(assembly) = begun else {
                 drop_it();
                 return None;
@@ -234,7 +236,7 @@ mod tests {
         (0..5000).for_each(|tag| begin(&mut liar, tag));
         (0..900).for_each(|tag| begin(&mut honest, tag));
         let cost = LEN as usize + BLOCK_COST;
-        assert_eq!((liar.open.len(), honest.open.len()), (BYTES_BEGUN.div_ceil(cost), 900));
+        assert_eq!((liar.open.len(), honest.open.len()), (share(BYTES_BEGUN).div_ceil(cost), 900));
         drop(liar);
         assert_eq!(all.held.load(Ordering::Relaxed), 900 * cost);
     }

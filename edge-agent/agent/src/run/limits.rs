@@ -1,4 +1,5 @@
-//! Every limit of the run engine, with its reason. Those of the swarm are in `sync_core::config`.
+//! Every limit of the run engine, with its reason. Those of the swarm are in `sync_core::config`. What means memory is for a
+//! machine that has some; a small one has a part of it (`memory.rs`).
 
 use std::time::Duration;
 

@@ -23,7 +23,7 @@ use event_schema::{
     TransferStats,
 };
 use folder_index::Catalog;
-use sync_core::config::UploadConfig;
+use sync_core::config::{FetchConfig, UploadConfig};
 use sync_core::{Action, Destination, Origin};
 use timebase::Instant as CoreInstant;
 use tokio::sync::{mpsc, oneshot};
@@ -49,6 +49,7 @@ use crate::discovery::{Discovery, Found};
 use crate::disk::HeldManifests;
 use crate::hook::Hooks;
 use crate::known::KnownFolders;
+use crate::memory::share;
 use crate::relay::Relays;
 use crate::report::Reporter;
 use reaching::Reaching;
@@ -548,6 +549,20 @@ impl Task {
     }
 
     fn uploads() -> UploadConfig {
-        UploadConfig { sending_max: SENDING.0, sending_total_max: SENDING.1, ..UploadConfig::default() }
+        UploadConfig {
+            sending_max: share(SENDING.0),
+            sending_total_max: share(SENDING.1),
+            ..UploadConfig::default()
+        }
+    }
+
+    /// No less than `pipeline_all`, which a sixteenth of it still is.
+    fn fetching() -> FetchConfig {
+        let config = FetchConfig::default();
+        FetchConfig {
+            outstanding_max: share(config.outstanding_max),
+            want_max: share(config.want_max as usize) as u32,
+            ..config
+        }
     }
 }

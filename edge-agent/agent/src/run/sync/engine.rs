@@ -25,6 +25,7 @@ use super::serve::{Arrived, Server, Weak};
 use super::stage::Stages;
 use super::store::{Fold, Store, StoreError};
 use super::tree::{Tree, TreeError, stage_path, stat_at};
+use crate::memory::share;
 use crate::run::queue::Queue;
 use crate::run::task::Host;
 
@@ -221,7 +222,7 @@ impl Engine {
         let mut config = Config::new(job.run, host.me, host.key.verifying_key().to_bytes(), fresh());
         config.local_changes = job.local_changes;
         (config.guard_percent, config.guard_min) = (u64::from(job.guard.0), u64::from(job.guard.1));
-        config.sending_max = super::SENDING;
+        config.sending_max = share(super::SENDING);
         let policy = Box::new(FolderPolicy::new(&rules, &metadata, &tree, &fold));
         let notary = Box::new(KeyNotary(Box::new(host.key.clone())));
         let replica = Replica::new(now, config, policy, notary, &job.members_for_machine(), &mut store);

@@ -15,6 +15,7 @@ use super::engine::{Job, Reading, Serve};
 use super::link::{Link, Net};
 use super::serve::Arrived;
 use super::task::{Peer, SyncTask};
+use crate::memory::share;
 use crate::run::dial::{Dialer, call};
 use crate::run::event::Wakeup;
 use crate::run::limits::{CROSSING, PEERS_DIALLED, PEERS_MAX};
@@ -31,12 +32,12 @@ impl SyncTask {
 
     /// Reads what there is room for.
     pub(super) fn pump(&mut self) {
-        if self.blocks.bytes_sending() < SENDING_BYTES {
+        if self.blocks.bytes_sending() < share(SENDING_BYTES) {
             self.intrude();
         }
         let Some(engine) = &self.engine else { return };
         let block = agent_proto::limits::BLOCK_LEN as usize;
-        while self.blocks.bytes_sending() + self.reading * block < SENDING_BYTES
+        while self.blocks.bytes_sending() + self.reading * block < share(SENDING_BYTES)
             && let Some(reading) = self.uploads.pop_front()
         {
             self.reading += 1;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use event_schema::{
     ManifestSigned, Problem, ProblemClass, Role, RunAgentState, RunCompleted, RunStateReported, VersionKept,
 };
-use sync_core::config::{FetchConfig, OriginConfig};
+use sync_core::config::OriginConfig;
 use sync_core::manifest::{HeadError, ManifestHead, Source};
 use sync_core::merkle::Hash;
 use sync_core::{Destination, Origin, Phase, RunInfo};
@@ -65,7 +65,7 @@ impl Task {
                 let seed = getrandom::u64().unwrap_or(0);
                 let source_key = self.source_key;
                 let site = self.host.site.as_deref().map(|tag| site_label(self.join.run, tag));
-                let mut destination = Destination::new(info, FetchConfig::default(), Self::uploads(), seed)
+                let mut destination = Destination::new(info, Self::fetching(), Self::uploads(), seed)
                     .at_site(self.host.me, site);
                 if self.place().is_some_and(|place| self.host.held.any(&place)) {
                     destination = destination.with_manifests_held();
