@@ -16,6 +16,7 @@ pub mod deb;
 pub mod elf;
 pub mod ipk;
 pub mod linux;
+pub mod qpkg;
 pub mod rpm;
 pub mod spk;
 pub mod tarball;

@@ -13,6 +13,9 @@ const LINES_MAX: usize = 900;
 const MACHINE_PATHS: &[&str] =
     &[concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/fa", "rm/"), concat!("/ho", "me/")];
 
+/// Folders that every box of a maker has: where QTS keeps the pictures of its apps.
+const BOX_PATHS: &[&str] = &[concat!("/ho", "me/httpd/")];
+
 /// Left behind on the way, and what to do about it.
 const LEFTOVERS: &[(&str, &str)] = &[
     (concat!("tod", "o!("), "finish it or write it into docs/status.md"),
@@ -70,7 +73,11 @@ fn one(source: &Source, pure: bool) -> Vec<String> {
     let mut faults = Vec::new();
     for (index, line) in source.text.lines().enumerate() {
         let mut say = |text: String| faults.push(format!(":{}: {text}", index + 1));
-        for path in MACHINE_PATHS.iter().filter(|path| line.contains(**path)) {
+        let named = |path: &str| {
+            let boxes = BOX_PATHS.iter().filter(|of_box| of_box.starts_with(path));
+            line.matches(path).count() > boxes.map(|of_box| line.matches(of_box).count()).sum()
+        };
+        for path in MACHINE_PATHS.iter().filter(|path| named(path)) {
             say(format!("names {path}, a folder of one machine"));
         }
         for host in hosts(line).filter(|host| !allowed(host)) {
@@ -189,6 +196,9 @@ mod tests {
             expect("notes.md", &format!("see {path}x"), false, Some("one machine"));
         }
         expect("notes.md", "see /var/lib/flotilla and /tmp", false, None);
+        expect("head.sh", &format!("cp x {}RSS/", BOX_PATHS[0]), false, None);
+        let both = format!("cp {}x {}RSS/", MACHINE_PATHS[3], BOX_PATHS[0]);
+        expect("head.sh", &both, false, Some("one machine"));
     }
 
     #[test]
