@@ -48,6 +48,8 @@ pub(crate) enum Step {
     Firmware,
     /// The programs, for the end-to-end tests
     Build,
+    /// The agent that is shipped for ARM, for the same
+    Dist,
     /// Examples in the documentation
     Doctest,
     /// Unit, integration and end-to-end tests
@@ -141,6 +143,14 @@ impl Checks<'_> {
                 None => Ok(Outcome::Skipped(crate::firmware::ADVICE.to_owned())),
             },
             Step::Build => passes(&mut build_programs()),
+            Step::Dist => {
+                if !Path::new(tools::DEBIAN_RUSTC).exists() {
+                    return Ok(Outcome::Skipped(
+                        "Debian's rustc-web and rust-web-src are not there".to_owned(),
+                    ));
+                }
+                crate::dist::for_tests(self.workspace).map(|()| Outcome::Passed)
+            }
             Step::Doctest => passes(self.testing(cargo().args(["test", "--workspace", "--doc", "--quiet"]))),
             Step::Tests => self.tests(),
         }
@@ -186,6 +196,10 @@ impl Checks<'_> {
     /// and that none may skip itself.
     fn testing<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command.env("FLOTILLA_BINARIES", self.workspace.target.join("debug"));
+        command.env("FLOTILLA_DIST", self.workspace.target.join(crate::dist::FOR_TESTS));
+        if self.mode == Mode::Ci {
+            command.env("FLOTILLA_REQUIRE_DIST", "1");
+        }
         if let Some(tools) = self.tools {
             command.env("FLOTILLA_NATS_SERVER", &tools.nats_server).env("FLOTILLA_REQUIRE_ALL", "1");
         }

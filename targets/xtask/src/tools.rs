@@ -112,6 +112,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("openssh-client", "/usr/bin/ssh-keygen"),
     // A board with a microcontroller, for the firmware of devices (`tests/e2e`).
     ("qemu-system-arm", "qemu-system-arm"),
+    // Agents for other processors (`tests/e2e`, `cargo xtask dist`).
+    ("qemu-user-static", "qemu-arm-static"),
     // A compiler whose library sources are shipped, so that the no_std crates can be checked for Cortex-M where
     // no precompiled library for it can be fetched.
     ("rustc-web", "/usr/bin/rustc"),
@@ -159,11 +161,6 @@ pub(crate) fn install_all() -> Result<ExitCode> {
         None => println!("cargo-nextest  (installed)"),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Emulators of the processors that agents are built for.
-pub(crate) fn install_emulators() -> Result<()> {
-    if present("qemu-arm-static") { Ok(()) } else { apt_install(&["qemu-user-static"]) }
 }
 
 /// zig and cargo's driver for it, as packages of the Python registry: name, version, SHA-256.

@@ -9,11 +9,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use packages::tree::Tree;
 
-use crate::{binary, wait_until};
+use crate::{Program, wait_until};
 
 /// A root with BusyBox and the agent's libraries in it. What still runs in it when it is dropped is killed.
 pub struct BusyBox {
     root: tempfile::TempDir,
+    /// Variables of all commands.
+    variables: Vec<(String, String)>,
 }
 
 impl BusyBox {
@@ -34,9 +36,10 @@ impl BusyBox {
         possible
     }
 
-    /// An empty one with these folders.
-    pub fn new(folders: &[&str]) -> Result<Self> {
-        let nas = Self { root: tempfile::Builder::new().prefix("flotilla-nas-").tempdir()? };
+    /// An empty one with these folders, in which this agent is to run.
+    pub fn new(folders: &[&str], agent: &Program) -> Result<Self> {
+        let root = tempfile::Builder::new().prefix("flotilla-nas-").tempdir()?;
+        let nas = Self { root, variables: agent.register()? };
         fs::set_permissions(nas.root.path(), fs::Permissions::from_mode(0o755))?;
         for folder in ["bin", "dev", "proc", "tmp", "etc"].iter().chain(folders) {
             fs::create_dir_all(nas.path(folder))?;
@@ -47,8 +50,10 @@ impl BusyBox {
         for applet in String::from_utf8(applets.stdout)?.lines().filter(|a| *a != "busybox") {
             symlink("busybox", nas.path("bin").join(applet))?;
         }
-        // The agent as it is built for tests needs the libraries of this machine; a package's is static.
-        let linked = Command::new("ldd").arg(binary("flotilla-agent")).output()?;
+        if !agent.dynamic {
+            return Ok(nas);
+        }
+        let linked = Command::new("ldd").arg(&agent.path).output()?;
         for library in String::from_utf8(linked.stdout)?.split_whitespace().filter(|w| w.starts_with('/')) {
             let to = nas.path(library.trim_start_matches('/'));
             fs::create_dir_all(to.parent().context("a folder")?)?;
@@ -74,7 +79,12 @@ impl BusyBox {
             .arg(self.root.path())
             .arg(user.to_string())
             .args(["/bin/env", "-i"])
-            .args(variables.into_iter().map(|(name, value)| format!("{name}={value}")));
+            .args(
+                variables
+                    .into_iter()
+                    .chain(self.variables.clone())
+                    .map(|(name, value)| format!("{name}={value}")),
+            );
         command
     }
 

@@ -11,6 +11,7 @@ pub struct SmallBox {
     group: PathBuf,
     /// The second generation of cgroups, whose files have other names.
     second: bool,
+    bytes: u64,
 }
 
 impl SmallBox {
@@ -31,7 +32,7 @@ impl SmallBox {
         };
         let group = top.join(format!("flotilla-box-{}", std::process::id()));
         fs::create_dir_all(&group).with_context(|| group.display().to_string())?;
-        let made = Self { group, second };
+        let made = Self { group, second, bytes };
         let limit = if second { "memory.max" } else { "memory.limit_in_bytes" };
         fs::write(made.group.join(limit), bytes.to_string()).context(limit)?;
         // Nothing is swapped out: such boxes have nowhere to. Where the kernel has no swap it has no such file either.
@@ -62,17 +63,24 @@ impl SmallBox {
         number.with_context(|| format!("{name}: {text}"))
     }
 
-    /// How often its programs came to the limit, so that something cached had to go.
+    /// Whether its programs came to the limit, so that something cached had to go.
     ///
     /// # Errors
     /// If the kernel does not tell.
-    pub fn came_to_its_limit(&self) -> Result<u64> {
-        let (name, key) = if self.second { ("memory.events", "max ") } else { ("memory.failcnt", "") };
-        let text = fs::read_to_string(self.group.join(name))?;
-        let number = text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
-        number.with_context(|| format!("{name}: {text}"))
+    pub fn was_full(&self) -> Result<bool> {
+        if self.second {
+            let events = fs::read_to_string(self.group.join("memory.events"))?;
+            let times = events.lines().find_map(|line| line.strip_prefix("max ")?.trim().parse::<u64>().ok());
+            return Ok(times.context("memory.events")? > 0);
+        }
+        // The first generation counts refusals only where nothing could go.
+        let most: u64 = fs::read_to_string(self.group.join("memory.max_usage_in_bytes"))?.trim().parse()?;
+        Ok(most + ALMOST >= self.bytes)
     }
 }
+
+/// The kernel takes pages for each processor in advance.
+const ALMOST: u64 = 1 << 20;
 
 impl Drop for SmallBox {
     fn drop(&mut self) {

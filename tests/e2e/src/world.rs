@@ -23,6 +23,8 @@ pub struct Options {
     pub host: Option<IpAddr>,
     /// Namespace of the network (`ip netns`) in which all processes are; that of the test if none.
     pub namespace: Option<String>,
+    /// What starts the control service instead of the one built for tests; a tracker lies beside it.
+    pub service: Vec<OsString>,
 }
 
 /// A fleet in a folder that goes when the test has passed.
@@ -45,18 +47,20 @@ pub struct Control {
     http: String,
     gateway: String,
     namespace: Option<String>,
+    launcher: Vec<OsString>,
 }
 
 impl Control {
     fn start(
         dir: &Path,
+        launcher: Vec<OsString>,
         namespace: Option<&str>,
         args: Vec<String>,
         http: &str,
         gateway: &str,
     ) -> Result<Self> {
         let data = dir.join("control");
-        let mut command = program("flotilla", namespace);
+        let mut command = launched(&launcher, "flotilla", namespace);
         command.arg("serve").arg("--data").arg(&data).args(["--http", http, "--gateway", gateway]);
         command.arg("--json").args(&args).env("FLOTILLA_LOG", "info");
         let mut process = Process::start("control", dir, &mut command)?;
@@ -65,7 +69,7 @@ impl Control {
         let address = |key: &str| ready[key].as_str().map(str::to_owned).context("an address");
         let (http, gateway) = (address("http")?, address("gateway")?);
         let namespace = namespace.map(str::to_owned);
-        Ok(Self { process, dir: dir.into(), args, http, gateway, namespace })
+        Ok(Self { process, dir: dir.into(), args, http, gateway, namespace, launcher })
     }
 
     /// Its data folder.
@@ -77,9 +81,8 @@ impl Control {
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill();
         let http = self.http.trim_start_matches("http://").to_owned();
-        let again =
-            Self::start(&self.dir, self.namespace.as_deref(), self.args.clone(), &http, &self.gateway)?;
-        *self = again;
+        let (launcher, args) = (self.launcher.clone(), self.args.clone());
+        *self = Self::start(&self.dir, launcher, self.namespace.as_deref(), args, &http, &self.gateway)?;
         Ok(())
     }
 }
@@ -103,15 +106,15 @@ impl Agent {
     /// Starts it again, as after a power cut.
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        let command = agent_command(&self.launcher, self.namespace.as_deref());
+        let command = launched(&self.launcher, "flotilla-agent", self.namespace.as_deref());
         self.process = start_agent(&self.dir, command, &self.name, &self.bootstrap, &self.data, &self.args)?;
         Ok(())
     }
 }
 
-/// The agent as it is built for tests, or what `launcher` says is one.
-fn agent_command(launcher: &[OsString], namespace: Option<&str>) -> Command {
-    let Some((first, more)) = launcher.split_first() else { return program("flotilla-agent", namespace) };
+/// A program as it is built for tests, or what `launcher` says is one.
+fn launched(launcher: &[OsString], name: &str, namespace: Option<&str>) -> Command {
+    let Some((first, more)) = launcher.split_first() else { return program(name, namespace) };
     let mut command = Command::new(first);
     command.args(more);
     command
@@ -165,14 +168,15 @@ impl World {
         let any = SocketAddr::new(host, 0).to_string();
         let namespace = options.namespace.clone();
         if options.tracker {
-            let (process, address) = start_tracker(dir.path(), namespace.as_deref(), &any)?;
+            let (process, address) = start_tracker(dir.path(), &options.service, namespace.as_deref(), &any)?;
             args.extend(["--tracker".to_owned(), address.to_string()]);
             tracker = Some(process);
         }
         if let Some(url) = &options.nats {
             args.extend(["--nats".to_owned(), url.clone()]);
         }
-        let control = Control::start(dir.path(), namespace.as_deref(), args, "127.0.0.1:0", &any)?;
+        let launcher = options.service.clone();
+        let control = Control::start(dir.path(), launcher, namespace.as_deref(), args, "127.0.0.1:0", &any)?;
         Ok(Self { dir, control, tracker, host, namespace })
     }
 
@@ -240,7 +244,7 @@ impl World {
         let listen = ["--listen".to_owned(), SocketAddr::new(host, 0).to_string()];
         let args: Vec<String> = listen.into_iter().chain(args.iter().map(|&a| a.to_owned())).collect();
         let namespace = self.namespace.clone();
-        let command = agent_command(launcher, namespace.as_deref());
+        let command = launched(launcher, "flotilla-agent", namespace.as_deref());
         let process = start_agent(self.path(), command, name, &bootstrap, &data, &args)?;
         let (dir, launcher) = (self.path().to_path_buf(), launcher.to_vec());
         let agent = Agent { process, name: name.into(), data, dir, bootstrap, args, namespace, launcher };
@@ -321,8 +325,17 @@ impl World {
     }
 }
 
-fn start_tracker(dir: &Path, namespace: Option<&str>, listen: &str) -> Result<(Process, SocketAddr)> {
-    let mut command = program("flotilla-tracker", namespace);
+fn start_tracker(
+    dir: &Path,
+    service: &[OsString],
+    namespace: Option<&str>,
+    listen: &str,
+) -> Result<(Process, SocketAddr)> {
+    let mut launcher = service.to_vec();
+    if let Some(program) = launcher.last_mut() {
+        *program = Path::new(program).with_file_name("flotilla-tracker").into();
+    }
+    let mut command = launched(&launcher, "flotilla-tracker", namespace);
     command.args(["--listen", listen, "--json"]);
     let mut process = Process::start("tracker", dir, &mut command)?;
     let address = process.wait_for_line(|line| {

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{BusyBox, Options, System, World, binary, differences, wait_until};
+use e2e::{BusyBox, Options, Program, System, World, binary, differences, wait_until};
 use packages::Release;
 use packages::deb::{self, Deb};
 use packages::rpm::{self, Rpm};
@@ -398,7 +398,7 @@ fn a_tarball_where_there_is_no_systemd() -> Result<()> {
     }
     let world = World::new(&Options { tracker: true, ..Options::default() })?;
     let folders = ["etc/init.d", "usr/local", "var/lib", "srv", "root"];
-    let root = BusyBox::new(&folders)?;
+    let root = BusyBox::new(&folders, &Program::of_this_machine())?;
     fs::write(root.path("etc/init.d/rcS"), "#!/bin/sh\nfor s in /etc/init.d/S*; do $s start; done\n")?;
     fs::set_permissions(root.path("etc/init.d/rcS"), fs::Permissions::from_mode(0o755))?;
     fs::write(

@@ -1,6 +1,6 @@
 //! A NAS owner installs the package and types one code (DESIGN §9.2): the package is unpacked and its scripts are run in a
 //! root of their own, in the order and with the variables that DSM has for them, by BusyBox's shell and as the package's
-//! user. What runs in it is the real agent.
+//! user. What runs in it is the real agent: the one built for tests, and the one that is shipped for ARM, emulated.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{BusyBox, Options, World, binary, differences, wait_until};
+use e2e::{BusyBox, Options, Program, World, differences, wait_until};
 use packages::Release;
 use packages::spk::{self, Dsm, NAME, Spk};
 use packages::tree::Tree;
@@ -26,8 +26,8 @@ struct Nas {
 }
 
 impl Nas {
-    fn new(dsm: Dsm) -> Result<Self> {
-        let root = BusyBox::new(&["volume1/@appstore", "volume1/@appdata", "volume2"])?;
+    fn new(dsm: Dsm, agent: &Program) -> Result<Self> {
+        let root = BusyBox::new(&["volume1/@appstore", "volume1/@appdata", "volume2"], agent)?;
         let nas = Self { root, dsm };
         fs::create_dir_all(nas.package(""))?;
         Ok(nas)
@@ -192,8 +192,8 @@ fn link(to: &str, at: &Path) -> Result<()> {
     Ok(symlink(to, at)?)
 }
 
-fn package(dsm: Dsm, build: u32) -> Result<Vec<u8>> {
-    let agent = fs::read(binary("flotilla-agent"))?;
+fn package(dsm: Dsm, build: u32, agent: &Program) -> Result<Vec<u8>> {
+    let agent = fs::read(&agent.path)?;
     let release = Release { version: "0.1.0", build, time: 1_700_000_000, licence: "MIT OR Apache-2.0" };
     Ok(Spk { release, dsm, platforms: &["x86_64"], agent: &agent }.build()?)
 }
@@ -212,10 +212,10 @@ fn ids(world: &World, name: &str) -> Result<Vec<String>> {
 }
 
 /// From the code in the wizard to data that stays behind.
-fn life(dsm: Dsm) -> Result<()> {
+fn life(dsm: Dsm, agent: &Program) -> Result<()> {
     let world = World::new(&Options { tracker: true, ..Options::default() })?;
-    let nas = Nas::new(dsm)?;
-    let first = package(dsm, 1)?;
+    let nas = Nas::new(dsm, agent)?;
+    let first = package(dsm, 1, agent)?;
 
     // What is no code is told before anything is changed.
     nas.take(&first)?;
@@ -267,7 +267,7 @@ fn life(dsm: Dsm) -> Result<()> {
     // What the owner changed, and who the agent is, stay.
     let config = nas.state().join("agent.toml");
     fs::write(&config, fs::read_to_string(&config)? + "lan = false\n")?;
-    nas.upgrade(&package(dsm, 2)?)?;
+    nas.upgrade(&package(dsm, 2, agent)?)?;
     world.wait_online(&["nas"])?;
     ensure!(ids(&world, "nas")? == [id.clone()], "{:?}", ids(&world, "nas")?);
     ensure!(fs::read_to_string(&config)?.contains("lan = false"));
@@ -294,12 +294,36 @@ fn life(dsm: Dsm) -> Result<()> {
 
 #[test]
 fn dsm_7_from_the_code_to_the_data_that_stays() -> Result<()> {
-    if BusyBox::possible() { life(Dsm::Seven) } else { Ok(()) }
+    if BusyBox::possible() { life(Dsm::Seven, &Program::of_this_machine()) } else { Ok(()) }
 }
 
 #[test]
 fn dsm_6_from_the_code_to_the_data_that_stays() -> Result<()> {
-    if BusyBox::possible() { life(Dsm::Six) } else { Ok(()) }
+    if BusyBox::possible() { life(Dsm::Six, &Program::of_this_machine()) } else { Ok(()) }
+}
+
+/// With the program that such a box gets.
+fn shipped_life(dsm: Dsm, name: &str) -> Result<()> {
+    if !BusyBox::possible() {
+        return Ok(());
+    }
+    Program::shipped(name)?.map_or(Ok(()), |agent| life(dsm, &agent))
+}
+
+#[test]
+fn dsm_7_on_armv7_from_the_code_to_the_data_that_stays() -> Result<()> {
+    shipped_life(Dsm::Seven, "armv7")
+}
+
+#[test]
+fn dsm_6_on_armv7_from_the_code_to_the_data_that_stays() -> Result<()> {
+    shipped_life(Dsm::Six, "armv7")
+}
+
+#[test]
+#[ignore = "measures what CI does not build"]
+fn dsm_6_on_armv5_from_the_code_to_the_data_that_stays() -> Result<()> {
+    shipped_life(Dsm::Six, "armv5")
 }
 
 #[test]
@@ -308,8 +332,9 @@ fn a_silent_installation_takes_its_code_from_the_shared_folder() -> Result<()> {
         return Ok(());
     }
     let world = World::new(&Options::default())?;
-    let nas = Nas::new(Dsm::Seven)?;
-    nas.install(&package(Dsm::Seven, 1)?, &[])?;
+    let agent = Program::of_this_machine();
+    let nas = Nas::new(Dsm::Seven, &agent)?;
+    nas.install(&package(Dsm::Seven, 1, &agent)?, &[])?;
     ensure!(nas.service("status")? == Some(0));
     let log = nas.state().join("agent.log");
     wait_until("it to be told", LIMIT, || {

@@ -86,11 +86,13 @@ impl Cross {
         })
     }
 
-    /// The agent's program, stripped.
-    pub(super) fn agent(&self, program: &Program) -> Result<Vec<u8>> {
+    /// What a row of the table makes, stripped: each program's file name and bytes, first the one that the row is about.
+    pub(super) fn programs(&self, program: &Program) -> Result<Vec<(&'static str, Vec<u8>)>> {
         self.library(&program.triple)?;
+        let (profile, packages, names) = program.made_of();
         let mut command = Command::new(self.zig.join("cargo-zigbuild"));
-        command.args(["zigbuild", "--quiet", "--locked", "--profile", "dist", "--package", "agent"]);
+        command.args(["zigbuild", "--quiet", "--locked", "--bins", "--profile", profile]);
+        command.args(packages.iter().flat_map(|package| ["--package", package]));
         command.args(["--target", &program.triple, "--target-dir"]).arg(&self.build).current_dir(&self.tree);
         crate::workspace::forget_package(&mut command);
         let mut flags = vec![format!("--sysroot={}", self.sysroot.display())];
@@ -109,9 +111,13 @@ impl Cross {
         command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         command.env("SOURCE_DATE_EPOCH", self.time.to_string());
         let status = command.status().context("running cargo-zigbuild")?;
-        ensure!(status.success(), "the agent does not build for {}", program.triple);
-        let path = self.build.join(&program.triple).join("dist/flotilla-agent");
-        fs::read(&path).with_context(|| format!("reading {}", path.display()))
+        ensure!(status.success(), "{} does not build for {}", packages.join(", "), program.triple);
+        let folder = self.build.join(&program.triple).join(profile);
+        let read = |name: &&'static str| {
+            let path = folder.join(name);
+            Ok((*name, fs::read(&path).with_context(|| format!("reading {}", path.display()))?))
+        };
+        names.iter().map(read).collect()
     }
 
     /// The sources that programs are built from.

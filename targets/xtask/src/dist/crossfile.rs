@@ -24,7 +24,7 @@ fn text(table: &Table) -> Result<String> {
          #   cross build --locked --profile dist --package agent --target TRIPLE\n\
          # Its images have a compiler and a musl of their own: the bytes are not those of `cargo xtask dist`.\n",
     );
-    for program in &table.programs {
+    for program in table.programs.iter().filter(|program| !program.service) {
         // The variable's name has the target in it, so that build scripts are compiled without the flag.
         let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", program.triple.to_uppercase().replace('-', "_"));
         writeln!(text, "\n# {}", program.cpu)?;

@@ -1,9 +1,10 @@
-//! Packages of whole Linux systems, as the table has them.
+//! Packages of whole Linux systems and of QNAP boxes, as the table has them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use packages::Release;
 use packages::deb::{self, Deb};
 use packages::ipk::Ipk;
+use packages::qpkg::{self, PROCESSORS, Qpkg};
 use packages::rpm::{self, Rpm};
 use packages::tarball::Tarball;
 
@@ -37,7 +38,17 @@ pub(super) fn packages<'a>(
         let ipk = Ipk { release, architecture: &row.architecture, agent };
         made.push((format!("openwrt/{}", ipk.file_name()), ipk.build()?));
     }
-    for program in &table.programs {
+    for row in &table.qpkg {
+        let Some(agent) = built(&row.program) else { continue };
+        let processor = PROCESSORS.into_iter().find(|p| p.name == row.architecture);
+        let processor = processor.with_context(|| format!("QNAP has no {}", row.architecture))?;
+        let qpkg = Qpkg { release, processor, agent };
+        let bytes = qpkg.build()?;
+        let faults = qpkg::faults(&bytes, processor);
+        ensure!(faults.is_empty(), "{}: {}", qpkg.file_name(), faults.join("; "));
+        made.push((format!("qnap/{}", qpkg.file_name()), bytes));
+    }
+    for program in table.programs.iter().filter(|program| !program.service) {
         let Some(agent) = built(&program.name) else { continue };
         let tarball = Tarball { release, processor: &program.name, agent };
         made.push((format!("tarball/{}.tar.gz", tarball.folder()), tarball.build()?));

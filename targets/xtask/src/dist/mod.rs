@@ -83,7 +83,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     tree::refuse_other_packers(&workspace.root)?;
     let commit = Commit::newest(&workspace.root)?;
     let tools = tools::install()?;
-    tools::install_emulators()?;
     let out = workspace.target.join("dist");
     if options.targets.is_empty() && out.exists() {
         // All of it is made anew: nothing of another commit stays beside it.
@@ -129,7 +128,22 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A program that was built.
+/// For tests of what is shipped: the one program that CI builds, of the tree as it is, held to the table's size.
+pub(crate) fn for_tests(workspace: &Workspace) -> Result<()> {
+    let table = Table::of(&workspace.root)?;
+    let chosen: Vec<&Program> = table.programs.iter().filter(|p| p.name == IN_CI).collect();
+    let commit = Commit::as_it_is(&workspace.root, &workspace.target.join("as-it-is.index"))?;
+    build(workspace, &commit, &chosen, false, &workspace.target.join(FOR_TESTS))?;
+    Ok(())
+}
+
+/// The program that CI builds: the one of most boxes.
+const IN_CI: &str = "armv7";
+
+/// Where `for_tests` puts it, in the target folder.
+pub(crate) const FOR_TESTS: &str = "dist-for-tests";
+
+/// A row's program that was built; of a service `flotilla`.
 type Built<'a> = (&'a Program, Vec<u8>);
 
 /// Builds programs into `out/bin`, each once it has shown what it has to be.
@@ -145,30 +159,54 @@ fn build<'a>(
     let mut built = Vec::new();
     for &program in chosen {
         let begun = Instant::now();
-        let bytes = cross.agent(program)?;
-        check(program, &bytes)?;
-        let path = out.join("bin").join(&program.name).join("flotilla-agent");
-        let new = path.with_extension("new");
-        place(&new, &bytes, 0o755)?;
-        let said = answer(program, &new)?;
-        println!("{:<8} {} bytes, {said}, {} s", program.name, bytes.len(), begun.elapsed().as_secs());
-        if twice {
-            let elsewhere =
-                tempfile::Builder::new().prefix("again-in-another-folder-").tempdir_in(&workspace.target)?;
-            let again = Cross::new(&tools, elsewhere.path(), commit)?.agent(program)?;
-            if let Some(at) = first_difference(&bytes, &again) {
-                let kept = path.with_extension("again");
-                place(&kept, &again, 0o755)?;
-                bail!("{} is not the same twice, from byte {at} on: {}", program.name, kept.display());
-            }
-            println!("{:<8} the same bytes in {}", program.name, elsewhere.path().display());
+        let files = cross.programs(program)?;
+        let took = begun.elapsed().as_secs();
+        let folder = out.join("bin").join(&program.name);
+        for (name, bytes) in &files {
+            check(program, bytes)?;
+            let new = folder.join(name).with_extension("new");
+            place(&new, bytes, 0o755)?;
+            println!("{:<8} {} bytes, {}, {took} s", program.name, bytes.len(), answer(program, &new)?);
         }
-        fs::rename(&new, &path)?;
-        let document = sbom::of(program, cross.tree(), commit, &cross.parts(), &bytes)?;
-        place(&out.join(format!("sbom/flotilla-agent-{}.cdx.json", program.name)), &document, 0o644)?;
-        built.push((program, bytes));
+        if twice {
+            build_again(workspace, &tools, commit, program, &files, &folder)?;
+        }
+        let (_, packages, _) = program.made_of();
+        for (&package, (name, bytes)) in packages.iter().zip(&files) {
+            fs::rename(folder.join(name).with_extension("new"), folder.join(name))?;
+            let file = sbom::File { package, name, bytes };
+            let document = sbom::of(program, file, cross.tree(), commit, &cross.parts())?;
+            let of = program.name.trim_start_matches("service-");
+            place(&out.join(format!("sbom/{name}-{of}.cdx.json")), &document, 0o644)?;
+        }
+        let (_, first) = files.into_iter().next().context("a program")?;
+        built.push((program, first));
     }
     Ok(built)
+}
+
+/// Builds a program in a new folder elsewhere, Rust's library for it too: the bytes have to be the same. What differs is
+/// left in `folder`.
+fn build_again(
+    workspace: &Workspace,
+    tools: &Path,
+    commit: &Commit,
+    program: &Program,
+    files: &[(&str, Vec<u8>)],
+    folder: &Path,
+) -> Result<()> {
+    let elsewhere =
+        tempfile::Builder::new().prefix("again-in-another-folder-").tempdir_in(&workspace.target)?;
+    let again = Cross::new(tools, elsewhere.path(), commit)?.programs(program)?;
+    for ((name, bytes), (_, again)) in files.iter().zip(&again) {
+        if let Some(at) = first_difference(bytes, again) {
+            let kept = folder.join(name).with_extension("again");
+            place(&kept, again, 0o755)?;
+            bail!("{} is not the same twice, from byte {at} on: {}", program.name, kept.display());
+        }
+    }
+    println!("{:<8} the same bytes in {}", program.name, elsewhere.path().display());
+    Ok(())
 }
 
 /// Where two programs part.
@@ -222,7 +260,7 @@ fn sums(out: &Path) -> Result<String> {
     Ok(list)
 }
 
-/// What of `tests/e2e/tests/processors.rs` is about these programs.
+/// Those end-to-end tests that are about these programs, also those that CI leaves to us.
 fn main_job(
     workspace: &Workspace,
     tools: tools::Tools,
@@ -230,18 +268,24 @@ fn main_job(
     out: &Path,
     figures: &Path,
 ) -> Command {
-    let mut tests: Vec<String> = chosen.iter().map(|p| format!("test(/^{}_/)", p.name)).collect();
-    if chosen.iter().any(|p| p.emulator.is_empty()) {
-        tests.push("test(shipped)".into());
-    }
+    let tests: Vec<String> = chosen.iter().map(|p| format!("test(/{}/)", regex_of(&p.name))).collect();
     let mut command = tools.cargo_nextest.map_or_else(cargo, Command::new);
     command.current_dir(&workspace.root);
     forget_package(&mut command);
-    command.args(["nextest", "run", "--package", "e2e", "--test", "processors"]);
+    command.args(["nextest", "run", "--package", "e2e", "--run-ignored", "all", "--no-fail-fast"]);
+    command.args(["--test", "processors", "--test", "nas", "--test", "wd"]);
     command.args(["--filterset", &tests.join(" or ")]);
     command.env("FLOTILLA_BINARIES", workspace.target.join("debug"));
     command.env("FLOTILLA_DIST", out).env("FLOTILLA_REQUIRE_DIST", "1").env("FLOTILLA_FIGURES", figures);
     command
+}
+
+/// Tests whose names have this row's name among their words; those of a service are not those of its processor's agent.
+fn regex_of(row: &str) -> String {
+    match row.strip_prefix("service-") {
+        Some(processor) => format!("^service_{processor}_"),
+        None => format!("^{row}_|_(on|for)_{row}(_|$)"),
+    }
 }
 
 /// What a program that is shipped has to be.
@@ -327,6 +371,12 @@ mod tests {
         assert_eq!(first_difference(b"agent", b"agenT"), Some(4));
         assert_eq!(first_difference(b"agent", b"agents"), Some(5));
         assert_eq!(first_difference(b"agents", b"agent"), Some(5));
+    }
+
+    #[test]
+    fn a_rows_tests_are_named_after_it() {
+        assert_eq!(regex_of("service-aarch64"), "^service_aarch64_");
+        assert_eq!(regex_of("armv7"), "^armv7_|_(on|for)_armv7(_|$)");
     }
 
     #[test]

@@ -15,9 +15,6 @@ use super::tree::Commit;
 use crate::tools;
 use crate::workspace::cargo;
 
-/// The package whose program it is.
-const PACKAGE: &str = "agent";
-
 /// A crate, by what cargo calls it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Name {
@@ -45,22 +42,32 @@ struct Graph {
 /// What is not a crate, and linked in too: name, version, what it is.
 pub(super) type Part = (&'static str, String, &'static str);
 
+/// A program's file.
+#[derive(Clone, Copy)]
+pub(super) struct File<'a> {
+    /// The package that it is made of.
+    pub(super) package: &'a str,
+    pub(super) name: &'a str,
+    pub(super) bytes: &'a [u8],
+}
+
 /// The document of a program, built from the commit that is laid out in `tree`.
 pub(super) fn of(
     program: &Program,
+    file: File<'_>,
     tree: &Path,
     commit: &Commit,
     parts: &[Part],
-    bytes: &[u8],
 ) -> Result<Vec<u8>> {
     let mut command = cargo();
-    command.current_dir(tree).args(["tree", "--locked", "--package", PACKAGE, "--target", &program.triple]);
+    command.current_dir(tree).args(["tree", "--locked", "--package", file.package]);
+    command.args(["--target", &program.triple]);
     command.args(["--edges", "normal,no-proc-macro", "--prefix", "depth", "--format", "{p}\t{l}"]);
     let output = command.output().context("running cargo tree")?;
     ensure!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
     let graph = graph(&String::from_utf8(output.stdout)?)?;
     let lock = std::fs::read_to_string(tree.join("Cargo.lock")).context("reading Cargo.lock")?;
-    let made = document(program, commit, parts, bytes, &graph, &hashes(&lock)?)?;
+    let made = document(program, file, commit, parts, &graph, &hashes(&lock)?)?;
     let mut text = serde_json::to_vec_pretty(&made)?;
     text.push(b'\n');
     Ok(text)
@@ -110,13 +117,13 @@ fn hashes(lock: &str) -> Result<BTreeMap<(String, String), String>> {
 
 fn document(
     program: &Program,
+    file: File<'_>,
     commit: &Commit,
     parts: &[Part],
-    bytes: &[u8],
     graph: &Graph,
     hashes: &BTreeMap<(String, String), String>,
 ) -> Result<Value> {
-    let own = graph.licences.keys().find(|name| name.ours && name.name == PACKAGE);
+    let own = graph.licences.keys().find(|name| name.ours && name.name == file.package);
     let own = own.context("the program's own package is not in it")?;
     let mut components = Vec::new();
     for (name, licence) in graph.licences.iter().filter(|(name, _)| *name != own) {
@@ -164,10 +171,10 @@ fn document(
             "component": {
                 "type": "application",
                 "bom-ref": own.reference(),
-                "name": "flotilla-agent",
+                "name": file.name,
                 "version": own.version,
                 "licenses": [{ "expression": graph.licences[own] }],
-                "hashes": [{ "alg": "SHA-256", "content": tools::sha256_of(bytes) }],
+                "hashes": [{ "alg": "SHA-256", "content": tools::sha256_of(file.bytes) }],
                 "properties": [
                     { "name": "flotilla:target", "value": program.triple },
                     { "name": "flotilla:commit", "value": commit.id },
@@ -195,6 +202,8 @@ mod tests {
     use crate::dist::table::Table;
     use crate::workspace::root;
 
+    const AGENT: File<'_> = File { package: "agent", name: "flotilla-agent", bytes: b"a program" };
+
     fn name(name: &str, version: &str, ours: bool) -> Name {
         Name { name: name.into(), version: version.into(), ours }
     }
@@ -220,7 +229,7 @@ mod tests {
         // A crate without a hash is one that nobody vouches for.
         let table = Table::of(&root()).expect("a table");
         let commit = Commit::newest(&root()).expect("a commit");
-        assert!(document(&table.programs[0], &commit, &[], b"", &graph, &BTreeMap::new()).is_err());
+        assert!(document(&table.programs[0], AGENT, &commit, &[], &graph, &BTreeMap::new()).is_err());
     }
 
     #[test]
@@ -229,12 +238,8 @@ mod tests {
         let program = table.programs.iter().find(|p| p.name == "armv5").expect("a row");
         let commit = Commit::newest(&root()).expect("a commit");
         let parts = [("musl", "1".to_owned(), "libc")];
-        let made = of(program, &root(), &commit, &parts, b"a program").expect("made");
-        assert_eq!(
-            made,
-            of(program, &root(), &commit, &parts, b"a program").expect("made"),
-            "twice the same"
-        );
+        let made = of(program, AGENT, &root(), &commit, &parts).expect("made");
+        assert_eq!(made, of(program, AGENT, &root(), &commit, &parts).expect("made"), "twice the same");
         let made: Value = serde_json::from_slice(&made).expect("JSON");
         let list = made["components"].as_array().expect("components");
         let all: BTreeSet<&str> = list.iter().filter_map(|c| c["bom-ref"].as_str()).collect();

@@ -16,6 +16,7 @@ pub(super) struct Table {
     #[serde(rename = "spk")]
     pub(super) packages: Vec<Package>,
     pub(super) wd: Vec<WdPackage>,
+    pub(super) qpkg: Vec<LinuxPackage>,
     pub(super) deb: Vec<LinuxPackage>,
     pub(super) ipk: Vec<LinuxPackage>,
     pub(super) rpm: Vec<LinuxPackage>,
@@ -35,6 +36,9 @@ pub(super) struct Program {
     pub(super) cpu: String,
     /// `Tag_CPU_arch` that it must have been compiled for.
     pub(super) arm_arch: Option<u64>,
+    /// It is the control service and the tracker instead of an agent.
+    #[serde(default)]
+    pub(super) service: bool,
     pub(super) max_mb: f64,
     pub(super) max_rest_mb: f64,
     pub(super) support: String,
@@ -76,10 +80,12 @@ impl Table {
         let table: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
         let packed = table.packages.iter().map(|p| &p.program);
         let packed = packed.chain(table.wd.iter().map(|p| &p.program));
-        let packed = packed.chain(table.deb.iter().chain(&table.ipk).chain(&table.rpm).map(|p| &p.program));
+        let packed = packed.chain(
+            table.deb.iter().chain(&table.ipk).chain(&table.rpm).chain(&table.qpkg).map(|p| &p.program),
+        );
         for program in packed {
-            let known = table.programs.iter().any(|p| p.name == *program);
-            ensure!(known, "{}: there is no program {program}", path.display());
+            let known = table.programs.iter().any(|p| p.name == *program && !p.service);
+            ensure!(known, "{}: there is no agent {program}", path.display());
         }
         Ok(table)
     }
@@ -88,6 +94,14 @@ impl Table {
 impl Program {
     pub(super) fn is_called(&self, name: &str) -> bool {
         self.name == name || self.triple == name
+    }
+
+    /// The profile that it is built with, cargo's packages, and the names of their programs.
+    pub(super) fn made_of(&self) -> (&'static str, &'static [&'static str], &'static [&'static str]) {
+        match self.service {
+            true => ("dist-service", &["control", "tracker"], &["flotilla", "flotilla-tracker"]),
+            false => ("dist", &["agent"], &["flotilla-agent"]),
+        }
     }
 }
 
@@ -100,7 +114,7 @@ mod tests {
     #[test]
     fn the_table_is_whole_and_every_platform_has_one_package_a_generation() {
         let table = Table::of(&crate::workspace::root()).expect("read");
-        assert_eq!(table.programs.len(), 5);
+        assert_eq!(table.programs.len(), 7);
         let mut seen = std::collections::BTreeSet::new();
         for package in &table.packages {
             for platform in &package.platforms {

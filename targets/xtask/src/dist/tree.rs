@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 
 /// What is built.
 pub(super) struct Commit {
+    /// git's name for it, or for the tree that it has.
     pub(super) id: String,
     /// Seconds since 1970, which all files in packages have: a time that is part of the input.
     pub(super) time: u64,
@@ -31,6 +32,15 @@ impl Commit {
             &id,
         ]))?;
         Ok(Self { id, time, stamp, git: folder.into() })
+    }
+
+    /// The tree at `root` as it is, with what is not committed yet, for who tests what he changes. `index` is a file that git
+    /// may use meanwhile.
+    pub(super) fn as_it_is(root: &Path, index: &Path) -> Result<Self> {
+        let ask = |args: &[&str]| said(git().env("GIT_INDEX_FILE", index).current_dir(root).args(args));
+        ask(&["read-tree", "HEAD"])?;
+        ask(&["add", "--all"])?;
+        Ok(Self { id: ask(&["write-tree"])?, ..Self::newest(root)? })
     }
 
     /// The first digits of its name.
@@ -139,6 +149,12 @@ mod tests {
                 && !tree.join("targets/new").exists()
         );
         assert_eq!(fs::metadata(tree.join("stays")).and_then(|m| m.modified()).expect("a time"), laid);
+
+        let now = Commit::as_it_is(&root, &folder.path().join("index")).expect("a tree");
+        now.lay_out(&tree).expect("laid out");
+        assert_eq!(fs::read_to_string(tree.join("stays")).expect("read"), "2");
+        assert!(tree.join("targets/new").exists());
+        assert!(refuse_other_packers(&root).is_err(), "nothing was committed");
 
         change(&root, "second");
         let second = Commit::newest(&root).expect("a commit");
