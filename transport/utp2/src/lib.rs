@@ -19,8 +19,10 @@ extern crate alloc;
 extern crate std;
 
 mod config;
+#[cfg(feature = "control")]
 mod congestion;
 mod connection;
+mod control;
 mod crypto;
 mod datagram;
 mod endpoint;
@@ -30,6 +32,8 @@ mod event;
 pub mod fuzzing;
 mod handshake;
 mod identity;
+#[cfg(any(test, not(feature = "control")))]
+mod plain;
 mod resumption;
 mod source;
 #[cfg(test)]
@@ -41,8 +45,8 @@ mod wire;
 pub const BESIDE: [u8; 3] = [0x46, 0x54, 0x01];
 
 pub use config::{Config, ConfigError, Mode};
-pub use congestion::PathMemory;
 pub use connection::{Connection, RangeSet, State, Stats};
+pub use control::PathMemory;
 pub use datagram::{Arrival, Ecn, HandshakePacket};
 pub use endpoint::{Endpoint, Transmit};
 pub use error::{ConnectError, SendError, SourceError};

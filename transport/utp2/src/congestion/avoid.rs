@@ -14,8 +14,9 @@ use super::math::{fourth_root, sqrt};
 use super::near::Near;
 use super::shared::{NEAR, QUANTUM, REFERENCE};
 use super::trial::{Trial, Verdict};
-use super::{AckSample, Change, Shared};
+use super::{Change, Shared};
 use crate::Mode;
+use crate::control::AckSample;
 
 #[derive(Debug)]
 pub(super) struct Avoid {

@@ -13,7 +13,8 @@ use super::interval::Interval;
 use super::onset::Onset;
 use super::speed_probe::Drain;
 use super::train::Trains;
-use super::{AckSample, Change, PathMemory, Shared};
+use super::{Change, Shared};
+use crate::control::{AckSample, PathMemory};
 
 /// What an earlier, slower interval showed.
 #[derive(Clone, Copy, Debug)]

@@ -5,8 +5,9 @@ use core::time::Duration;
 
 use timebase::Instant;
 
-use super::{AckSample, Controller, MAX_RATE, PathMemory};
+use super::{Controller, MAX_RATE};
 use crate::Mode;
+use crate::control::{AckSample, PathMemory};
 use crate::fuzzing::Input;
 
 /// Longest round trip that a sample may tell: the idle timeout would have ended the connection before.

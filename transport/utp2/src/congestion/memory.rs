@@ -6,20 +6,7 @@
 use core::time::Duration;
 
 use super::{Controller, Shared};
-
-/// What was learned of a path: enough to begin at nearly full speed when it is met again.
-///
-/// Made by [`crate::Connection::path_memory`], used by [`crate::Connection::recall_path`]. It is a hint and never
-/// trusted further than the path bears it out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PathMemory {
-    /// Sending rate that the path sustained, bytes/s of UDP payload.
-    pub rate: u64,
-    /// Smallest round trip seen.
-    pub rtt_min: Duration,
-    /// Loss that did not come from congestion, parts per million.
-    pub base_loss_ppm: u32,
-}
+use crate::control::PathMemory;
 
 /// Base loss is not believed to be higher when it is only remembered.
 const LOSS_CAP_PPM: u32 = 100_000;

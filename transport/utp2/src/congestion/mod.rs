@@ -33,11 +33,11 @@ use self::avoid::Avoid;
 use self::base_loss::BaseLoss;
 use self::fast_start::FastStart;
 use self::interval::{Interval, Intervals, Purpose};
-pub use self::memory::PathMemory;
 use self::shared::{LOCAL_EXCESS, LOCAL_LIMIT, LOCAL_LOSS, LOCAL_PATIENCE, MAX_RATE, Shared};
 use self::speed_probe::{Drain, SpeedProbe};
-use crate::Mode;
 use crate::connection::State;
+use crate::control::{AckSample, PathMemory};
+use crate::Mode;
 
 /// Share of a remembered rate to resume at, when the path seems the same and after a change of address.
 const RESUME_SHARE: f64 = 0.95;
@@ -47,25 +47,6 @@ const RECALL_SAMPLES: u32 = 4;
 
 /// With so much lost beyond the base loss, a queue overflowed, whatever was done about it since.
 const OVERFLOW: f64 = 0.1;
-
-/// What an ACK tells beside the fate of packets.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AckSample {
-    /// A round trip measured, and the interval of the packet it was measured with.
-    pub(crate) rtt: Option<(Duration, u32)>,
-    /// When that packet left.
-    pub(crate) left: Instant,
-    /// It carried no data: on a slow path it was faster than those that do.
-    pub(crate) bare: bool,
-    pub(crate) smoothed: Duration,
-    pub(crate) min: Duration,
-    /// When the largest packet arrived, on the peer's clock.
-    pub(crate) arrival_us: u64,
-    /// Bytes newly known to have arrived.
-    pub(crate) acked_bytes: u64,
-    /// Bytes sent and neither acknowledged nor lost.
-    pub(crate) in_flight: u64,
-}
 
 #[derive(Debug)]
 enum Phase {

@@ -10,7 +10,7 @@ use super::received::{FIRST_PACKETS, MAX_ACK_INTERVAL, Rhythm, STEADY_PACKETS};
 use super::scoreboard::{Chunk, Fate, Sent};
 use super::session::{Fault, Session};
 use crate::Event;
-use crate::congestion::AckSample;
+use crate::control::AckSample;
 use crate::wire::ack::Ack;
 
 const REORDERING_FADES: Duration = Duration::from_secs(1);

@@ -23,7 +23,7 @@ use super::replay::ReplayWindow;
 use super::ring::Ring;
 use super::rtt::Rtt;
 use super::scoreboard::{Chunk, Scoreboard};
-use crate::congestion::Controller;
+use crate::control::Controller;
 use crate::crypto::kdf::Secret;
 use crate::handshake::Established;
 use crate::handshake::Role;
