@@ -68,8 +68,15 @@ macro_rules! say {
 #[exception]
 fn SysTick() {}
 
+/// Says from where it was called, innermost first, for `llvm-addr2line`: texts and places of all panics would be a sixth
+/// of the program.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    let _ = Console.write_str("PANIC");
+    for address in stack::callers().take(16) {
+        let _ = write!(Console, " {address:#x}");
+    }
+    say!("");
     SCB::sys_reset()
 }
 
@@ -97,8 +104,21 @@ fn main() -> ! {
 enum Never {}
 
 /// All that a device does; why it cannot.
+///
+/// In parts that are not put together: what one of them needs of the stack is free for the next.
 fn run(mut flash: Flash) -> Result<Never, &'static str> {
     let credential = credential(&mut flash)?;
+    let mut device = open(flash);
+    let device = device.as_mut().map_err(|why| *why)?;
+    let seed = board::randomness().ok_or("there is no randomness")?;
+    let mut peers = peers(device, credential, seed);
+    let peers = peers.as_mut().map_err(|why| *why)?;
+    talk(device, peers, &seed)
+}
+
+/// The device on this flash.
+#[inline(never)]
+fn open(flash: Flash) -> Result<Device<Flash>, &'static str> {
     let mut device = Device::open(flash, LAYOUT, BOARD).map_err(|e| {
         say!("not opened: {e}");
         "this flash holds no device"
@@ -117,6 +137,12 @@ fn run(mut flash: Flash) -> Result<Never, &'static str> {
     if device.gave_up() {
         end(&mut device, RunAgentState::Failed);
     }
+    Ok(device)
+}
+
+/// Whom the order says to call.
+#[inline(never)]
+fn peers(device: &mut Device<Flash>, credential: Vec<u8>, seed: [u8; 32]) -> Result<Peers, &'static str> {
     let Some(Command { body, .. }) = device.order().map_err(|_| "the order cannot be read")? else {
         return Err("there is no order");
     };
@@ -127,11 +153,12 @@ fn run(mut flash: Flash) -> Result<Never, &'static str> {
     let secret =
         <[u8; 32]>::try_from(sealed.as_slice()).map_err(|_| "the run's secret has a wrong length")?;
     let secret = RunSecret::from_bytes(secret);
-    drop(sealed);
-    let seed = board::randomness().ok_or("there is no randomness")?;
-    let mut peers = Peers::new(&device, join, &secret, credential, seed)?;
-    drop(body);
+    Peers::new(device, join, &secret, credential, seed)
+}
 
+/// The loop; why it cannot go on.
+#[inline(never)]
+fn talk(device: &mut Device<Flash>, peers: &mut Peers, seed: &[u8; 32]) -> Result<Never, &'static str> {
     let mut clock = Clock::start();
     let mut nic = Nic::start().map_err(|_| "there is no network controller")?;
     let address = nic.address().map_err(|_| "the network controller does not answer")?;
@@ -151,7 +178,7 @@ fn run(mut flash: Flash) -> Result<Never, &'static str> {
     let socket = sockets.add(socket);
     tick(MILLISECOND);
 
-    let (mut packet, mut out, mut heap) = ([0; PACKET], Vec::with_capacity(PACKET), 0);
+    let (mut packet, mut out, mut heap) = (vec![0; PACKET], Vec::with_capacity(PACKET), 0);
     loop {
         let now = clock.now();
         let at = NetTime::from_micros(now.as_micros() as i64);
@@ -164,9 +191,9 @@ fn run(mut flash: Flash) -> Result<Never, &'static str> {
             let IpAddress::Ipv4(ip) = from.endpoint.addr;
             let remote = SocketAddr::new(IpAddr::V4(ip), from.endpoint.port);
             let arrival = Arrival { remote, at: now, ecn: Ecn::NotEct };
-            peers.handle_datagram(now, arrival, &mut packet[..len], &mut device);
+            peers.handle_datagram(now, arrival, &mut packet[..len], device);
         }
-        let after = peers.drive(now, &mut device);
+        let after = peers.drive(now, device);
         heap = heap.max(HEAP.used());
         if !matches!(after, After::GoOn) {
             say!("MEMORY heap {heap} stack {}", stack::peak());
@@ -177,7 +204,7 @@ fn run(mut flash: Flash) -> Result<Never, &'static str> {
                 say!("RESTART");
                 SCB::sys_reset();
             }
-            After::End(state) => end(&mut device, state),
+            After::End(state) => end(device, state),
         }
         while socket.can_send()
             && let Some(remote) = peers.poll_transmit(now, &mut out)

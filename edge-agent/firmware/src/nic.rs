@@ -3,6 +3,9 @@
 //! It is looked at in each turn of the main loop, not by its interrupt: its buffer holds six full frames, and a device
 //! has at most three packets on their way to it.
 
+use alloc::vec;
+use alloc::vec::Vec;
+
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
@@ -45,7 +48,7 @@ const PATIENCE: u32 = 1_000_000;
 pub(crate) struct NoController;
 
 pub(crate) struct Nic {
-    frame: [u8; FRAME],
+    frame: Vec<u8>,
     left: u8,
 }
 
@@ -97,7 +100,7 @@ impl Nic {
         set(TX_CFG, 2);
         // Full duplex, receiver and transmitter on.
         mac_set(MAC_CR, 1 << 20 | 1 << 3 | 1 << 2)?;
-        Ok(Self { frame: [0; FRAME], left: BUDGET })
+        Ok(Self { frame: vec![0; FRAME], left: BUDGET })
     }
 
     /// The address that the controller has from its memory.

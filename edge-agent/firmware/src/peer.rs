@@ -151,6 +151,7 @@ impl Peers {
     }
 
     /// Acts on what is due and on what came; to be called after all datagrams.
+    #[inline(never)]
     pub(crate) fn drive(&mut self, now: Instant, device: &mut Device<Flash>) -> After {
         if self.endpoint.poll_timeout().is_some_and(|at| at <= now) {
             self.endpoint.handle_timeout(now);

@@ -1,4 +1,4 @@
-//! How deep the stack was: it is painted at the start, and what is not paint any more was used.
+//! How deep the stack was: it is painted at the start, and what is not paint any more was used. And who called.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -7,6 +7,8 @@ const PAINT: u32 = 0x5aa5_c33c;
 unsafe extern "C" {
     static __ebss: u32;
     static _stack_start: u32;
+    static __stext: u32;
+    static __etext: u32;
 }
 
 /// Paints all that is below the caller.
@@ -30,4 +32,16 @@ pub(crate) fn peak() -> usize {
         at += 4;
     }
     top - at
+}
+
+/// Addresses on the stack to which a function may return, innermost first; some of them were left there by others.
+pub(crate) fn callers() -> impl Iterator<Item = u32> {
+    let top = &raw const _stack_start as usize;
+    let program = &raw const __stext as u32..&raw const __etext as u32;
+    (cortex_m::register::msp::read() as usize..top).step_by(4).filter_map(move |at| {
+        // SAFETY: this is memory of the board.
+        let word = unsafe { read_volatile(at as *const u32) };
+        // A return address has the bit of Thumb code.
+        (word & 1 == 1 && program.contains(&word)).then_some(word - 1)
+    })
 }

@@ -401,6 +401,8 @@ impl Endpoint {
         }
     }
 
+    // No part of its caller, whose stack would be that deep for every packet.
+    #[inline(never)]
     fn on_resume(&mut self, now: Instant, from: SocketAddr, data: &[u8]) {
         let Ok(resume) = Resume::parse(data) else { return };
         if self.on_repeated((resume.head.nonce, from)) {
@@ -553,6 +555,8 @@ impl Endpoint {
         }
     }
 
+    // No part of its caller, whose stack would be that deep for every packet.
+    #[inline(never)]
     fn on_init(&mut self, now: Instant, from: SocketAddr, data: &[u8]) {
         let Ok(init) = Init::parse(data) else { return };
         if self.on_repeated((init.nonce, from)) {
