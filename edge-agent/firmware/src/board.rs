@@ -60,10 +60,15 @@ impl Clock {
     }
 
     pub(crate) fn now(&mut self) -> Instant {
+        Instant::from_micros(self.ticks() / TICKS)
+    }
+
+    /// Ticks of 40 ns since the start.
+    pub(crate) fn ticks(&mut self) -> u64 {
         let value = get(TIMER + 4);
         self.ticks += u64::from(self.last.wrapping_sub(value));
         self.last = value;
-        Instant::from_micros(self.ticks / TICKS)
+        self.ticks
     }
 }
 

@@ -13,6 +13,7 @@ mod board;
 mod nic;
 mod peer;
 mod stack;
+mod start;
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -24,7 +25,6 @@ use cortex_m::peripheral::SCB;
 use cortex_m::peripheral::syst::SystClkSource;
 use cortex_m_rt::{entry, exception};
 use device_core::{Device, SlotState};
-use embedded_alloc::LlffHeap;
 use embedded_storage::nor_flash::ReadNorFlash as _;
 use event_schema::{Command, RunAgentState, TransferStats};
 use smoltcp::iface::{Config, Interface, SocketSet};
@@ -33,16 +33,9 @@ use smoltcp::time::Instant as NetTime;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 use utp2::{Arrival, Ecn};
 
-use crate::board::{BOARD, Clock, Console, Flash, LAYOUT};
+use crate::board::{BOARD, Clock, Flash, LAYOUT};
 use crate::nic::Nic;
 use crate::peer::{After, Peers};
-
-/// Bytes of the heap: a block that is on its way takes 32 KiB, all else 25 KiB as measured. The rest of the memory is
-/// stack, of which 33 KiB were in use at most.
-const HEAP_LEN: usize = 64 * 1024;
-
-#[global_allocator]
-static HEAP: LlffHeap = LlffHeap::empty();
 
 /// The address that this board has in the emulator's network.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -56,39 +49,13 @@ const PACKET: usize = 1200;
 /// Cycles of the processor in a millisecond.
 const MILLISECOND: u32 = 25_000;
 
-/// Says something on the console; nobody may be listening.
-#[macro_export]
-macro_rules! say {
-    ($($what:tt)*) => {
-        let _ = writeln!($crate::board::Console, $($what)*);
-    };
-}
-
 /// Wakes the loop.
 #[exception]
 fn SysTick() {}
 
-/// Says from where it was called, innermost first, for `llvm-addr2line`: texts and places of all panics would be a sixth
-/// of the program.
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    let _ = Console.write_str("PANIC");
-    for address in stack::callers().take(16) {
-        let _ = write!(Console, " {address:#x}");
-    }
-    say!("");
-    SCB::sys_reset()
-}
-
 #[entry]
 fn main() -> ! {
-    {
-        static mut MEMORY: [u8; HEAP_LEN] = [0; HEAP_LEN];
-        // SAFETY: the only call, before anything is allocated, of memory that nothing else refers to.
-        unsafe { HEAP.init(&raw mut MEMORY as usize, HEAP_LEN) }
-    }
-    Console::start();
-    stack::paint();
+    start::start();
     // SAFETY: the only call.
     let flash = unsafe { Flash::take() };
     let why = match run(flash) {
@@ -178,7 +145,7 @@ fn talk(device: &mut Device<Flash>, peers: &mut Peers, seed: &[u8; 32]) -> Resul
     let socket = sockets.add(socket);
     tick(MILLISECOND);
 
-    let (mut packet, mut out, mut heap) = (vec![0; PACKET], Vec::with_capacity(PACKET), 0);
+    let (mut packet, mut out) = (vec![0; PACKET], Vec::with_capacity(PACKET));
     loop {
         let now = clock.now();
         let at = NetTime::from_micros(now.as_micros() as i64);
@@ -194,9 +161,8 @@ fn talk(device: &mut Device<Flash>, peers: &mut Peers, seed: &[u8; 32]) -> Resul
             peers.handle_datagram(now, arrival, &mut packet[..len], device);
         }
         let after = peers.drive(now, device);
-        heap = heap.max(HEAP.used());
         if !matches!(after, After::GoOn) {
-            say!("MEMORY heap {heap} stack {}", stack::peak());
+            say!("MEMORY heap {} stack {}", start::heap_peak(), stack::peak());
         }
         match after {
             After::GoOn => {}

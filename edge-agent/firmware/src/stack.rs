@@ -23,7 +23,7 @@ pub(crate) fn paint() {
     }
 }
 
-/// Bytes that were in use at most.
+/// Bytes that were in use at most since it was painted.
 pub(crate) fn peak() -> usize {
     let mut at = &raw const __ebss as usize;
     let top = &raw const _stack_start as usize;
