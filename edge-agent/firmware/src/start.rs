@@ -12,7 +12,7 @@ use crate::stack;
 
 /// Bytes of the heap: a block that is on its way takes 32 KiB, all else HEAP_REST as measured. The rest of the memory is
 /// stack, of which STACK_PEAK were in use at most.
-const HEAP_LEN: usize = 64 * 1024;
+const HEAP_LEN: usize = 68 * 1024;
 
 /// A heap that knows how much of it was in use at most.
 struct Heap {

@@ -36,8 +36,8 @@ enum Task {
     Dist(dist::Options),
     /// Feed parsers and state machines of the transport with inputs that reach ever more of their code
     Fuzz(fuzz::Options),
-    /// Build the firmware of devices for its Cortex-M4 board; tells where it is and what it takes
-    Firmware,
+    /// Build the firmware of devices for its Cortex-M4 board, and tell where it is; on request, what it takes
+    Firmware(firmware::Options),
     /// Hold the rules about the tree: arrows, paths named in ARCHITECTURE.md, sizes, leftovers
     Tidy,
     /// Fetch the pinned tools into target/tools and say where they are
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         Task::Test(options) => checks::run(&options, checks::Mode::Local),
         Task::Dist(options) => dist::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
-        Task::Firmware => firmware::run(),
+        Task::Firmware(options) => firmware::run(&options),
         Task::Tidy => tidy::run(),
         Task::Tools => tools::install_all(),
         Task::Guard(options) => guard::run(&options),
