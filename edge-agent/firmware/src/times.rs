@@ -9,9 +9,9 @@ extern crate alloc;
 
 #[allow(dead_code, reason = "clock and console alone")]
 mod board;
+mod stack;
 #[allow(dead_code, reason = "who measures times needs no peak of the heap")]
 mod start;
-mod stack;
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -141,7 +141,13 @@ impl Side {
     }
 
     /// Takes what came, and gives what it has to say.
-    fn turn(&mut self, clock: &mut Clock, now: Instant, from: SocketAddr, came: &mut [Vec<u8>]) -> Vec<Vec<u8>> {
+    fn turn(
+        &mut self,
+        clock: &mut Clock,
+        now: Instant,
+        from: SocketAddr,
+        came: &mut [Vec<u8>],
+    ) -> Vec<Vec<u8>> {
         let began = clock.ticks();
         for datagram in came {
             let arrival = Arrival { remote: from, at: now, ecn: Ecn::NotEct };
@@ -153,7 +159,9 @@ impl Side {
         let mut said = Vec::new();
         loop {
             let mut datagram = Vec::new();
-            let Some(transmit) = self.endpoint.poll_transmit(now, 1, &mut datagram, &mut Nothing) else { break };
+            let Some(transmit) = self.endpoint.poll_transmit(now, 1, &mut datagram, &mut Nothing) else {
+                break;
+            };
             datagram.truncate(transmit.len);
             said.push(datagram);
         }

@@ -28,11 +28,12 @@ mod datagram;
 mod endpoint;
 mod error;
 mod event;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(all(test, feature = "control"), feature = "fuzzing"))]
 pub mod fuzzing;
 mod handshake;
 mod identity;
 #[cfg(any(test, not(feature = "control")))]
+#[cfg_attr(feature = "control", allow(dead_code, reason = "there for its tests alone"))]
 mod plain;
 mod resumption;
 mod source;

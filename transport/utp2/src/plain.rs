@@ -14,8 +14,10 @@ use crate::control::{AckSample, PathMemory};
 
 /// The highest rate, bytes/s: what a device sends is little, and a path that nothing is known of bears no more.
 const MAX_RATE: u64 = 1_250_000;
-/// Packets per round trip: at the beginning, and at least.
+/// The rate at the beginning, as in §9.5: so many packets per second, or so many per round trip if that is more.
+const FIRST_PER_SECOND: u64 = 320;
 const FIRST: u64 = 10;
+/// Packets per round trip, at least.
 const LEAST: u64 = 2;
 /// A round trip is not taken to be shorter, or rates were a matter of microseconds.
 const SHORTEST: Duration = Duration::from_millis(4);
@@ -49,8 +51,12 @@ impl Controller {
             last_silence: now,
             silent_halvings: 0,
         };
-        new.set_rate(new.per_round_trip(FIRST));
+        new.set_rate(new.first_rate());
         new
+    }
+
+    fn first_rate(&self) -> u64 {
+        self.per_round_trip(FIRST).max(FIRST_PER_SECOND * self.packet)
     }
 
     /// So many packets in a round trip, as a rate.
@@ -143,7 +149,7 @@ impl Controller {
         (self.last_progress, self.silent_halvings) = (now, 0);
         if !same_host {
             self.unknown = true;
-            self.set_rate(self.per_round_trip(FIRST).min(self.rate));
+            self.set_rate(self.first_rate().min(self.rate));
         }
     }
 }
@@ -195,6 +201,7 @@ mod tests {
 
     const RTT: Duration = Duration::from_millis(100);
     const PACKET: u64 = 1000;
+    const FIRST_RATE: u64 = 320 * PACKET;
 
     fn start() -> Controller {
         Controller::new(Instant::ZERO, RTT, PACKET as usize, Mode::default())
@@ -223,13 +230,14 @@ mod tests {
     #[test]
     fn the_rate_doubles_until_something_is_lost_and_then_grows_by_a_packet_in_a_round_trip() {
         let mut c = start();
-        assert_eq!((c.rate(), c.state()), (100_000, State::FastStart));
+        assert_eq!((c.rate(), c.state()), (FIRST_RATE, State::FastStart));
         round(&mut c);
-        assert!((190_000..=200_000).contains(&c.rate()), "{}", c.rate());
+        let doubled = c.rate();
+        assert!((FIRST_RATE * 19 / 10..=FIRST_RATE * 2).contains(&doubled), "{doubled}");
         let sent = c.on_sent(Instant::ZERO, 1000, false);
         c.on_lost(sent, 7);
         let half = c.rate();
-        assert!((95_000..=100_000).contains(&half) && c.state() == State::Avoid, "{half}");
+        assert_eq!((half, c.state()), (doubled / 2, State::Avoid));
         // Of the same round trip.
         c.on_lost(sent, 8);
         c.on_marked(sent, 1);
@@ -251,6 +259,20 @@ mod tests {
         }
         assert_eq!(c.rate(), LEAST * PACKET * 10);
         assert!(c.in_flight_limit() >= FIRST * PACKET);
+    }
+
+    #[test]
+    fn another_path_is_begun_anew_and_a_black_hole_halves() {
+        let mut c = start();
+        round(&mut c);
+        let rate = c.rate();
+        c.on_new_path(Instant::ZERO, true);
+        assert_eq!(c.rate(), rate, "the same host");
+        c.on_black_hole(Instant::ZERO);
+        assert_eq!(c.rate(), rate / 2);
+        round(&mut c);
+        c.on_new_path(Instant::ZERO, false);
+        assert_eq!((c.rate(), c.state()), (FIRST_RATE, State::FastStart));
     }
 
     #[test]

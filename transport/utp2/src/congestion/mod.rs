@@ -35,9 +35,9 @@ use self::fast_start::FastStart;
 use self::interval::{Interval, Intervals, Purpose};
 use self::shared::{LOCAL_EXCESS, LOCAL_LIMIT, LOCAL_LOSS, LOCAL_PATIENCE, MAX_RATE, Shared};
 use self::speed_probe::{Drain, SpeedProbe};
+use crate::Mode;
 use crate::connection::State;
 use crate::control::{AckSample, PathMemory};
-use crate::Mode;
 
 /// Share of a remembered rate to resume at, when the path seems the same and after a change of address.
 const RESUME_SHARE: f64 = 0.95;

@@ -5,7 +5,7 @@
 mod blocks;
 mod closing;
 pub(crate) mod ecn;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(all(test, feature = "control"), feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod keys;
 mod loss;

@@ -64,7 +64,7 @@ impl Session {
     }
 
     /// What is waited for, and until when: for a finding of the fuzzer.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(any(all(test, feature = "control"), feature = "fuzzing"))]
     pub(super) fn waits(&self) -> alloc::string::String {
         let each =
             ALL.iter().filter_map(|t| self.deadline(*t).map(|d| alloc::format!("{t:?} {} ", d.as_micros())));

@@ -1,6 +1,6 @@
 //! All connections of one socket: who a datagram is for, whose turn it is to send, who waits until when.
 
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(all(test, feature = "control"), feature = "fuzzing"))]
 mod fuzzing;
 mod queue;
 

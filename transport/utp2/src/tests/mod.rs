@@ -1,6 +1,8 @@
 //! Two endpoints on a virtual link, with virtual time.
 
+#[cfg(feature = "control")]
 mod corpora;
+#[cfg(feature = "control")]
 mod cpu;
 mod ecn;
 mod golden;
@@ -9,6 +11,7 @@ mod hostile;
 mod mtu;
 mod pair;
 mod paths;
+#[cfg(feature = "control")]
 mod rates;
 mod resume;
 mod transfer;

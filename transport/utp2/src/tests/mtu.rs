@@ -40,6 +40,7 @@ fn the_largest_size_that_passes_is_found_at_the_start() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn bulk_runs_at_full_size_after_three_round_trips() {
     let mut pair = Pair::connected(&Config::default(), &link(1500, 0.0), 1);
     for tag in 0..100 {

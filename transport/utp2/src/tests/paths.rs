@@ -42,6 +42,7 @@ fn elsewhere(i: u8, port: u16) -> SocketAddr {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn an_address_change_costs_two_round_trips_and_a_fifth_of_a_second() {
     for delay in [5, 50, 150] {
         for mover in [0, 1] {
@@ -64,6 +65,7 @@ fn an_address_change_costs_two_round_trips_and_a_fifth_of_a_second() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn a_longer_path_is_used_as_fully_as_the_one_before() {
     let mut pair = busy(10, 1, 20_000);
     pair.nodes.iter_mut().for_each(|n| n.link.delay = MS(60));
@@ -99,6 +101,7 @@ fn goodput(pair: &mut Pair, over: Duration) -> f64 {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn a_path_that_becomes_longer_under_way_is_used_as_fully_as_before() {
     const STEPS: [(u64, u64); 5] = [(20, 40), (20, 120), (50, 80), (100, 250), (200, 600)];
     // `background` keeps less of a path of its own, and no better of the longer one.
@@ -143,6 +146,7 @@ fn a_path_that_becomes_longer_under_way_is_used_as_fully_as_before() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn a_longer_path_that_is_slower_as_well_is_found_out() {
     for (from, to, share) in [(20, 120, 0.2), (50, 150, 0.5), (20, 500, 1.0)] {
         let mut pair = busier(100, from, 0.0, Mode::Full, 20);
@@ -168,6 +172,7 @@ fn challenges_are_repeated_when_they_get_lost() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn who_replays_packets_from_elsewhere_gets_thrice_their_bytes_and_no_more() {
     let mut pair = busy(50, 1, 8000);
     let (home, thief) = (pair.nodes[1].address, elsewhere(9, 9));
@@ -212,6 +217,7 @@ fn a_spoofed_address_that_never_answers_is_left_again() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn after_thirty_seconds_of_outage_it_goes_on_within_a_second() {
     for delay in [10, 100, 250] {
         let mut pair = busy(delay, 1, 20_000);
@@ -287,6 +293,7 @@ fn a_receiver_of_four_kibibytes_works_and_reopening_needs_no_timer() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn what_was_learned_of_a_path_is_told_however_the_connection_ends() {
     for way in 0..3 {
         let config = Config { idle_timeout: SECONDS(2), ..Config::default() };

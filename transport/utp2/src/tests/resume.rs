@@ -70,6 +70,7 @@ fn falls_back(pair: &mut Pair, resumption: &Resumption) {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn round_trips_until_the_first_data() {
     let (mut pair, resumption) = acquainted(&config());
     // Full: 2 RTT to be connected, half a one for the data.

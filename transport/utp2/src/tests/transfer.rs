@@ -44,6 +44,7 @@ fn exchange(config: &Config, link: &Link, n: u64, seed: u64) -> Pair {
 }
 
 #[test]
+#[cfg_attr(not(feature = "control"), ignore = "as fast as that is only the control of §9")]
 fn a_clean_link_needs_no_retransmission() {
     let mut pair = exchange(&Config::default(), &Link::default(), 100, 1);
     let stats = pair.nodes[0].connection().stats();
