@@ -34,14 +34,15 @@ pub(crate) fn peak() -> usize {
     top - at
 }
 
-/// Addresses on the stack to which a function may return, innermost first; some of them were left there by others.
+/// Addresses in the program from which functions may have been called, as the stack says, innermost first; some of them
+/// were left there by others.
 pub(crate) fn callers() -> impl Iterator<Item = u32> {
     let top = &raw const _stack_start as usize;
     let program = &raw const __stext as u32..&raw const __etext as u32;
     (cortex_m::register::msp::read() as usize..top).step_by(4).filter_map(move |at| {
         // SAFETY: this is memory of the board.
         let word = unsafe { read_volatile(at as *const u32) };
-        // A return address has the bit of Thumb code.
-        (word & 1 == 1 && program.contains(&word)).then_some(word - 1)
+        // A return address has the bit of Thumb code; before it is the call, of two or four bytes.
+        (word & 1 == 1 && program.contains(&word)).then_some(word - 3)
     })
 }

@@ -5,6 +5,7 @@ use core::fmt::Write as _;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use cortex_m::peripheral::SCB;
+use cortex_m_rt::{ExceptionFrame, exception};
 use embedded_alloc::LlffHeap;
 
 use crate::board::Console;
@@ -69,5 +70,12 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
         let _ = write!(Console, " {address:#x}");
     }
     say!("");
+    SCB::sys_reset()
+}
+
+/// What the processor cannot do: an address where there is nothing, an instruction that is none.
+#[exception]
+unsafe fn HardFault(frame: &ExceptionFrame) -> ! {
+    say!("PANIC fault at {:#x}", frame.pc());
     SCB::sys_reset()
 }
