@@ -1,4 +1,4 @@
-//! How fast a device sends, that has little to send: a rate that grows until something is lost (PROTOCOL.md §9.10).
+//! How fast a device sends, that has little to send: a rate that grows until something is lost (PROTOCOL.md §9.11).
 //!
 //! In place of [`crate::congestion`] where the feature `control` is off, with the same calls. It measures no queue, no
 //! base loss and no delivered rate, and remembers no path. Whole numbers alone: a microcontroller calculates `f64` in
