@@ -2,7 +2,7 @@
 //!
 //! The crate gives the group and the numbers modulo N; its own client and server panic on public values longer than
 //! the modulus, strip leading zeros from what they return, and bring multiplications of numbers of any length along:
-//! 20 KB of program and 24 KB of stack on a Cortex-M4, for one product of 256 by 256 bits. The tests hold this against
+//! 16 KB of program and 24 KB of stack on a Cortex-M4, for one product of 256 by 256 bits. The tests hold this against
 //! them. Here every number from outside is exactly 256 bytes, below N and not 0, and every number given back is 256
 //! bytes.
 
