@@ -252,6 +252,13 @@ impl World {
         Ok(agent)
     }
 
+    /// Ids of the agents with this name: one, as long as nobody was enrolled twice.
+    pub fn ids(&self, name: &str) -> Result<Vec<String>> {
+        let answer = self.flotilla(&["agents", "list"])?;
+        let agents = answer["agents"].as_array().context("agents")?.iter().filter(|a| a["name"] == name);
+        Ok(agents.filter_map(|a| Some(a["id"].as_str()?.to_owned())).collect())
+    }
+
     /// Waits until all these agents are online.
     pub fn wait_online(&self, names: &[&str]) -> Result<()> {
         wait_until(&format!("{names:?} to be online"), Duration::from_secs(60), || {

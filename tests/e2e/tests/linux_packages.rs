@@ -38,13 +38,6 @@ fn code(world: &World, name: &str) -> Result<String> {
     Ok(made["code"].as_str().context("a code")?.to_owned())
 }
 
-/// Ids of the agents with this name.
-fn ids(world: &World, name: &str) -> Result<Vec<String>> {
-    let answer = world.flotilla(&["agents", "list"])?;
-    let agents = answer["agents"].as_array().context("agents")?.iter().filter(|a| a["name"] == name);
-    Ok(agents.filter_map(|a| Some(a["id"].as_str()?.to_owned())).collect())
-}
-
 /// A fleet, and a machine that is to come into it.
 struct Owner {
     world: World,
@@ -80,7 +73,7 @@ impl Owner {
         let code = code(&self.world, "pc")?;
         self.system.succeed(&format!("printf '  %s\\r\\n' {code} | flotilla-agent-enrol"))?;
         self.world.wait_online(&["pc"])?;
-        let [id] = &ids(&self.world, "pc")?[..] else { panic!("one agent") };
+        let [id] = &self.world.ids("pc")?[..] else { panic!("one agent") };
         self.id = id.clone();
         ensure!(!self.system.path(STATE).join("enrolment-code").exists(), "the token is spent and gone");
         let log = self.system.succeed("journalctl --no-pager --unit flotilla-agent")?;
@@ -133,7 +126,7 @@ impl Owner {
     /// It is the agent that it was, and its owner's words stand.
     fn is_the_same(&self) -> Result<()> {
         self.world.wait_online(&["pc"])?;
-        ensure!(ids(&self.world, "pc")? == [self.id.clone()], "{:?}", ids(&self.world, "pc")?);
+        ensure!(self.world.ids("pc")? == [self.id.clone()], "{:?}", self.world.ids("pc")?);
         ensure!(fs::read_to_string(self.system.path(CONFIG))?.contains("\nlan = false\n"));
         Ok(())
     }
@@ -374,7 +367,7 @@ fn tarball(owner: &mut Owner) -> Result<()> {
     owner.system.fail(&format!("echo {code} | flotilla-agent-enrol"))?;
     owner.system.succeed(&format!("echo {code} >/tmp/code && flotilla-agent-enrol --forget /tmp/code"))?;
     owner.world.wait_online(&["again"])?;
-    ensure!(!ids(&owner.world, "again")?.contains(&owner.id));
+    ensure!(!owner.world.ids("again")?.contains(&owner.id));
     owner.has_all()?;
 
     let said = owner.system.succeed(&format!("{} purge", script(2)))?;
@@ -426,7 +419,7 @@ fn a_tarball_where_there_is_no_systemd() -> Result<()> {
     let code = code(&world, "box")?;
     sh(&format!("echo {code} | /usr/local/sbin/flotilla-agent-enrol"))?;
     world.wait_online(&["box"])?;
-    let id = ids(&world, "box")?;
+    let id = world.ids("box")?;
     let process = root.process("flotilla-agent\0run")?.context("it runs")?;
     ensure!(fs::metadata(format!("/proc/{process}"))?.uid() == 1500, "as its own user");
     let source = world.path().join("films");
@@ -450,7 +443,7 @@ fn a_tarball_where_there_is_no_systemd() -> Result<()> {
         Ok((now.is_some() && now != process).then_some(()))
     })?;
     world.wait_online(&["box"])?;
-    ensure!(ids(&world, "box")? == id);
+    ensure!(world.ids("box")? == id);
     sh("/usr/local/lib/flotilla-agent/service status")?;
     let said = sh(&format!("{} purge", script(2)))?;
     ensure!(said.contains("left in /srv/flotilla"), "{said}");

@@ -204,13 +204,6 @@ fn code(world: &World, name: &str) -> Result<String> {
     Ok(made["code"].as_str().context("a code")?.to_owned())
 }
 
-/// Ids of the agents with this name.
-fn ids(world: &World, name: &str) -> Result<Vec<String>> {
-    let answer = world.flotilla(&["agents", "list"])?;
-    let agents = answer["agents"].as_array().context("agents")?.iter().filter(|a| a["name"] == name);
-    Ok(agents.filter_map(|a| Some(a["id"].as_str()?.to_owned())).collect())
-}
-
 /// From the code in the wizard to data that stays behind.
 fn life(dsm: Dsm, agent: &Program) -> Result<()> {
     let world = World::new(&Options { tracker: true, ..Options::default() })?;
@@ -225,7 +218,7 @@ fn life(dsm: Dsm, agent: &Program) -> Result<()> {
     let code = code(&world, "nas")?;
     nas.install(&first, &[("wizard_code", &code)])?;
     world.wait_online(&["nas"])?;
-    let [id] = &ids(&world, "nas")?[..] else { panic!("one agent") };
+    let [id] = &world.ids("nas")?[..] else { panic!("one agent") };
     ensure!(nas.service("status")? == Some(0));
     ensure!(!nas.state().join("enrolment-code").exists(), "the token is spent and gone");
     let log = fs::read_to_string(nas.state().join("agent.log"))?;
@@ -269,7 +262,7 @@ fn life(dsm: Dsm, agent: &Program) -> Result<()> {
     fs::write(&config, fs::read_to_string(&config)? + "lan = false\n")?;
     nas.upgrade(&package(dsm, 2, agent)?)?;
     world.wait_online(&["nas"])?;
-    ensure!(ids(&world, "nas")? == [id.clone()], "{:?}", ids(&world, "nas")?);
+    ensure!(world.ids("nas")? == [id.clone()], "{:?}", world.ids("nas")?);
     ensure!(fs::read_to_string(&config)?.contains("lan = false"));
     fs::write(source.join("2026/b.mp4"), vec![8; 100_000])?;
     let again = world.flotilla(&["jobs", "start", "job-1"])?;
@@ -279,10 +272,7 @@ fn life(dsm: Dsm, agent: &Program) -> Result<()> {
         nas.uninstall(&[])?;
         nas.install(&first, &[])?;
         world.wait_online(&["nas"])?;
-        ensure!(
-            ids(&world, "nas")? == [id.clone()],
-            "who the agent is stays unless its owner says otherwise"
-        );
+        ensure!(world.ids("nas")? == [id.clone()], "who the agent is stays unless its owner says otherwise");
     }
     nas.uninstall(&[("wizard_delete_state", "true")])?;
     ensure!(nas.root.process("flotilla-agent\0run")?.is_none());

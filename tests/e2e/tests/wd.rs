@@ -140,13 +140,6 @@ fn package(os: Os, model: Model, build: u32, agent: &Program) -> Result<Vec<u8>>
     Ok(Wd { release, os, model, agent: &agent }.build()?)
 }
 
-/// Ids of the agents with this name.
-fn ids(world: &World, name: &str) -> Result<Vec<String>> {
-    let answer = world.flotilla(&["agents", "list"])?;
-    let agents = answer["agents"].as_array().context("agents")?.iter().filter(|a| a["name"] == name);
-    Ok(agents.filter_map(|a| Some(a["id"].as_str()?.to_owned())).collect())
-}
-
 fn life(os: Os, model: Model, agent: &Program) -> Result<()> {
     let world = World::new(&Options { tracker: true, ..Options::default() })?;
     let nas = Nas::new(os, model, agent)?;
@@ -178,7 +171,7 @@ fn life(os: Os, model: Model, agent: &Program) -> Result<()> {
     // The code on the page is all there is to do.
     ensure!(nas.give(code)? == 202);
     world.wait_online(&["nas"])?;
-    let [id] = &ids(&world, "nas")?[..] else { panic!("one agent") };
+    let [id] = &world.ids("nas")?[..] else { panic!("one agent") };
     wait_until("the token to be spent and gone", LIMIT, || {
         Ok((!nas.state().join("enrolment-code").exists()).then_some(()))
     })?;
@@ -211,7 +204,7 @@ fn life(os: Os, model: Model, agent: &Program) -> Result<()> {
     fs::write(&config, fs::read_to_string(&config)? + "lan = false\n")?;
     nas.install(&package(os, model, 2, agent)?)?;
     world.wait_online(&["nas"])?;
-    ensure!(ids(&world, "nas")? == [id.clone()], "{:?}", ids(&world, "nas")?);
+    ensure!(world.ids("nas")? == [id.clone()], "{:?}", world.ids("nas")?);
     ensure!(fs::read_to_string(&config)?.contains("lan = false"));
     fs::write(source.join("2026/b.mp4"), vec![8; 100_000])?;
     let again = world.flotilla(&["jobs", "start", "job-1"])?;
