@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,7 @@ pub(crate) struct FlashFile {
 
 impl FlashFile {
     /// A device that has just been made, and has been given its order.
-    pub(crate) fn of_a_new_device(firmware: PathBuf, source: &Source) -> Self {
+    pub(crate) fn of_a_new_device(firmware: &Path, source: &Source) -> Self {
         let bundle = TrustBundle {
             version: 1,
             root_key: root_key().verifying_key().to_bytes(),
@@ -137,7 +137,7 @@ impl FlashFile {
         let mut file = File::create(folder.path().join("flash")).expect("a file");
         file.write_all(&bytes).expect("room for a flash");
         file.set_len(MEMORY_LEN).expect("room for a flash");
-        Self { folder, firmware }
+        Self { folder, firmware: firmware.to_owned() }
     }
 
     /// The device on it; the emulator is not running.
