@@ -42,7 +42,7 @@ pub(crate) enum Step {
     Clippy,
     /// rustdoc, warnings are errors
     Doc,
-    /// The no_std crates for Cortex-M
+    /// The no_std crates for Cortex-M, and for iOS
     Thumb,
     /// The firmware of devices, for the end-to-end tests
     Firmware,
@@ -122,12 +122,21 @@ impl Checks<'_> {
             Step::Deny => match self.tools {
                 // Advisories are left out: their list is fetched from a git host, and a check that fails because
                 // something new was published belongs into a job of its own.
-                Some(tools) => passes(
-                    Command::new(&tools.cargo_deny)
-                        .current_dir(&self.workspace.root)
-                        .args(["--all-features", "check", "--hide-inclusion-graph"])
-                        .args(["licenses", "bans", "sources"]),
-                ),
+                Some(tools) => all_pass(["Cargo.toml", "edge-agent/firmware/Cargo.toml"].map(|manifest| {
+                    let mut deny = Command::new(&tools.cargo_deny);
+                    deny.current_dir(&self.workspace.root)
+                        .args([
+                            "--manifest-path",
+                            manifest,
+                            "--config",
+                            "deny.toml",
+                            "--all-features",
+                            "check",
+                        ])
+                        .args(["--hide-inclusion-graph"])
+                        .args(["licenses", "bans", "sources"]);
+                    deny
+                })),
                 None => Ok(Outcome::Skipped("cargo-deny was not asked for (--no-install)".to_owned())),
             },
             // Lints come as arguments of clippy, not by RUSTFLAGS, which would rebuild every dependency.
@@ -168,7 +177,7 @@ impl Checks<'_> {
             }
             // Another compiler: a target folder of its own, so that the two don't rebuild each other's work.
             check
-                .arg("-Zbuild-std=core,alloc")
+                .args(["-Zbuild-std=core,alloc", "--target", tools::IOS])
                 .env("RUSTC", tools::DEBIAN_RUSTC)
                 .env("RUSTC_BOOTSTRAP", "1")
                 .env("CARGO_TARGET_DIR", self.workspace.target.join("thumb"));
@@ -176,20 +185,24 @@ impl Checks<'_> {
         passes(&mut check)
     }
 
+    /// Everything; and µTP2 as devices have it, without its control of sending.
     fn tests(&self) -> Result<Outcome> {
-        let nextest = match self.tools {
-            Some(Tools { cargo_nextest: Some(path), .. }) => {
-                let mut command = Command::new(path);
-                command.current_dir(&self.workspace.root);
-                forget_package(&mut command);
-                command
-            }
-            _ => cargo(),
-        };
-        let mut command = nextest;
         let profile = if self.mode == Mode::Ci { "ci" } else { "default" };
-        command.args(["nextest", "run", "--workspace", "--profile", profile]);
-        passes(self.testing(&mut command))
+        let what: [&[&str]; 2] = [&["--workspace"], &["--package", "utp2", "--no-default-features"]];
+        all_pass(what.map(|what| {
+            let mut command = match self.tools {
+                Some(Tools { cargo_nextest: Some(path), .. }) => {
+                    let mut command = Command::new(path);
+                    command.current_dir(&self.workspace.root);
+                    forget_package(&mut command);
+                    command
+                }
+                _ => cargo(),
+            };
+            command.args(["nextest", "run", "--profile", profile]).args(what);
+            self.testing(&mut command);
+            command
+        }))
     }
 
     /// What the tests learn by their environment: where the programs just built and the message server are,
@@ -210,6 +223,17 @@ impl Checks<'_> {
 fn passes(command: &mut Command) -> Result<Outcome> {
     let status = command.status().with_context(|| format!("running {}", command.get_program().display()))?;
     Ok(if status.success() { Outcome::Passed } else { Outcome::Failed(status.to_string()) })
+}
+
+/// One after the other, until one does not pass.
+fn all_pass(commands: impl IntoIterator<Item = Command>) -> Result<Outcome> {
+    for mut command in commands {
+        let outcome = passes(&mut command)?;
+        if !matches!(outcome, Outcome::Passed) {
+            return Ok(outcome);
+        }
+    }
+    Ok(Outcome::Passed)
 }
 
 fn seconds(time: Duration) -> String {

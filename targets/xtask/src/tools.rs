@@ -124,6 +124,8 @@ const DEBIAN: &[(&str, &str)] = &[
 pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// The processor that the no_std crates are checked for: 32 bits, no 64-bit atomics.
 pub(crate) const THUMB: &str = "thumbv7em-none-eabihf";
+/// Phones and tablets of Apple, for which the same crates are checked where Debian's compiler does it.
+pub(crate) const IOS: &str = "aarch64-apple-ios";
 
 /// Where the tools are once everything is installed.
 pub(crate) struct Tools {
