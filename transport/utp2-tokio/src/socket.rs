@@ -139,7 +139,13 @@ impl Socket {
         let mut slices = buffers.each_mut().map(|b| IoSliceMut::new(b));
         *filled = 0;
         *filled =
-            self.io.attempt(Interest::READABLE, |socket| self.state.recv(socket, &mut slices, metas))?;
+            match self.io.attempt(Interest::READABLE, |socket| self.state.recv(socket, &mut slices, metas)) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    let (buffer, meta) = (&mut buffers[0], &mut metas[0]);
+                    self.io.attempt(Interest::READABLE, |_| receive_one(&self.io, buffer, meta))?
+                }
+                received => received?,
+            };
         Ok(())
     }
 
@@ -217,6 +223,23 @@ impl ReceiveBatch {
             stride: meta.stride.max(1),
         })
     }
+}
+
+/// Receives one datagram, where the kernel knows no `recvmmsg` (Linux before 2.6.33): without its mark and its time.
+#[cfg(target_os = "linux")]
+fn receive_one(socket: impl std::os::fd::AsFd, buffer: &mut [u8], meta: &mut RecvMeta) -> io::Result<usize> {
+    use rustix::net::{RecvFlags, recvfrom};
+    let (len, _, from) = recvfrom(socket, buffer, RecvFlags::empty())?;
+    let addr = from.and_then(|from| from.try_into().ok());
+    *meta = RecvMeta::default();
+    meta.addr = addr.ok_or(io::ErrorKind::InvalidData)?;
+    (meta.len, meta.stride) = (len, len);
+    Ok(1)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn receive_one<S>(_socket: S, _buffer: &mut [u8], _meta: &mut RecvMeta) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// The address as people write it: a mapped IPv4 address is an IPv4 address.

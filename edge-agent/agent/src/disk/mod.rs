@@ -23,6 +23,8 @@ mod staging;
 mod tests;
 mod urgent;
 
+use std::os::fd::AsFd;
+
 use event_schema::{Problem, ProblemClass};
 use rustix::io::Errno;
 
@@ -40,6 +42,18 @@ pub(crate) use seek::{Sought, roll, worth};
 pub(crate) use staging::tests::noise;
 pub(crate) use staging::{Before, HOLDS, KEEPS, Opened, Staging, StoreError, io_problem};
 pub(crate) use urgent::urgent;
+
+/// Has the system write everything of this folder's file system to the disk. Linux before 2.6.39 does it for all file systems
+/// at once; that one, and all before 5.8, do not tell what could not be written.
+pub(crate) fn sync_file_system(folder: impl AsFd) -> rustix::io::Result<()> {
+    match rustix::fs::syncfs(folder) {
+        Err(Errno::NOSYS) => {
+            rustix::fs::sync();
+            Ok(())
+        }
+        done => done,
+    }
+}
 
 /// Problems of single entries that are told; the rest is counted. What is reported of a run has the same bound.
 const PROBLEMS_KEPT: usize = 1000;

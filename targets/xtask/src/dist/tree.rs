@@ -81,7 +81,9 @@ impl Commit {
 
 /// Refuses to go on where what packs (this program, which was compiled from the tree at `root`) is not the commit's.
 pub(super) fn refuse_other_packers(root: &Path) -> Result<()> {
-    let inputs = ["status", "--porcelain", "--", "targets", "Cargo.toml", "Cargo.lock"];
+    // What was measured of one program is no reason to refuse the next.
+    let but = ":(exclude)targets/measured.toml";
+    let inputs = ["status", "--porcelain", "--", "targets", but, "Cargo.toml", "Cargo.lock"];
     let changed = said(git().current_dir(root).args(inputs))?;
     ensure!(
         changed.is_empty(),
@@ -133,6 +135,7 @@ mod tests {
 
         // Changed in the repository and not committed; changed and left in the tree.
         fs::write(root.join("stays"), "2").expect("written");
+        fs::write(root.join("targets/measured.toml"), "").expect("written");
         assert!(refuse_other_packers(&root).is_ok(), "not what packs");
         fs::write(root.join("targets/new"), "").expect("written");
         assert!(refuse_other_packers(&root).is_err(), "what packs");

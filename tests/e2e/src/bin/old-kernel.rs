@@ -1,4 +1,4 @@
-//! `old-kernel PROGRAM [ARGUMENT]…`: becomes the program, for which the kernel seems to be Linux 3.2.
+//! `old-kernel 3.2|2.6.32 PROGRAM [ARGUMENT]…`: becomes the program, for which the kernel seems to be that Linux.
 //!
 //! What came later is refused as that kernel refuses it, by a filter of system calls (seccomp) that all children inherit:
 //! - system calls: x86-64's table is only ever added to, and its last rows in 3.2 are 310 and 311, `process_vm_readv` and
@@ -6,6 +6,8 @@
 //!   renameat2 (3.15), getrandom, memfd_create and seccomp (3.17), bpf (3.18), execveat (3.19), membarrier (4.3),
 //!   copy_file_range (4.5), preadv2 and pwritev2 (4.6), statx (4.11), rseq (4.18), io_uring (5.1), pidfd_open and clone3
 //!   (5.3), openat2 (5.6), faccessat2 (5.8), close_range (5.9), epoll_pwait2 (5.11) and what is newer.
+//!   For 2.6.32 it is all from 299 on: recvmmsg came with 2.6.33, prlimit64 with 2.6.36, name_to_handle_at with 2.6.39,
+//!   syncfs and sendmmsg with 3.0. (accept4 is 288 here; on ARM it came with 2.6.36.)
 //! - socket options (socket(7), udp(7), the kernel's `asm-generic/socket.h` and `udp.h`): SO_REUSEPORT (15; 3.9) and all
 //!   above SO_RXQ_OVFL (40) of SOL_SOCKET, and all above UDP_ENCAP (100) of SOL_UDP, such as UDP_SEGMENT and UDP_GRO:
 //!   ENOPROTOOPT.
@@ -30,7 +32,8 @@ const fn argument(index: u32) -> u32 {
     16 + 8 * index
 }
 
-const FIRST_NEWER: u32 = 312;
+/// What came after each of these kernels begins with this number.
+const KERNELS: [(&str, u32); 2] = [("3.2", 312), ("2.6.32", 299)];
 const OPEN: u32 = 2;
 const SETSOCKOPT: u32 = 54;
 const GETSOCKOPT: u32 = 55;
@@ -60,13 +63,13 @@ const fn end(action: u32) -> sock_filter {
 }
 
 /// Jumps are counted from the next line.
-fn filter() -> Vec<sock_filter> {
+fn filter(first_newer: u32) -> Vec<sock_filter> {
     vec![
         load(PROCESSOR),
         jump(EQUAL, X86_64, 1, 0),
         end(KILL),
         load(NUMBER),
-        jump(AT_LEAST, FIRST_NEWER, 0, 1),
+        jump(AT_LEAST, first_newer, 0, 1),
         end(refuse(Errno::NOSYS)),
         jump(EQUAL, SETSOCKOPT, 5, 0),
         jump(EQUAL, GETSOCKOPT, 4, 0),
@@ -98,9 +101,12 @@ fn filter() -> Vec<sock_filter> {
 
 fn main() -> Result<()> {
     let mut args = std::env::args_os().skip(1);
-    let program = args.next().context("usage: old-kernel PROGRAM [ARGUMENT]…")?;
+    const USAGE: &str = "usage: old-kernel 3.2|2.6.32 PROGRAM [ARGUMENT]…";
+    let kernel = args.next().context(USAGE)?;
+    let (_, first_newer) = KERNELS.into_iter().find(|(name, _)| kernel == *name).context(USAGE)?;
+    let program = args.next().context(USAGE)?;
     ensure!(cfg!(target_arch = "x86_64"), "the table is that of x86-64");
-    seccompiler::apply_filter(&filter()).context("the kernel takes no filter of system calls")?;
+    seccompiler::apply_filter(&filter(first_newer)).context("the kernel takes no filter of system calls")?;
     holds().context("the filter does not do what it is for")?;
     bail!("{}: {}", program.display(), Command::new(&program).args(args).exec())
 }

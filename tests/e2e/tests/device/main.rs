@@ -40,10 +40,14 @@ async fn course(source: &Source, flash: &FlashFile, mut kills: u32, seed: u64) -
         let mut emulator = Emulator::start(flash);
         chance = chance.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         // A block has some 30 pieces.
-        let most = if kills % 4 == 0 { 60 } else { 8 };
+        let most = if kills.is_multiple_of(4) { 60 } else { 8 };
         let kill_at = source.pieces() + (chance >> 33) % most;
         let begun = Instant::now();
-        let soon = Duration::from_micros(if kills % 3 == 0 { (chance >> 20) % 300_000 } else { 60_000_000 });
+        let soon = Duration::from_micros(if kills.is_multiple_of(3) {
+            (chance >> 20) % 300_000
+        } else {
+            60_000_000
+        });
         loop {
             if kills > 0 && (source.pieces() >= kill_at || begun.elapsed() >= soon) {
                 // What it said before counts, too.

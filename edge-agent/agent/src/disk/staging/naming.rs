@@ -15,8 +15,8 @@ use sync_core::manifest::Entry;
 
 use super::{Access, Staging};
 use crate::disk::manifest::EntryRef;
-use crate::disk::problem;
 use crate::disk::reader::read_block;
+use crate::disk::{problem, sync_file_system};
 
 /// How long a file that is whole waits for others at least. Where writing everything takes longer, it waits as long as
 /// that took the last time, so that the disk has half of its time for others.
@@ -219,7 +219,7 @@ impl Staging {
         if let Some(error) = self.failing_sync.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(error);
         }
-        fs::syncfs(self.folder().root())
+        sync_file_system(self.folder().root())
     }
 
     /// The disk did not keep something, and nobody tells what: from now on nothing is believed that was not read anew.

@@ -20,6 +20,7 @@ use super::attic::Attic;
 use super::meta::Metadata;
 use super::stage::Stages;
 use super::tree::{Tree, is_folder, is_renamed, open_file_at, rename_new, stat_at};
+use crate::disk::sync_file_system;
 
 /// Folders synced one by one after a batch of changes; of more, the file system is.
 const SYNCED_APART: usize = 8;
@@ -179,7 +180,7 @@ impl Changer {
                 files.push((nth, staged));
             }
         }
-        let together = (files.len() > FILES_SYNCED_APART).then(|| fs::syncfs(self.tree.root()));
+        let together = (files.len() > FILES_SYNCED_APART).then(|| sync_file_system(self.tree.root()));
         for (nth, staged) in files {
             let synced = together.unwrap_or_else(|| fs::fsync(staged.file()));
             if let Err(error) = synced {
@@ -193,7 +194,7 @@ impl Changer {
 
     fn durable(&self, dirty: Dirty) -> Result<(), Errno> {
         if dirty.0.len() > SYNCED_APART {
-            return fs::syncfs(self.tree.root());
+            return sync_file_system(self.tree.root());
         }
         dirty.0.values().try_for_each(fs::fsync)
     }
