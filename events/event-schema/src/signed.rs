@@ -19,8 +19,12 @@ pub enum Domain {
     Credential,
     /// An agent's proof, at enrolment, that it holds its key.
     Enrolment,
+    /// A report on its way through many hands, by its author.
+    Letter,
     /// The head of a manifest, by the source agent.
     Manifest,
+    /// What the control service states of an agent to whoever carries for it.
+    Notice,
     /// A report of an agent.
     Report,
     /// A statement about a path of a synchronized folder, or how far a replica has counted, by the agent that made it.
@@ -37,7 +41,9 @@ impl Domain {
             Self::Command => b"flotilla command v1\0",
             Self::Credential => b"flotilla credential v1\0",
             Self::Enrolment => b"flotilla enrolment v1\0",
+            Self::Letter => b"flotilla letter v1\0",
             Self::Manifest => b"flotilla manifest v1\0",
+            Self::Notice => b"flotilla notice v1\0",
             Self::Report => b"flotilla report v1\0",
             Self::Synchronization => b"flotilla synchronization v1\0",
             Self::Trust => b"flotilla trust v1\0",

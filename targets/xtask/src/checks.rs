@@ -66,6 +66,7 @@ pub(crate) const NO_STD: &[&str] = &[
     "agent-proto",
     "sync-core",
     "device-core",
+    "carry",
 ];
 
 enum Outcome {
