@@ -9,9 +9,10 @@ use agent_proto::limits::CLOCK_GRACE_MS;
 use event_schema::{AgentId, Command, DecodeError, Domain, Signed, Timestamp};
 
 use crate::item::{Item, Keys};
+use crate::letter::Outside;
 use crate::limits::{Limits, SUMMARY_AGENTS};
 use crate::notice::{Notice, Receipt, Removal};
-use crate::shelf::{GivesWay, Held, Shelf, newest};
+use crate::shelf::{Floor, GivesWay, Held, Own, Shelf, favour, newest};
 use crate::summary::{Sequences, Summary};
 
 /// What was carried to a bag found its place.
@@ -21,6 +22,8 @@ pub enum Kept {
     New,
     /// It was.
     Known,
+    /// A command for the carrier itself, to be judged and taken by it: it was not looked at, and is not kept here.
+    Mine,
 }
 
 /// Why it found none.
@@ -59,6 +62,8 @@ impl core::error::Error for Refused {}
 #[derive(Debug)]
 pub struct Bag {
     limits: Limits,
+    carrier: u64,
+    me: Option<AgentId>,
     keys: TrustBundle,
     keys_signed: Signed,
     removed: BTreeMap<AgentId, Item>,
@@ -68,19 +73,28 @@ pub struct Bag {
 }
 
 impl Bag {
-    /// An empty one, of the fleet whose keys these are: a signed trust bundle under the pinned root key.
+    /// An empty one, of the fleet whose keys these are: a signed trust bundle under the pinned root key. `carrier` is any
+    /// number, another one for each carrier; `me` is which agent it is, if it is one that is sent commands.
     ///
     /// # Errors
     /// If it is none.
-    pub fn new(limits: Limits, keys: Signed, root_key: &[u8; 32]) -> Result<Self, DecodeError> {
+    pub fn new(
+        limits: Limits,
+        keys: Signed,
+        root_key: &[u8; 32],
+        carrier: u64,
+        me: Option<AgentId>,
+    ) -> Result<Self, DecodeError> {
         Ok(Self {
             limits,
+            carrier,
+            me,
             keys: TrustBundle::open(&keys, root_key)?,
             keys_signed: keys,
             removed: BTreeMap::new(),
             receipts: BTreeMap::new(),
-            orders: Shelf::new(limits.orders_len, limits.orders_of_one, GivesWay::Oldest),
-            letters: Shelf::new(limits.letters_len, limits.letters_of_one, GivesWay::Largest),
+            orders: Shelf::new(limits.orders_len, limits.orders_of_one, GivesWay::Oldest, carrier),
+            letters: Shelf::new(limits.letters_len, limits.letters_of_one, GivesWay::Largest, carrier),
         })
     }
 
@@ -102,15 +116,6 @@ impl Bag {
     /// What the service has of this agent, as far as it is known here.
     pub fn receipt(&self, agent: AgentId) -> Option<Receipt> {
         self.receipts.get(&agent).map(|(receipt, _)| *receipt)
-    }
-
-    /// Commands for this agent behind the one with this sequence, in their order.
-    pub fn orders_for(&self, agent: AgentId, after: u64) -> impl Iterator<Item = &Signed> {
-        let own = self.orders.of(agent).into_iter();
-        own.flat_map(move |own| own.range(after + 1..)).filter_map(|(_, held)| match &held.item {
-            Item::Order(order) => Some(&order.signed),
-            _ => None,
-        })
     }
 
     /// Takes what somebody brought, if it proves itself, is not over and finds room.
@@ -141,23 +146,27 @@ impl Bag {
             Item::Order(order) => {
                 let (_, agent, sequence) =
                     Command::address(&order.signed.bytes).map_err(|_| Refused::Forged)?;
+                if self.me == Some(agent) {
+                    return Ok(Kept::Mine);
+                }
                 let has = self.receipts.get(&agent).map_or(0, |(receipt, _)| receipt.commands);
                 if let Some(known) = self.is_wanted(&self.orders, &item, agent, sequence, has)? {
                     return Ok(known);
+                }
+                // A body that this program does not know is carried all the same, as the oldest there is.
+                let command = Command::decode(&order.signed.bytes);
+                let time = command.map_or(Timestamp(0), |command| command.issued);
+                if self.orders.would_not_stay(agent, sequence, len, time) {
+                    return Err(Refused::NoRoom);
                 }
                 let by_service = |key| order.signed.verify(Domain::Command, key).is_ok();
                 if !self.keys.command_keys.iter().any(by_service) {
                     return Err(Refused::Forged);
                 }
-                // A body that this program does not know is carried all the same, as the oldest there is.
-                let command = Command::decode(&order.signed.bytes);
-                let time = command.map_or(Timestamp(0), |command| command.issued);
                 self.orders.put(agent, sequence, Held { item, len, time })
             }
             Item::Letter(letter) => {
-                let outside = letter.outside(&self.keys.root_key, &self.keys.credential_keys);
-                let outside = outside.map_err(|_| Refused::Forged)?;
-                let (agent, sequence, time) = (outside.agent, outside.sequence, outside.time);
+                let Outside { agent, sequence, time, .. } = letter.peek().map_err(|_| Refused::Forged)?;
                 let has = self.receipts.get(&agent).map_or(0, |(receipt, _)| receipt.reports);
                 let early = time.0 > now.0.saturating_add(CLOCK_GRACE_MS);
                 if early || time.0.saturating_add(self.limits.letter_age_ms) < now.0 {
@@ -166,9 +175,22 @@ impl Bag {
                 if let Some(known) = self.is_wanted(&self.letters, &item, agent, sequence, has)? {
                     return Ok(known);
                 }
+                if self.letters.would_not_stay(agent, sequence, len, time) {
+                    return Err(Refused::NoRoom);
+                }
+                let proved = letter.outside(&self.keys.root_key, &self.keys.credential_keys);
+                proved.map_err(|_| Refused::Forged)?;
                 self.letters.put(agent, sequence, Held { item, len, time })
             }
         }
+    }
+
+    /// Forgets others' letters that somebody took who reaches the service himself: whoever wrote one keeps it until there
+    /// is a receipt, so that nobody's word is relied on.
+    pub fn handed_home(&mut self, taken: &Summary) {
+        let there = sequences(&taken.letters);
+        self.letters
+            .retain(|agent, sequence, _| Some(agent) == self.me || !there.contains(&(agent, sequence)));
     }
 
     /// Forgets letters that are too old.
@@ -177,21 +199,22 @@ impl Bag {
         self.letters.retain(|_, _, held| held.time.0.saturating_add(age) >= now.0);
     }
 
-    /// What is here, for somebody who is met. `me`: who this is and the last command that it took, if it is an agent that
-    /// is sent commands.
-    pub fn summary(&self, me: Option<(AgentId, u64)>) -> Summary {
+    /// What is here, for somebody who is met. `cursor`: the last command that this agent took.
+    pub fn summary(&self, cursor: u64) -> Summary {
         let of = |shelf: &Shelf| {
             let all = shelf.all().take(SUMMARY_AGENTS);
             all.map(|(agent, own)| Sequences { agent, sequences: own.keys().copied().collect() }).collect()
         };
         let receipts = self.receipts.values().take(SUMMARY_AGENTS);
         Summary {
-            me,
+            me: self.me.map(|me| (me, cursor)),
             keys: self.keys.version,
             removed: self.removed.keys().take(SUMMARY_AGENTS).copied().collect(),
             receipts: receipts.map(|(r, _)| (r.agent, r.commands, r.reports)).collect(),
             orders: of(&self.orders),
-            orders_after: self.orders.floor(),
+            orders_floor: self.orders.floor(),
+            carrier: self.carrier,
+            all_receipts: self.receipts.len() < self.limits.receipts / 2,
             letters: of(&self.letters),
         }
     }
@@ -223,11 +246,18 @@ impl Bag {
             lacking.extend(own.map(|(_, held)| held.item.clone()));
             lacking.extend(self.receipts.get(&me).filter(new).map(|(_, item)| item.clone()));
         }
+        let theirs: BTreeSet<AgentId> =
+            there.orders.iter().chain(&there.letters).map(|of| of.agent).collect();
         let receipts = self.receipts.values().filter(|receipt| Some(receipt.0.agent) != me);
+        let receipts = receipts.filter(|receipt| there.all_receipts || theirs.contains(&receipt.0.agent));
         lacking.extend(receipts.filter(new).map(|(_, item)| item.clone()));
 
         let others = self.orders.all().filter(|(agent, _)| Some(*agent) != me);
-        let mut told: Vec<_> = others.filter(|(_, own)| newest(own) > there.orders_after).collect();
+        let stays = |(agent, own): &(AgentId, &Own)| {
+            let Floor { after, favour: least } = there.orders_floor;
+            newest(own) > after || favour(there.carrier, *agent) > least
+        };
+        let mut told: Vec<_> = others.filter(stays).collect();
         told.sort_by_key(|(_, own)| core::cmp::Reverse(newest(own)));
         for (agent, own) in told {
             let (commands, _) = has(agent);
@@ -285,10 +315,14 @@ impl Bag {
 
     fn put_receipt(&mut self, receipt: Receipt, item: Item) -> Result<Kept, Refused> {
         let agent = receipt.agent;
-        if !self.receipts.contains_key(&agent) && self.receipts.len() >= self.limits.receipts {
+        let is_new = !self.receipts.contains_key(&agent) && self.me != Some(agent);
+        if is_new && self.receipts.len() >= self.limits.receipts {
             // Of an agent that nothing is carried for or by: whoever needs it meets others.
-            let idle =
-                |agent: &&AgentId| self.orders.of(**agent).is_none() && self.letters.of(**agent).is_none();
+            let idle = |agent: &&AgentId| {
+                self.me != Some(**agent)
+                    && self.orders.of(**agent).is_none()
+                    && self.letters.of(**agent).is_none()
+            };
             let idle = self.receipts.keys().find(idle).copied();
             self.receipts.remove(&idle.ok_or(Refused::NoRoom)?);
         }

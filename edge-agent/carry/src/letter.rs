@@ -81,14 +81,21 @@ impl Letter {
         Ok(Self { credential, signed: Signed::sign(Domain::Letter, bytes, key) })
     }
 
+    /// What stands outside, whoever wrote it.
+    pub(crate) fn peek(&self) -> Result<Outside, LetterError> {
+        let (&VERSION, body) = self.signed.bytes.split_first().ok_or(LetterError::Forged)? else {
+            return Err(LetterError::Forged);
+        };
+        decode_exact("Letter", body).map_err(|_| LetterError::Forged)
+    }
+
     /// What stands outside, if a member of the fleet wrote it.
     pub(crate) fn outside(&self, fleet: &[u8; 32], keys: &[[u8; 32]]) -> Result<Outside, LetterError> {
         const FORGED: LetterError = LetterError::Forged;
         let shown: Signed = decode_exact("Credential", &self.credential).map_err(|_| FORGED)?;
         let shown: Credential = decode_exact("Credential", &shown.bytes).map_err(|_| FORGED)?;
-        let bytes = self.signed.verify(Domain::Letter, &shown.public_key).map_err(|_| FORGED)?;
-        let (&VERSION, body) = bytes.split_first().ok_or(FORGED)? else { return Err(FORGED) };
-        let outside: Outside = decode_exact("Letter", body).map_err(|_| FORGED)?;
+        self.signed.verify(Domain::Letter, &shown.public_key).map_err(|_| FORGED)?;
+        let outside = self.peek()?;
         let credential = Credential::open(&self.credential, keys, fleet, &shown.public_key, outside.time)
             .map_err(|_| FORGED)?;
         if credential.agent() == outside.agent { Ok(outside) } else { Err(FORGED) }

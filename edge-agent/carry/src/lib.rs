@@ -20,4 +20,5 @@ pub use item::{Item, Keys, NoticeSent, Order};
 pub use letter::{Letter, LetterError};
 pub use limits::Limits;
 pub use notice::{Notice, Receipt, Removal};
+pub use shelf::Floor;
 pub use summary::{Sequences, Summary};

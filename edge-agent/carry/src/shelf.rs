@@ -1,8 +1,10 @@
 //! Orders or letters, in bounds (CARRYING.md §4).
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 use event_schema::{AgentId, Timestamp};
+use serde::{Deserialize, Serialize};
 
 use crate::bag::{Kept, Refused};
 use crate::item::Item;
@@ -21,10 +23,32 @@ pub(crate) type Own = BTreeMap<u64, Held>;
 /// Who gives way where there is no room for all.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum GivesWay {
-    /// Who was told something the longest time ago.
+    /// Of the half that was told something the longer time ago, who this carrier favours least.
     Oldest,
-    /// Who takes most.
+    /// Who takes most, and among equals who this carrier favours least.
     Largest,
+}
+
+/// How much one carrier favours an agent over others: by chance, so that not all carriers keep the same. Both ends of a
+/// meeting can tell.
+pub(crate) fn favour(carrier: u64, agent: AgentId) -> u64 {
+    let (high, low) = agent.0.split_at(8);
+    [high, low].into_iter().fold(carrier, |mixed, half| {
+        let half = half.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        // The finishing steps of SplitMix64.
+        let mixed = (mixed ^ half).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    })
+}
+
+/// What it takes to stay on a shelf that is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floor {
+    /// To have been told something after this.
+    pub after: Timestamp,
+    /// Or to be favoured more than this.
+    pub favour: u64,
 }
 
 #[derive(Debug)]
@@ -34,11 +58,12 @@ pub(crate) struct Shelf {
     most_bytes: usize,
     most_of_one: usize,
     gives_way: GivesWay,
+    carrier: u64,
 }
 
 impl Shelf {
-    pub(crate) fn new(most_bytes: usize, most_of_one: usize, gives_way: GivesWay) -> Self {
-        Self { by_agent: BTreeMap::new(), bytes: 0, most_bytes, most_of_one, gives_way }
+    pub(crate) fn new(most_bytes: usize, most_of_one: usize, gives_way: GivesWay, carrier: u64) -> Self {
+        Self { by_agent: BTreeMap::new(), bytes: 0, most_bytes, most_of_one, gives_way, carrier }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -81,19 +106,65 @@ impl Shelf {
     }
 
     fn first_to_go(&self) -> Option<AgentId> {
+        let favour = |agent: &AgentId| favour(self.carrier, *agent);
         let first = match self.gives_way {
-            GivesWay::Oldest => self.by_agent.iter().min_by_key(|(_, own)| newest(own)),
-            GivesWay::Largest => self.by_agent.iter().max_by_key(|(_, own)| len(own)),
+            GivesWay::Oldest => {
+                let middle = self.middle();
+                let older = self.by_agent.iter().filter(|(_, own)| newest(own) <= middle);
+                older.min_by_key(|(agent, _)| favour(agent))
+            }
+            GivesWay::Largest => self.by_agent.iter().max_by_key(|(agent, own)| (len(own), !favour(agent))),
         };
         first.map(|(agent, _)| *agent)
     }
 
-    /// Where it is full: what was issued until then would go first.
-    pub(crate) fn floor(&self) -> Timestamp {
-        // Room for one more of the usual size is no reason to say so.
-        let full = self.bytes + self.most_bytes / 16 > self.most_bytes;
-        let oldest = self.by_agent.values().map(newest).min().filter(|_| full);
-        oldest.unwrap_or(Timestamp(0))
+    /// When the last one of the older half was told something.
+    fn middle(&self) -> Timestamp {
+        let mut times: Vec<Timestamp> = self.by_agent.values().map(newest).collect();
+        let middle = times.len().saturating_sub(1) / 2;
+        if times.is_empty() { Timestamp(0) } else { *times.select_nth_unstable(middle).1 }
+    }
+
+    /// What it takes to stay here; nothing where there is room.
+    pub(crate) fn floor(&self) -> Floor {
+        // Room for one or two more is no reason to have all sent.
+        if self.bytes + self.most_bytes / 16 <= self.most_bytes {
+            return Floor::default();
+        }
+        let after = self.middle();
+        let older = self.by_agent.iter().filter(|(_, own)| newest(own) <= after);
+        let least = older.map(|(agent, _)| favour(self.carrier, *agent)).min();
+        Floor { after, favour: least.unwrap_or(0) }
+    }
+
+    /// Whether one that is like this would go at once, as far as can be told before anybody has looked at its signature.
+    pub(crate) fn would_not_stay(
+        &self,
+        agent: AgentId,
+        sequence: u64,
+        bytes: usize,
+        time: Timestamp,
+    ) -> bool {
+        let of_it = self.by_agent.get(&agent);
+        let last = of_it.and_then(|own| own.last_key_value()).map_or(0, |(last, _)| *last);
+        if of_it.is_some_and(|own| own.len() >= self.most_of_one) && sequence > last {
+            return true;
+        }
+        if self.bytes + bytes <= self.most_bytes || sequence < last {
+            return false;
+        }
+        let mine = favour(self.carrier, agent);
+        match self.gives_way {
+            GivesWay::Oldest => {
+                let floor = self.floor();
+                of_it.map_or(time, |own| newest(own).max(time)) <= floor.after && mine < floor.favour
+            }
+            GivesWay::Largest => {
+                let its = (of_it.map_or(0, len) + bytes, !mine);
+                let less = |other: &AgentId, own: &Own| (len(own), !favour(self.carrier, *other)) < its;
+                self.by_agent.iter().all(|(other, own)| *other == agent || less(other, own))
+            }
+        }
     }
 
     pub(crate) fn remove(&mut self, agent: AgentId) {

@@ -2,8 +2,10 @@
 
 use alloc::vec::Vec;
 
-use event_schema::{AgentId, Timestamp};
+use event_schema::AgentId;
 use serde::{Deserialize, Serialize};
+
+use crate::shelf::Floor;
 
 /// Sequences of somebody's orders or letters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,8 +29,12 @@ pub struct Summary {
     pub receipts: Vec<(AgentId, u64, u64)>,
     /// Its orders.
     pub orders: Vec<Sequences>,
-    /// Where it has no room: orders of agents that were told nothing after this would not stay. 0 where it has.
-    pub orders_after: Timestamp,
+    /// What others' orders have to have to stay there; 0 and 0 where there is room.
+    pub orders_floor: Floor,
+    /// By what it favours agents (CARRYING.md §4).
+    pub carrier: u64,
+    /// Whether it takes receipts of agents that it has nothing of.
+    pub all_receipts: bool,
     /// Its letters.
     pub letters: Vec<Sequences>,
 }

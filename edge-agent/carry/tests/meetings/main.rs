@@ -46,7 +46,7 @@ impl World {
         let mut service = Service::new(Fleet::new(seed * 1000));
         let members =
             (0..DEVICES).map(|nth| Member::new(seed * 1000 + 10 + nth as u64, &mut service)).collect();
-        let gateways = (0..GATEWAYS).map(|_| service.fleet.bag(Limits::AGENT)).collect();
+        let gateways = (0..GATEWAYS).map(|nth| service.fleet.bag(Limits::AGENT, nth as u64, None)).collect();
         Self {
             service,
             members,
@@ -64,13 +64,13 @@ impl World {
     fn uplink(&mut self, gateway: usize, second: u32) {
         let now = at(second);
         let bag = &mut self.gateways[gateway];
-        for item in bag.lacking(&self.service.bag.summary(None)) {
+        for item in bag.lacking(&self.service.bag.summary(0)) {
             if let Item::Letter(letter) = item {
                 self.service.take(&letter, now);
             }
         }
-        let items = self.service.bag.lacking(&bag.summary(None));
-        bring(items, bag, usize::MAX, Limits::AGENT, now);
+        let items = self.service.bag.lacking(&bag.summary(0));
+        bring(items, bag, &mut Vec::new(), (usize::MAX, Limits::AGENT), now);
         let node = DEVICES + gateway;
         self.fresh[node] = Some(second);
         self.merge(DEVICES + GATEWAYS, node);
@@ -106,10 +106,11 @@ impl World {
         }
         let room = 4_000 + self.chance.below(36_000);
         let now = at(second);
-        let (there, here) =
-            (member.bag.summary(Some((member.id(), member.device.cursor()))), bag.summary(None));
-        self.sent += bring(member.bag.lacking(&here), bag, room, Limits::AGENT, now);
-        self.sent += bring(bag.lacking(&there), &mut member.bag, room, Limits::DEVICE, now);
+        let (there, here) = (member.bag.summary(member.device.cursor()), bag.summary(0));
+        self.sent += bring(member.bag.lacking(&here), bag, &mut Vec::new(), (room, Limits::AGENT), now);
+        member.bag.handed_home(&bag.summary(0));
+        self.sent +=
+            bring(bag.lacking(&there), &mut member.bag, &mut member.inbox, (room, Limits::DEVICE), now);
         if STOLEN.contains(&device) {
             flood(member, bag, second, &mut self.chance);
         }
@@ -129,10 +130,12 @@ impl World {
             self.turned_away += 1;
             return;
         }
-        let of = |member: &Member| member.bag.summary(Some((member.id(), member.device.cursor())));
+        let of = |member: &Member| member.bag.summary(member.device.cursor());
         let (of_left, of_right) = (of(left), of(right));
-        self.sent += bring(left.bag.lacking(&of_right), &mut right.bag, room, Limits::DEVICE, now);
-        self.sent += bring(right.bag.lacking(&of_left), &mut left.bag, room, Limits::DEVICE, now);
+        self.sent +=
+            bring(left.bag.lacking(&of_right), &mut right.bag, &mut right.inbox, (room, Limits::DEVICE), now);
+        self.sent +=
+            bring(right.bag.lacking(&of_left), &mut left.bag, &mut left.inbox, (room, Limits::DEVICE), now);
         if STOLEN.contains(&a) {
             flood(left, &mut right.bag, second, &mut self.chance);
         }
@@ -147,7 +150,7 @@ impl World {
     /// Somebody who is no member, or a thief with what he heard, comes by.
     fn stranger(&mut self, foreign: &Fleet, old: &[Signed], second: u32) {
         let now = at(second);
-        let device = self.chance.below(DEVICES);
+        let device = STOLEN.end + self.chance.below(DEVICES - STOLEN.end);
         let member = &mut self.members[device];
         let (me, cursor) = (member.id(), member.device.cursor());
         let order = world::order(me, cursor + 1, finish(999), now, at(SECONDS * 2)).sign(&foreign.command);
@@ -173,17 +176,18 @@ impl World {
         let gateway = self.chance.below(GATEWAYS);
         for item in forgeries {
             for bag in [&mut member.bag, &mut self.gateways[gateway]] {
-                assert_eq!(bag.put(item.clone(), now), Err(Refused::Forged), "{}", item.name());
-                self.forged += 1;
+                // Where nothing like it would stay nobody looks at its signature.
+                let put = bag.put(item.clone(), now);
+                // What is for the device itself it judges itself: below.
+                let fine = matches!(put, Err(Refused::Forged | Refused::NoRoom) | Ok(Kept::Mine));
+                assert!(fine, "{}: {put:?}", item.name());
+                self.forged += u32::from(put == Err(Refused::Forged));
             }
         }
         assert_eq!(member.device.take(&order, Some(now)), Ok(Taken::Forged));
         // What he heard: it is taken by who it is for if it is the next, and by nobody twice.
-        for signed in old {
-            let put = member.bag.put(Item::Order(Order { signed: signed.clone() }), now);
-            let fine = matches!(put, Ok(_) | Err(Refused::Over | Refused::NoRoom | Refused::Removed));
-            assert!(fine, "{put:?}");
-        }
+        let old = old.iter().map(|signed| Item::Order(Order { signed: signed.clone() })).collect();
+        bring(old, &mut member.bag, &mut member.inbox, (usize::MAX, Limits::DEVICE), now);
         member.act(second, &mut self.chance);
     }
 }
@@ -226,14 +230,14 @@ fn commands_reach_who_can_be_reached_and_reports_come_home_once() {
     let mut old: Vec<Signed> = Vec::new();
     let (mut fresh, mut heard) = (Vec::new(), Vec::new());
     for second in 0..SECONDS {
-        if second < COMMANDED {
+        if second < COMMANDED && second.is_multiple_of(2) {
             let device = world.chance.below(DEVICES);
             if !STOLEN.contains(&device) {
                 let lasts = if world.chance.below(5) == 0 { 120 } else { 3600 };
                 let agent = world.members[device].id();
                 let signed =
                     world.service.command(agent, body(second.into()), at(second), at(second + lasts));
-                if second.is_multiple_of(97) {
+                if second.is_multiple_of(98) {
                     old.push(signed);
                 }
             }
@@ -245,7 +249,9 @@ fn commands_reach_who_can_be_reached_and_reports_come_home_once() {
             let keys = keys_of(&world.service.fleet, 2);
             assert_eq!(world.service.bag.put(keys, at(second)), Ok(Kept::New));
         }
-        for gateway in (0..GATEWAYS).filter(|nth| (second + 41 * *nth as u32) % 180 < 30) {
+        // Each for half a minute in three, every ten seconds.
+        for gateway in (0..GATEWAYS).filter(|nth| [0, 10, 20].contains(&((second + 41 * *nth as u32) % 180)))
+        {
             world.uplink(gateway, second);
         }
         for _ in 0..3 {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use agent_proto::{Credential, TrustBundle};
-use carry::{Bag, Item, Keys, Letter, Limits, Notice, NoticeSent, Order, Receipt, Removal};
+use carry::{Bag, Item, Kept, Keys, Letter, Limits, Notice, NoticeSent, Order, Receipt, Removal};
 use device_core::{Board, Device, Layout, Provision, Region, Slot, Taken};
 use ed25519_dalek::SigningKey;
 use event_schema::{
@@ -93,8 +93,8 @@ impl Fleet {
         .sign(&self.issuer)
     }
 
-    pub(crate) fn bag(&self, limits: Limits) -> Bag {
-        Bag::new(limits, self.trust(1), &self.root_key()).expect("its own keys")
+    pub(crate) fn bag(&self, limits: Limits, carrier: u64, me: Option<AgentId>) -> Bag {
+        Bag::new(limits, self.trust(1), &self.root_key(), carrier, me).expect("its own keys")
     }
 }
 
@@ -132,7 +132,7 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) fn new(fleet: Fleet) -> Self {
         let limits = Limits { orders_len: usize::MAX / 2, orders_of_one: 1000, ..Limits::AGENT };
-        let bag = fleet.bag(limits);
+        let bag = fleet.bag(limits, 0, None);
         Self { fleet, bag, agents: BTreeMap::new(), repeated: 0 }
     }
 
@@ -203,6 +203,8 @@ pub(crate) struct Member {
     pub(crate) made: BTreeMap<u64, u32>,
     pub(crate) obeyed: Vec<(Command, Timestamp)>,
     letters: BTreeMap<u64, Letter>,
+    /// Commands that it was brought.
+    pub(crate) inbox: Vec<Signed>,
 }
 
 impl Member {
@@ -223,11 +225,12 @@ impl Member {
         Self {
             credential: service.fleet.credential(&key),
             to: service.fleet.command.verifying_key().to_bytes(),
-            bag: service.fleet.bag(Limits::DEVICE),
+            bag: service.fleet.bag(Limits::DEVICE, seed, Some(device.id())),
             device,
             made: BTreeMap::new(),
             obeyed: Vec::new(),
             letters: BTreeMap::new(),
+            inbox: Vec::new(),
         }
     }
 
@@ -241,8 +244,7 @@ impl Member {
         if let Some(receipt) = self.bag.receipt(me) {
             self.device.stored(receipt.reports).expect("flash");
         }
-        let orders: Vec<Signed> = self.bag.orders_for(me, self.device.cursor()).cloned().collect();
-        for order in orders {
+        for order in std::mem::take(&mut self.inbox) {
             match self.device.take(&order, Some(now)) {
                 Ok(Taken::Obey(command)) => {
                     if command.body.join().is_some() {
@@ -251,7 +253,7 @@ impl Member {
                     }
                     self.obeyed.push((*command, now));
                 }
-                Ok(Taken::Refused(_)) => {}
+                Ok(Taken::Refused(_) | Taken::Passed(_)) => {}
                 // What it did not take it is brought again.
                 Ok(Taken::Gap) | Err(device_core::Error::OutboxFull) => break,
                 other => panic!("{other:?}"),
@@ -281,14 +283,22 @@ impl Member {
 }
 
 /// Brings what one lacks to the other until so many bytes were sent.
-pub(crate) fn bring(items: Vec<Item>, to: &mut Bag, bytes: usize, limits: Limits, now: Timestamp) -> usize {
+pub(crate) fn bring(
+    items: Vec<Item>,
+    to: &mut Bag,
+    inbox: &mut Vec<Signed>,
+    (bytes, limits): (usize, Limits),
+    now: Timestamp,
+) -> usize {
     let mut sent = 0;
     for item in items {
         sent += item.len();
         if sent > bytes {
             break;
         }
+        let order = if let Item::Order(order) = &item { Some(order.signed.clone()) } else { None };
         let put = to.put(item, now);
+        inbox.extend(order.filter(|_| put == Ok(Kept::Mine)));
         assert_ne!(put, Err(carry::Refused::Forged), "members bring nothing forged");
         let (orders, letters) = to.bytes();
         assert!(orders <= limits.orders_len && letters <= limits.letters_len, "{orders} {letters}");
