@@ -93,8 +93,8 @@ impl Bag {
             keys_signed: keys,
             removed: BTreeMap::new(),
             receipts: BTreeMap::new(),
-            orders: Shelf::new(limits.orders_len, limits.orders_of_one, GivesWay::Oldest, carrier),
-            letters: Shelf::new(limits.letters_len, limits.letters_of_one, GivesWay::Largest, carrier),
+            orders: Shelf::new((limits.orders_len, limits.orders_of_one), GivesWay::Oldest, carrier, me),
+            letters: Shelf::new((limits.letters_len, limits.letters_of_one), GivesWay::Largest, carrier, me),
         })
     }
 
@@ -259,22 +259,31 @@ impl Bag {
         };
         let mut told: Vec<_> = others.filter(stays).collect();
         told.sort_by_key(|(_, own)| core::cmp::Reverse(newest(own)));
+        let mut outwards = Vec::new();
         for (agent, own) in told {
             let (commands, _) = has(agent);
             let behind = own.range(commands + 1..);
-            let missing = behind.filter(|(sequence, _)| !orders.contains(&(agent, **sequence)));
-            lacking.extend(missing.map(|(_, held)| held.item.clone()));
+            outwards.extend(behind.filter(|(sequence, _)| !orders.contains(&(agent, **sequence))));
         }
-
-        let mut waiting: Vec<_> = Vec::new();
+        let mut homewards = Vec::new();
         for (agent, own) in self.letters.all().filter(|(agent, _)| !gone.contains(agent)) {
             let (_, reports) = has(agent);
             let behind = own.range(reports + 1..);
-            waiting.extend(behind.filter(|(sequence, _)| !letters.contains(&(agent, **sequence))));
+            let missing = behind.filter(|(sequence, _)| !letters.contains(&(agent, **sequence)));
+            homewards.extend(missing.map(|(_, held)| (self.me != Some(agent), held.time, held)));
         }
-        waiting.sort_by_key(|(_, held)| held.time);
-        lacking.extend(waiting.into_iter().map(|(_, held)| held.item.clone()));
-        lacking
+        // Its own first: nobody else may come by.
+        homewards.sort_by_key(|(others, time, _)| (*others, *time));
+        // By turns, or a short contact would never be long enough for one of them.
+        let mut outwards = outwards.into_iter().map(|(_, held)| held);
+        let mut homewards = homewards.into_iter().map(|(_, _, held)| held);
+        loop {
+            let turn = [homewards.next(), outwards.next()];
+            if turn.iter().all(Option::is_none) {
+                return lacking;
+            }
+            lacking.extend(turn.into_iter().flatten().map(|held| held.item.clone()));
+        }
     }
 
     fn put_keys(&mut self, signed: &Signed) -> Result<Kept, Refused> {

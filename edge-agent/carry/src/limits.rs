@@ -22,10 +22,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A microcontroller with 96 KiB of memory.
+    /// A microcontroller: what a few sectors of its flash hold.
     pub const DEVICE: Self = Self {
-        orders_len: 8 << 10,
-        letters_len: 8 << 10,
+        orders_len: 16 << 10,
+        letters_len: 16 << 10,
         item_len: 4 << 10,
         orders_of_one: 8,
         letters_of_one: 8,

@@ -59,11 +59,18 @@ pub(crate) struct Shelf {
     most_of_one: usize,
     gives_way: GivesWay,
     carrier: u64,
+    /// Whose things lie here before others'.
+    me: Option<AgentId>,
 }
 
 impl Shelf {
-    pub(crate) fn new(most_bytes: usize, most_of_one: usize, gives_way: GivesWay, carrier: u64) -> Self {
-        Self { by_agent: BTreeMap::new(), bytes: 0, most_bytes, most_of_one, gives_way, carrier }
+    pub(crate) fn new(
+        (most_bytes, most_of_one): (usize, usize),
+        gives_way: GivesWay,
+        carrier: u64,
+        me: Option<AgentId>,
+    ) -> Self {
+        Self { by_agent: BTreeMap::new(), bytes: 0, most_bytes, most_of_one, gives_way, carrier, me }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -113,9 +120,20 @@ impl Shelf {
                 let older = self.by_agent.iter().filter(|(_, own)| newest(own) <= middle);
                 older.min_by_key(|(agent, _)| favour(agent))
             }
-            GivesWay::Largest => self.by_agent.iter().max_by_key(|(agent, own)| (len(own), !favour(agent))),
+            GivesWay::Largest => {
+                let largest = |(agent, own): &(&AgentId, &Own)| {
+                    (self.me != Some(**agent), self.shares(len(own)), !favour(agent))
+                };
+                self.by_agent.iter().max_by_key(largest)
+            }
         };
         first.map(|(agent, _)| *agent)
+    }
+
+    /// Sixteenths of the shelf, rounded up to two: who has less is no smaller, or of several letters of one agent only the
+    /// first would ever be carried.
+    fn shares(&self, bytes: usize) -> usize {
+        (bytes * 16).div_ceil(self.most_bytes.max(1)).max(2)
     }
 
     /// When the last one of the older half was told something.
@@ -150,7 +168,7 @@ impl Shelf {
         if of_it.is_some_and(|own| own.len() >= self.most_of_one) && sequence > last {
             return true;
         }
-        if self.bytes + bytes <= self.most_bytes || sequence < last {
+        if self.bytes + bytes <= self.most_bytes || sequence < last || self.me == Some(agent) {
             return false;
         }
         let mine = favour(self.carrier, agent);
@@ -160,9 +178,12 @@ impl Shelf {
                 of_it.map_or(time, |own| newest(own).max(time)) <= floor.after && mine < floor.favour
             }
             GivesWay::Largest => {
-                let its = (of_it.map_or(0, len) + bytes, !mine);
-                let less = |other: &AgentId, own: &Own| (len(own), !favour(self.carrier, *other)) < its;
-                self.by_agent.iter().all(|(other, own)| *other == agent || less(other, own))
+                let its = (self.shares(of_it.map_or(0, len) + bytes), !mine);
+                let less =
+                    |other: &AgentId, own: &Own| (self.shares(len(own)), !favour(self.carrier, *other)) < its;
+                self.by_agent
+                    .iter()
+                    .all(|(other, own)| *other == agent || self.me == Some(*other) || less(other, own))
             }
         }
     }
