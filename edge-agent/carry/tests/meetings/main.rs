@@ -17,9 +17,9 @@ use crate::world::{Chance, Fleet, Member, Service, at, bring, finish, keys_of};
 const DEVICES: usize = 500;
 const GATEWAYS: usize = 20;
 const SECONDS: u32 = 1800;
-/// Commands are given until then; what could be there by `FOLLOWED` has to be at the end.
-const COMMANDED: u32 = 1200;
-const FOLLOWED: u32 = 1500;
+/// Commands are given until then; what could be there by `FOLLOWED`, if nothing had a limit, has to be at the end.
+const COMMANDED: u32 = 900;
+const FOLLOWED: u32 = 1200;
 const REMOVED: u32 = 600;
 
 /// The first ones meet devices alone, the next ones nobody, and some are stolen.
@@ -319,7 +319,7 @@ fn half_an_hour(seed: u64) {
         world.turned_away,
         world.sent / 1024,
     );
-    assert!(reachable > 300 && due > 700 && world.turned_away > 0, "something has to have happened");
+    assert!(reachable > 250 && due > 500 && world.turned_away > 0, "something has to have happened");
     assert_eq!(behind, [], "device, where it is, where it could be");
     assert_eq!(missing, [], "device, report");
     for hermit in HERMITS {

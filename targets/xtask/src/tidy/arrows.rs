@@ -11,7 +11,7 @@ use crate::workspace::{Kind, Member, Workspace};
 /// From the ground up. A crate depends on layers below its own, or on its own layer; never on one above.
 const LAYERS: &[&[&str]] = &[
     &["event-schema", "event-audit", "timebase", "units", "packages"],
-    &["utp2", "tracker-proto", "agent-proto", "sync-core", "device-core", "control-core"],
+    &["utp2", "tracker-proto", "agent-proto", "sync-core", "device-core", "carry", "control-core"],
     &["utp2-tokio", "utp2-sim", "event-log", "event-log-nats", "folder-index"],
     PROGRAMS,
     &["e2e", "wan"],
@@ -41,6 +41,7 @@ pub(crate) const PURE: &[&str] = &[
     "agent-proto",
     "sync-core",
     "device-core",
+    "carry",
     "control-core",
 ];
 
